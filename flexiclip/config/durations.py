@@ -1,0 +1,78 @@
+"""Lengths of training: `500`, `"3 epochs"`, `"2M samples"`, `"5%"` of the run, or `"10 minutes"` of wall clock."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from flexiclip.errors import UserError
+
+Unit = Literal["steps", "epochs", "samples", "percent", "minutes"]
+
+_UNITS: dict[str, Unit] = {
+    "": "steps",
+    "step": "steps",
+    "steps": "steps",
+    "epoch": "epochs",
+    "epochs": "epochs",
+    "ep": "epochs",
+    "sample": "samples",
+    "samples": "samples",
+    "%": "percent",
+    "percent": "percent",
+    "minute": "minutes",
+    "minutes": "minutes",
+    "min": "minutes",
+}
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_FORM = re.compile(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmb]?)\s*([a-z%]*)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """`value` in `unit`; `to_steps` turns it into optimiser steps."""
+
+    value: float
+    unit: Unit
+
+    def __str__(self) -> str:
+        number = f"{self.value:g}" if self.value != int(self.value) else str(int(self.value))
+        return number if self.unit == "steps" else f"{number}%" if self.unit == "percent" else f"{number} {self.unit}"
+
+
+def parse_duration(text: str | int | float | Duration) -> Duration:
+    """Read a duration. Raises UserError that lists the forms."""
+    if isinstance(text, Duration):
+        return text
+    match = None if isinstance(text, bool) else _FORM.fullmatch(str(text))
+    suffix, unit = (match[2].lower(), match[3].lower()) if match else ("", "?")
+    if suffix == "m" and unit in ("in", "inute", "inutes"):  # the m of minutes, not of a million
+        suffix, unit = "", "m" + unit
+    if match is None or unit not in _UNITS:
+        raise UserError(f"{text!r} is no duration: write 500, '3 epochs', '2M samples', '5%' or '10 minutes'")
+    return Duration(float(match[1]) * _MULTIPLES[suffix], _UNITS[unit])
+
+
+def to_steps(duration: Duration, *, batch: int, samples: int | None = None, total: int | None = None) -> int:
+    """Optimiser steps, at least 1 for a duration above 0.
+
+    batch: global batch size. samples: training samples in an epoch, None when unknown. total: steps of the whole run.
+    """
+    match duration.unit:
+        case "steps":
+            steps = duration.value
+        case "samples":
+            steps = duration.value / batch
+        case "epochs" if samples is not None:
+            steps = duration.value * samples / batch
+        case "percent" if total is not None:
+            steps = duration.value / 100 * total
+        case _:
+            why = {
+                "epochs": "the size of an epoch is unknown for a sequential source",
+                "percent": "train.steps itself cannot be a percentage",
+            }.get(duration.unit, "a time cannot stand here, only for train.save_every")
+            raise UserError(f"the duration '{duration}' cannot be turned into steps: {why}")
+    return 0 if duration.value == 0 else max(1, math.ceil(steps - 1e-9))

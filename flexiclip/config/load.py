@@ -1,0 +1,219 @@
+"""Defaults < recipe YAML < dotted overrides, checked key by key.
+
+`load("openmoji_flexilit", ["train.steps=20"])`. A recipe is a file or the name of one that is installed (flexiclip_recipes). A recipe
+may start from another one with `base: NAME`. `${NAME}` and `${NAME:-default}` in a text are filled from the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from flexiclip.config.durations import Duration, parse_duration
+from flexiclip.config.schema import Config
+from flexiclip.config.validate import validate
+from flexiclip.errors import UserError
+
+T = TypeVar("T")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: `1e-3` is a number, as every recipe writer expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    list("-+0123456789."),
+)
+
+
+def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """The checked Config of a recipe (file or installed name) with `dotted.key=value` overrides. Raises UserError."""
+    data = read_recipe(str(recipe))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override {override!r}: write dotted.key=value, for example train.steps=20")
+        _set(data, key.split("."), parse_yaml(value, f"override {key}"), key)
+    config = from_dict(Config, data)
+    validate(config)
+    return config
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The recipe's mapping, merged over the recipe that its `base` names."""
+    path = find_recipe(recipe)
+    data = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, not a {type(data).__name__}")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    beside = path.parent / f"{base}.yaml"
+    return _merge(read_recipe(str(beside) if beside.exists() and beside != path else base), data)
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe given by path or by installed name. Raises UserError that lists the names."""
+    if Path(recipe).is_file():
+        return Path(recipe)
+    folder = Path(str(resources.files("flexiclip_recipes")))
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    if recipe in names:
+        return folder / f"{recipe}.yaml"
+    raise UserError(f"no recipe {recipe!r}: neither a file nor one of {', '.join(names)}")
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML with `${VARIABLE}` filled in. Raises UserError with the place of a syntax error."""
+    try:
+        return _expand(yaml.load(text, Loader=_Loader), where)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML: {error}") from None
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
+    """Build a dataclass from plain data. Unknown keys and wrong types raise UserError with the dotted key."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in data.items():
+        dotted = f"{where}.{key}" if where else str(key)
+        if key not in hints or key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            mend = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
+            raise UserError(f"unknown key {dotted!r}: {mend}")
+        values[key] = _coerce(hints[key], value, dotted)
+    return cls(**values)
+
+
+def to_dict(config: Any) -> Any:
+    """Plain data (dicts, lists, numbers, text) that from_dict reads back to an equal object."""
+    if isinstance(config, Duration):
+        return str(config) if config.unit != "steps" or config.value != int(config.value) else int(config.value)
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def dump(config: Any) -> str:
+    """YAML text of a config, in the order of its fields."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, width=120, allow_unicode=True)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _set(data: dict[str, Any], path: list[str], value: Any, dotted: str) -> None:
+    for key in path[:-1]:
+        if data.get(key) is None:
+            data[key] = {}
+        data = data[key]
+        if not isinstance(data, dict):
+            raise UserError(f"override {dotted!r}: {key!r} holds a value, not a section")
+    data[path[-1]] = value
+
+
+def _expand(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1]) or match[2]
+        if found is None:
+            raise UserError(f"{where}: the environment variable {match[1]} is not set; export it or write ${{{match[1]}:-default}}")
+        return found
+
+    return _VARIABLE.sub(fill, value)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """`value` as `hint`, or UserError naming the key and what it takes."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _coerce_union(args, value, where)
+    if origin is Literal:
+        if value in args and not (isinstance(value, bool) and True not in args):
+            return value
+        raise UserError(f"{where}={value!r}: choose one of {', '.join(map(str, args))}")
+    if origin is tuple:
+        return _coerce_tuple(args, value, where)
+    if hint is Duration:
+        return _duration(value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, bool, str) and type(value) is hint:
+        return value
+    raise UserError(f"{where}={value!r}: expected {_describe(hint)}, got {type(value).__name__}")
+
+
+def _coerce_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    errors = []
+    for choice in choices:
+        try:
+            if choice is not type(None):
+                return _coerce(choice, value, where)
+        except UserError as error:
+            errors.append(error)
+    deepest = max(errors, key=lambda error: str(error).startswith("unknown key"))
+    if len(errors) == 1 or str(deepest).startswith("unknown key"):
+        raise deepest
+    raise UserError(f"{where}={value!r}: expected {' or '.join(_describe(choice) for choice in choices)}")
+
+
+def _coerce_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if len(args) == 2 and args[1] is Ellipsis:
+        items = value if isinstance(value, (list, tuple)) else [value]  # one item may stand without its brackets
+        return tuple(_coerce(args[0], item, where) for item in items)
+    if not isinstance(value, (list, tuple)) or len(value) != len(args):
+        raise UserError(f"{where}={value!r}: expected a list of {len(args)} values")
+    return tuple(_coerce(arg, item, where) for arg, item in zip(args, value, strict=True))
+
+
+def _duration(value: Any, where: str) -> Duration:
+    try:
+        return parse_duration(value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
+        return "a section"
+    if typing.get_origin(hint) is tuple:
+        return "a list"
+    return str(hint)
