@@ -1,0 +1,126 @@
+"""FlexiViT (Beyer et al., arXiv 2212.08013): one set of weights for every patch size.
+
+The parameters are a large patch embedding kernel (32x32) and a small position grid (7x7). Each forward pass resizes both to the length it is
+asked for: the kernel by PI-resize, the grid by an ordinary antialiased resize. Nothing else depends on the length, and no module
+remembers it: `seqhw` is an argument that is handed down.
+
+Shapes: B batch, [H, W] image, [gh, gw] grid (seqhw), [p, q] = [H / gh, W / gw] patch, N = gh * gw tokens, D width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flexiclip.config import ImageTowerConfig
+from flexiclip.config.schema import Size, pair
+from flexiclip.errors import UserError
+from flexiclip.models.pi_resize import AxisResize, interpolation_matrix, pi_matrix
+from flexiclip.models.transformer import Block, MAPHead, init_weights
+from flexiclip.models.variants import shape_of
+
+
+class FlexiViT(nn.Module):
+    """The image tower: images -> pooled features before the projection."""
+
+    def __init__(self, config: ImageTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = shape_of(config, "model.image")
+        self.width = shape.width
+        self.image_size = pair(config.image_size)
+        kernel_size, grid = pair(config.base_patch_size), pair(config.base_grid)
+        self.kernel = nn.Parameter(torch.empty(shape.width, 3, *kernel_size))
+        self.bias = nn.Parameter(torch.zeros(shape.width)) if config.patch_bias else None
+        self.posemb = nn.Parameter(torch.empty(1, shape.width, *grid))
+        self.cls = nn.Parameter(torch.zeros(1, 1, shape.width)) if config.pool == "tok" else None
+        self.norm_pre = nn.LayerNorm(shape.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(shape, config.activation, config.norm_eps) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=config.norm_eps)
+        self.map_head = MAPHead(shape, config.activation, config.norm_eps) if config.pool == "map" else None
+        self.resize_kernel, self.resize_grid = _resizers(config)
+        self._init()
+
+    def _init(self) -> None:
+        init_weights(self)
+        nn.init.normal_(self.kernel, std=self.kernel[0].numel() ** -0.5)  # unit variance out of unit variance in
+        nn.init.normal_(self.posemb, std=self.width**-0.5)
+
+    def forward(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:
+        """images [B, 3, H, W], normalised -> pooled features [B, D].
+
+        The length is given as `seqhw` (cells a side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; by default it is the
+        configured one. Raises UserError that names the valid seqhw when the image does not divide.
+        """
+        x = self.forward_tokens(images, seqhw, patch_size)
+        if self.map_head is not None:
+            return self.map_head(x)
+        return x[:, 0] if self.cls is not None else x.mean(dim=1)
+
+    def forward_tokens(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:
+        """images [B, 3, H, W] -> encoded tokens after the last norm, [B, N, D], or [B, 1 + N, D] with the class token first (pool tok)."""
+        grid = self.grid_of((images.shape[-2], images.shape[-1]), seqhw, patch_size)
+        x = self.embed_patches(images, grid) + self.position_embedding(grid)
+        if self.cls is not None:  # FlexiViT's class token has no position
+            x = torch.cat([self.cls.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        x = self.norm_pre(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def embed_patches(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """images [B, 3, H, W] -> patch embeddings without positions [B, N, D]: one reshape and one matmul, faster than a strided convolution."""
+        batch, channels, height, width = images.shape
+        (gh, gw), (p, q) = grid, (height // grid[0], width // grid[1])
+        kernel = self.resize_kernel(self.kernel, (p, q)).to(self.kernel.dtype)
+        patches = images.reshape(batch, channels, gh, p, gw, q).permute(0, 2, 4, 1, 3, 5).reshape(batch, gh * gw, channels * p * q)
+        return F.linear(patches, kernel.flatten(1), self.bias)
+
+    def position_embedding(self, grid: tuple[int, int]) -> Tensor:
+        """The position grid resized to `grid`, [1, N, D]."""
+        return self.resize_grid(self.posemb, grid).flatten(2).transpose(1, 2).to(self.posemb.dtype)
+
+    def grid_of(self, image_size: tuple[int, int], seqhw: Size | None = None, patch_size: Size | None = None) -> tuple[int, int]:
+        """(gh, gw) for an image of (H, W) pixels and a length given in either way."""
+        if seqhw is not None and patch_size is not None:
+            raise UserError(f"give seqhw={seqhw} or patch_size={patch_size}, not both")
+        if patch_size is not None:
+            grid = tuple(side // p if side % p == 0 else 0 for side, p in zip(image_size, pair(patch_size), strict=True))
+        else:
+            grid = pair(seqhw if seqhw is not None else self.default_seqhw(image_size))
+        if any(g < 1 or side % g for side, g in zip(image_size, grid, strict=True)):
+            asked = f"seqhw={seqhw}" if patch_size is None else f"patch_size={patch_size}"
+            raise UserError(f"{asked} does not divide an image of {image_size[0]}x{image_size[1]}; valid seqhw: {_sides(image_size)}")
+        return grid[0], grid[1]
+
+    def default_seqhw(self, image_size: tuple[int, int] | None = None) -> Size:
+        """The configured length, else the valid grid whose patch is nearest the base kernel (exactly it for a fixed-patch model)."""
+        if self.config.default_seqhw is not None:
+            return self.config.default_seqhw
+        sides = zip(image_size or self.image_size, pair(self.config.base_patch_size), strict=True)
+        gh, gw = (min(_divisors(side), key=lambda g: (abs(g - side / base), g)) for side, base in sides)
+        return gh if gh == gw else (gh, gw)
+
+
+def _resizers(config: ImageTowerConfig) -> tuple[AxisResize, AxisResize]:
+    """The kernel's and the grid's resize, with buffers for every length of the configured image size."""
+    kernel, base_grid = pair(config.base_patch_size), pair(config.base_grid)
+    (height, width) = pair(config.image_size)
+    grids = (set(_divisors(height)), set(_divisors(width)))
+    patches = ({height // g for g in grids[0]}, {width // g for g in grids[1]})
+    pi = partial(pi_matrix, mode=config.kernel_resize, antialias=config.kernel_antialias)
+    interpolate = partial(interpolation_matrix, mode=config.grid_resize, antialias=config.grid_antialias)
+    largest = 64  # a longer side has no use as a buffer; it is built when somebody asks for it
+    keep = [{n for n in sizes if n <= largest} for sizes in (*patches, *grids)]
+    return AxisResize(pi, kernel, keep[0], keep[1]), AxisResize(interpolate, base_grid, keep[2], keep[3])
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _sides(image_size: tuple[int, int]) -> list[int]:
+    return [d for d in _divisors(image_size[0]) if image_size[1] % d == 0]

@@ -1,0 +1,109 @@
+"""The pre-norm transformer that both towers share, and the attention pooling head (MAP).
+
+Shapes: B batch, L tokens, D width, H heads, K = D / H. Parameter names are timm's (norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2),
+so that published weights map onto them one to one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flexiclip.models.variants import Shape
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu_tanh": lambda: nn.GELU(approximate="tanh"), "gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """x [B, L, D]; mask broadcastable to [B, H, L, L], True where attention is allowed -> [B, L, D]."""
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, width))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, shape: Shape, activation: str, norm_eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(shape.width, eps=norm_eps)
+        self.attn = Attention(shape.width, shape.heads)
+        self.norm2 = nn.LayerNorm(shape.width, eps=norm_eps)
+        self.mlp = MLP(shape.width, shape.mlp_dim, activation)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """[B, L, D] -> [B, L, D]; mask and causal as in Attention."""
+        x = x + self.attn(self.norm1(x), mask, causal)
+        return x + self.mlp(self.norm2(x))
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling (big_vision models/vit.py): a learned probe attends to all tokens; the norm stands before the MLP only."""
+
+    def __init__(self, shape: Shape, activation: str, norm_eps: float) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.probe = nn.Parameter(torch.empty(1, 1, shape.width))
+        self.q = nn.Linear(shape.width, shape.width)
+        self.kv = nn.Linear(shape.width, 2 * shape.width)
+        self.proj = nn.Linear(shape.width, shape.width)
+        self.norm = nn.LayerNorm(shape.width, eps=norm_eps)
+        self.mlp = MLP(shape.width, shape.mlp_dim, activation)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [B, L, D]; mask broadcastable to [B, H, 1, L], True where attention is allowed -> [B, D]."""
+        batch, length, width = x.shape
+        q = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(batch, -1, -1, -1)
+        k, v = self.kv(x).view(batch, length, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(batch, width)
+        pooled = self.proj(pooled)
+        return pooled + self.mlp(self.norm(pooled))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise the layers below `module` in place as big_vision does: Xavier-uniform weights and probes, zero biases."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.xavier_uniform_(child.weight)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, MAPHead):
+            nn.init.xavier_uniform_(child.probe)
+    for child in module.modules():
+        if isinstance(child, Attention):  # q, k and v are three square layers that share one tensor
+            for square in child.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(square)
