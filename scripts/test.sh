@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Style, types and tests, as continuous integration runs them.
+#
+#   scripts/test.sh                             all but the slow tests
+#   scripts/test.sh -m slow                     the slow ones; arguments go to pytest
+#   scripts/test.sh tests/models -k resize
+
+EXTRAS="test"
+# shellcheck source=scripts/_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+
+# Tests start up to three ranks at once: one thread each, or they fight over the cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
+
+say "ruff"
+ruff check .
+ruff format --check .
+say "mypy"
+mypy
+say "pytest"
+pytest "$@"
+say "done"
