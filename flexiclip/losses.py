@@ -1,0 +1,235 @@
+"""Contrastive losses over the global batch: softmax (CLIP, arXiv 2103.00020) and sigmoid (SigLIP, arXiv 2303.15343).
+
+One mode and no flags. In a distributed run each rank hands in its own rows, every rank gets the loss of the whole batch, and the gradients are
+those of that loss with respect to this rank's rows and to the scalars, exactly as one process would compute them from all rows. (An
+engine that averages gradients over ranks must therefore multiply by the number of ranks; train/step.py does.)
+
+Method. Rank r holds its b image rows and all N gathered captions. The b x N block of logits that it visits, a tile of columns at a time,
+gives everything: the normalisers of its images directly, those of the captions after one exchange of N partial sums, dzimg directly and
+dztxt after one reduction. No tile outlives its visit, so memory is b x tile; the second visit recomputes the logits (as in Inf-CL,
+arXiv 2410.17243, and DisCo-CLIP, arXiv 2304.08480). Gradients are formed in forward, where the embeddings are at hand.
+
+Shapes: b local rows, N global rows, T tile columns, D joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE_ELEMENTS = 1 << 22
+"""Logits held at once unless `tile` is given: 16 MB in float32."""
+
+
+def softmax_loss(
+    zimg: Tensor, ztxt: Tensor, logit_scale: Tensor, *, caption_ids: Tensor | None = None, tile: int | None = None
+) -> Tensor:
+    """InfoNCE in both directions, averaged: the loss of CLIP, LiT and big_vision's bidirectional_contrastive_loss.
+
+    zimg, ztxt: [b, D] unit rows of this rank, row i of one belongs to row i of the other; every rank has the same b. logit_scale: [1] or
+    0-D, a log. caption_ids: [b] int64; rows with equal ids are not each other's negatives. tile: columns visited at once. Returns the
+    0-D loss over the global batch, in float32 or wider. Differentiable once, in zimg, ztxt and logit_scale.
+    """
+    return _GlobalLoss.apply(_softmax, zimg, ztxt, logit_scale, None, caption_ids, tile)
+
+
+def sigmoid_loss(
+    zimg: Tensor,
+    ztxt: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    caption_ids: Tensor | None = None,
+    tile: int | None = None,
+) -> Tensor:
+    """SigLIP's loss: every pair is a binary decision; summed over the captions of an image, averaged over the images.
+
+    logit_bias: [1] or 0-D. caption_ids: [b] int64; pairs off the diagonal with equal ids are left out. Otherwise as softmax_loss, and
+    differentiable in logit_bias too.
+    """
+    return _GlobalLoss.apply(_sigmoid, zimg, ztxt, logit_scale, logit_bias, caption_ids, tile)
+
+
+LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
+
+
+@dataclass
+class _Block:
+    """This rank's images against all captions: logits = scale * zimg @ ztxt^T + bias, visited in tiles of columns."""
+
+    zimg: Tensor  # [b, D]
+    ztxt: Tensor  # [N, D]
+    scale: Tensor  # 0-D, not a log
+    bias: Tensor | None
+    ids: tuple[Tensor, Tensor] | None  # [b] and [N]
+    first: int  # global index of the first local row
+    tile: int
+
+    def tiles(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(columns, logits [b, T], positives): positives is a view of the logits of the true pairs in the tile; masked pairs are -inf."""
+        rows = len(self.zimg)
+        for start in range(0, len(self.ztxt), self.tile):
+            columns = slice(start, min(start + self.tile, len(self.ztxt)))
+            logits = torch.mm(self.zimg, self.ztxt[columns].T).mul_(self.scale)
+            if self.bias is not None:
+                logits += self.bias
+            low, high = max(start, self.first), min(columns.stop, self.first + rows)
+            inside = logits[low - self.first : high - self.first, low - start : high - start] if low < high else logits[:0, :0]
+            positives = inside.diagonal()
+            if self.ids is not None:
+                kept = positives.clone()
+                logits.masked_fill_(self.ids[0][:, None] == self.ids[1][None, columns], -torch.inf)
+                positives.copy_(kept)
+            yield columns, logits, positives
+
+    def gradients(self, tiles: Iterator[tuple[slice, Tensor]]) -> tuple[Tensor, Tensor]:
+        """dzimg [b, D] and this rank's share of dztxt [N, D], from tiles of dloss/dlogits."""
+        dzimg, dztxt = torch.zeros_like(self.zimg), torch.empty_like(self.ztxt)
+        for columns, dlogits in tiles:
+            dzimg.addmm_(dlogits, self.ztxt[columns])
+            torch.mm(dlogits.T, self.zimg, out=dztxt[columns])
+        return dzimg.mul_(self.scale), dztxt.mul_(self.scale)
+
+
+Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""This rank's share of the loss, dzimg [b, D], its share of dztxt [N, D], its share of dlogit_bias."""
+
+
+def _softmax(block: _Block, needs_grad: bool) -> Result:
+    local, total = len(block.zimg), len(block.ztxt)
+    image_norm = block.zimg.new_full((local,), -torch.inf)
+    text_norm = block.zimg.new_empty(total)
+    positives_sum = block.zimg.new_zeros(())
+    for columns, logits, positives in block.tiles():
+        image_norm = torch.logaddexp(image_norm, logits.logsumexp(dim=1))
+        text_norm[columns] = logits.logsumexp(dim=0)
+        positives_sum += positives.sum()
+    text_norm = torch.stack(_gather(text_norm)).logsumexp(dim=0)
+    own = text_norm[block.first : block.first + local]
+    loss = (image_norm.sum() + own.sum() - 2 * positives_sum) / (2 * total)
+    if not needs_grad:
+        return loss, None, None, None
+
+    def dlogits() -> Iterator[tuple[slice, Tensor]]:
+        for columns, logits, positives in block.tiles():
+            by_text = (logits - text_norm[columns]).exp_()
+            logits.sub_(image_norm[:, None]).exp_().add_(by_text)
+            positives.sub_(2)  # a view of logits: the true pairs
+            yield columns, logits.div_(2 * total)
+
+    return loss, *block.gradients(dlogits()), None
+
+
+def _sigmoid(block: _Block, needs_grad: bool) -> Result:
+    total = len(block.ztxt)
+    loss, dbias = block.zimg.new_zeros(()), block.zimg.new_zeros(())
+
+    def dlogits() -> Iterator[tuple[slice, Tensor]]:
+        for columns, logits, positives in block.tiles():
+            # -log sigmoid(-x) for every pair; on the diagonal softplus(-x) = softplus(x) - x stands in its place.
+            loss.add_(F.softplus(logits).sum() - positives.sum())
+            dlogits = logits.sigmoid_()
+            positives.sub_(1)
+            dbias.add_(dlogits.sum())
+            yield columns, dlogits.div_(total)
+
+    if needs_grad:
+        dzimg, dztxt = block.gradients(dlogits())
+        return loss / total, dzimg, dztxt, dbias / total
+    for _ in dlogits():
+        pass
+    return loss / total, None, None, None
+
+
+class _GlobalLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernel: Callable[[_Block, bool], Result],
+        zimg: Tensor,
+        ztxt: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None,
+        caption_ids: Tensor | None,
+        tile: int | None,
+    ) -> Tensor:
+        if zimg.shape != ztxt.shape or zimg.ndim != 2:
+            raise ValueError(f"zimg and ztxt must both be [b, D], not {list(zimg.shape)} and {list(ztxt.shape)}")
+        dtype = torch.promote_types(zimg.dtype, torch.float32)
+        with torch.autocast(zimg.device.type, enabled=False):
+            local = len(zimg)
+            block = _Block(
+                zimg=zimg.detach().to(dtype),
+                ztxt=torch.cat(_gather(ztxt.detach().to(dtype))),
+                scale=logit_scale.detach().to(dtype).exp().reshape(()),
+                bias=None if logit_bias is None else logit_bias.detach().to(dtype).reshape(()),
+                ids=None if caption_ids is None else (caption_ids, torch.cat(_gather(caption_ids))),
+                first=_rank() * local,
+                tile=tile or max(1, TILE_ELEMENTS // max(1, local)),
+            )
+            loss, dzimg, dztxt, dbias = kernel(block, any(ctx.needs_input_grad))
+            if dzimg is None or dztxt is None:
+                return _sum(loss)
+            # Sum over ij of dlogits_ij * scale * <zimg_i, ztxt_j>, the gradient of a scale that is stored as a log.
+            dscale = (block.zimg * dzimg).sum()
+            scalars = _sum(torch.stack([loss, dscale, dscale.new_zeros(()) if dbias is None else dbias]))
+            dztxt = _reduce_rows(dztxt, local)
+        ctx.has_bias = logit_bias is not None
+        ctx.shapes = logit_scale.shape, None if logit_bias is None else logit_bias.shape
+        ctx.dtypes = zimg.dtype, ztxt.dtype, logit_scale.dtype, None if logit_bias is None else logit_bias.dtype
+        ctx.save_for_backward(dzimg, dztxt, scalars)
+        return scalars[0].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dzimg, dztxt, (_, dscale, dbias) = ctx.saved_tensors
+        image_dtype, text_dtype, scale_dtype, bias_dtype = ctx.dtypes
+        return (
+            None,
+            (grad * dzimg).to(image_dtype),
+            (grad * dztxt).to(text_dtype),
+            (grad * dscale).reshape(ctx.shapes[0]).to(scale_dtype),
+            (grad * dbias).reshape(ctx.shapes[1]).to(bias_dtype) if ctx.has_bias else None,
+            None,
+            None,
+        )
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world() > 1 else 0
+
+
+def _gather(x: Tensor) -> list[Tensor]:
+    """Every rank's x, in order of rank."""
+    if _world() == 1:
+        return [x]
+    parts = [torch.empty_like(x) for _ in range(_world())]
+    dist.all_gather(parts, x.contiguous())
+    return parts
+
+
+def _sum(x: Tensor) -> Tensor:
+    if _world() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def _reduce_rows(x: Tensor, rows: int) -> Tensor:
+    """Sum x [W * rows, D] over the ranks and keep this rank's rows."""
+    if _world() == 1:
+        return x
+    own = x.new_empty(rows, x.shape[1])
+    dist.reduce_scatter_tensor(own, x)
+    return own
