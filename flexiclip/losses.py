@@ -231,5 +231,6 @@ def _reduce_rows(x: Tensor, rows: int) -> Tensor:
     if _world() == 1:
         return x
     own = x.new_empty(rows, x.shape[1])
-    dist.reduce_scatter_tensor(own, x)
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed in torch 2.14
+    reduce_scatter(own, x)
     return own

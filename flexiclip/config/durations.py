@@ -27,7 +27,8 @@ _UNITS: dict[str, Unit] = {
     "min": "minutes",
 }
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-_FORM = re.compile(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmb]?)\s*([a-z%]*)\s*", re.IGNORECASE)
+_NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
+_FORM = re.compile(rf"\s*({_NUMBER})\s*([kmb]?)\s*([a-z%]*)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Duration:
     unit: Unit
 
     def __str__(self) -> str:
-        number = f"{self.value:g}" if self.value != int(self.value) else str(int(self.value))
+        number = str(int(self.value)) if self.value.is_integer() else repr(self.value)
         return number if self.unit == "steps" else f"{number}%" if self.unit == "percent" else f"{number} {self.unit}"
 
 

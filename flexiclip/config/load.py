@@ -1,7 +1,7 @@
 """Defaults < recipe YAML < dotted overrides, checked key by key.
 
-`load("openmoji_flexilit", ["train.steps=20"])`. A recipe is a file or the name of one that is installed (flexiclip_recipes). A recipe
-may start from another one with `base: NAME`. `${NAME}` and `${NAME:-default}` in a text are filled from the environment.
+`load("openmoji_flexilit", ["train.steps=20"])`. A recipe is a file or the name of one that is installed (flexiclip_recipes). It may
+start from another one with `base: NAME`. `${NAME}` and `${NAME:-default}` in a text are filled from the environment.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats: `1e-3` is a number, as every recipe writer expects."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that _Loader would take for numbers."""
+
+
+_FLOAT = re.compile(r"([-+]?(\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -52,17 +54,22 @@ def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Confi
     return config
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """The recipe's mapping, merged over the recipe that its `base` names."""
+def read_recipe(recipe: str, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The recipe's mapping, merged over the recipe that its `base` names. readers: the files whose `base` led here."""
     path = find_recipe(recipe)
-    data = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if path in readers:
+        raise UserError(f"{readers[-1]}: base: {recipe} leads back to {path}")
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a recipe: the file is not UTF-8 text") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not a {type(data).__name__}")
     base = data.pop("base", None)
     if base is None:
         return data
     beside = path.parent / f"{base}.yaml"
-    return _merge(read_recipe(str(beside) if beside.exists() and beside != path else base), data)
+    return _merge(read_recipe(str(beside if beside.is_file() else base), (*readers, path)), data)
 
 
 def find_recipe(recipe: str) -> Path:
@@ -96,6 +103,9 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
             mend = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
             raise UserError(f"unknown key {dotted!r}: {mend}")
         values[key] = _coerce(hints[key], value, dotted)
+    missing = [n for n in names if n not in values and _required(cls, n)]
+    if missing:
+        raise UserError(f"{where or cls.__name__}: {', '.join(missing)} must be given")
     return cls(**values)
 
 
@@ -114,7 +124,12 @@ def to_dict(config: Any) -> Any:
 
 def dump(config: Any) -> str:
     """YAML text of a config, in the order of its fields."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, width=120, allow_unicode=True)
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def _required(cls: type, name: str) -> bool:
+    field = cls.__dataclass_fields__[name]
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +161,7 @@ def _expand(value: Any, where: str) -> Any:
     def fill(match: re.Match[str]) -> str:
         found = os.environ.get(match[1]) or match[2]
         if found is None:
-            raise UserError(f"{where}: the environment variable {match[1]} is not set; export it or write ${{{match[1]}:-default}}")
+            raise UserError(f"{where}: environment variable {match[1]} is not set: export it or write ${{{match[1]}:-default}}")
         return found
 
     return _VARIABLE.sub(fill, value)
@@ -158,7 +173,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _coerce_union(args, value, where)
     if origin is Literal:
-        if value in args and not (isinstance(value, bool) and True not in args):
+        if any(value == choice and type(value) is type(choice) for choice in args):
             return value
         raise UserError(f"{where}={value!r}: choose one of {', '.join(map(str, args))}")
     if origin is tuple:

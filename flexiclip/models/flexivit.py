@@ -76,7 +76,9 @@ class FlexiViT(nn.Module):
         batch, channels, height, width = images.shape
         (gh, gw), (p, q) = grid, (height // grid[0], width // grid[1])
         kernel = self.resize_kernel(self.kernel, (p, q)).to(self.kernel.dtype)
-        patches = images.reshape(batch, channels, gh, p, gw, q).permute(0, 2, 4, 1, 3, 5).reshape(batch, gh * gw, channels * p * q)
+        patches = (
+            images.reshape(batch, channels, gh, p, gw, q).permute(0, 2, 4, 1, 3, 5).reshape(batch, gh * gw, channels * p * q)
+        )
         return F.linear(patches, kernel.flatten(1), self.bias)
 
     def position_embedding(self, grid: tuple[int, int]) -> Tensor:
@@ -93,7 +95,9 @@ class FlexiViT(nn.Module):
             grid = pair(seqhw if seqhw is not None else self.default_seqhw(image_size))
         if any(g < 1 or side % g for side, g in zip(image_size, grid, strict=True)):
             asked = f"seqhw={seqhw}" if patch_size is None else f"patch_size={patch_size}"
-            raise UserError(f"{asked} does not divide an image of {image_size[0]}x{image_size[1]}; valid seqhw: {_sides(image_size)}")
+            raise UserError(
+                f"{asked} does not divide an image of {image_size[0]}x{image_size[1]}; valid seqhw: {_sides(image_size)}"
+            )
         return grid[0], grid[1]
 
     def default_seqhw(self, image_size: tuple[int, int] | None = None) -> Size:

@@ -1,0 +1,103 @@
+"""The two-tower model: an image tower at any length, a text tower, their projections, and the two scalars of the loss.
+
+The towers may be locked independently (LiT, arXiv 2111.07991): a locked tower has no gradients, stays in eval mode and runs under no_grad.
+Its projection, if it has one, still trains.
+"""
+
+from __future__ import annotations
+
+import math
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flexiclip.config import ModelConfig
+from flexiclip.config.schema import Size
+from flexiclip.errors import UserError
+from flexiclip.models.flexivit import FlexiViT
+
+
+class FlexiCLIP(nn.Module):
+    """A FlexiViT image tower and a text tower that meet in a joint space of embed_dim.
+
+    logit_scale [1] holds a log; logit_bias [1] is None unless the model was made for the sigmoid loss. Both lie outside the towers, so
+    that an engine that shards the towers never sees them.
+    """
+
+    def __init__(self, config: ModelConfig, text_tower: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.image_tower = FlexiViT(config.image)
+        self.text_tower = text_tower
+        text_width = int(text_tower.width)  # type: ignore[arg-type]
+        self.image_projection = _projection(
+            config.image.projection, self.image_tower.width, config.embed_dim, config.image.projection_bias, "image"
+        )
+        self.text_projection = _projection(
+            config.text.projection, text_width, config.embed_dim, config.text.projection_bias, "text"
+        )
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
+        bias = config.logit_bias_init
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([float(bias)]))
+        for tower in self.locked_towers():
+            tower.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor, tokens: Tensor, seqhw: Size | None = None) -> tuple[Tensor, Tensor]:
+        """images [B, 3, H, W] and tokens [B, L] -> unit embeddings zimg, ztxt [B, embed_dim]."""
+        return self.encode_image(images, seqhw, normalize=True), self.encode_text(tokens, normalize=True)
+
+    def encode_image(
+        self, images: Tensor, seqhw: Size | None = None, normalize: bool = False, *, patch_size: Size | None = None
+    ) -> Tensor:
+        """images [B, 3, H, W], normalised as `transform` does -> [B, embed_dim] at grid side `seqhw` (or `patch_size` in pixels)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.image.lock):
+            features = self.image_tower(images, seqhw, patch_size)
+        return self.project_image(features, normalize)
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """tokens [B, L] int64 from `tokenizer` -> [B, embed_dim]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.text.lock):
+            features = self.text_tower(tokens)
+        return self.project_text(features, normalize)
+
+    def project_image(self, features: Tensor, normalize: bool = True) -> Tensor:
+        """Pooled features of the image tower [B, width] -> [B, embed_dim]."""
+        return _unit(self.image_projection(features), normalize)
+
+    def project_text(self, features: Tensor, normalize: bool = True) -> Tensor:
+        """Pooled features of the text tower [B, width] -> [B, embed_dim]."""
+        return _unit(self.text_projection(features), normalize)
+
+    def locked_towers(self) -> list[nn.Module]:
+        """The frozen towers."""
+        locks = (self.config.image.lock, self.image_tower), (self.config.text.lock, self.text_tower)
+        return [tower for locked, tower in locks if locked]
+
+    def scalars(self) -> list[nn.Parameter]:
+        """logit_scale and, where there is one, logit_bias."""
+        return [p for p in (self.logit_scale, self.logit_bias) if p is not None]
+
+    def train(self, mode: bool = True) -> FlexiCLIP:
+        """As nn.Module.train, but locked towers stay in eval mode."""
+        super().train(mode)
+        for tower in self.locked_towers():
+            tower.eval()
+        return self
+
+
+def _projection(kind: str, width: int, embed_dim: int, bias: bool, name: str) -> nn.Module:
+    if kind == "linear":
+        layer = nn.Linear(width, embed_dim, bias=bias)
+        nn.init.normal_(layer.weight, std=width**-0.5)
+        if bias:
+            nn.init.zeros_(layer.bias)
+        return layer
+    if width != embed_dim:
+        raise UserError(
+            f"model.{name}.projection=none needs model.embed_dim={embed_dim} to equal the {name} tower's width {width}"
+        )
+    return nn.Identity()
+
+
+def _unit(z: Tensor, normalize: bool) -> Tensor:
+    return F.normalize(z.float(), dim=-1) if normalize else z
