@@ -1,0 +1,194 @@
+"""Bytes to RGB, and RGB to the pixels that a tower sees: random crops for training, resize and centre crop for evaluation.
+
+Pixels leave the workers as uint8 and are normalised on the device (`normalize`): a quarter of the bytes to copy.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+    from flexiclip.config import PreprocessConfig
+
+MAX_PIXELS = 2**26  # 8192 x 8192: 200 MB as RGB. A larger image is an error, not a worker that runs out of memory.
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # never EPS and its like, which start programs
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
+
+
+class ImageError(ValueError):
+    """The bytes are no image that we can decode; the text says why."""
+
+
+def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
+    """An upright RGB image, 8 bits a channel: EXIF orientation applied, transparency on white, first frame of an animation.
+
+    min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, much faster, as long as its short side keeps this many
+    pixels. Colour profiles are ignored. Raises ImageError for damaged or truncated data, unknown formats and images of more
+    than MAX_PIXELS pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"{image.width} x {image.height} exceeds {MAX_PIXELS} pixels")
+        if min_side is not None and image.format in ("JPEG", "MPO"):
+            image.draft(None, (min_side, min_side))
+        image.load()
+        return to_rgb(_upright(image))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+        raise ImageError(f"{type(error).__name__}: {error}") from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as RGB: transparency on white, 16-bit greys scaled to 8 bits. Raises ImageError for float pixels."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError("float pixels have no agreed range")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random crop, resize, optional flip: an RGB image and a generator to uint8 [3, H, W]. Calls with equal generators agree.
+
+    image_size: (H, W) in pixels. crop_scale: the crop's share of the image's area. crop_ratio: the crop's width / height over
+    the output's, log-uniform.
+    """
+
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    flip: bool
+    interpolation: str
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """uint8 [3, H, W] of one random view."""
+        height, width = self.image_size
+        box = self._crop(image.width, image.height, rng)
+        image = image.resize((width, height), _RESAMPLING[self.interpolation], box=box)
+        pixels = np.asarray(image).transpose(2, 0, 1)
+        if self.flip and rng.random() < 0.5:
+            pixels = pixels[:, :, ::-1]
+        return np.ascontiguousarray(pixels)
+
+    @property
+    def min_side(self) -> int:
+        """The short side, in pixels, below which the smallest crop would have to be enlarged (see decode_image)."""
+        return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * min(1, self.crop_ratio[0])))
+
+    def _crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the crop, in pixels; the centre when the image is too narrow for any that was drawn."""
+        shape = self.image_size[1] / self.image_size[0]
+        low, high = (math.log(ratio) for ratio in self.crop_ratio)
+        for _ in range(_CROP_TRIES):
+            area = width * height * _between(*self.crop_scale, rng)
+            ratio = shape * math.exp(_between(low, high, rng))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
+                return left, top, left + w, top + h
+        ratio = min(max(width / height, shape * self.crop_ratio[0]), shape * self.crop_ratio[1])
+        w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
+def _between(low: float, high: float, rng: np.random.Generator) -> float:
+    return low + (high - low) * rng.random()
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """The transform of evaluation and of a model folder: a Pillow image of any mode to float32 [3, H, W], normalised.
+
+    image_size: (H, W) in pixels. For squares, `shortest` equals torchvision's Resize and CenterCrop to the bit.
+    """
+
+    image_size: tuple[int, int]
+    preprocess: PreprocessConfig
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """float32 [3, H, W], (pixels / 255 - mean) / std."""
+        return normalize(self.pixels(image), self.preprocess.mean, self.preprocess.std)
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """uint8 [3, H, W], before normalisation."""
+        import torch
+
+        image = to_rgb(image)
+        height, width = self.image_size
+        resample = _RESAMPLING[self.preprocess.interpolation]
+        if self.preprocess.resize == "squash":
+            image = image.resize((width, height), resample)
+        else:
+            image = _centre_crop(image.resize(_cover(image.size, self.image_size), resample), self.image_size)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _cover(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the smallest same-shaped image that covers `target` (height, width); rounding as in torchvision."""
+    (width, height), (h, w) = size, target
+    if h * width >= w * height:  # the height binds
+        return max(w, int(h * width / height)), h
+    return w, max(h, int(w * height / width))
+
+
+def _centre_crop(image: Image.Image, target: tuple[int, int]) -> Image.Image:
+    height, width = target
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(images - mean) / std per channel, float32 [..., 3, H, W]; uint8 is divided by 255 first, floats are in 0..1."""
+    import torch
+
+    scaled = images.float().div(255) if images.dtype == torch.uint8 else images.float()
+    shift = torch.tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+    scale = torch.tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+    return (scaled - shift) / scale

@@ -1,0 +1,183 @@
+"""Samples by number: a store reads one sample's members in one range read, decodes the image and picks out the captions.
+
+Captions are named by `data.captions`, each entry `MEMBER` or `MEMBER:SELECTOR`:
+
+    txt              the member is one caption, line breaks included
+    txt:lines        one caption a line, as CLIP_benchmark's retrieval shards have it
+    json:caption     a field of a JSON member: a text or a list of texts; `json:a.b` descends
+
+Captions are stripped and empty ones dropped. A sample that misses some of the entries is fine, one without any caption is bad.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flexiclip.data.images import ImageError, decode_image
+from flexiclip.data.index import index_shards
+from flexiclip.data.shards import read_range, shard_name
+
+
+class BadSample(Exception):  # noqa: N818 (a fact about the data, met in every large set)
+    """A sample that cannot be used: which one, and why. `key` is empty when the whole shard is bad."""
+
+    def __init__(self, shard: str, key: str, reason: str) -> None:
+        super().__init__(shard, key, reason)
+        self.shard, self.key, self.reason = shard, key, reason
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key}: {self.reason}"
+
+    def as_dict(self) -> dict[str, str]:
+        """The line of bad_samples.jsonl."""
+        return {"shard": self.shard, "key": self.key, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with its captions. shard: path or URL; meta: the `json` member, {} without one."""
+
+    shard: str
+    key: str
+    image: Image.Image  # RGB, upright
+    captions: tuple[str, ...]  # non-empty, stripped
+    meta: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`SHARD/KEY` with the shard's file name alone."""
+        return f"{shard_name(self.shard)}/{self.key}"
+
+
+class SampleStore:
+    """The samples of a list of shards, in the shards' order.
+
+    urls: expanded shards. image_keys: extensions tried in turn for the image. captions: see the module; () reads none and asks
+    for none. index_cache: see index.py. Picklable and safe to use from forked workers. Raises UserError for a damaged shard.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str], index_cache: str | None = None
+    ) -> None:
+        self.urls = tuple(urls)
+        self.image_keys = tuple(key.lower() for key in image_keys)
+        self.caption_specs = tuple(captions)
+        self.indices = index_shards(self.urls, index_cache)
+        self.counts = np.array([len(index) for index in self.indices], dtype=np.int64)  # samples of each shard
+        self._ends = np.cumsum(self.counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: int) -> Sample:
+        """Sample `number` of 0..len-1, shard after shard. Raises BadSample, IndexError."""
+        return self.read(*self.locate(number))
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """(shard, sample in the shard) of a flat number; the inverse of `number`."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, number - int(self._ends[shard] - self.counts[shard])
+
+    def number(self, shard: int, sample: int) -> int:
+        """The flat number of a shard's sample."""
+        return int(self._ends[shard] - self.counts[shard]) + sample
+
+    def key(self, shard: int, sample: int) -> str:
+        """The sample's key in its shard."""
+        return self.indices[shard].key(sample)
+
+    def read(self, shard: int, sample: int, min_side: int | None = None) -> Sample:
+        """Read and decode one sample. min_side: see decode_image. Raises BadSample."""
+        wanted = {*self.image_keys, *_caption_members(self.caption_specs), "json"}
+        url, key = self.urls[shard], self.key(shard, sample)
+        return build_sample(url, key, self._read(shard, sample, wanted), self.image_keys, self.caption_specs, min_side)
+
+    def captions(self, shard: int, sample: int) -> tuple[str, ...]:
+        """The captions alone, without touching the image. Raises BadSample."""
+        data = self._read(shard, sample, set(_caption_members(self.caption_specs)))
+        return read_captions(self.urls[shard], self.key(shard, sample), data, self.caption_specs)
+
+    def member(self, shard: int, sample: int, extension: str) -> bytes | None:
+        """Any other member, such as `cls`; None where the sample has none. Raises BadSample."""
+        return self._read(shard, sample, {extension}).get(extension)
+
+    def _read(self, shard: int, sample: int, wanted: set[str]) -> dict[str, bytes]:
+        """The wanted members in one read: a sample's members are neighbours, and a remote read costs a round trip."""
+        members = {name: place for name, place in self.indices[shard].members(sample).items() if name in wanted}
+        if not members:
+            return {}
+        start = min(offset for offset, _ in members.values())
+        end = max(offset + size for offset, size in members.values())
+        try:
+            data = read_range(self.urls[shard], start, end - start)
+        except OSError as error:
+            raise BadSample(self.urls[shard], self.key(shard, sample), f"cannot be read: {error}") from None
+        return {name: data[offset - start : offset - start + size] for name, (offset, size) in members.items()}
+
+
+def build_sample(
+    shard: str, key: str, members: Mapping[str, bytes], image_keys: Sequence[str], captions: Sequence[str], min_side: int | None
+) -> Sample:
+    """A Sample from its members' bytes. Raises BadSample."""
+    data = next((members[name] for name in image_keys if name in members), None)
+    if data is None:
+        raise BadSample(shard, key, f"no image: none of {', '.join(image_keys)}")
+    texts = read_captions(shard, key, members, captions)
+    meta = _parse_json(shard, key, members["json"]) if "json" in members else {}
+    try:
+        image = decode_image(data, min_side)
+    except ImageError as error:
+        raise BadSample(shard, key, f"image cannot be decoded: {error}") from None
+    return Sample(shard, key, image, texts, meta if isinstance(meta, dict) else {})
+
+
+def read_captions(shard: str, key: str, members: Mapping[str, bytes], specs: Sequence[str]) -> tuple[str, ...]:
+    """The captions that `specs` (see the module) name, in order. Raises BadSample when specs are given and none is found."""
+    texts: list[str] = []
+    present = False
+    for spec in specs:
+        name, _, selector = spec.partition(":")
+        if name in members:
+            found = _select(shard, key, name, members[name], selector)
+            present = present or bool(found)
+            texts += [stripped for text in found if (stripped := text.strip())]
+    if specs and not texts:
+        raise BadSample(shard, key, "empty caption" if present else f"no caption: none of {', '.join(specs)}")
+    return tuple(texts)
+
+
+def _select(shard: str, key: str, name: str, data: bytes, selector: str) -> list[str]:
+    if name.split(".")[-1] == "json":
+        value = _parse_json(shard, key, data)
+        for part in selector.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        values = value if isinstance(value, list) else [value]
+        return [text for text in values if isinstance(text, str)]
+    text = _decode(shard, key, name, data)
+    return text.splitlines() if selector == "lines" else [text]
+
+
+def _caption_members(specs: Sequence[str]) -> list[str]:
+    return [spec.partition(":")[0] for spec in specs]
+
+
+def _parse_json(shard: str, key: str, data: bytes) -> Any:
+    try:
+        return json.loads(_decode(shard, key, "json", data))
+    except ValueError as error:
+        raise BadSample(shard, key, f"json cannot be parsed: {error}") from None
+
+
+def _decode(shard: str, key: str, name: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadSample(shard, key, f"{name} is not UTF-8") from None
