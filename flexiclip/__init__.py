@@ -1,1 +1,35 @@
-"""flexiclip."""
+"""Image-text models whose image tower works at every patch size: the public names.
+
+They are imported on first use, so that `import flexiclip` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flexiclip.bundle import LoadedModel, load_model
+    from flexiclip.losses import sigmoid_loss, softmax_loss
+    from flexiclip.models.pi_resize import pi_resize
+
+__version__ = "0.1.0"
+__all__ = ["LoadedModel", "load_model", "pi_resize", "sigmoid_loss", "softmax_loss"]
+
+_HOMES = {
+    "LoadedModel": "flexiclip.bundle",
+    "load_model": "flexiclip.bundle",
+    "pi_resize": "flexiclip.models.pi_resize",
+    "sigmoid_loss": "flexiclip.losses",
+    "softmax_loss": "flexiclip.losses",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flexiclip' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,173 @@
+"""A model folder: weights, transform, tokenizer and config, built, saved and loaded together.
+
+    MODEL/model.safetensors   float32, every parameter, frozen ones too
+    MODEL/config.yaml         the resolved recipe, and under `provenance` what the folder is and where it comes from
+    MODEL/tokenizer/          the tokenizer's files; their hash stands in config.yaml
+    MODEL/text_tower/         the architecture of a Hugging Face or open_clip text tower
+
+Loading needs the folder alone: no network, no recipe, no pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flexiclip.config import Config, from_dict, to_dict
+from flexiclip.config.schema import pair
+from flexiclip.data.images import EvalTransform
+from flexiclip.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from flexiclip.errors import UserError
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.text import build_text_tower
+
+FORMAT = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+
+
+@dataclass
+class LoadedModel:
+    """A model with all that it takes to use it. The model is in eval mode when it comes from `load_model`."""
+
+    model: FlexiCLIP
+    transform: EvalTransform
+    tokenizer: Tokenizer
+    config: Config
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
+    """A fresh model of a recipe: random weights from `seed`, then those that `init` and `name` point at. The same on every rank."""
+    tokenizer = tokenizer or build_tokenizer(config.tokenizer)
+    config = _fill_from_tokenizer(config, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = FlexiCLIP(config.model, build_text_tower(config.model.text))
+    for half in ("image", "text"):
+        source = getattr(config.model, half).init
+        if source is not None:
+            _init_half(model, half, model_folder(source))
+    return LoadedModel(model, _transform(config), tokenizer, config)
+
+
+def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:
+    """Write a model folder, complete or not at all: it is written aside and then put in its place.
+
+    weights: name -> tensor, for an engine whose module holds shards; default: the model's own.
+    """
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    aside.mkdir(parents=True)
+    state = loaded.model.state_dict() if weights is None else weights
+    save_file({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in state.items()}, aside / WEIGHTS)
+    facts = {**loaded.provenance, **provenance, "format": FORMAT, "tokenizer_sha256": loaded.tokenizer.fingerprint()}
+    text = yaml.safe_dump({**to_dict(loaded.config), "provenance": facts}, sort_keys=False, width=120, allow_unicode=True)
+    (aside / CONFIG).write_text(text, encoding="utf-8")
+    loaded.tokenizer.save(aside / "tokenizer")
+    save_config = getattr(loaded.model.text_tower, "save_config", None)
+    if save_config is not None:
+        save_config(aside)
+    replace_folder(aside, folder)
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedModel:
+    """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none."""
+    folder = model_folder(path)
+    data = _read_config(folder)
+    provenance = data.pop("provenance", {})
+    config = from_dict(Config, data)
+    tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, provenance.get("tokenizer_sha256", ""))
+    model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
+    _load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
+    return LoadedModel(model.to(device).eval(), _transform(config), tokenizer, config, provenance)
+
+
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """The model folder that `path` is or, being a run folder, holds."""
+    for folder in (Path(path), Path(path) / "model"):
+        if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
+            return folder
+    raise UserError(f"{path} is no model folder: it has no {WEIGHTS} and {CONFIG}, nor does {Path(path) / 'model'}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; UserError when it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error}); copy or train the model again") from None
+
+
+def replace_folder(aside: Path, folder: Path) -> None:
+    """Put the finished folder `aside` in the place of `folder`; a crash leaves the old one or the new one under its name or aside."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _transform(config: Config) -> EvalTransform:
+    return EvalTransform(pair(config.model.image.image_size), config.model.preprocess)
+
+
+def _fill_from_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
+    text = config.model.text
+    filled = replace(
+        text,
+        vocab_size=text.vocab_size or tokenizer.vocab_size,
+        pad_id=tokenizer.pad_id if text.pad_id is None else text.pad_id,
+        eos_id=tokenizer.eos_id if text.eos_id is None else text.eos_id,
+        context_length=text.context_length or tokenizer.context_length,
+    )
+    if (filled.vocab_size or 0) < tokenizer.vocab_size:
+        raise UserError(f"model.text.vocab_size={filled.vocab_size} is below the tokenizer's {tokenizer.vocab_size}")
+    if (filled.context_length or 0) < tokenizer.context_length:
+        raise UserError(
+            f"model.text.context_length={filled.context_length} is below tokenizer.context_length={tokenizer.context_length}"
+        )
+    return replace(config, model=replace(config.model, text=filled))
+
+
+def _init_half(model: FlexiCLIP, half: str, folder: Path) -> None:
+    """Fill one tower, and its projection when the folder's has the same shape, from a model folder."""
+    weights = read_weights(folder / WEIGHTS)
+    tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
+    _load_strictly(getattr(model, f"{half}_tower"), tower, f"model.{half}.init={folder}")
+    projection = getattr(model, f"{half}_projection")
+    found = {name.split(".")[1]: t for name, t in weights.items() if name.startswith(f"{half}_projection.")}
+    wanted = projection.state_dict()
+    if found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items()):
+        projection.load_state_dict(found)
+
+
+def _load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    wanted = module.state_dict()
+    missing, unused = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    shapes = [
+        f"{n} {list(weights[n].shape)} instead of {list(wanted[n].shape)}"
+        for n in wanted.keys() & weights.keys()
+        if weights[n].shape != wanted[n].shape
+    ]
+    if missing or unused or shapes:
+        raise UserError(f"{where}: weights do not fit: missing {missing or 'none'}, unused {unused or 'none'}, wrong shape {shapes or 'none'}")
+    module.load_state_dict(weights)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / CONFIG}: not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{folder / CONFIG}: expected the sections of a recipe")
+    return data
