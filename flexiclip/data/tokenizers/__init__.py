@@ -1,0 +1,53 @@
+"""Tokenizers: texts to the ids that a text tower reads.
+
+    tokenizer = build_tokenizer(config.tokenizer)        # when a run starts
+    tokens = tokenizer(["a red apple", "a pear"])         # int64 [2, context_length]
+    tokenizer.save(model_folder)                          # its files travel with the model
+    load_tokenizer(model_folder, config.tokenizer, fingerprint)
+
+A tokenizer is pickled with its files, so that data workers need neither the folder nor a network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flexiclip.config import TokenizerConfig
+from flexiclip.data.tokenizers.base import SUBFOLDER, Tokenizer, read_files
+from flexiclip.data.tokenizers.foreign import ClipTokenizer, HuggingFaceTokenizer, OpenClipTokenizer
+from flexiclip.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
+from flexiclip.errors import UserError
+
+__all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer", "train_sentencepiece"]
+
+_KINDS: dict[str, type[Tokenizer]] = {
+    "sentencepiece": SentencePieceTokenizer,
+    "clip": ClipTokenizer,
+    "huggingface": HuggingFaceTokenizer,
+    "open_clip": OpenClipTokenizer,
+}
+
+
+def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer that a recipe names. Raises UserError when its files cannot be found or read."""
+    kind = _KINDS[config.kind]
+    return kind(config, kind.collect(config))
+
+
+def load_tokenizer(folder: Path, config: TokenizerConfig, fingerprint: str) -> Tokenizer:
+    """The tokenizer that `save(folder)` wrote; `config.path` is not looked at, so it may be gone.
+
+    Raises UserError when there is none, or when files or settings differ from those that `fingerprint` was taken of: other ids
+    would make the text tower read nonsense, silently.
+    """
+    files = read_files(folder / SUBFOLDER)
+    if not files:
+        raise UserError(f"{folder}: no tokenizer files in its folder {SUBFOLDER!r}; is it a model folder, copied whole?")
+    tokenizer = _KINDS[config.kind](config, files)
+    found = tokenizer.fingerprint()
+    if found != fingerprint:
+        raise UserError(
+            f"{folder / SUBFOLDER}: this is not the tokenizer that the model was trained with (sha256 {found[:12]}, expected "
+            f"{fingerprint[:12]}); restore the model folder's tokenizer files and the tokenizer section of its config"
+        )
+    return tokenizer

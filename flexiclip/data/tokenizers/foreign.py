@@ -1,0 +1,143 @@
+"""Tokenizers of other libraries: OpenAI's CLIP and every open_clip model through open_clip, and Hugging Face's.
+
+Each is read once from where the recipe says (a package, a folder, a hub) and travels from then on as the bytes of its files. Code
+that comes with a vocabulary is never run (trust_remote_code stays off).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from torch import Tensor
+
+from flexiclip.config import TokenizerConfig
+from flexiclip.config.paths import resolve_folder
+from flexiclip.data.tokenizers.base import Tokenizer, read_files, require_id, unpacked
+from flexiclip.errors import UserError
+
+BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
+OPEN_CLIP_FILE = "open_clip_config.json"
+_NEEDS_PAD = "choose a vocabulary with padding"
+_NEEDS_EOS = "choose a vocabulary that ends its texts"
+
+
+class ClipTokenizer(Tokenizer):
+    """OpenAI CLIP's lower-cased byte-pair encoding: 49,408 ids, padding 0, EOS 49,407 (kept when a caption is cut)."""
+
+    def __init__(self, config: TokenizerConfig, files: Mapping[str, bytes]) -> None:
+        super().__init__(config, files)
+        from open_clip.tokenizer import SimpleTokenizer
+
+        with unpacked(self.files) as folder:
+            self._engine = SimpleTokenizer(bpe_path=str(folder / BPE_FILE), context_length=config.context_length)
+        self.vocab_size = self._engine.vocab_size
+        self.pad_id, self.eos_id = 0, self._engine.eot_token_id
+
+    @classmethod
+    def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
+        """The merges that open_clip's package holds."""
+        from open_clip.tokenizer import default_bpe
+
+        return {BPE_FILE: Path(default_bpe()).read_bytes()}
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Ids between start and end of text, int64 [N, context_length]."""
+        return cast(Tensor, self._engine(texts))
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """An AutoTokenizer with its own special tokens, padded on the right. Its EOS is the separator where it has no other."""
+
+    def __init__(self, config: TokenizerConfig, files: Mapping[str, bytes]) -> None:
+        super().__init__(config, files)
+        # Rust threads do not survive the fork into data workers, and the workers are the parallelism.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        name = config.path or "in the model folder"
+        with unpacked(self.files) as folder:
+            self._engine = _auto_tokenizer(str(folder), name)
+        self._engine.padding_side = "right"
+        self.vocab_size = len(self._engine)
+        self.pad_id = require_id(self._engine.pad_token_id, "padding", name, _NEEDS_PAD)
+        self.eos_id = _end_of_text(self._engine, name)
+
+    @classmethod
+    def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
+        """What save_pretrained writes for the tokenizer of a folder, a hub name or package:MODULE/FOLDER."""
+        if config.path is None:
+            raise UserError("tokenizer.kind=huggingface needs tokenizer.path: a folder, a hub name or package:MODULE/FOLDER")
+        return _saved(_auto_tokenizer(resolve_folder(config.path), config.path))
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Ids with the vocabulary's special tokens, int64 [N, context_length]."""
+        options = {"padding": "max_length", "truncation": True, "max_length": self.context_length}
+        return cast(Tensor, self._engine(texts, return_tensors="pt", **options)["input_ids"])
+
+
+class OpenClipTokenizer(Tokenizer):
+    """The tokenizer that an open_clip model was trained with, by the model's name."""
+
+    def __init__(self, config: TokenizerConfig, files: Mapping[str, bytes]) -> None:
+        super().__init__(config, files)
+        import open_clip
+
+        name = config.path or "in the model folder"
+        with unpacked(self.files) as folder:
+            self._engine = open_clip.get_tokenizer(f"local-dir:{folder}", context_length=config.context_length)
+        if isinstance(self._engine, open_clip.SimpleTokenizer):
+            self.vocab_size, self.pad_id, self.eos_id = self._engine.vocab_size, 0, self._engine.eot_token_id
+            return
+        inner = self._engine.tokenizer
+        self.vocab_size = len(inner)
+        self.pad_id = require_id(inner.pad_token_id, "padding", name, _NEEDS_PAD)
+        self.eos_id = _end_of_text(inner, name)
+
+    @classmethod
+    def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
+        """The model's text configuration and, for a Hugging Face vocabulary, its files: what open_clip reads as local-dir."""
+        import open_clip
+
+        if config.path is None:
+            raise UserError("tokenizer.kind=open_clip needs tokenizer.path: a model name such as ViT-B-32")
+        try:
+            described = open_clip.get_model_config(config.path)
+            engine = open_clip.get_tokenizer(config.path) if described else None
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {error}") from None
+        if described is None or engine is None:
+            raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
+        if not isinstance(engine, (open_clip.SimpleTokenizer, open_clip.HFTokenizer)):
+            raise UserError(f"tokenizer.path={config.path}: use tokenizer.kind=sentencepiece with its .model file instead")
+        files = {} if isinstance(engine, open_clip.SimpleTokenizer) else _saved(engine)
+        text = {"model_cfg": {"text_cfg": described["text_cfg"]}}
+        return files | {OPEN_CLIP_FILE: json.dumps(text, indent=2, sort_keys=True).encode()}
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Ids as the model saw them, int64 [N, context_length]."""
+        return cast(Tensor, self._engine(texts))
+
+
+def _auto_tokenizer(source: str, name: str) -> Any:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UserError("tokenizer.kind=huggingface needs transformers: run `pip install 'flexiclip[hf]'`") from None
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"tokenizer.path={name}: no Hugging Face tokenizer there: {error}") from None
+
+
+def _saved(tokenizer: Any) -> dict[str, bytes]:
+    with TemporaryDirectory(prefix="flexiclip-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        return read_files(Path(folder))
+
+
+def _end_of_text(tokenizer: Any, name: str) -> int:
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return require_id(eos, "EOS", name, _NEEDS_EOS)

