@@ -39,7 +39,7 @@ class Duration:
     unit: Unit
 
     def __str__(self) -> str:
-        number = str(int(self.value)) if self.value.is_integer() else repr(self.value)
+        number = str(int(self.value)) if float(self.value).is_integer() else repr(self.value)
         return number if self.unit == "steps" else f"{number}%" if self.unit == "percent" else f"{number} {self.unit}"
 
 

@@ -1,6 +1,6 @@
 """Defaults < recipe YAML < dotted overrides, checked key by key.
 
-`load("openmoji_flexilit", ["train.steps=20"])`. A recipe is a file or the name of one that is installed (flexiclip_recipes). It may
+`load("openmoji_flexilit", ["train.steps=20"])`. A recipe is a file or the name of an installed one (flexiclip_recipes). It may
 start from another one with `base: NAME`. `${NAME}` and `${NAME:-default}` in a text are filled from the environment.
 """
 
@@ -201,9 +201,9 @@ def _coerce_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
                 return _coerce(choice, value, where)
         except UserError as error:
             errors.append(error)
-    deepest = max(errors, key=lambda error: str(error).startswith("unknown key"))
-    if len(errors) == 1 or str(deepest).startswith("unknown key"):
-        raise deepest
+    inside = [error for error in errors if not str(error).startswith(f"{where}=")]  # the shape was right, something in it was not
+    if inside or len(errors) == 1:
+        raise (inside or errors)[0]
     raise UserError(f"{where}={value!r}: expected {' or '.join(_describe(choice) for choice in choices)}")
 
 

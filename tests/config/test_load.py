@@ -1,0 +1,160 @@
+"""Reading a recipe: defaults, file, `base`, overrides, environment, and one helpful line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flexiclip.config import Config, Duration, SourceConfig, load
+from flexiclip.errors import UserError
+
+
+def write(folder: Path, text: str, name: str = "recipe.yaml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def refused(recipe: str, *overrides: str) -> str:
+    """The message of the UserError, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        load(recipe, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_empty_recipe_is_the_defaults(tmp_path):
+    assert load(write(tmp_path, "# nothing\n")) == Config()
+
+
+def test_defaults_below_recipe_below_overrides(tmp_path):
+    recipe = write(tmp_path, "seed: 3\noptimizer: {lr: 1e-3, weight_decay: 0.2}\n")
+    config = load(recipe, ["optimizer.lr=5e-4", "model.image.width=64", "optimizer.lr=2e-4"])
+    assert config.seed == 3
+    assert config.optimizer.lr == 2e-4  # the last override wins
+    assert config.optimizer.weight_decay == 0.2
+    assert config.model.image.width == 64
+    assert config.optimizer.betas == Config().optimizer.betas
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("1e-3", 1e-3), ("1E-3", 1e-3), ("1.5e-3", 1.5e-3), ("+2e3", 2000.0), (".5", 0.5), ("1", 1.0), ("0.001", 0.001)],
+)
+def test_numbers_as_recipe_writers_write_them(tmp_path, written, value):
+    config = load(write(tmp_path, f"optimizer: {{lr: {written}}}\n"))
+    assert config.optimizer.lr == value
+    assert type(config.optimizer.lr) is float
+    assert load(write(tmp_path, ""), [f"optimizer.lr={written}"]) == config
+
+
+def test_values_of_every_kind_of_key(tmp_path):
+    config = load(
+        write(tmp_path, ""),
+        [
+            "model.image.image_size=[224, 192]",
+            "patch.seqhw=[4, 8]",
+            "patch.weights=[1, 3]",
+            "data.captions=json:caption",  # one item without its brackets
+            "data.train=[{shards: a.tar, weight: 2}, b.tar]",
+            "train.steps=3 epochs",
+            "eval.every=null",
+            "model.logit_bias_init=-10",
+            "data.flip=true",
+            "engine.deepspeed.zero_optimization.overlap_comm=false",
+        ],
+    )
+    assert config.model.image.image_size == (224, 192)
+    assert (config.patch.seqhw, config.patch.weights) == ((4, 8), (1.0, 3.0))
+    assert config.data.captions == ("json:caption",)
+    assert config.data.train == (SourceConfig("a.tar", 2.0), "b.tar")
+    assert config.train.steps == Duration(3, "epochs")
+    assert config.eval.every is None
+    assert config.model.logit_bias_init == -10.0
+    assert config.data.flip is True
+    assert config.engine.deepspeed == {"zero_optimization": {"overlap_comm": False}}
+
+
+def test_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXI_SHARDS", "/mnt/shards")
+    monkeypatch.delenv("FLEXI_UNSET", raising=False)
+    recipe = write(tmp_path, "run_dir: ${FLEXI_UNSET:-runs}/a\ndata: {train: ['${FLEXI_SHARDS}/x-{0..3}.tar']}\n")
+    config = load(recipe)
+    assert config.run_dir == "runs/a"
+    assert config.data.train == ("/mnt/shards/x-{0..3}.tar",)
+    assert "FLEXI_UNSET is not set: export it" in refused(recipe, "run_dir=${FLEXI_UNSET}")
+
+
+def test_base_is_merged_section_by_section(tmp_path):
+    write(tmp_path, "seed: 1\nmodel: {image: {width: 64, depth: 2}}\ndata: {captions: [txt, json:a]}\n", "low.yaml")
+    write(tmp_path, "base: low\nmodel: {image: {depth: 4}}\n", "middle.yaml")
+    config = load(write(tmp_path, "base: middle\ndata: {captions: [txt]}\n"))
+    assert config.seed == 1
+    assert (config.model.image.width, config.model.image.depth) == (64, 4)
+    assert config.data.captions == ("txt",)  # a list replaces, only sections merge
+
+
+def test_base_may_name_an_installed_recipe(tmp_path):
+    assert load(write(tmp_path, "base: debug\nseed: 11\n")) == load("debug", ["seed=11"])
+
+
+def test_base_that_leads_in_a_circle(tmp_path):
+    write(tmp_path, "base: b\n", "a.yaml")
+    assert "leads back to" in refused(write(tmp_path, "base: a\n", "b.yaml"))
+    assert "leads back to" in refused(write(tmp_path, "base: c\n", "c.yaml"))
+
+
+MISTAKES = {
+    "optimizer: {lrr: 1}": "unknown key 'optimizer.lrr': did you mean 'lr'?",
+    "optimiser: {lr: 1}": "unknown key 'optimiser': did you mean 'optimizer'?",
+    "model: {image: {widht: 3}}": "unknown key 'model.image.widht': did you mean 'width'?",
+    "loss: {zzzzz: 3}": "unknown key 'loss.zzzzz': the keys are kind, mask_identical",
+    "data: {train: [{shard: a}]}": "unknown key 'data.train.shard': did you mean 'shards'?",
+    "data: {train: [{weight: 2}]}": "data.train: shards must be given",
+    "seed: 1.5": "seed=1.5: expected an integer, got float",
+    "seed: true": "seed=True: expected an integer, got bool",
+    "run_dir: 3": "run_dir=3: expected a text, got int",
+    "data: {flip: 1}": "data.flip=1: expected true or false, got int",
+    "optimizer: {lr: fast}": "optimizer.lr='fast': expected a number, got str",
+    "optimizer: {betas: [0.9]}": "optimizer.betas=[0.9]: expected a list of 2 values",
+    "optimizer: 3": "optimizer=3: expected a section, got int",
+    "loss: {kind: triplet}": "loss.kind='triplet': choose one of softmax, sigmoid",
+    "engine: {zero_stage: true}": "engine.zero_stage=True: choose one of 0, 1, 2, 3",
+    "train: {steps: soon}": "train.steps: 'soon' is no duration",
+    "model: {image: {image_size: big}}": "model.image.image_size='big': expected an integer or a list",
+    "[a, b]": "a recipe is a mapping of sections, not a list",
+    "a: [": "not YAML",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.items())
+def test_mistake(tmp_path, text, message):
+    assert message in refused(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "override 'train.steps': write dotted.key=value"),
+        ("=3", "override '=3': write dotted.key=value"),
+        ("train.stepz=3", "unknown key 'train.stepz': did you mean 'steps'?"),
+        ("seed.x=3", "override 'seed.x': 'seed' holds a value, not a section"),
+        ("seed=[", "override seed: not YAML"),
+    ],
+)
+def test_mistaken_override(tmp_path, override, message):
+    assert message in refused(write(tmp_path, "seed: 1"), override)
+
+
+def test_no_such_recipe_lists_the_names(tmp_path):
+    message = refused("nonsense")
+    assert "no recipe 'nonsense': neither a file nor one of" in message
+    assert "debug" in message
+    assert "no recipe" in refused(str(tmp_path))  # a folder is no recipe either
+
+
+def test_a_recipe_that_is_no_text(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "the file is not UTF-8 text" in refused(str(path))

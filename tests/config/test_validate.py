@@ -1,0 +1,70 @@
+"""The rules inside a section and across sections, each with the message that mends it."""
+
+from __future__ import annotations
+
+import pytest
+
+from flexiclip.config import Config, from_dict
+from flexiclip.config.validate import valid_seqhw, validate
+from flexiclip.errors import UserError
+
+BROKEN = {
+    "patch.seqhw: [7, 9] do not divide model.image.image_size=240; valid: [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20": {
+        "patch": {"seqhw": [5, 9, 7]}
+    },
+    "patch.seqhw: [11] do not divide": {"eval": {"seqhw": [11]}},
+    "patch.seqhw: [13] do not divide": {"patch": {"stages": [{"start": "50%", "seqhw": [13]}]}},
+    "patch.seqhw is empty": {"patch": {"seqhw": []}},
+    "patch.weights has 2 numbers for 1 lengths": {"patch": {"seqhw": [5], "weights": [1, 2]}},
+    "patch.weights=cheap: uniform, inverse_cost or a list": {"patch": {"weights": "cheap"}},
+    "not all 0": {"patch": {"seqhw": [5, 6], "weights": [0, 0]}},
+    "model.image.lock=true freezes a tower without weights": {"model": {"image": {"lock": True}}},
+    "model.text.lock=true freezes a tower without weights": {"model": {"text": {"lock": True}}},
+    "model.image.projection=none needs model.embed_dim=512 to be the tower's width 64": {
+        "model": {"image": {"projection": "none", "width": 64}}
+    },
+    "leave nothing to train": {
+        "model": {
+            "image": {"lock": True, "init": "m", "projection": "none"},
+            "text": {"lock": True, "init": "m", "projection": "none"},
+        }
+    },
+    "loss.kind=sigmoid needs model.logit_bias_init": {"loss": {"kind": "sigmoid"}},
+    "train.micro_batch_size=64 exceeds global_batch_size=32": {"train": {"global_batch_size": 32, "micro_batch_size": 64}},
+    "train.steps=0 must be positive": {"train": {"steps": 0}},
+    "train.log_every=0% must be positive": {"train": {"log_every": "0%"}},
+    "train.global_batch_size=0 must be positive": {"train": {"global_batch_size": 0}},
+    "optimizer.lr=-1.0 must be positive": {"optimizer": {"lr": -1}},
+    "optimizer.weight_decay=-0.1 must be 0 or more": {"optimizer": {"weight_decay": -0.1}},
+    "model.image.image_size=(0, 240) must be positive": {"model": {"image": {"image_size": [0, 240]}}},
+    "model.text.kind=huggingface needs model.text.name": {"model": {"text": {"kind": "huggingface"}}},
+    "model.text.pool=cls is for model.text.kind=huggingface": {"model": {"text": {"pool": "cls"}}},
+    "data.workers=-1 must be 0 or more": {"data": {"workers": -1}},
+    "data.captions is empty": {"data": {"captions": []}},
+    "data.crop_scale=(0.9, 0.4) must satisfy 0 < low <= high <= 1": {"data": {"crop_scale": [0.9, 0.4]}},
+    "data.train.weight=0.0 must be positive": {"data": {"train": [{"shards": "a.tar", "weight": 0}]}},
+}
+
+
+@pytest.mark.parametrize(("message", "data"), BROKEN.items())
+def test_broken_rule(message, data):
+    with pytest.raises(UserError) as caught:
+        validate(from_dict(Config, data))
+    assert message in str(caught.value)
+
+
+def test_lengths_that_divide_both_sides():
+    assert valid_seqhw(240) == [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 24, 30, 40, 48, 60, 80, 120, 240]
+    assert valid_seqhw((64, 48)) == [1, 2, 4, 8, 16]
+
+
+def test_the_defaults_are_valid_and_are_the_papers():
+    config = Config()
+    validate(config)
+    assert config.patch.seqhw == (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
+    assert [240 // s for s in config.patch.seqhw] == [48, 40, 30, 24, 20, 16, 15, 12, 10, 8]
+
+
+def test_independent_locks_are_valid_where_weights_are_named():
+    locked = {"image": {"lock": True, "init": "runs/a"}, "text": {"lock": True, "kind": "huggingface", "name": "folder"}}
+    validate(from_dict(Config, {"model": locked}))  # the two projections still train
