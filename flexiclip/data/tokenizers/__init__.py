@@ -2,8 +2,8 @@
 
     tokenizer = build_tokenizer(config.tokenizer)        # when a run starts
     tokens = tokenizer(["a red apple", "a pear"])         # int64 [2, context_length]
-    tokenizer.save(model_folder)                          # its files travel with the model
-    load_tokenizer(model_folder, config.tokenizer, fingerprint)
+    tokenizer.save(folder)                                # its files travel with the model
+    load_tokenizer(folder, config.tokenizer, fingerprint)
 
 A tokenizer is pickled with its files, so that data workers need neither the folder nor a network.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flexiclip.config import TokenizerConfig
-from flexiclip.data.tokenizers.base import SUBFOLDER, Tokenizer, read_files
+from flexiclip.data.tokenizers.base import Tokenizer, read_files
 from flexiclip.data.tokenizers.foreign import ClipTokenizer, HuggingFaceTokenizer, OpenClipTokenizer
 from flexiclip.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flexiclip.errors import UserError
@@ -40,14 +40,14 @@ def load_tokenizer(folder: Path, config: TokenizerConfig, fingerprint: str) -> T
     Raises UserError when there is none, or when files or settings differ from those that `fingerprint` was taken of: other ids
     would make the text tower read nonsense, silently.
     """
-    files = read_files(folder / SUBFOLDER)
+    files = read_files(folder)
     if not files:
-        raise UserError(f"{folder}: no tokenizer files in its folder {SUBFOLDER!r}; is it a model folder, copied whole?")
+        raise UserError(f"{folder}: no tokenizer files there; was the model folder copied whole?")
     tokenizer = _KINDS[config.kind](config, files)
     found = tokenizer.fingerprint()
     if found != fingerprint:
         raise UserError(
-            f"{folder / SUBFOLDER}: this is not the tokenizer that the model was trained with (sha256 {found[:12]}, expected "
+            f"{folder}: this is not the tokenizer that the model was trained with (sha256 {found[:12]}, expected "
             f"{fingerprint[:12]}); restore the model folder's tokenizer files and the tokenizer section of its config"
         )
     return tokenizer

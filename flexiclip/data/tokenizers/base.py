@@ -22,9 +22,6 @@ from torch import Tensor
 from flexiclip.config import TokenizerConfig
 from flexiclip.errors import UserError
 
-SUBFOLDER = "tokenizer"
-"""The folder inside a model folder that holds a tokenizer's files and nothing else."""
-
 
 class Tokenizer(ABC):
     """Texts to ids, padded or cut to one length.
@@ -71,8 +68,8 @@ class Tokenizer(ABC):
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write the files into folder/tokenizer, from where load_tokenizer rebuilds the tokenizer without a network."""
-        write_files(folder / SUBFOLDER, self.files)
+        """Write the files into a folder that holds nothing else; load_tokenizer rebuilds the tokenizer from there, offline."""
+        write_files(folder, self.files)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.config, self.files)

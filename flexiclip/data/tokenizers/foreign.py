@@ -84,11 +84,12 @@ class OpenClipTokenizer(Tokenizer):
     def __init__(self, config: TokenizerConfig, files: Mapping[str, bytes]) -> None:
         super().__init__(config, files)
         import open_clip
+        from open_clip.tokenizer import SimpleTokenizer
 
         name = config.path or "in the model folder"
         with unpacked(self.files) as folder:
             self._engine = open_clip.get_tokenizer(f"local-dir:{folder}", context_length=config.context_length)
-        if isinstance(self._engine, open_clip.SimpleTokenizer):
+        if isinstance(self._engine, SimpleTokenizer):
             self.vocab_size, self.pad_id, self.eos_id = self._engine.vocab_size, 0, self._engine.eot_token_id
             return
         inner = self._engine.tokenizer
@@ -100,6 +101,7 @@ class OpenClipTokenizer(Tokenizer):
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
         """The model's text configuration and, for a Hugging Face vocabulary, its files: what open_clip reads as local-dir."""
         import open_clip
+        from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
         if config.path is None:
             raise UserError("tokenizer.kind=open_clip needs tokenizer.path: a model name such as ViT-B-32")
@@ -110,9 +112,9 @@ class OpenClipTokenizer(Tokenizer):
             raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {error}") from None
         if described is None or engine is None:
             raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
-        if not isinstance(engine, (open_clip.SimpleTokenizer, open_clip.HFTokenizer)):
+        if not isinstance(engine, (SimpleTokenizer, HFTokenizer)):
             raise UserError(f"tokenizer.path={config.path}: use tokenizer.kind=sentencepiece with its .model file instead")
-        files = {} if isinstance(engine, open_clip.SimpleTokenizer) else _saved(engine)
+        files = {} if isinstance(engine, SimpleTokenizer) else _saved(engine)
         text = {"model_cfg": {"text_cfg": described["text_cfg"]}}
         return files | {OPEN_CLIP_FILE: json.dumps(text, indent=2, sort_keys=True).encode()}
 
