@@ -67,7 +67,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     aside.mkdir(parents=True)
     state = loaded.model.state_dict() if weights is None else weights
-    save_file({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in state.items()}, aside / WEIGHTS)
+    save_file({name: _portable(t) for name, t in state.items()}, aside / WEIGHTS)
     facts = {**loaded.provenance, **provenance, "format": FORMAT, "tokenizer_sha256": loaded.tokenizer.fingerprint()}
     text = yaml.safe_dump({**to_dict(loaded.config), "provenance": facts}, sort_keys=False, width=120, allow_unicode=True)
     (aside / CONFIG).write_text(text, encoding="utf-8")
@@ -114,6 +114,11 @@ def replace_folder(aside: Path, folder: Path) -> None:
         folder.rename(old)
     aside.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _portable(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _transform(config: Config) -> EvalTransform:

@@ -1,0 +1,109 @@
+"""Engines: plain torch here, DeepSpeed in zero.py, behind the same few methods.
+
+Both train `Towers` with the same AdamW, averaging gradients over the ranks, so that they give the same losses. What a step does with them
+is in step.py.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flexiclip.config import Config
+from flexiclip.train.optim import adamw
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.towers import Towers
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine. Methods marked collective must be called on every rank."""
+
+    def embed(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
+        """Towers.forward, with or without gradients as torch's grad mode says. Collective."""
+        ...
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of `loss`; the last call of a step averages them over the ranks. Collective."""
+        ...
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear the gradients; returns the norm of the gradients before clipping. Collective."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every trained parameter, whole, float32, by name. Collective."""
+        ...
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's moments, whole, float32, under "exp_avg/NAME" and "exp_avg_sq/NAME". Collective."""
+        ...
+
+    def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
+        """Go on from `moments` after `step` steps. Collective."""
+        ...
+
+
+class TorchEngine:
+    """DistributedDataParallel (nothing at all for one rank) and fused AdamW."""
+
+    def __init__(self, towers: Towers, config: Config, ranks: Ranks) -> None:
+        self.towers, self.clip = towers, config.optimizer.grad_clip
+        self.optimizer = adamw(towers, config.optimizer)
+        device_ids = [ranks.device] if ranks.device.type == "cuda" else None
+        self.module: nn.Module = towers
+        if ranks.world > 1:
+            self.module = DistributedDataParallel(towers, device_ids=device_ids, broadcast_buffers=False)
+        self._pending: nullcontext[None] | None = None
+
+    def embed(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        return self.module(image, text, seqhw)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See Engine. Gradients of all but the last micro-batch stay on their rank."""
+        if isinstance(self.module, DistributedDataParallel):
+            self.module.require_backward_grad_sync = last
+        loss.backward()
+
+    def step(self, lr: float) -> float:
+        """See Engine."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip if self.clip is not None else float("inf"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def weights(self) -> dict[str, Tensor]:
+        """See Engine."""
+        return {name: p.detach() for name, p in self.towers.named_parameters()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """See Engine."""
+        return moments_of(self.towers, self.optimizer)
+
+    def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
+        """See Engine."""
+        load_moments_into(self.towers, self.optimizer, moments, step)
+
+
+def moments_of(towers: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments of an optimiser that holds whole parameters."""
+    trained = [(name, optimizer.state[p]) for name, p in towers.named_parameters() if p in optimizer.state]
+    return {f"{key}/{name}": state[key] for key in MOMENTS for name, state in trained}
+
+
+def load_moments_into(towers: Towers, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], step: int) -> None:
+    """Restore the moments of an optimiser that holds whole parameters."""
+    for name, p in towers.named_parameters():
+        if p.requires_grad:
+            restored = {key: moments[f"{key}/{name}"].to(p.device) for key in MOMENTS}
+            optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **restored}

@@ -1,0 +1,60 @@
+"""AdamW with decay on matrices only, and the tiny optimiser of logit_scale and logit_bias."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexiclip.config import OptimizerConfig
+
+NO_DECAY = ("posemb", "cls", "probe", "embeddings.weight", "embedding.weight")
+
+
+def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters. Norms, biases, scalars, positions, probes and embedding tables are not decayed."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    kept = [p for name, p in named if not decays(name, p)]
+    decayed = [p for name, p in named if decays(name, p)]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    full = [group for group in groups if group["params"]]  # DeepSpeed raises on an empty group
+    return torch.optim.AdamW(full, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies to a parameter."""
+    return parameter.ndim >= 2 and not name.endswith(NO_DECAY)
+
+
+class ScalarOptimizer:
+    """Float32 AdamW without decay for the scalars of the loss.
+
+    Every rank holds the same global loss, so their gradients need no reduction, and because no engine keeps a second copy they may be
+    clamped after the step: logit_scale to [0, log(maximum)], as CLIP does.
+    """
+
+    def __init__(self, scalars: list[nn.Parameter], config: OptimizerConfig, logit_scale_max: float) -> None:
+        self.scalars, self.ceiling = scalars, math.log(logit_scale_max)
+        self.adamw = torch.optim.AdamW(scalars, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0)
+
+    def step(self, lr: float, gradients: list[Tensor]) -> None:
+        """One step on the gradients of (logit_scale[, logit_bias])."""
+        for parameter, gradient in zip(self.scalars, gradients, strict=True):
+            parameter.grad = gradient
+        self.adamw.param_groups[0]["lr"] = lr
+        self.adamw.step()
+        self.adamw.zero_grad()
+        with torch.no_grad():
+            self.scalars[0].clamp_(0.0, self.ceiling)
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments by name and index."""
+        return {f"{key}/{i}": self.adamw.state[p][key] for i, p in enumerate(self.scalars) for key in ("exp_avg", "exp_avg_sq")}
+
+    def load(self, state: dict[str, Tensor], step: int) -> None:
+        """Go on from `state` after `step` steps."""
+        for i, p in enumerate(self.scalars):
+            restored: dict[str, Any] = {key: state[f"{key}/{i}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+            self.adamw.state[p] = {"step": torch.tensor(float(step)), **restored}

@@ -1,0 +1,131 @@
+"""The DeepSpeed engine: ZeRO 0-3, on GPUs or on CPUs over gloo.
+
+Parameters stay float32 and bf16 is an autocast inside Towers, so that every stage and plain torch train alike (with `bf16.enabled` DeepSpeed would
+train on a bf16 grid). State is read and written whole and by parameter name, which DeepSpeed's own checkpoints do not allow across
+numbers of ranks or stages.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexiclip.config import Config
+from flexiclip.train.engine import MOMENTS, load_moments_into, moments_of
+from flexiclip.train.optim import adamw
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.towers import Towers
+
+
+class DeepSpeedEngine:
+    """See engine.Engine. Weights must be in `towers` before it is made."""
+
+    def __init__(self, towers: Towers, config: Config, ranks: Ranks) -> None:
+        deepspeed = _import_deepspeed()
+        self.towers, self.ranks = towers, ranks
+        self.stage = config.engine.zero_stage
+        self.names = [name for name, p in towers.named_parameters() if p.requires_grad]
+        optimizer = adamw(towers, config.optimizer)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=towers, optimizer=optimizer, config=deepspeed_config(config, ranks.world), dist_init_required=False
+        )
+
+    def embed(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
+        """See Engine."""
+        return self.engine(image, text, seqhw)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See Engine."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+
+    def step(self, lr: float) -> float:
+        """See Engine."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def weights(self) -> dict[str, Tensor]:
+        """See Engine."""
+        if self.stage < 3:
+            return {name: p.detach() for name, p in self.towers.named_parameters()}
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: _to_cpu(safe_get_full_fp32_param(p)) for name, p in self.towers.named_parameters()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """See Engine."""
+        if self.stage == 0:
+            return moments_of(self.towers, self._inner())
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        trained = self._trained()
+        return {f"{key}/{name}": _to_cpu(safe_get_full_optimizer_state(p, key)) for key in MOMENTS for name, p in trained}
+
+    def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
+        """See Engine. Stages 1-3 make their state in the first step, so one step is taken at lr 0 on gradients of zero."""
+        if self.stage == 0:
+            load_moments_into(self.towers, self._inner(), moments, step)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        self._prime()
+        for key in MOMENTS:
+            for name, p in self._trained():
+                safe_set_full_optimizer_state(p, moments[f"{key}/{name}"].to(self.ranks.device), key)
+        for state in self._inner().state.values():
+            state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(step))
+
+    def _prime(self) -> None:
+        image, text = self.towers.dummy_inputs(self.ranks.device)
+        zimg, ztxt = self.embed(image, text, 1)
+        self.backward(0.0 * (zimg.sum() + ztxt.sum()), last=True)
+        self.step(lr=0.0)
+
+    def _inner(self) -> torch.optim.Optimizer:
+        """The AdamW that DeepSpeed wraps at stages 1-3 and uses as it is at stage 0."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        named = dict(self.towers.named_parameters())
+        return [(name, named[name]) for name in self.names]
+
+
+def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
+    """The DeepSpeed config of a recipe, with `engine.deepspeed` merged over it.
+
+    Accumulation is ours (step.py sets the boundary), so DeepSpeed is told of one micro-batch a step.
+    """
+    local = config.train.global_batch_size // world
+    generated: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": local,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.grad_clip or 0.0,
+        "zero_optimization": {"stage": config.engine.zero_stage},
+        "steps_per_print": 10**12,
+        "wall_clock_breakdown": False,
+    }
+    for key, value in config.engine.deepspeed.items():
+        both = isinstance(value, dict) and isinstance(generated.get(key), dict)
+        generated[key] = {**generated[key], **value} if both else value
+    return generated
+
+
+def _to_cpu(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "DeepSpeed holds no state for a trained parameter"
+    return tensor.detach().cpu()
+
+
+def _import_deepspeed() -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
