@@ -29,7 +29,7 @@ stop() {
 }
 
 check_python() {
-  command -v "$PYTHON" >/dev/null || stop "no $PYTHON on PATH: install Python 3.10 or newer, or set PYTHON"
+  "$PYTHON" -c '' 2>/dev/null || stop "$PYTHON does not run: install Python 3.10 or newer, or name one with PYTHON=python3.11"
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     stop "$("$PYTHON" -V) is too old: flexiclip needs Python 3.10 or newer; name one with PYTHON=python3.11"
   "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ||
@@ -46,10 +46,10 @@ check_compiler() {
 
 run_pip() {
   if ! "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input "$@" >>"$LOG" 2>&1; then
-    if grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|Connection refused|ProxyError|Could not fetch URL' "$LOG"; then
+    if grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|Connection refused|ProxyError|from versions: none' "$LOG"; then
       stop "pip cannot reach the package registry: check the network or PIP_INDEX_URL, then run again (log: $LOG)"
     fi
-    stop "pip install $* failed: $(grep -E '^ERROR' "$LOG" | tail -n 1) (log: $LOG)"
+    stop "pip install $* failed: $(grep -iE '^ *error' "$LOG" | tail -n 1) (log: $LOG)"
   fi
 }
 

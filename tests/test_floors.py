@@ -1,4 +1,4 @@
-"""The floors of docs/design.md: who may import whom, how light `import flexiclip` is, and how large files and functions may grow."""
+"""The floors of docs/design.md: who may import whom, how light `import flexiclip` is, how large files and functions may grow."""
 
 from __future__ import annotations
 

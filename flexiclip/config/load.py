@@ -103,7 +103,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
             mend = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
             raise UserError(f"unknown key {dotted!r}: {mend}")
         values[key] = _coerce(hints[key], value, dotted)
-    missing = [n for n in names if n not in values and _required(cls, n)]
+    missing = [name for name in _required(cls) if name not in values]
     if missing:
         raise UserError(f"{where or cls.__name__}: {', '.join(missing)} must be given")
     return cls(**values)
@@ -127,9 +127,9 @@ def dump(config: Any) -> str:
     return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
-def _required(cls: type, name: str) -> bool:
-    field = cls.__dataclass_fields__[name]
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+def _required(cls: Any) -> list[str]:
+    bare = (dataclasses.MISSING, dataclasses.MISSING)
+    return [field.name for field in dataclasses.fields(cls) if (field.default, field.default_factory) == bare]
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
