@@ -1,0 +1,15 @@
+"""The harness: zero-shot retrieval and classification of an image-text model at every sequence length.
+
+    flexiclip eval MODEL --suite openmoji --seqhw 5,8,15 --output runs/eval
+
+The folder is `eval/`, the package `flexiclip_eval`: a module named `eval` would shadow Python's own `eval` for its readers.
+"""
+
+if __name__ == "eval":
+    raise ImportError("this folder is installed as flexiclip_eval: import flexiclip_eval, not eval")
+
+from .run import evaluate_suites, make_evaluators
+from .suite import DatasetConfig, SuiteConfig, TaskConfig, load_suite
+from .table import Row
+
+__all__ = ["DatasetConfig", "Row", "SuiteConfig", "TaskConfig", "evaluate_suites", "load_suite", "make_evaluators"]

@@ -1,0 +1,78 @@
+"""Several evaluations in one picture, for example a flexible model beside one trained at a single length.
+
+    python -m flexiclip_eval.compare flexible=runs/flexible/eval/results.json "fixed at seqhw 6=runs/fixed/eval/results.json" \
+        --metric image_retrieval_recall@5 --output flexible_vs_fixed.png
+
+The chance level and a fixed model's training length come from the report.json beside each results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flexiclip.errors import UserError
+
+from .plots import plot_runs, save
+from .report import read_about, read_rows
+from .table import Row
+
+
+def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | None = None) -> None:
+    """Draw `metric` of every run against the sequence length. runs: label -> results.json or its folder. Raises UserError."""
+    chosen = {label: _choose(read_rows(path), metric, dataset, path) for label, path in runs.items()}
+    datasets = sorted({row.dataset for rows in chosen.values() for row in rows})
+    if len(datasets) > 1:
+        raise UserError(f"the runs have several data sets with {metric}: choose one with --dataset, of {', '.join(datasets)}")
+    counts = {label: rows[0].n for label, rows in chosen.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"the runs were scored on different numbers of images ({counts}): evaluate them on the same shards")
+    about = {label: read_about(path) for label, path in runs.items()}
+    chances = [
+        task["chance"][metric]
+        for each in about.values()
+        for task in each.get("tasks", ())
+        if task["dataset"] == datasets[0] and metric in task["chance"]
+    ]
+    own = {label: each["trained_seqhw"] for label, each in about.items() if len(each.get("trained_seqhw", ())) == 1}
+    figure = plot_runs(chosen, metric, chance=chances[0] if chances else None, own=own)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, output)
+
+
+def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -> list[Row]:
+    """The rows that have the metric, of one data set when it is named, in the order of their lengths."""
+    chosen = [row for row in rows if metric in row.metrics and dataset in (None, row.dataset) and row.seq_len is not None]
+    if not chosen:
+        names = sorted({f"{row.dataset} {name}" for row in rows for name in row.metrics})
+        raise UserError(f"{path}: no row with a length has {dataset or 'any data set'} {metric}; it holds {', '.join(names)}")
+    return sorted(chosen, key=lambda row: row.seq_len or 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m flexiclip_eval.compare", description="Several evaluations in one picture.")
+    parser.add_argument("runs", nargs="+", metavar="LABEL=RESULTS", help="a label and a results.json or its folder")
+    parser.add_argument("--metric", default="image_retrieval_recall@5", help="default: %(default)s")
+    parser.add_argument("--dataset", help="needed when the results hold several data sets with the metric")
+    parser.add_argument("--output", type=Path, required=True, help="the picture: .png, .svg or .pdf")
+    options = parser.parse_args(arguments)
+    try:
+        runs = {}
+        for run in options.runs:
+            label, equals, path = run.partition("=")
+            if not equals or not label or label in runs:
+                raise UserError(f"{run!r}: write LABEL=RESULTS, each label once")
+            runs[label] = Path(path)
+        compare(runs, options.metric, options.output, options.dataset)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

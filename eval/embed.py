@@ -1,0 +1,84 @@
+"""Image embeddings at every length from one pass over the images.
+
+A batch is decoded and moved to the device once, then encoded at each seqhw while it is resident there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from flexiclip.data.images import normalize
+
+from .datasets import ImageBlock
+from .model import EvalModel, Length
+from .prompts import unit_rows
+from .ranks import gather_objects, gather_rows
+
+
+def embed_images(
+    loaded: EvalModel, images: ImageBlock, lengths: Sequence[Length], *, batch_size: int, device: torch.device
+) -> tuple[dict[Length, Tensor], dict[Length, float | None]]:
+    """(unit rows [N, D] float32 of the whole data set by length, images/s over all ranks by length), on every rank."""
+    rows: dict[Length, list[Tensor]] = {length: [] for length in lengths}
+    seconds: dict[Length, list[float]] = {length: [] for length in lengths}
+    sizes = []
+    with torch.no_grad():
+        for decoded in images.batches(images.batch_size(batch_size), ahead=1 if device.type == "cuda" else 0):
+            batch = _to_device(loaded, decoded, device)
+            sizes.append(len(decoded))
+            for length in lengths:
+                _wait(device)
+                start = time.perf_counter()
+                z = loaded.model.encode_image(batch, seqhw=length)
+                _wait(device)
+                seconds[length].append(time.perf_counter() - start)
+                rows[length].append(unit_rows(z)[: len(decoded)])
+    speeds = gather_objects({length: _speed(sizes, seconds[length]) for length in lengths})
+    embeddings = {length: gather_rows(torch.cat(parts)) for length, parts in rows.items()}
+    return embeddings, {length: _total([speed[length] for speed in speeds]) for length in lengths}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for every module, and each module's own mode back afterwards (a locked tower stays in evaluation)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _to_device(loaded: EvalModel, decoded: Tensor, device: torch.device) -> Tensor:
+    """Normalised float32 images on the device. An empty batch becomes one blank image, because all ranks must run the model."""
+    if len(decoded) == 0:
+        return loaded.transform(Image.new("RGB", (64, 64)))[None].to(device)
+    batch = decoded.to(device)
+    if loaded.config is None or batch.dtype != torch.uint8:
+        return batch
+    preprocess = loaded.config.model.preprocess
+    return normalize(batch, preprocess.mean, preprocess.std)
+
+
+def _wait(device: torch.device) -> None:
+    """Kernels on a GPU run behind the caller's back; a clock must wait for them."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _speed(sizes: Sequence[int], seconds: Sequence[float]) -> float | None:
+    """Images/s without the first batch, which pays for allocation and kernel selection; None when there is no other."""
+    images, time_spent = sum(sizes[1:]), sum(seconds[1:])
+    return images / time_spent if images and time_spent > 0 else None
+
+
+def _total(speeds: Sequence[float | None]) -> float | None:
+    """Ranks work side by side: their speeds add up. None when one of them could not be measured."""
+    return None if any(speed is None for speed in speeds) else sum(speed for speed in speeds if speed is not None)

@@ -1,0 +1,45 @@
+"""Texts: prompts from templates, and the embeddings of captions and classes, computed once and shared over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .model import EvalModel
+from .ranks import block, gather_rows, largest_block
+
+
+def fill(templates: Sequence[str], words: str) -> list[str]:
+    """The prompts of one class: `{c}` replaced, other braces left alone."""
+    return [template.replace("{c}", words) for template in templates]
+
+
+def class_embeddings(
+    loaded: EvalModel, words: Sequence[str], templates: Sequence[str], *, batch_size: int, device: torch.device
+) -> Tensor:
+    """Unit rows [C, D] float32: for each class the mean of its prompts' unit embeddings, normalised again, as CLIP does."""
+    prompts = [prompt for name in words for prompt in fill(templates, name)]
+    each = embed_texts(loaded, prompts, batch_size=batch_size, device=device)
+    return F.normalize(each.reshape(len(words), len(templates), -1).mean(1), dim=-1)
+
+
+def embed_texts(loaded: EvalModel, texts: Sequence[str], *, batch_size: int, device: torch.device) -> Tensor:
+    """Unit rows [T, D] float32 in the order of `texts`, on every rank; each rank encodes its block."""
+    mine = [texts[i] for i in block(len(texts))]
+    count = len(mine)
+    mine += [texts[0]] * (largest_block(len(texts)) - count)  # as many passes on every rank; the extra rows are dropped
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(mine), batch_size):
+            tokens = loaded.tokenizer(mine[start : start + batch_size]).to(device)
+            parts.append(unit_rows(loaded.model.encode_text(tokens)))
+    return gather_rows(torch.cat(parts)[:count])
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    """Unit rows in float32. A row with a NaN or an infinity becomes 0: tied with everything, it scores chance and not luck."""
+    z = F.normalize(z.float(), dim=-1)
+    return torch.where(z.isfinite().all(-1, keepdim=True), z, torch.zeros_like(z))
