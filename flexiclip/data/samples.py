@@ -12,6 +12,7 @@ Captions are stripped and empty ones dropped. A sample that misses some of the e
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from PIL import Image
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.index import index_shards
 from flexiclip.data.shards import read_range, shard_name
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadSample(Exception):  # noqa: N818 (a fact about the data, met in every large set)
@@ -151,6 +154,8 @@ def read_captions(shard: str, key: str, members: Mapping[str, bytes], specs: Seq
             texts += [stripped for text in found if (stripped := text.strip())]
     if specs and not texts:
         raise BadSample(shard, key, "empty caption" if present else f"no caption: none of {', '.join(specs)}")
+    if any(_LONE_SURROGATE.search(text) for text in texts):  # JSON can escape what UTF-8 cannot hold
+        raise BadSample(shard, key, "caption is not Unicode")
     return tuple(texts)
 
 

@@ -1,0 +1,138 @@
+"""Training samples by position: read, augmented, and replaced when they cannot be read.
+
+What a position yields depends on (seed, position) and the shards alone. Caption choice and augmentation are drawn from (seed,
+epoch, sample), so a sample looks the same in its epoch whichever rank, worker or batch meets it. An unreadable sample is
+replaced by another one of its source drawn from (seed, epoch, sample, attempt): every rank counts the same samples, and no
+batch is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flexiclip.config import DataConfig, SourceConfig
+from flexiclip.data.draws import Draw, below, generator
+from flexiclip.data.images import TrainTransform
+from flexiclip.data.plan import Place, Plan, Source
+from flexiclip.data.samples import BadSample, Sample, SampleStore
+from flexiclip.data.shards import expand_shards, is_remote, prefetch
+from flexiclip.errors import UserError
+
+MAX_BAD = 100  # substitutes in a row that may fail; by then it is the recipe or the storage that is wrong
+
+
+@dataclass(frozen=True)
+class Item:
+    """One training sample. pixels: uint8 [3, H, W]; bad: the unreadable samples met on the way to this one."""
+
+    pixels: npt.NDArray[np.uint8]
+    caption: str
+    name: str
+    bad: tuple[BadSample, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainSources:
+    """The opened training shards of a recipe, one store a source, and the order over them. Open them once and share them."""
+
+    stores: tuple[SampleStore, ...]
+    plan: Plan
+
+    @property
+    def samples(self) -> int:
+        """Samples in an epoch."""
+        return self.plan.samples
+
+    @property
+    def remote(self) -> bool:
+        """Whether any shard is read over a network."""
+        return any(is_remote(url) for store in self.stores for url in store.urls)
+
+
+def source_configs(config: DataConfig) -> tuple[SourceConfig, ...]:
+    """The sources of `data.train`: a list of strings is one source, a list with {shards, weight} is a weighted mixture."""
+    entries = (config.train,) if isinstance(config.train, str) else config.train
+    if not entries:
+        raise UserError("data.train is empty: name the training shards, for example data.train=data/train-{0000..0003}.tar")
+    plain = tuple(entry for entry in entries if isinstance(entry, str))
+    if len(plain) == len(entries):
+        return (SourceConfig(shards=plain),)
+    return tuple(SourceConfig(shards=entry) if isinstance(entry, str) else entry for entry in entries)
+
+
+def open_sources(config: DataConfig, seed: int) -> TrainSources:
+    """Index the training shards. Raises UserError for missing or damaged shards, and for shards that only stream."""
+    if config.sequential:
+        raise UserError("data.sequential=true has no epoch and no index: give durations in steps or samples")
+    stores = []
+    for source in source_configs(config):
+        urls = expand_shards(source.shards, allow_shell=config.allow_shell)
+        if any(url.startswith("pipe:") for url in urls):
+            raise UserError("a pipe: source cannot seek: set data.sequential=true")
+        stores.append(SampleStore(urls, config.image_keys, config.captions, config.index_cache))
+    weights = [source.weight for source in source_configs(config)]
+    plan = Plan([Source(s.counts, w) for s, w in zip(stores, weights, strict=True)], seed, config.window_shards)
+    return TrainSources(tuple(stores), plan)
+
+
+def iter_captions(config: DataConfig) -> Iterator[str]:
+    """Every readable caption of the training shards, once, in the shards' order: the corpus of a tokenizer."""
+    if config.sequential:
+        from flexiclip.data.sequential import stream_captions
+
+        yield from stream_captions(config)
+        return
+    for store in open_sources(config, seed=0).stores:
+        for number in range(len(store)):
+            try:
+                yield from store.captions(*store.locate(number))
+            except BadSample:
+                continue  # training names it, and so does `flexiclip data check`
+
+
+class TrainDataset:
+    """Map-style over positions (see Plan), without end."""
+
+    def __init__(self, sources: TrainSources, transform: TrainTransform, seed: int) -> None:
+        self.sources, self.transform, self.seed = sources, transform, seed
+        self._windows: dict[int, tuple[int, int]] = {}  # source -> (epoch, window) last entered
+
+    def __getitem__(self, position: int) -> Item:
+        """The item at a position. Raises UserError when MAX_BAD samples in a row cannot be read."""
+        place = self.sources.plan[position]
+        self._enter(place)
+        store = self.sources.stores[place.source]
+        number = store.number(place.shard, place.sample)
+        rng = generator(self.seed, Draw.AUGMENT, place.source, place.epoch, number)
+        sample, bad = self._read(store, place, number)
+        return make_item(sample, self.transform, rng, bad)
+
+    def _read(self, store: SampleStore, place: Place, number: int) -> tuple[Sample, tuple[BadSample, ...]]:
+        bad: list[BadSample] = []
+        shard, sample = place.shard, place.sample
+        while len(bad) < MAX_BAD:
+            try:
+                return store.read(shard, sample, self.transform.min_side), tuple(bad)
+            except BadSample as error:
+                bad.append(error)
+            drawn = below(len(store), self.seed, Draw.SUBSTITUTE, place.source, place.epoch, number, len(bad))
+            shard, sample = store.locate(drawn)
+        raise UserError(
+            f"data.train: {MAX_BAD} samples in a row cannot be used, the last one {bad[-1]}: run flexiclip data check"
+        )
+
+    def _enter(self, place: Place) -> None:
+        if self._windows.get(place.source) != (place.epoch, place.window):
+            self._windows[place.source] = (place.epoch, place.window)
+            urls = self.sources.stores[place.source].urls
+            prefetch(urls[shard] for shard in self.sources.plan.window(place))
+
+
+def make_item(sample: Sample, transform: TrainTransform, rng: np.random.Generator, bad: tuple[BadSample, ...] = ()) -> Item:
+    """Draw a caption and a view of the sample; `rng` alone decides which."""
+    caption = sample.captions[int(rng.random() * len(sample.captions))]
+    return Item(transform(sample.image, rng), caption, sample.name, bad)

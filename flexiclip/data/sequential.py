@@ -1,0 +1,186 @@
+"""Sources that can only be read from front to back (`data.sequential=true`): compressed tars, pipes, servers without byte ranges.
+
+webdataset's own pipeline: shards drawn with replacement, streamed, grouped, and shuffled in a buffer. Every rank and worker
+draws its own shards, without end, so nothing is uneven and nothing hangs. There is no epoch and no exact resume: a run that
+starts again at step s draws fresh shards from (seed, s). Whatever cannot be read is named in the batch's `bad`, whole shards
+included.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, cast
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from flexiclip.config import DataConfig
+from flexiclip.data.dataset import MAX_BAD, Item, make_item, source_configs
+from flexiclip.data.draws import Draw, below, generator
+from flexiclip.data.images import TrainTransform
+from flexiclip.data.loader import Batch, Collate
+from flexiclip.data.samples import BadSample, Sample, build_sample, read_captions
+from flexiclip.data.shards import expand_shards, open_shard
+from flexiclip.errors import UserError
+
+_SHUFFLE = 1000  # samples in the shuffle buffer of each worker and source, still encoded
+_BLOCK = 512  # bytes of a tar header
+_log = logging.getLogger(__name__)
+
+_Raw = dict[str, Any]  # webdataset's sample: __url__, __key__ and extension -> bytes
+
+
+class SequentialDataset(IterableDataset[Batch | UserError]):
+    """Ready batches of one rank: `steps` of them, `size` samples each, shared out among the workers in turn."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        transform: TrainTransform,
+        collate: Collate,
+        size: int,
+        seed: int,
+        rank: int,
+        start_step: int,
+        steps: int,
+    ) -> None:
+        self.config, self.transform, self.collate, self.size = config, transform, collate, size
+        self.seed, self.rank, self.start_step, self.steps = seed, rank, start_step, steps
+        sources = source_configs(config)
+        self.urls = [expand_shards(source.shards, allow_shell=config.allow_shell) for source in sources]
+        self.weights = [source.weight for source in sources]
+        if rank == 0:
+            _log.info("data.sequential: a resumed run draws fresh shards, so it does not repeat the uninterrupted one exactly")
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        """Yield this worker's steps, or the UserError that ends them."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        items = self._items(worker)
+        try:
+            for step in range(self.start_step + worker, self.start_step + self.steps, workers):
+                yield self.collate(step, [next(items) for _ in range(self.size)])
+        except UserError as error:  # as a value: torch would bury it in a worker's traceback
+            yield error
+
+    def _items(self, worker: int) -> Iterator[Item]:
+        place = (self.rank, worker, self.start_step)
+        rng = generator(self.seed, Draw.SEQUENTIAL, *place)
+        choice = random.Random(below(2**63, self.seed, Draw.SEQUENTIAL, *place, 1))  # noqa: S311
+        readers = [_Reader() for _ in self.urls]
+        streams = [self._stream(reader, urls, choice) for reader, urls in zip(readers, self.urls, strict=True)]
+        while True:
+            (source,) = choice.choices(range(len(streams)), self.weights)
+            sample = next(streams[source])
+            yield make_item(sample, self.transform, rng, readers[source].take_bad())
+
+    def _stream(self, reader: _Reader, urls: Sequence[str], choice: random.Random) -> Iterator[Sample]:
+        import webdataset
+
+        seed = choice.getrandbits(63)
+        shards = webdataset.ResampledShards(urls, deterministic=True, worker_seed=lambda: seed)
+        raw = webdataset.filters.shuffle(_SHUFFLE, rng=random.Random(seed))(reader.samples(shards))  # noqa: S311
+        config, min_side = self.config, self.transform.min_side
+        return reader.keep(
+            raw, lambda url, key, members: build_sample(url, key, members, config.image_keys, config.captions, min_side)
+        )
+
+
+def stream_captions(config: DataConfig) -> Iterator[str]:
+    """Every readable caption of the shards, once, in order."""
+    for source in source_configs(config):
+        reader = _Reader()
+        raw = reader.samples({"url": url} for url in expand_shards(source.shards, allow_shell=config.allow_shell))
+        for captions in reader.keep(raw, lambda url, key, members: read_captions(url, key, members, config.captions)):
+            yield from captions
+
+
+class _Reader:
+    """webdataset's stages from shard names to samples, with a record of everything that they pass over."""
+
+    def __init__(self) -> None:
+        self.bad: list[BadSample] = []
+        self.shard = ""  # being read
+        self.in_a_row = 0
+
+    def take_bad(self) -> tuple[BadSample, ...]:
+        """What has gone wrong since the last call."""
+        bad, self.bad = self.bad, []
+        return tuple(bad)
+
+    def samples(self, shards: Any) -> Iterator[_Raw]:
+        """The samples of a stream of {"url": shard}, members still encoded."""
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        files = tar_file_expander(self._open(shards), handler=self._handle)
+        return cast("Iterator[_Raw]", group_by_keys(files, handler=self._handle))
+
+    def keep(self, raw: Iterator[_Raw], build: Callable[[str, str, _Raw], Any]) -> Iterator[Any]:
+        """build(shard, key, members) of every sample that it does not find bad."""
+        for members in raw:
+            try:
+                built = build(members["__url__"], members["__key__"], members)
+            except BadSample as error:
+                self._note(error)
+                continue
+            self.in_a_row = 0
+            yield built
+
+    def _open(self, shards: Any) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            self.shard = shard["url"]
+            try:
+                stream = _Watched(_open_stream(self.shard))
+            except (UserError, OSError) as error:
+                self._note(BadSample(self.shard, "", str(error)))
+                continue
+            with stream.inner:
+                yield {"url": self.shard, "stream": stream}
+                if stream.ended_early():
+                    self._note(BadSample(self.shard, "", "the shard is damaged or truncated: the samples before that were used"))
+
+    def _handle(self, error: Exception) -> bool:
+        reason = error.args[0] if error.args else ""  # webdataset appends its stream objects to args
+        self._note(BadSample(self.shard, "", f"{type(error).__name__}: {reason}"))
+        return True
+
+    def _note(self, bad: BadSample) -> None:
+        self.bad.append(bad)
+        self.in_a_row += 1
+        if self.in_a_row > MAX_BAD:
+            raise UserError(f"data.train: {MAX_BAD} samples or shards in a row cannot be used, the last one {bad}")
+
+
+class _Watched:
+    """A stream that remembers its ends: tarfile stops in silence at a broken header, as if the shard were over."""
+
+    def __init__(self, inner: IO[bytes]) -> None:
+        self.inner = inner
+        self.head = self.tail = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's read."""
+        data = self.inner.read(size)
+        if len(self.head) < _BLOCK:
+            self.head += data[: _BLOCK - len(self.head)]
+        self.tail = (self.tail + data[-_BLOCK:])[-_BLOCK:]
+        return data
+
+    def ended_early(self) -> bool:
+        """Whether a plain tar has content left, or lacks the zeros that end one. Unknown, so False, for a compressed one."""
+        if self.head[257:262] != b"ustar":
+            return False
+        while data := self.inner.read(2**20):
+            if data.strip(b"\0"):
+                return True
+            self.tail = (self.tail + data)[-_BLOCK:]
+        return bool(self.tail.strip(b"\0"))
+
+
+def _open_stream(url: str) -> IO[bytes]:
+    if url.startswith("pipe:"):  # expand_shards lets it come this far only with data.allow_shell
+        from webdataset.gopen import gopen
+
+        return cast("IO[bytes]", gopen(url, "rb"))
+    return open_shard(url)
