@@ -13,7 +13,6 @@ measured in the same run.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +30,7 @@ LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 
 
 def seconds(work: Callable[[], object], repeats: int, device: str) -> float:
-    """The median wall-clock time of one call, after one that is not counted."""
+    """The shortest wall-clock time of a call, after one that is not counted: other processes can only add to it."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -39,7 +38,7 @@ def seconds(work: Callable[[], object], repeats: int, device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return min(times[1:])
 
 
 def build_axis(sizes: Sequence[int]) -> list[torch.Tensor]:
