@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained and evaluated model: real images, a frozen pretrained text encoder, every sequence length.
 #
-#   scripts/quickstart.sh                       made for 2 CPU cores; a GPU is used where there is one
-#   scripts/quickstart.sh train.steps=50        arguments are overrides of the recipe
+#   scripts/quickstart.sh                                       made for 2 CPU cores; a GPU is used where there is one
+#   scripts/quickstart.sh run_dir=runs/short train.steps=50     arguments are overrides of the recipe
 #
 # Builds OpenMoji shards (CC BY-SA 4.0) under $FLEXICLIP_DATA (default data/), trains recipes/openmoji_flexilit.yaml under DeepSpeed and
 # evaluates on concepts it never saw. A second run reuses the environment and the shards, and resumes or finishes the training.

@@ -65,9 +65,9 @@ def building(sizes: Sequence[int], full_sizes: Sequence[int]) -> Table:
         "largest difference",
         title=f"building the matrices, from {KERNEL}x{KERNEL}",
     )
-    total = seconds(partial(build_axis, sizes), 5, "cpu")
+    total = seconds(partial(build_axis, sizes), 20, "cpu")
     for size in sizes:
-        axis = seconds(partial(build_axis, [size]), 5, "cpu")
+        axis = seconds(partial(build_axis, [size]), 20, "cpu")
         row = [str(size), f"{axis * 1e3:.2f}", "", "", ""]
         if size in full_sizes:
             start = time.perf_counter()
