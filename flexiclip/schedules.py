@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexiclip.config import OptimizerConfig, PatchConfig, to_steps
+from flexiclip.config import Duration, OptimizerConfig, PatchConfig, to_steps
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,14 @@ class Horizon:
     batch: int
     samples: int | None
 
-    def steps_of(self, duration: object) -> int:
-        """Steps of a Duration of this run."""
-        return to_steps(duration, batch=self.batch, samples=self.samples, total=self.steps)  # type: ignore[arg-type]
+    @classmethod
+    def of(cls, length: Duration, batch: int, samples: int | None) -> Horizon:
+        """The horizon of a run whose length is given in steps, epochs or samples."""
+        return cls(to_steps(length, batch=batch, samples=samples), batch, samples)
+
+    def steps_of(self, duration: Duration) -> int:
+        """Steps of a duration within this run."""
+        return to_steps(duration, batch=self.batch, samples=self.samples, total=self.steps)
 
 
 @dataclass(frozen=True)

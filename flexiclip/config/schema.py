@@ -247,6 +247,7 @@ class TrainConfig:
     keep_last: int = 2  # checkpoints kept
     resume: str = "auto"  # auto | never | a checkpoint folder
     threads: int | None = None  # torch threads a rank on CPU; default: cores / local ranks
+    log_samples: bool = False  # write samples.jsonl: the samples and the length of every step
 
     def __post_init__(self) -> None:
         _positive("train", self, "global_batch_size", "micro_batch_size", "keep_last", "threads")

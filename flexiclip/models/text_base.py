@@ -71,9 +71,9 @@ def caption_end(tokens: Tensor, pad_id: int, eos_id: int) -> Tensor:
 
 
 def mean_over(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x [B, L, D] over the positions where valid [B, L] holds (at least one a row) -> [B, D]."""
+    """Mean of x [B, L, D] over the positions where valid [B, L] holds -> [B, D], zeros for a row without any."""
     weights = valid.to(x.dtype)[:, :, None]
-    return (x * weights).sum(dim=1) / weights.sum(dim=1)
+    return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
 
 def require(config: TextTowerConfig, *names: str) -> list[int]:

@@ -1,0 +1,25 @@
+"""`python -m flexiclip`, and the console script `flexiclip`."""
+
+from __future__ import annotations
+
+import sys
+
+from flexiclip.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. 0: done; 2: the user's mistake, said in one line on stderr; 1: anything else."""
+    from flexiclip.cli import run
+
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"flexiclip: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("flexiclip: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The composition root: reads the command line and joins the parts, each imported only by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from flexiclip.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are UserErrors: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int | None] = arguments.command
+    return command(arguments) or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from flexiclip import __version__
+
+    parser = _Parser(prog="flexiclip", description="Image-text models whose image tower works at every patch size.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    for name, command, text in (("train", _train, "train a recipe"), ("show-config", _show_config, "print a recipe, resolved")):
+        sub = add(name, command, text)
+        sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="dotted.key=value, for example train.steps=20")
+
+    sub = add("eval", _eval, "score a model on suites, at every sequence length")
+    sub.add_argument("model", help="a model folder, a run folder, or open_clip:NAME[/PRETRAINED]")
+    sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
+    sub.add_argument("--seqhw", type=_lengths, help="grid sides, for example 5,8,15; default: those of the training")
+    sub.add_argument("--output", type=Path, help="folder for results.json, results.csv, plots and report.html")
+    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
+    sub.add_argument("--batch-size", type=int, default=128)
+    sub.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    _add_data(commands)
+    return parser
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="build, index and check shards").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    sub = data.add_parser("openmoji", help="build train and held-out shards from the OpenMoji emoji set")
+    sub.add_argument("--output", type=Path, required=True, help="folder for the shards")
+    sub.add_argument("--pixels", type=int, default=96, help="side of the rendered images")
+    sub.set_defaults(command=_data_openmoji)
+    for name, command, text in (
+        ("index", _data_index, "count the samples of shards and write their offset indices"),
+        ("check", _data_check, "name every bad sample; exit 1 if there is one"),
+        ("tokenizer", _data_tokenizer, "train a sentencepiece tokenizer on the captions of shards"),
+    ):
+        sub = data.add_parser(name, help=text, description=text)
+        sub.add_argument("shards", nargs="+", help="files, brace ranges (train-{0000..0015}.tar) and globs")
+        sub.set_defaults(command=command)
+        if name != "index":
+            sub.add_argument("--captions", default="txt", help="member or json:KEY, comma-separated; default: txt")
+        if name == "check":
+            sub.add_argument("--images", default="jpg,jpeg,png,webp", help="image members; default: jpg,jpeg,png,webp")
+        if name == "tokenizer":
+            sub.add_argument("--output", type=Path, required=True, help="the .model file to write")
+            sub.add_argument("--vocab-size", type=int, default=4096)
+            sub.add_argument("--keep-case", action="store_true", help="do not lower-case the captions")
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of grid sides such as 5,8,15") from None
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from flexiclip.config import load
+    from flexiclip.train.loop import train
+
+    config = load(arguments.recipe, arguments.overrides)
+    evaluators = None
+    if config.eval.suites:
+        from flexiclip_eval import make_evaluators
+
+        evaluators = make_evaluators(
+            config.eval.suites, seqhw=config.eval.seqhw, device=_device(None), batch_size=config.eval.batch_size
+        )
+    train(config, evaluators)
+
+
+def _show_config(arguments: argparse.Namespace) -> None:
+    from flexiclip.config import dump, load
+
+    print(dump(load(arguments.recipe, arguments.overrides)), end="")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from flexiclip.train.ranks import start_ranks, stop_ranks
+    from flexiclip_eval import evaluate_suites
+    from flexiclip_eval.foreign import PREFIX, load_open_clip
+
+    start_ranks(process_group=False)
+    try:
+        device = _device(arguments.device)
+        if arguments.model.startswith(PREFIX):
+            loaded = load_open_clip(arguments.model, device)
+        else:
+            from flexiclip.bundle import load_model
+
+            loaded = load_model(arguments.model, device)
+        evaluate_suites(
+            loaded,
+            arguments.suite,
+            seqhw=arguments.seqhw,
+            device=device,
+            batch_size=arguments.batch_size,
+            output=arguments.output,
+            source=arguments.model,
+            workers=arguments.workers,
+        )
+    finally:
+        stop_ranks()
+
+
+def _data_openmoji(arguments: argparse.Namespace) -> None:
+    from flexiclip.data.sources.openmoji import build_openmoji
+
+    build_openmoji(arguments.output, pixels=arguments.pixels)
+
+
+def _data_index(arguments: argparse.Namespace) -> None:
+    from flexiclip.data.check import describe_shards
+    from flexiclip.data.shards import expand_shards
+
+    rows = describe_shards(expand_shards(arguments.shards))
+    for row in rows:
+        print(f"{row.samples:>10} samples  {row.bytes:>14} bytes  {row.shard}")
+    print(f"{sum(row.samples for row in rows):>10} samples  {sum(row.bytes for row in rows):>14} bytes  in {len(rows)} shards")
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from flexiclip.data.check import check_shards
+    from flexiclip.data.shards import expand_shards
+
+    bad = check_shards(expand_shards(arguments.shards), arguments.images.split(","), arguments.captions.split(","))
+    for sample in bad:
+        print(sample)
+    print(f"{len(bad)} bad samples" if bad else "every sample is good")
+    return 1 if bad else 0
+
+
+def _data_tokenizer(arguments: argparse.Namespace) -> None:
+    from flexiclip.config import DataConfig
+    from flexiclip.data.dataset import iter_captions
+    from flexiclip.data.tokenizers import train_sentencepiece
+
+    captions = iter_captions(DataConfig(train=tuple(arguments.shards), captions=tuple(arguments.captions.split(","))))
+    path = train_sentencepiece(captions, arguments.output, arguments.vocab_size, lowercase=not arguments.keep_case)
+    print(f"wrote {path}: tokenizer.kind=sentencepiece tokenizer.path={path}")
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is not None and name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no GPU; leave the option out or give cpu")
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,62 @@
+"""The training loop.
+
+flexiclip train RECIPE [key=value ...], or the same under torchrun or deepspeed. A step draws its length from (seed, step), its samples from
+(seed, step), and its learning rate from the step: the only state is the step, the weights and the moments.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from flexiclip.config import Config
+from flexiclip.data.images import normalize
+from flexiclip.data.loader import Batch
+from flexiclip.train.ranks import start_ranks, stop_ranks
+from flexiclip.train.recorder import Evaluators, Recorder
+from flexiclip.train.setup import Run, set_up
+from flexiclip.train.signals import StopSignal
+from flexiclip.train.step import Inputs
+
+def train(config: Config, evaluators: Evaluators | None = None) -> None:
+    """Train a recipe to its end, or until SIGINT or SIGTERM, which save first. evaluators: called on every rank, model -> metrics."""
+    ranks = start_ranks(config.engine.kind == "deepspeed", config.train.threads)
+    try:
+        with StopSignal() as stop:
+            run = set_up(config, ranks, evaluators is not None, lambda text: print(text, flush=True) if ranks.main else None)
+            with Recorder(run, evaluators) as recorder:
+                _loop(run, recorder, stop)
+    finally:
+        stop_ranks()
+
+
+def _loop(run: Run, recorder: Recorder, stop: StopSignal) -> None:
+    if run.step == run.horizon.steps:
+        recorder.say(f"{run.folder} is complete at step {run.step}: nothing to train")
+        return
+    clock = time.perf_counter()
+    for batch in run.batches():
+        waited = time.perf_counter() - clock
+        seqhw, lr = run.seqhw(run.step), run.lr(run.step)
+        loss, norm = run.stepper(_inputs(run, batch), seqhw, run.step, lr)
+        run.step += 1
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {run.step}, seqhw {seqhw}: the last checkpoint is good")
+        recorder.record(batch, waited, time.perf_counter() - clock, loss=loss, seqhw=seqhw, lr=lr, grad_norm=norm)
+        leave, save = run.ranks.agree(stop.asked, recorder.save_is_due())
+        done = run.step == run.horizon.steps
+        if leave or save or done:
+            recorder.save()
+        if done or recorder.evaluation_is_due():
+            recorder.evaluate()
+        if leave:
+            recorder.say(f"stopped by a signal at step {run.step}; the same command goes on from here")
+            return
+        clock = time.perf_counter()
+    recorder.say(f"done: {run.folder / 'model'}")
+
+
+def _inputs(run: Run, batch: Batch) -> Inputs:
+    device, preprocess = run.ranks.device, run.config.model.preprocess
+    images = normalize(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
+    return Inputs(images, batch.tokens.to(device, non_blocking=True), batch.caption_ids.to(device, non_blocking=True))

@@ -1,0 +1,87 @@
+"""What a run writes down: metrics.jsonl, TensorBoard, bad_samples.jsonl, samples.jsonl. Only the main rank holds one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class JsonLines:
+    """An append-only file of one JSON object a line, flushed line by line, cut back when a run resumes."""
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        """resume_step: drop the lines whose `step` lies beyond it, and a last line that a crash cut short."""
+        self.path = path
+        kept = [row for row in read_lines(path) if resume_step is None or row["step"] <= resume_step]
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one object."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; none when there is no file."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the line a crash cut short
+            continue
+    return rows
+
+
+class Metrics:
+    """The run's log files."""
+
+    def __init__(self, run: Path, step: int, log_samples: bool) -> None:
+        self.lines = JsonLines(run / "metrics.jsonl", step)
+        self.samples = JsonLines(run / "samples.jsonl", step) if log_samples else None
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self.bad = JsonLines(run / "bad_samples.jsonl")
+        self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One row of metrics.jsonl and TensorBoard; row["step"] counts finished steps. Lengths get a curve each."""
+        self.lines.write(row)
+        for name, value in row.items():
+            if name not in ("step", "seqhw") and isinstance(value, (int, float)):
+                self.board.add_scalar(name, value, row["step"])
+        if "seqhw" in row:
+            self.board.add_scalar(f"loss_at_seqhw/{row['seqhw']}", row["loss"], row["step"])
+
+    def log_bad(self, bad: list[dict[str, str]]) -> None:
+        """Name each unreadable sample once, however often it is met."""
+        for row in bad:
+            if _identity(row) not in self._named:
+                self._named.add(_identity(row))
+                self.bad.write(row)
+
+    def log_samples(self, step: int, seqhw: int, samples: list[str]) -> None:
+        """The samples of a global batch, for a run with train.log_samples."""
+        if self.samples is not None:
+            self.samples.write({"step": step, "seqhw": seqhw, "samples": samples})
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        for file in (self.lines, self.samples, self.bad):
+            if file is not None:
+                file.close()
+        self.board.close()
+
+
+def _identity(row: dict[str, str]) -> tuple[str, str]:
+    return row["shard"], row["key"]

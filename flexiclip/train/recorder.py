@@ -1,0 +1,117 @@
+"""What happens around the steps: rows, checkpoints, evaluation, and when each is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from flexiclip.bundle import LoadedModel
+from flexiclip.data.loader import Batch
+from flexiclip.train.checkpoint import save_checkpoint
+from flexiclip.train.metrics import JsonLines, Metrics
+from flexiclip.train.progress import Progress
+from flexiclip.train.setup import Run, consolidated, model_to_evaluate
+
+Evaluators = Callable[[LoadedModel], dict[str, float]]
+"""Called on every rank with the model in eval mode; returns the same metrics on each."""
+
+
+@dataclass
+class Recorder:
+    """Logs, checkpoints and evaluates a run. Its collective methods are called on every rank; only the main one writes."""
+
+    run: Run
+    evaluators: Evaluators | None
+    metrics: Metrics | None = None
+    _bad: list[dict[str, str]] = field(default_factory=list)  # met by this rank since the last row
+    _times: list[tuple[float, float]] = field(default_factory=list)  # (data, step) seconds since the last row
+
+    def __enter__(self) -> Recorder:
+        run, train = self.run, self.run.config.train
+        self.log_every = run.horizon.steps_of(train.log_every)
+        self.save_every = None if train.save_every.unit == "minutes" else run.horizon.steps_of(train.save_every)
+        every = run.config.eval.every
+        self.eval_every = run.horizon.steps_of(every) if every is not None else None
+        self.progress = Progress(run.horizon.steps, run.step, run.ranks.main)
+        if run.ranks.main:
+            self.metrics = Metrics(run.folder, run.step, train.log_samples)
+            self.results = JsonLines(run.folder / "eval.jsonl", run.step)
+        self.say, self._saved_at = self.progress.say, time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.close()
+        if self.metrics is not None:
+            self.metrics.close()
+            self.results.close()
+
+    def record(self, batch: Batch, data_s: float, step_s: float, **values: float) -> None:
+        """Take in a finished step; write a row every train.log_every steps. Collective."""
+        run = self.run
+        self._times.append((data_s, step_s))
+        self._bad += batch.bad
+        self.progress.seen(int(values["seqhw"]), values["loss"])
+        if run.config.train.log_samples:
+            samples = run.ranks.collect(batch.samples)
+            if self.metrics is not None:
+                self.metrics.log_samples(run.step, int(values["seqhw"]), samples)
+        if run.step % self.log_every and run.step != run.horizon.steps:
+            return
+        bad = run.ranks.collect(self._bad)
+        row = {"step": run.step, **self._row(values)}
+        if self.metrics is not None:
+            self.metrics.log_bad(bad)
+            self.metrics.log(row)
+        self.progress.show(row)
+        self._bad, self._times = [], []
+
+    def save_is_due(self) -> bool:
+        """Whether train.save_every has passed; by the clock only the main rank knows."""
+        if self.save_every is not None:
+            return self.save_every > 0 and self.run.step % self.save_every == 0
+        minutes = self.run.config.train.save_every.value
+        return self.run.ranks.main and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def save(self) -> None:
+        """Write a checkpoint. Collective."""
+        run = self.run
+        weights, moments = consolidated(run), run.engine.moments()
+        moments |= {f"scalars/{name}": tensor for name, tensor in run.stepper.scalars.state().items()}
+        if run.ranks.main:
+            save_checkpoint(run.folder, run.loaded, weights, moments, run.step, run.config.train.keep_last)
+        run.ranks.barrier()
+        self._saved_at = time.monotonic()
+
+    def evaluation_is_due(self) -> bool:
+        """Whether eval.every has passed."""
+        return self.eval_every is not None and self.run.step % self.eval_every == 0
+
+    def evaluate(self) -> None:
+        """Run the evaluators and write their metrics to eval.jsonl and TensorBoard. Collective."""
+        if self.evaluators is None:
+            return
+        values = self.evaluators(model_to_evaluate(self.run))
+        self.run.loaded.model.train()
+        if self.metrics is not None:
+            self.results.write({"step": self.run.step, **values})
+            for name, value in values.items():
+                self.metrics.board.add_scalar(name, value, self.run.step)
+        self.say("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def _row(self, values: dict[str, float]) -> dict[str, Any]:
+        run = self.run
+        data_s, step_s = (sum(column) / len(column) for column in zip(*self._times, strict=True))
+        scale, *bias = (_item(p) for p in run.stepper.scalars.scalars)
+        batch, samples = run.horizon.batch, run.horizon.samples
+        row = {"samples": run.step * batch, **values, "logit_scale": scale}
+        row |= {"logit_bias": bias[0]} if bias else {}
+        row |= {"epoch": run.step * batch / samples} if samples else {}
+        return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}
+
+
+def _item(scalar: Tensor) -> float:
+    return float(scalar.detach())

@@ -1,0 +1,72 @@
+"""The run folder: its config, and whether it may be gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flexiclip.config import Config, dump, to_dict
+from flexiclip.errors import UserError
+
+# What may change when a run goes on: where and how fast it runs, what it writes down. Everything else would make it another run.
+FREE = (
+    "engine",
+    "eval",
+    "data.workers",
+    "data.prefetch",
+    "data.index_cache",
+    "train.micro_batch_size",
+    "train.log_every",
+    "train.save_every",
+    "train.keep_last",
+    "train.resume",
+    "train.threads",
+    "train.log_samples",
+)
+
+
+def check_run_folder(config: Config) -> Path:
+    """The run folder. Raises UserError that names the keys when it holds a run of another recipe. Writes nothing."""
+    run = Path(config.run_dir)
+    if run.exists() and not run.is_dir():
+        raise UserError(f"run_dir={run} is a file: name a folder")
+    written = run / "config.yaml"
+    if config.train.resume == "never" or not written.is_file():
+        return run
+    old = _flat(yaml.safe_load(written.read_text(encoding="utf-8")))
+    new = _flat(to_dict(config))
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
+    if changed:
+        key = changed[0]
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(
+            f"{run} holds a run with {key}={old.get(key)}, not {new.get(key)}{more}: "
+            "give another run_dir, or train.resume=never to start anew (the old run is moved aside)"
+        )
+    return run
+
+
+def prepare_run_folder(config: Config) -> None:
+    """Make the folder and write config.yaml; with resume=never, first move a run that is there aside. One rank calls it."""
+    run = Path(config.run_dir)
+    if config.train.resume == "never" and (run / "config.yaml").exists():
+        number = 1
+        while run.with_name(f"{run.name}.old-{number}").exists():
+            number += 1
+        run.rename(run.with_name(f"{run.name}.old-{number}"))
+    run.mkdir(parents=True, exist_ok=True)
+    aside = run / ".config.yaml"
+    aside.write_text(dump(config), encoding="utf-8")
+    aside.replace(run / "config.yaml")
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE)
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    return {name: v for key, value in data.items() for name, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}

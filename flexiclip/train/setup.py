@@ -1,0 +1,181 @@
+"""From a recipe to everything that the loop needs, in the order that a run demands: folder, data, tokenizer, model, engine, weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from flexiclip.bundle import LoadedModel, build_model
+from flexiclip.config import Config
+from flexiclip.config.schema import pair
+from flexiclip.data.dataset import TrainSources, iter_captions, open_sources
+from flexiclip.data.loader import Batches, train_loader
+from flexiclip.data.tokenizers import train_sentencepiece
+from flexiclip.errors import UserError
+from flexiclip.losses import LOSSES
+from flexiclip.models.flops import image_tower_flops
+from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate
+from flexiclip.train.checkpoint import Checkpoint, find_checkpoint
+from flexiclip.train.engine import Engine, TorchEngine
+from flexiclip.train.optim import ScalarOptimizer
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.run_folder import check_run_folder, prepare_run_folder
+from flexiclip.train.step import Stepper
+from flexiclip.train.text_features import compute_text_features
+from flexiclip.train.towers import LockedTowers, Towers
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """A run that is ready to go on from `step`."""
+
+    config: Config
+    folder: Path
+    ranks: Ranks
+    loaded: LoadedModel
+    engine: Engine
+    stepper: Stepper
+    horizon: Horizon
+    seqhw: SeqhwSchedule
+    lr: Callable[[int], float]
+    sources: TrainSources | None
+    step: int
+    shadow: LoadedModel | None  # a second model to evaluate with, where the engine holds the first in shards
+
+    def batches(self) -> Batches:
+        """The batches of the steps that are left."""
+        config, tower = self.config, self.loaded.model.text_tower
+        return train_loader(
+            config.data,
+            image_size=pair(config.model.image.image_size),
+            interpolation=config.model.preprocess.interpolation,
+            tokenizer=self.loaded.tokenizer,
+            trim=tower.trims,  # type: ignore[arg-type]
+            pad_id=tower.pad_id,  # type: ignore[arg-type]
+            seed=config.seed,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            global_batch_size=config.train.global_batch_size,
+            start_step=self.step,
+            steps=self.horizon.steps - self.step,
+            sources=self.sources,
+        )
+
+
+def set_up(config: Config, ranks: Ranks, evaluates: bool, say: Say) -> Run:
+    """Build a run, or go on with one that is there. Raises UserError for what the user must mend. Collective."""
+    if config.train.global_batch_size % ranks.world:
+        raise UserError(f"train.global_batch_size={config.train.global_batch_size} does not divide by the {ranks.world} ranks")
+    sources = None if config.data.sequential else open_sources(config.data, config.seed)
+    horizon = Horizon.of(config.train.steps, config.train.global_batch_size, sources.samples if sources else None)
+    folder = check_run_folder(config)
+    if ranks.main:
+        prepare_run_folder(config)
+    ranks.barrier()
+    checkpoint = find_checkpoint(folder, config.train.resume)
+
+    loaded = build_model(_with_tokenizer(config, folder, ranks, say))
+    if checkpoint is not None:
+        say(f"going on from {checkpoint.folder}")
+        loaded.model.load_state_dict(checkpoint.weights())
+    loaded.model.to(ranks.device).train()
+    bf16 = config.train.precision == "bf16"
+    features = None
+    if config.model.text.lock and sources is not None:
+        features = compute_text_features(loaded, iter_captions(config.data), folder, ranks, bf16, say)
+    shadow = _shadow(loaded) if evaluates and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else None
+    engine, scalars = _engine(loaded, config, ranks, bf16, checkpoint)
+    stepper = Stepper(
+        engine=engine,
+        locked=LockedTowers(loaded.model, bf16, features),
+        scalars=scalars,
+        loss=LOSSES[config.loss.kind],
+        mask_identical=config.loss.mask_identical,
+        micro_batch=config.train.micro_batch_size or config.train.global_batch_size // ranks.world,
+        seed=config.seed,
+        ranks=ranks,
+    )
+    return Run(
+        config=config,
+        folder=folder,
+        ranks=ranks,
+        loaded=loaded,
+        engine=engine,
+        stepper=stepper,
+        horizon=horizon,
+        seqhw=SeqhwSchedule(config.patch, config.seed, horizon, lambda s: _cost(config, s)),
+        lr=learning_rate(config.optimizer, horizon),
+        sources=sources,
+        step=checkpoint.step if checkpoint else 0,
+        shadow=shadow,
+    )
+
+
+def _with_tokenizer(config: Config, folder: Path, ranks: Ranks, say: Say) -> Config:
+    """The config with a tokenizer that exists: a sentencepiece model that nobody gave is trained on the training captions."""
+    tokenizer = config.tokenizer
+    if tokenizer.kind != "sentencepiece" or tokenizer.path is not None:
+        return config
+    path = folder / "tokenizer.model"
+    if ranks.main and not path.is_file():
+        say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
+        train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
+    ranks.barrier()
+    return replace(config, tokenizer=replace(tokenizer, path=str(path)))
+
+
+def _engine(
+    loaded: LoadedModel, config: Config, ranks: Ranks, bf16: bool, checkpoint: Checkpoint | None
+) -> tuple[Engine, ScalarOptimizer]:
+    model = loaded.model
+    towers = Towers(model, bf16)
+    scalars = ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max)
+    engine: Engine
+    if config.engine.kind == "deepspeed":
+        from flexiclip.train.zero import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(towers, config, ranks)
+    else:
+        engine = TorchEngine(towers, config, ranks)
+    if checkpoint is not None:
+        moments = checkpoint.moments()
+        own = {name.removeprefix("scalars/"): t for name, t in moments.items() if name.startswith("scalars/")}
+        scalars.load(own, checkpoint.step)
+        engine.load_moments({name: t for name, t in moments.items() if not name.startswith("scalars/")}, checkpoint.step)
+    return engine, scalars
+
+
+def _shadow(loaded: LoadedModel) -> LoadedModel:
+    model = copy.deepcopy(loaded.model)
+    return replace(loaded, model=model.requires_grad_(False).eval())
+
+
+def _cost(config: Config, seqhw: int) -> float:
+    return float(image_tower_flops(config.model.image, seqhw, config.model.embed_dim))
+
+
+def consolidated(run: Run) -> dict[str, torch.Tensor]:
+    """Every parameter of the model, whole, by name, whatever the engine shards. Collective."""
+    state: dict[str, torch.Tensor] = {}
+    trained = run.engine.weights()
+    for name, tensor in run.loaded.model.state_dict().items():
+        state[name] = trained.get(name, tensor)
+    return state
+
+
+def model_to_evaluate(run: Run) -> LoadedModel:
+    """The model in eval mode, whole on every rank. Collective."""
+    if run.shadow is None:
+        run.loaded.model.eval()
+        return run.loaded
+    weights = consolidated(run)
+    shadow: nn.Module = run.shadow.model
+    shadow.load_state_dict(weights)
+    return run.shadow

@@ -1,0 +1,79 @@
+"""Features of the training captions from a locked text tower, computed once before the first step.
+
+The captions are sorted and encoded in fixed batches that depend on nothing else, so a run that is resumed, or that runs on another number
+of ranks, sees the same numbers. They are kept in the run folder, under the hash of the captions and of the tower's weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flexiclip.bundle import LoadedModel
+from flexiclip.data.loader import caption_id
+from flexiclip.models.text_base import trim_padding
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.towers import TextFeatures
+
+BATCH = 256
+MAX_BYTES = 2 << 30
+"""Above this the features are not kept: the locked tower then runs in every step."""
+
+
+def compute_text_features(
+    loaded: LoadedModel, captions: Iterable[str], folder: Path, ranks: Ranks, bf16: bool, say: Callable[[str], None]
+) -> TextFeatures | None:
+    """Features of every distinct caption, or None when they would take more than MAX_BYTES. Collective."""
+    tower = loaded.model.text_tower
+    limit = MAX_BYTES // (4 * tower.width)
+    distinct: dict[int, str] = {}
+    for caption in captions:
+        distinct[caption_id(caption)] = caption
+        if len(distinct) > limit:
+            say(f"more than {limit} distinct captions: the locked text tower runs in every step")
+            return None
+    ids = torch.tensor(sorted(distinct), dtype=torch.int64)
+    path = folder / f"text_features-{_key(ids, tower, bf16)}.safetensors"
+    if path.is_file():
+        return TextFeatures(ids, load_file(path)["rows"])
+    say(f"computing the locked text tower's features of {len(ids)} captions")
+    rows = _encode(loaded, [distinct[i] for i in ids.tolist()], ranks, bf16)
+    if ranks.main:
+        aside = path.with_suffix(".tmp")
+        save_file({"rows": rows}, aside)
+        aside.rename(path)
+    ranks.barrier()
+    return TextFeatures(ids, rows)
+
+
+@torch.no_grad()
+def _encode(loaded: LoadedModel, captions: list[str], ranks: Ranks, bf16: bool) -> Tensor:
+    """Batches of captions of similar length, shared out over the ranks -> [M, width] float32 on the CPU, in the captions' order."""
+    tower, device = loaded.model.text_tower, ranks.device
+    order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    parts: list[tuple[int, Tensor]] = []
+    for number in range(ranks.rank, len(batches), ranks.world):
+        tokens = loaded.tokenizer([captions[i] for i in batches[number]])
+        if tower.trims:
+            tokens = trim_padding(tokens, tower.pad_id)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            parts.append((number, tower(tokens.to(device)).float().cpu()))
+    rows = torch.empty(len(captions), tower.width)
+    for number, part in ranks.collect(parts):
+        rows[torch.tensor(batches[number])] = part
+    return rows
+
+
+def _key(ids: Tensor, tower: torch.nn.Module, bf16: bool) -> str:
+    digest = hashlib.sha256(ids.numpy().tobytes())
+    digest.update(b"bf16" if bf16 else b"fp32")
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
