@@ -78,4 +78,4 @@ def _bad_samples(report: Report) -> str:
         f"<li><code>{escape(bad['shard'])}</code> <code>{escape(bad['key'])}</code>: {escape(bad['reason'])}</li>"
         for bad in report.bad_samples
     )
-    return f"<p>{len(report.bad_samples)} could not be read and are not counted:</p><ul>{items}</ul>"
+    return f"<p>Could not be read and are not counted: {len(report.bad_samples)}</p><ul>{items}</ul>"

@@ -122,7 +122,7 @@ def _finish(axis: Axes, rows: Sequence[Row], title: str) -> None:
     axis.set_xticks(lengths, _tick_labels([ticks[length] for length in lengths]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("tokens an image (patch size in pixels below)")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])  # air for the star of plot_runs
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axis.set_axisbelow(True)

@@ -96,7 +96,8 @@ def rows_of(report: Report, task: TaskInfo) -> list[Row]:
 
 
 def print_report(report: Report) -> None:
-    """A table a task on the terminal: lengths down, cost and metrics across, chance as the last line."""
+    """A table a task on the terminal, 80 columns wide: lengths down, cost and metrics across, chance as the last line."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -104,16 +105,17 @@ def print_report(report: Report) -> None:
     for task in report.tasks:
         rows = rows_of(report, task)
         names = list(rows[0].metrics)
-        table = Table(title=f"{task.dataset} · {task.task} · {rows[0].n} images", title_justify="left")
+        title = f"{task.dataset} · {task.task} · {rows[0].n} images"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
         for heading in ("seqhw", "tokens", "patch", "GFLOPs", "images/s", *map(short_name, names)):
-            table.add_column(heading, justify="right")
+            table.add_column(heading.replace("→", "→\n").replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
         for row in rows:
             table.add_row(*cells(row), *(f"{row.metrics[name]:.1%}" for name in names))
         table.add_section()
         table.add_row("chance", "", "", "", "", *(f"{task.chance[name]:.1%}" for name in names), style="dim")
-        console.print(table)
+        console.print(table, "")
     if report.bad_samples:
-        console.print(f"[yellow]{len(report.bad_samples)} samples could not be read and are not counted[/yellow]")
+        console.print(f"[yellow]samples that could not be read and are not counted: {len(report.bad_samples)}[/yellow]")
 
 
 def cells(row: Row) -> list[str]:
@@ -126,8 +128,13 @@ def cells(row: Row) -> list[str]:
 
 def short_name(metric: str) -> str:
     """A metric's name as a column's heading: which side is asked for which."""
-    metric = metric.replace("image_retrieval_recall", "text→image R").replace("text_retrieval_recall", "image→text R")
-    return metric.replace("mean_per_class_recall", "class recall")
+    names = {
+        "image_retrieval_recall": "text→image R",
+        "text_retrieval_recall": "image→text R",
+        "mean_per_class_recall": "mean/class",
+    }
+    family, at, k = metric.partition("@")
+    return names.get(family, family) + at + k
 
 
 def _stem(dataset: str, task: str) -> str:

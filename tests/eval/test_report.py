@@ -1,0 +1,162 @@
+"""The files of an evaluation: their form, and that pictures and page show what the rows say."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flexiclip_eval import Row
+from flexiclip_eval.compare import main
+from flexiclip_eval.report import as_json, print_report, read_rows, write_report
+from flexiclip_eval.table import Report, TaskInfo
+from PIL import Image
+
+from flexiclip.errors import UserError
+
+KEYS = {
+    "dataset",
+    "model",
+    "pretrained",
+    "task",
+    "metrics",
+    "language",
+    "n",
+    "seqhw",
+    "seq_len",
+    "patch_size",
+    "image_size",
+    "gflops",
+    "images_per_s",
+}
+RECALLS = [f"{side}_retrieval_recall@{k}" for side in ("image", "text") for k in (1, 5, 10)]
+
+
+def _row(task: str, metrics: dict[str, float], seqhw: int) -> Row:
+    return Row("emoji", "FlexiViT-<b>", "runs/x", task, metrics, "en", 249, seqhw, seqhw**2, 60 // seqhw, 60, 0.5, 1234.5)
+
+
+def _report(peak: float = 0.4, trained: tuple[int, ...] = (3, 6, 15), lengths: tuple[int, ...] = (3, 6, 15)) -> Report:
+    rows = [_row("zeroshot_retrieval", dict.fromkeys(RECALLS, peak / s), s) for s in lengths]
+    rows += [_row("zeroshot_classification", {"acc1": 0.5, "mean_per_class_recall": 0.25}, s) for s in lengths]
+    tasks = [
+        TaskInfo("emoji", "zeroshot_retrieval", dict.fromkeys(RECALLS, 0.02), captions=240),
+        TaskInfo("emoji", "zeroshot_classification", {"acc1": 0.1, "mean_per_class_recall": 0.1}, ("a", "b & c"), 0.3),
+    ]
+    bad = [{"dataset": "emoji", "shard": "part-0.tar", "key": "0007<", "reason": "cut short"}]
+    return Report(rows, tasks, bad, "flexiclip eval runs/x --suite emoji", {"run_dir": "runs/x"}, trained)
+
+
+def _colours(data: bytes) -> tuple[tuple[int, int], set[tuple[int, ...]]]:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return image.size, {tuple(pixel) for pixel in np.unique(np.asarray(image).reshape(-1, 3), axis=0).tolist()}
+
+
+def test_results_hold_the_rows_and_nothing_else(tmp_path: Path) -> None:
+    report = _report()
+    write_report(report, tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [set(row) for row in data] == [KEYS] * 6
+    assert data == [as_json(row) for row in report.rows]
+    assert read_rows(tmp_path / "out") == report.rows
+
+
+def test_each_row_stands_in_a_file_as_clip_benchmark_builds_from(tmp_path: Path) -> None:
+    write_report(_report(lengths=(3, 6, 15)), tmp_path)
+    write_report(_report(lengths=(3, 15)), tmp_path)  # the row of a length no longer evaluated goes
+    files = sorted((tmp_path / "rows").iterdir())
+    assert [file.name for file in files] == [
+        f"emoji_zeroshot_{task}_seqhw{s}.json" for task in ("classification", "retrieval") for s in ("03", "15")
+    ]
+    for file in files:  # what `clip_benchmark build` does with a file
+        row = json.loads(file.read_text())
+        flat = {**row["metrics"], **row}
+        assert flat["model"] + " " + flat["pretrained"] == "FlexiViT-<b> runs/x"
+        assert flat["seq_len"] == flat["seqhw"] ** 2
+
+
+def test_csv_has_a_metric_a_column(tmp_path: Path) -> None:
+    write_report(_report(), tmp_path)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert set(rows[0]) == KEYS - {"metrics"} | set(RECALLS) | {"acc1", "mean_per_class_recall"}
+    assert float(rows[1]["image_retrieval_recall@5"]) == 0.4 / 6
+    assert rows[1]["acc1"] == ""
+    assert float(rows[5]["acc1"]) == 0.5
+
+
+def test_pictures_show_their_curves(tmp_path: Path) -> None:
+    write_report(_report(), tmp_path)
+    for name in ("retrieval", "classification"):
+        size, colours = _colours((tmp_path / f"emoji_zeroshot_{name}.png").read_bytes())
+        assert size[0] > 600
+        assert size[1] > 400
+        assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0xFF, 0xFF, 0xFF)} <= colours  # two of the curves, and the paper
+
+
+def test_the_page_loads_nothing_and_says_everything(tmp_path: Path) -> None:
+    write_report(_report(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>]*)""", page)
+    assert len(sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?:|@import|url\(|<script|<link", page)
+    inline = base64.b64decode(sources[0].removeprefix("data:image/png;base64,"))
+    assert inline == (tmp_path / "emoji_zeroshot_retrieval.png").read_bytes()
+    assert "<!-- " not in page
+    for text in (
+        "FlexiViT-&lt;b&gt;",
+        "b &amp; c",
+        "0007&lt;",
+        "flexiclip eval runs/x --suite emoji",
+        "run_dir: runs/x",
+        "13.3%",
+    ):
+        assert text in page
+
+
+def test_the_terminal_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_report(_report(peak=3.0))
+    lines = capsys.readouterr().out.splitlines()
+    assert "…" not in "".join(lines)
+    assert max(map(len, lines)) <= 80
+    assert next(line for line in lines if line.startswith("     3")).split() == ["3", "9", "20", "0.5", "1,234"] + ["100.0%"] * 6
+    assert any("not counted: 1" in line for line in lines)
+
+
+def test_runs_in_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_report(_report(), tmp_path / "flexible")
+    write_report(_report(0.9, trained=(6,)), tmp_path / "fixed")
+    picture = tmp_path / "new" / "both.png"
+    runs = [f"flexible={tmp_path}/flexible", f"fixed at 6={tmp_path}/fixed/results.json"]
+    assert main([*runs, "--output", str(picture)]) == 0
+    size, colours = _colours(picture.read_bytes())
+    assert size[0] > 600
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours
+    with_star = picture.read_bytes()
+    (tmp_path / "fixed" / "report.json").unlink()  # rows alone do not say where a model was trained
+    assert main([*runs, "--output", str(picture)]) == 0
+    assert picture.read_bytes() != with_star
+    assert main([*runs, "--metric", "acc9", "--output", str(picture)]) == 2
+    assert "acc9; it holds emoji acc1" in capsys.readouterr().err
+
+
+def test_what_is_no_result_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nameless.json", "--output", str(tmp_path / "x.png")]) == 2
+    assert main([f"a={tmp_path}/none.json", "--output", str(tmp_path / "x.png")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "LABEL=RESULTS" in lines[0]
+    assert "no such file" in lines[1]
+    (tmp_path / "results.json").write_text('[{"dataset": "a"}]')
+    with pytest.raises(UserError, match=r"not a results\.json"):
+        read_rows(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match="cannot write there"):
+        write_report(_report(), tmp_path / "taken")

@@ -1,0 +1,187 @@
+"""Whole evaluations: shards in, rows out, equal to the same numbers worked out sample by sample."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from eval_tools import (
+    CATEGORIES,
+    Toy,
+    encode_one_by_one,
+    slow_recall,
+    texts_one_by_one,
+    toy_model,
+    toys,
+    unit,
+    write_shards,
+    write_suite,
+)
+from flexiclip_eval import evaluate_suites, make_evaluators
+
+from flexiclip.bundle import LoadedModel
+from flexiclip.errors import UserError
+
+BROKEN = (2, 20)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return toy_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> str:
+    return write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(23, BROKEN), (9, 1, 13)))
+
+
+def _good() -> list[Toy]:
+    return [toy for toy in toys(23, BROKEN) if not toy.broken]
+
+
+def _expected_retrieval(loaded: LoadedModel, seqhw: int) -> dict[str, float]:
+    items = _good()
+    captions = list(dict.fromkeys(text for toy in items for text in toy.captions))
+    positive = np.array([[text in toy.captions for toy in items] for text in captions])
+    scores = texts_one_by_one(loaded, captions) @ encode_one_by_one(loaded, items, seqhw).T
+    return {
+        **{f"image_retrieval_recall@{k}": slow_recall(scores, positive, k) for k in (1, 5, 10)},
+        **{f"text_retrieval_recall@{k}": slow_recall(scores.T, positive.T, k) for k in (1, 5, 10)},
+    }
+
+
+def _expected_classification(loaded: LoadedModel, seqhw: int) -> dict[str, float]:
+    items = _good()
+    classes = sorted({toy.category for toy in items})
+    rows = [unit(texts_one_by_one(loaded, [f"a photo of {c}", c]).mean(0, keepdims=True))[0] for c in classes]
+    order = np.argsort(-(encode_one_by_one(loaded, items, seqhw) @ np.stack(rows).T), axis=1)
+    label = np.array([classes.index(toy.category) for toy in items])
+    right = order[:, 0] == label
+    expected = {"acc1": right.mean(), "mean_per_class_recall": np.mean([right[label == c].mean() for c in set(label)])}
+    return expected | ({"acc5": (order[:, :5] == label[:, None]).any(1).mean()} if len(classes) >= 5 else {})
+
+
+def test_rows_equal_the_same_metrics_sample_by_sample(loaded: LoadedModel, suite: str) -> None:
+    rows = evaluate_suites(loaded, [suite], batch_size=4, source="runs/toy")
+    assert [(row.task, row.seqhw) for row in rows] == [
+        (task, seqhw) for task in ("zeroshot_retrieval", "zeroshot_classification") for seqhw in (2, 3, 6)
+    ]
+    for row in rows:
+        expected = _expected_retrieval if row.task == "zeroshot_retrieval" else _expected_classification
+        assert row.metrics == pytest.approx(expected(loaded, row.seqhw or 0), abs=1e-9)
+        assert (row.dataset, row.model, row.pretrained, row.language, row.n) == ("toys", "FlexiViT-16x1", "runs/toy", "en", 21)
+        assert (row.seq_len, row.patch_size, row.image_size) == ((row.seqhw or 0) ** 2, 24 // (row.seqhw or 1), 24)
+        assert row.images_per_s is not None
+        assert row.images_per_s > 0
+    costs = [row.gflops or 0 for row in rows[:3]]
+    assert 0 < costs[0] < costs[1] < costs[2]
+
+
+def test_broken_images_are_named_and_not_counted(
+    loaded: LoadedModel, suite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "flexiclip.eval"):
+        rows = evaluate_suites(loaded, [suite], seqhw=[3], output=tmp_path / "out")
+    assert {row.n for row in rows} == {21}
+    named = [record.message for record in caplog.records if "bad sample" in record.message]
+    assert len(named) == 2
+    assert "0002" in named[0]
+    assert "part-2.tar" in named[1]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "0002" in page
+    assert "0020" in page
+
+
+def test_the_loop_evaluator_reads_the_data_once_and_leaves_the_model_alone(loaded: LoadedModel, suite: str) -> None:
+    rows = evaluate_suites(loaded, [suite])
+    evaluate = make_evaluators([suite], batch_size=5)
+    loaded.model.train()
+    loaded.model.text_tower.eval()  # as a locked tower would be
+    state = torch.random.get_rng_state()
+    first = evaluate(loaded)
+    assert loaded.model.training
+    assert loaded.model.image_tower.training
+    assert not loaded.model.text_tower.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    names = {
+        f"toys/{row.task.removeprefix('zeroshot_')}/{name}/seqhw={row.seqhw}": value
+        for row in rows
+        for name, value in row.metrics.items()
+    }
+    assert first == pytest.approx(names, abs=1e-9)
+    shutil.rmtree(Path(suite).parent / "data")
+    assert evaluate(loaded) == first
+    loaded.model.eval()
+
+
+@dataclass
+class Foreign:
+    """A model of another library: float images, one length, no config."""
+
+    model: torch.nn.Module
+    transform: Any
+    tokenizer: Any
+    config: None = None
+
+
+def test_a_foreign_model_is_scored_at_its_one_length(suite: str, tmp_path: Path) -> None:
+    import open_clip
+    from open_clip.transform import image_transform
+
+    class OneLength(open_clip.CLIP):
+        def encode_image(self, images: torch.Tensor, seqhw: None = None, normalize: bool = False) -> torch.Tensor:
+            assert seqhw is None
+            return super().encode_image(images, normalize)
+
+    tower = {"layers": 1, "width": 32, "heads": 2}
+    torch.manual_seed(0)
+    model = OneLength(
+        16,
+        open_clip.CLIPVisionCfg(layers=1, width=64, head_width=32, patch_size=8, image_size=24),
+        open_clip.CLIPTextCfg(**tower, context_length=16),
+    )
+    foreign = Foreign(model.eval(), image_transform(24, is_train=False), open_clip.SimpleTokenizer(context_length=16))
+    rows = evaluate_suites(foreign, [suite], source="open_clip:Tiny/none", output=tmp_path / "out", batch_size=6)
+    row = rows[0]
+    assert (row.model, row.pretrained, row.seqhw, row.patch_size, row.gflops, row.n) == ("Tiny", "none", None, None, None, 21)
+    items = _good()
+    captions = list(dict.fromkeys(text for toy in items for text in toy.captions))
+    with torch.no_grad():
+        image_z = unit(torch.cat([model.encode_image(foreign.transform(toy.image)[None]) for toy in items]).numpy())
+        text_z = unit(model.encode_text(foreign.tokenizer(captions)).numpy())
+    positive = np.array([[text in toy.captions for toy in items] for text in captions])
+    assert row.metrics["image_retrieval_recall@5"] == pytest.approx(slow_recall(text_z @ image_z.T, positive, 5), abs=1e-9)
+    with pytest.raises(UserError, match="one fixed length"):
+        evaluate_suites(foreign, [suite], seqhw=[3])
+
+
+def test_classes_by_number_need_no_captions(loaded: LoadedModel, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", toys(12), (12,))
+    by_name = evaluate_suites(loaded, [write_suite(tmp_path / "a.yaml", shards, classes=CATEGORIES)], seqhw=[3])[1]
+    file = tmp_path / "b.yaml"
+    file.write_text(
+        f"datasets: [{{name: b, shards: '{shards}', tasks: [{{kind: classification, label: cls, "
+        f"templates: ['a photo of {{c}}', '{{c}}'], classes: [{', '.join(CATEGORIES)}]}}]}}]"
+    )
+    by_number = evaluate_suites(loaded, [str(file)], seqhw=[3])[0]
+    assert by_number.metrics == by_name.metrics
+    assert by_number.n == 12
+
+
+def test_mistakes_are_said_in_one_line(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"seqhw \[5, 7\] does not divide .*valid: \[1, 2, 3, 4, 6, 8, 12, 24\]"):
+        evaluate_suites(loaded, [suite], seqhw=[5, 6, 7])
+    with pytest.raises(UserError, match="no suite"):
+        make_evaluators([])
+    all_broken = write_suite(tmp_path / "c.yaml", write_shards(tmp_path / "c", toys(3, (0, 1, 2)), (3,)))
+    with pytest.raises(UserError, match="none of its 3 samples can be read"):
+        evaluate_suites(loaded, [all_broken], seqhw=[3])
+    missing = write_suite(tmp_path / "d.yaml", str(tmp_path / "nowhere-{0..1}.tar"))
+    with pytest.raises(UserError, match=r"nowhere-0\.tar"):
+        evaluate_suites(loaded, [missing], seqhw=[3])
