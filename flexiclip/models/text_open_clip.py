@@ -1,6 +1,6 @@
 """The text half of an open_clip model as the text tower; its output is that model's joint embedding, projection included.
 
-    flexiclip train RECIPE model.text.kind=open_clip model.text.name=ViT-B-32/openai tokenizer.kind=clip
+    flexiclip train RECIPE model.text.kind=open_clip model.text.name=ViT-B-32-quickgelu/openai tokenizer.kind=clip
 
 A name is NAME, NAME/PRETRAINED (a tag or a file), hf-hub:ORG/REPO or local-dir:FOLDER, as open_clip understands them.
 
@@ -78,7 +78,9 @@ def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bo
             raise UserError(f"model.text.name={config.name}: open_clip knows no model {name!r}; see open_clip.list_models()")
         model_cfg = _text_only(described)
         if pretrained and (tag or ":" in name):
-            text = open_clip.create_model(name, pretrained=tag, force_custom_text=True, pretrained_text=False).text
+            _check_activation(name, tag, described)
+            options = {"force_custom_text": True, "pretrained_text": False, "require_pretrained": True}
+            text = open_clip.create_model(name, pretrained=tag, **options).text
         else:
             text = _text_without_weights(model_cfg)
     except (OSError, RuntimeError, KeyError) as error:
@@ -92,6 +94,16 @@ def _split(name: str) -> tuple[str, str | None]:
         return name, None
     base, _, tag = name.partition("/")
     return base, tag or None
+
+
+def _check_activation(name: str, tag: str | None, described: dict[str, Any]) -> None:
+    """open_clip only warns where weights meet the wrong GELU; the tower would be off by some percent for good."""
+    import open_clip
+
+    trained = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") if tag else None
+    if trained is not None and trained != described.get("quick_gelu", False):
+        mend = f"{name}-quickgelu/{tag}" if trained else f"{name.removesuffix('-quickgelu')}/{tag}"
+        raise UserError(f"model.text.name={name}/{tag}: these weights were trained with the other GELU; name {mend}")
 
 
 def _text_only(described: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,6 @@ def test_gradients_pass_and_autocast_does_not_round() -> None:
     assert torch.autograd.gradcheck(lambda k: pi.pi_resize(k, (6, 10)), kernel)
     single = kernel.detach().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(pi.pi_resize(single, 6), pi.pi_resize(single.clone(), 6))
         inside = pi.pi_resize(single, 6)
     assert torch.equal(inside, pi.pi_resize(single, 6))
 
