@@ -93,9 +93,9 @@ def test_installed_recipe_opens_with_its_launch_line(recipe):
 
 def test_plain_data_only():
     """Any YAML reader can read a model folder's config."""
-    config = load("debug", ["data.train=[{shards: a.tar, weight: 2}]", "patch.stages=[{start: 50%, seqhw: [5]}]"])
+    config = load("debug", ["data.train=[{shards: a.tar, weight: 2}]", "patch.stages=[{start: 50%, seqhw: [4]}]"])
     assert yaml.safe_load(dump(config))["data"]["train"] == [{"shards": "a.tar", "weight": 2.0}]
-    assert to_dict(config)["patch"]["stages"] == [{"start": "50%", "seqhw": [5], "weights": "uniform"}]
+    assert to_dict(config)["patch"]["stages"] == [{"start": "50%", "seqhw": [4], "weights": "uniform"}]
     assert list(to_dict(config)) == [field.name for field in dataclasses.fields(Config)]
 
 
