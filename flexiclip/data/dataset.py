@@ -19,7 +19,7 @@ from flexiclip.data.draws import Draw, below, generator
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.plan import Place, Plan, Source
 from flexiclip.data.samples import BadSample, Sample, SampleStore
-from flexiclip.data.shards import expand_shards, is_remote, prefetch
+from flexiclip.data.shards import expand_shards, prefetch, reads_in_parallel
 from flexiclip.errors import UserError
 
 MAX_BAD = 100  # substitutes in a row that may fail; by then it is the recipe or the storage that is wrong
@@ -48,9 +48,9 @@ class TrainSources:
         return self.plan.samples
 
     @property
-    def remote(self) -> bool:
-        """Whether any shard is read over a network."""
-        return any(is_remote(url) for store in self.stores for url in store.urls)
+    def parallel(self) -> bool:
+        """Whether a worker should read several samples at once: a remote one waits for the network, not for the processor."""
+        return all(reads_in_parallel(url) for store in self.stores for url in store.urls)
 
 
 def source_configs(config: DataConfig) -> tuple[SourceConfig, ...]:

@@ -21,7 +21,7 @@ from flexiclip.data.dataset import Item, TrainDataset, TrainSources, open_source
 from flexiclip.data.images import TrainTransform
 from flexiclip.errors import UserError
 
-_REMOTE_READS = 16  # at once in a worker: a remote sample waits for the network, not for the processor
+_PARALLEL_READS = 16  # samples that a worker reads at once from storage that allows it
 
 Tokenize = Callable[[list[str]], torch.Tensor]
 
@@ -86,16 +86,17 @@ class _Steps(Dataset[Batch | UserError]):
         self.dataset, self.collate = dataset, collate
         self.size = global_batch_size // world
         self.stride, self.shift = global_batch_size, rank * self.size
+        self.parallel = dataset.sources.parallel
         self._pool: ThreadPoolExecutor | None = None
 
     def __getitem__(self, step: int) -> Batch | UserError:
         start = step * self.stride + self.shift
         positions = range(start, start + self.size)
         try:
-            if not self.dataset.sources.remote:
+            if not self.parallel:
                 return self.collate(step, [self.dataset[position] for position in positions])
             if self._pool is None:  # made where it is used: threads do not survive the fork of a worker
-                self._pool = ThreadPoolExecutor(_REMOTE_READS)
+                self._pool = ThreadPoolExecutor(_PARALLEL_READS)
             return self.collate(step, list(self._pool.map(self.dataset.__getitem__, positions)))
         except UserError as error:
             return error

@@ -19,6 +19,7 @@ from flexiclip.config import DataConfig
 from flexiclip.data.dataset import MAX_BAD, Item, make_item, source_configs
 from flexiclip.data.draws import Draw, below, generator
 from flexiclip.data.images import TrainTransform
+from flexiclip.data.index import split_name
 from flexiclip.data.loader import Batch, Collate
 from flexiclip.data.samples import BadSample, Sample, build_sample, read_captions
 from flexiclip.data.shards import expand_shards, open_shard
@@ -113,7 +114,10 @@ class _Reader:
         """The samples of a stream of {"url": shard}, members still encoded."""
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
-        files = tar_file_expander(self._open(shards), handler=self._handle)
+        # webdataset would make samples of dotfiles; split_name leaves them out here as in the index.
+        files = tar_file_expander(
+            self._open(shards), handler=self._handle, select_files=lambda name: split_name(name) is not None
+        )
         return cast("Iterator[_Raw]", group_by_keys(files, handler=self._handle))
 
     def keep(self, raw: Iterator[_Raw], build: Callable[[str, str, _Raw], Any]) -> Iterator[Any]:

@@ -146,6 +146,11 @@ def _read_remote(url: str, offset: int, size: int) -> bytes:
     return data
 
 
+def reads_in_parallel(url: str) -> bool:
+    """Whether threads may read the shard at once, and gain by it: object stores and HTTP, not fsspec's caches and memory."""
+    return is_remote(url) and bool(_filesystem(url)[0].async_impl)
+
+
 def open_shard(url: str) -> IO[bytes]:
     """The shard as a seekable stream, for reading its headers. Raises UserError when it cannot be opened."""
     try:

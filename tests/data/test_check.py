@@ -1,0 +1,34 @@
+"""`data check` and `data index` on real shards, good and bad."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shardkit import good_sample, write_samples
+
+from flexiclip.data.check import ShardRow, check_shards, describe_shards
+from flexiclip.data.shards import expand_shards
+
+
+def test_good_shards_pass(uneven: str) -> None:
+    assert check_shards(expand_shards(uneven), ("jpg",), ("txt",)) == []
+
+
+def test_every_bad_sample_and_shard_is_named_in_order(broken: str, tmp_path: Path) -> None:
+    whole = write_samples(tmp_path / "cut.tar", [good_sample(n) for n in range(4)])
+    whole.write_bytes(whole.read_bytes()[:2000])
+    found = check_shards(expand_shards(str(tmp_path / "*.tar")), ("jpg",), ("txt",))
+    assert [(Path(bad.shard).name, bad.key) for bad in found] == [
+        ("broken.tar", "s0002"),
+        ("broken.tar", "s0005"),
+        ("broken.tar", "s0007"),
+        ("cut.tar", ""),
+    ]
+    assert "truncated" in found[-1].reason
+
+
+def test_shards_are_counted(uneven: str, tmp_path: Path) -> None:
+    rows = describe_shards(expand_shards(uneven))
+    assert [row.samples for row in rows] == [1, 9, 2, 11]
+    sample = good_sample(0)
+    assert rows[0] == ShardRow(str(tmp_path / "train-0000.tar"), 1, len(sample["jpg"]) + len(sample["txt"]))

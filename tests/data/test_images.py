@@ -1,0 +1,196 @@
+"""Decoding every kind of image, and the transforms against torchvision and open_clip."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shardkit import encode
+
+from flexiclip.config import PreprocessConfig
+from flexiclip.data import images
+from flexiclip.data.images import EvalTransform, ImageError, TrainTransform, decode_image, normalize
+
+GRADIENT = np.stack([*np.meshgrid(np.arange(0, 240, 10), np.arange(0, 200, 10)), np.full((20, 24), 90)], axis=-1).astype(np.uint8)
+
+
+def pixel(image: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    found = image.getpixel((x, y))
+    assert isinstance(found, tuple)
+    return found
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    """The stored picture is the upright one under the inverse of what the tag asks for."""
+    upright = Image.fromarray(GRADIENT)
+    inverse = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's numbers: flips, rotations (anticlockwise), transposes
+    stored = upright.transpose(Image.Transpose(inverse[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(np.asarray(decode_image(encode(stored, "PNG", exif=exif))), GRADIENT)
+
+
+def test_transparency_becomes_white() -> None:
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[0, 0] = (200, 100, 0, 128)
+    image = decode_image(encode(Image.fromarray(rgba)))
+    assert image.mode == "RGB"
+    assert pixel(image, 1, 1) == (255, 255, 255)
+    assert pixel(image, 0, 0) == pytest.approx((227, 177, 127), abs=1)
+    grey = np.array([[[10, 0], [10, 255]]], np.uint8)
+    image = decode_image(encode(Image.fromarray(grey, "LA")))
+    assert (pixel(image, 0, 0), pixel(image, 1, 0)) == ((255,) * 3, (10,) * 3)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putdata([0, 1])
+    image = decode_image(encode(palette, "PNG", transparency=0))
+    assert (pixel(image, 0, 0), pixel(image, 1, 0)) == ((255, 255, 255), (0, 0, 255))
+    image = decode_image(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG", transparency=(1, 2, 3)))
+    assert pixel(image, 0, 0) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    grey = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    assert np.asarray(decode_image(encode(Image.fromarray(grey))))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.asarray(decode_image(encode(Image.fromarray(grey), "TIFF")))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
+def test_other_modes(mode: str) -> None:
+    kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    for colour, expected in (("white", 255), ("black", 0)):
+        image = decode_image(encode(Image.new("RGB", (3, 2), colour).convert(mode), kind))
+        assert image.mode == "RGB"
+        assert np.abs(np.asarray(image).astype(int) - expected).max() < 3
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {}))
+        assert pixel(decode_image(data), 0, 0) == pytest.approx((255, 0, 0), abs=1), kind
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_truncated_files_are_errors(kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, kind)
+    decode_image(data)
+    for share in (0.1, 0.5, 0.9):
+        with pytest.raises(ImageError):
+            decode_image(data[: int(share * len(data))])
+
+
+def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageError, match="float pixels"):
+        decode_image(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
+    with pytest.raises(ImageError, match="cannot identify"):
+        decode_image(encode(Image.new("RGB", (4, 4)), "EPS"))  # Pillow would start Ghostscript
+    monkeypatch.setattr(images, "MAX_PIXELS", 15)
+    with pytest.raises(ImageError, match="4 x 4 exceeds 15 pixels"):
+        decode_image(encode(Image.new("RGB", (4, 4))))
+
+
+def test_a_large_jpeg_is_decoded_small() -> None:
+    data = encode(Image.fromarray(GRADIENT).resize((480, 400)), "JPEG")
+    assert decode_image(data).size == (480, 400)
+    assert decode_image(data, min_side=100).size == (120, 100)
+    assert decode_image(data, min_side=101).size == (240, 200)
+    assert decode_image(data, min_side=1000).size == (480, 400)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width * height).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(37, 91), (91, 37), (64, 64), (48, 48), (31, 29), (200, 151), (301, 77), (49, 48)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_shortest_equals_torchvision(size: tuple[int, int], interpolation: str) -> None:
+    from torchvision.transforms.v2 import functional as tv
+
+    image = photo(*size)
+    resized = tv.resize(image, [48], interpolation=getattr(tv.InterpolationMode, interpolation.upper()))
+    expected = tv.pil_to_tensor(tv.center_crop(resized, [48, 48]))
+    found = EvalTransform((48, 48), PreprocessConfig(resize="shortest", interpolation=interpolation)).pixels(image)  # type: ignore[arg-type]
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+def test_the_whole_transform_equals_open_clips(resize: str) -> None:
+    from open_clip import image_transform
+
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    theirs = image_transform(48, is_train=False, mean=mean, std=std, resize_mode=resize)
+    ours = EvalTransform((48, 48), PreprocessConfig(mean=mean, std=std, resize=resize))  # type: ignore[arg-type]
+    for size in ((37, 91), (200, 151)):
+        assert torch.equal(ours(photo(*size)), theirs(photo(*size)))
+
+
+def test_a_rectangle_is_covered_and_centred() -> None:
+    transform = EvalTransform((30, 60), PreprocessConfig())
+    for size in ((200, 50), (50, 200), (61, 30), (7, 5)):
+        assert transform.pixels(photo(*size)).shape == (3, 30, 60)
+    left, right = np.zeros((60, 60, 3), np.uint8), np.full((60, 60, 3), 255, np.uint8)
+    image = Image.fromarray(np.concatenate([left, right], axis=1))
+    pixels = transform.pixels(image.convert("P"))
+    assert pixels[:, :, :28].max() < 20
+    assert pixels[:, :, 32:].min() > 235
+
+
+def test_normalize() -> None:
+    pixels = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
+    expected = (pixels.double() / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    for images_ in (pixels, pixels.float() / 255):
+        found = normalize(images_, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+        assert found.dtype == torch.float32
+        assert torch.allclose(found.double(), expected, atol=1e-6)
+
+
+def test_crops_have_the_area_and_shape_asked_for() -> None:
+    """The pixel values tell the crop: red counts columns, green rows; their span over the output gives its sides."""
+    x, y = np.meshgrid(np.arange(200), np.arange(160))
+    image = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
+    transform = TrainTransform((40, 40), (0.2, 0.6), (0.75, 4 / 3), False, "bilinear")
+    areas, ratios, lefts = [], [], []
+    for seed in range(300):
+        pixels = transform(image, np.random.default_rng(seed)).astype(float)
+        width, height = ((pixels[c].max() - pixels[c].min()) * 40 / 39 for c in (0, 1))
+        areas.append(width * height / (200 * 160))
+        ratios.append(width / height)
+        lefts.append(pixels[0].min() / (200 - width))
+    assert 0.18 < min(areas) < 0.24
+    assert 0.55 < max(areas) < 0.65
+    assert np.mean(areas) == pytest.approx(0.4, abs=0.03)
+    assert np.exp(np.mean(np.log(ratios))) == pytest.approx(1, abs=0.03)
+    assert min(ratios) > 0.72
+    assert max(ratios) < 1.40
+    assert np.mean(lefts) == pytest.approx(0.5, abs=0.05)
+
+
+def test_crops_of_extreme_images_and_whole_images() -> None:
+    whole = TrainTransform((20, 24), (1.0, 1.0), (1.0, 1.0), False, "bilinear")
+    assert np.array_equal(whole(Image.fromarray(GRADIENT), np.random.default_rng(0)), GRADIENT.transpose(2, 0, 1))
+    for size in ((500, 2), (2, 500), (1, 1)):
+        pixels = TrainTransform((8, 12), (0.9, 1.0), (0.9, 1.1), False, "bicubic")(photo(*size), np.random.default_rng(1))
+        assert (pixels.shape, pixels.dtype) == ((3, 8, 12), np.uint8)
+
+
+def test_half_the_views_are_flipped() -> None:
+    transform = TrainTransform((20, 24), (1.0, 1.0), (1.0, 1.0), True, "bilinear")
+    views = [transform(Image.fromarray(GRADIENT), np.random.default_rng(seed)) for seed in range(200)]
+    flipped = [np.array_equal(view[:, :, ::-1], GRADIENT.transpose(2, 0, 1)) for view in views]
+    assert 70 < sum(flipped) < 130
+    assert all(f or np.array_equal(v, GRADIENT.transpose(2, 0, 1)) for f, v in zip(flipped, views, strict=True))
+
+
+def test_min_side_never_enlarges_the_smallest_crop() -> None:
+    transform = TrainTransform((64, 64), (0.25, 1.0), (0.75, 4 / 3), False, "bilinear")
+    side = transform.min_side
+    assert side == math.ceil(64 / math.sqrt(0.25 * 0.75))
+    narrowest = math.sqrt(side * side * 0.25 * 0.75)
+    assert narrowest >= 64

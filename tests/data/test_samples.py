@@ -1,0 +1,93 @@
+"""Reading samples by number, and the reasons a sample can be bad."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from shardkit import good_sample, jpeg, write_samples
+
+from flexiclip.data.samples import BadSample, SampleStore
+from flexiclip.data.shards import expand_shards
+
+
+def store_of(tmp_path: Path, *samples: dict[str, Any], captions: tuple[str, ...] = ("txt",)) -> SampleStore:
+    return SampleStore([str(write_samples(tmp_path / "x.tar", samples))], ("jpg", "png"), captions)
+
+
+def test_a_store_is_a_flat_list(uneven: str) -> None:
+    store = SampleStore(expand_shards(uneven), ("jpg",), ("txt",))
+    assert store.counts.tolist() == [1, 9, 2, 11]
+    assert len(store) == 23
+    for number in range(23):
+        sample = store[number]
+        assert store.number(*store.locate(number)) == number
+        assert (sample.key, sample.captions) == (f"s{number:04d}", (f"caption number {number}",))
+        assert np.array_equal(np.asarray(sample.image), np.asarray(Image.open(io.BytesIO(jpeg(number)))))
+    assert store[10].name == "train-0002.tar/s0010"
+    with pytest.raises(IndexError):
+        store[23]
+
+
+def test_captions_come_from_all_that_is_named(tmp_path: Path) -> None:
+    meta = {"a": {"b": [" two ", "", "three", 5]}, "c": "four"}
+    sample = {**good_sample(0), "txt": b"one\nmore\n", "json": json.dumps(meta).encode()}
+    for spec, expected in [
+        (("txt",), ("one\nmore",)),
+        (("txt:lines",), ("one", "more")),
+        (("json:a.b", "json:c", "txt", "alt"), ("two", "three", "four", "one\nmore")),
+    ]:
+        assert store_of(tmp_path, sample, captions=spec)[0].captions == expected
+    store = store_of(tmp_path, sample)
+    assert store[0].meta == meta
+    assert store.captions(0, 0) == ("one\nmore",)
+
+
+def test_other_members_on_demand(tmp_path: Path) -> None:
+    store = store_of(tmp_path, {**good_sample(0), "cls": b"7"}, captions=())
+    assert store.member(0, 0, "cls") == b"7"
+    assert store.member(0, 0, "npy") is None
+    assert store[0].captions == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "captions", "reason"),
+    [
+        ({"jpg": None}, ("txt",), "no image: none of jpg, png"),
+        ({"jpg": b"not an image"}, ("txt",), "image cannot be decoded: UnidentifiedImageError"),
+        ({"jpg": jpeg(0)[:-200]}, ("txt",), "image cannot be decoded: OSError: .*runcated"),
+        ({"jpg": b""}, ("txt",), "image cannot be decoded"),
+        ({"txt": b" \n"}, ("txt",), "empty caption"),
+        ({"txt": None}, ("txt",), "no caption: none of txt"),
+        ({"txt": b"caf\xe9"}, ("txt",), "txt is not UTF-8"),
+        ({"json": b'{"caption": '}, ("json:caption",), "json cannot be parsed"),
+        ({"json": b'{"caption": 5}'}, ("json:caption",), "no caption: none of json:caption"),
+        ({"json": b"[1]"}, ("json:caption",), "no caption"),
+        ({"json": b'{"caption": "\\ud800"}'}, ("json:caption",), "caption is not Unicode"),
+    ],
+)
+def test_bad_samples_say_why(tmp_path: Path, change: dict[str, Any], captions: tuple[str, ...], reason: str) -> None:
+    sample = {name: data for name, data in {**good_sample(0), **change}.items() if data is not None}
+    store = store_of(tmp_path, sample, captions=captions)
+    with pytest.raises(BadSample, match=reason) as caught:
+        store[0]
+    assert (caught.value.shard, caught.value.key) == (store.urls[0], "s0000")
+    assert pickle.loads(pickle.dumps(caught.value)).as_dict() == caught.value.as_dict()
+
+
+def test_a_shard_that_changes_underneath(tmp_path: Path) -> None:
+    store = store_of(tmp_path, *(good_sample(n) for n in range(4)))
+    path = Path(store.urls[0])
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(BadSample, match="short read"):
+        store[3]
+    gone = SampleStore([str(write_samples(tmp_path / "y.tar", [good_sample(0)]))], ("jpg",), ("txt",))
+    (tmp_path / "y.tar").unlink()
+    with pytest.raises(BadSample, match="No such file"):
+        gone[0]
