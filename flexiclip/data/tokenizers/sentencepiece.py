@@ -1,6 +1,6 @@
 """SentencePiece: a `.model` file that a recipe names, or one trained on the training captions.
 
-    flexiclip train RECIPE tokenizer.kind=sentencepiece tokenizer.path=null      trains one when the run starts
+    flexiclip data tokenizer 'shards/*.tar' --output captions.model      one to keep; tokenizer.path=null trains one with each run
 
 `sticky_eos` is big_vision's way (pp/ops_text.py, `eos="sticky"`): captions are filled up with EOS and always end with it, cut
 ones too, so that a tower which pools the last position finds the same token there whatever the caption's length.
