@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -185,3 +186,18 @@ def test_mistakes_are_said_in_one_line(loaded: LoadedModel, suite: str, tmp_path
     missing = write_suite(tmp_path / "d.yaml", str(tmp_path / "nowhere-{0..1}.tar"))
     with pytest.raises(UserError, match=r"nowhere-0\.tar"):
         evaluate_suites(loaded, [missing], seqhw=[3])
+
+
+def test_the_openmoji_suite_fits_what_the_builder_writes(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexiclip.data.sources.openmoji import build_openmoji
+
+    build, _ = build_openmoji(tmp_path / "openmoji", pixels=24, heldout=40, limit=300)
+    monkeypatch.setenv("FLEXICLIP_DATA", str(tmp_path))
+    retrieval, classification = evaluate_suites(loaded, ["openmoji"], seqhw=[3], output=tmp_path / "out")
+    assert retrieval.n == classification.n == build.heldout > 20
+    about = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(build.heldout_categories) <= set(about["tasks"][1]["classes"])
+    assert about["tasks"][1]["largest_class"] == pytest.approx(max(build.heldout_categories.values()) / build.heldout)
+    assert about["bad_samples"] == []
