@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,12 @@ def test_sources_are_opened_once_and_shared(uneven: str) -> None:
         seed=3, rank=0, world=1, global_batch_size=2, start_step=10**6, steps=1, sources=sources,
     )  # fmt: skip
     assert [batch.step for batch in loader] == [10**6]
+
+
+def test_what_workers_are_handed_survives_pickling(uneven: str, loader_of: Any) -> None:
+    """Platforms that spawn their workers, rather than fork them, pickle the dataset."""
+    loader = loader_of(uneven)
+    revived = pickle.loads(pickle.dumps(loader.loader.dataset))
+    for step, batch in enumerate(loader):
+        assert revived[step].samples == batch.samples
+        assert torch.equal(revived[step].images, batch.images)

