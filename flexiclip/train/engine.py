@@ -6,11 +6,9 @@ is in step.py.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,7 +58,6 @@ class TorchEngine:
         self.module: nn.Module = towers
         if ranks.world > 1:
             self.module = DistributedDataParallel(towers, device_ids=device_ids, broadcast_buffers=False)
-        self._pending: nullcontext[None] | None = None
 
     def embed(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
         """See Engine."""
@@ -74,13 +71,12 @@ class TorchEngine:
 
     def step(self, lr: float) -> float:
         """See Engine."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip if self.clip is not None else float("inf"))
+        norm = clip_gradients(self.optimizer, self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def weights(self) -> dict[str, Tensor]:
         """See Engine."""
@@ -93,6 +89,12 @@ class TorchEngine:
     def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
         """See Engine."""
         load_moments_into(self.towers, self.optimizer, moments, step)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> float:
+    """Scale the gradients of whole parameters down to the norm `limit`; returns their norm before."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return float(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
 
 
 def moments_of(towers: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

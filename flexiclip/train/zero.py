@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flexiclip.config import Config
-from flexiclip.train.engine import MOMENTS, load_moments_into, moments_of
+from flexiclip.train.engine import MOMENTS, clip_gradients, load_moments_into, moments_of
 from flexiclip.train.optim import adamw
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.towers import Towers
@@ -27,7 +27,7 @@ class DeepSpeedEngine:
     def __init__(self, towers: Towers, config: Config, ranks: Ranks) -> None:
         deepspeed = _import_deepspeed()
         self.towers, self.ranks = towers, ranks
-        self.stage = config.engine.zero_stage
+        self.stage, self.clip = config.engine.zero_stage, config.optimizer.grad_clip
         self.names = [name for name, p in towers.named_parameters() if p.requires_grad]
         optimizer = adamw(towers, config.optimizer)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -47,9 +47,9 @@ class DeepSpeedEngine:
         """See Engine."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        norm = clip_gradients(self._inner(), self.clip) if self.stage == 0 else None
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def weights(self) -> dict[str, Tensor]:
         """See Engine."""
@@ -65,6 +65,7 @@ class DeepSpeedEngine:
             return moments_of(self.towers, self._inner())
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link_moments()
         trained = self._trained()
         return {f"{key}/{name}": _to_cpu(safe_get_full_optimizer_state(p, key)) for key in MOMENTS for name, p in trained}
 
@@ -76,6 +77,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         self._prime()
+        self._link_moments()
         for key in MOMENTS:
             for name, p in self._trained():
                 safe_set_full_optimizer_state(p, moments[f"{key}/{name}"].to(self.ranks.device), key)
@@ -87,6 +89,12 @@ class DeepSpeedEngine:
         zimg, ztxt = self.embed(image, text, 1)
         self.backward(0.0 * (zimg.sum() + ztxt.sum()), last=True)
         self.step(lr=0.0)
+
+    def _link_moments(self) -> None:
+        """DeepSpeed 0.19 links moments to parameters after the first group's first step, when the second group has none yet."""
+        if self.stage in (1, 2):
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _inner(self) -> torch.optim.Optimizer:
         """The AdamW that DeepSpeed wraps at stages 1-3 and uses as it is at stage 0."""
@@ -103,10 +111,11 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
     Accumulation is ours (step.py sets the boundary), so DeepSpeed is told of one micro-batch a step.
     """
     local = config.train.global_batch_size // world
+    clip = config.optimizer.grad_clip if config.engine.zero_stage else None  # stage 0 would clip without telling the norm
     generated: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": local,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optimizer.grad_clip or 0.0,
+        "gradient_clipping": clip or 0.0,
         "zero_optimization": {"stage": config.engine.zero_stage},
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
