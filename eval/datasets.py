@@ -26,6 +26,8 @@ log = logging.getLogger("flexiclip.eval")
 
 Label = str | int | None
 
+TIMED_BATCHES = 3  # at least, for a speed that one hiccup of the machine does not decide
+
 
 @dataclass(frozen=True)
 class Record:
@@ -59,8 +61,8 @@ class ImageBlock:
         self._bad: dict[int, dict[str, str]] = {}
 
     def batch_size(self, wanted: int) -> int:
-        """At most `wanted`, and small enough for two batches, so that the first can be the warm-up that speed leaves out."""
-        return min(wanted, max(1, -(-largest_block(self.total) // 2)))
+        """At most `wanted`, and small enough for TIMED_BATCHES and the one before them that warms up."""
+        return min(wanted, max(1, -(-largest_block(self.total) // (TIMED_BATCHES + 1))))
 
     def batches(self, size: int, ahead: int) -> Iterator[Tensor]:
         """Images [b, 3, H, W], uint8 or float32, b <= size, with as many batches on every rank, so b may be 0.

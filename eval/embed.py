@@ -5,6 +5,7 @@ A batch is decoded and moved to the device once, then encoded at each seqhw whil
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,9 +75,12 @@ def _wait(device: torch.device) -> None:
 
 
 def _speed(sizes: Sequence[int], seconds: Sequence[float]) -> float | None:
-    """Images/s without the first batch, which pays for allocation and kernel selection; None when there is no other."""
-    images, time_spent = sum(sizes[1:]), sum(seconds[1:])
-    return images / time_spent if images and time_spent > 0 else None
+    """Images/s of the median batch, which a hiccup of the machine does not move; None when there is but one batch.
+
+    The first batch is left out: it pays for allocation and the choice of kernels.
+    """
+    speeds = [size / spent for size, spent in zip(sizes[1:], seconds[1:], strict=True) if size]
+    return statistics.median(speeds) if speeds else None
 
 
 def _total(speeds: Sequence[float | None]) -> float | None:

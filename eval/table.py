@@ -25,7 +25,7 @@ class Row:
     patch_size: Side | None  # pixels
     image_size: Side | None  # pixels
     gflops: float | None  # image tower, one image, a multiply-add counting 2
-    images_per_s: float | None  # image tower over all ranks, without decoding and warm-up; null when one batch held all
+    images_per_s: float | None  # image tower over all ranks, without decoding and warm-up; null for a single image
 
 
 @dataclass(frozen=True)

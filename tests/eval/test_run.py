@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from eval_tools import (
 from flexiclip_eval import evaluate_suites, make_evaluators
 
 from flexiclip.bundle import LoadedModel
+from flexiclip.data.samples import Sample, SampleStore
 from flexiclip.errors import UserError
 
 BROKEN = (2, 20)
@@ -160,6 +162,25 @@ def test_a_foreign_model_is_scored_at_its_one_length(suite: str, tmp_path: Path)
     assert row.metrics["image_retrieval_recall@5"] == pytest.approx(slow_recall(text_z @ image_z.T, positive, 5), abs=1e-9)
     with pytest.raises(UserError, match="one fixed length"):
         evaluate_suites(foreign, [suite], seqhw=[3])
+
+
+def test_speed_leaves_out_warm_up_and_decoding(loaded: LoadedModel, suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, encode, read = iter([0.6] + [0.02] * 99), loaded.model.encode_image, SampleStore.read
+
+    def slow(images: torch.Tensor, seqhw: int) -> torch.Tensor:
+        time.sleep(next(calls))
+        return encode(images, seqhw)
+
+    def slow_read(self: SampleStore, shard: int, sample: int, min_side: int | None = None) -> Sample:
+        time.sleep(0.03)
+        return read(self, shard, sample, min_side)
+
+    monkeypatch.setattr(loaded.model, "encode_image", slow)
+    monkeypatch.setattr(SampleStore, "read", slow_read)
+    row = evaluate_suites(loaded, [suite], seqhw=[3], batch_size=5)[0]
+    assert row.images_per_s is not None
+    assert row.images_per_s <= 5 / 0.02  # at most 5 images in at least 20 ms
+    assert row.images_per_s > 23 / (0.6 + 4 * 0.02)  # the whole time, first batch included, without even decoding
 
 
 def test_classes_by_number_need_no_captions(loaded: LoadedModel, tmp_path: Path) -> None:
