@@ -162,6 +162,8 @@ class _GlobalLoss(torch.autograd.Function):
     ) -> Tensor:
         if zimg.shape != ztxt.shape or zimg.ndim != 2:
             raise ValueError(f"zimg and ztxt must both be [b, D], not {list(zimg.shape)} and {list(ztxt.shape)}")
+        if caption_ids is not None and caption_ids.shape != zimg.shape[:1]:  # would broadcast, and mask every negative
+            raise ValueError(f"caption_ids must be [{len(zimg)}], not {list(caption_ids.shape)}")
         dtype = torch.promote_types(zimg.dtype, torch.float32)
         with torch.autocast(zimg.device.type, enabled=False):
             local = len(zimg)
@@ -215,8 +217,9 @@ def _gather(x: Tensor) -> list[Tensor]:
     """Every rank's x, in order of rank."""
     if _world() == 1:
         return [x]
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(_world())]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return parts
 
 
