@@ -1,13 +1,14 @@
 """Contrastive losses over the global batch: softmax (CLIP, arXiv 2103.00020) and sigmoid (SigLIP, arXiv 2303.15343).
 
-One mode and no flags. In a distributed run each rank hands in its own rows, every rank gets the loss of the whole batch, and the gradients are
-those of that loss with respect to this rank's rows and to the scalars, exactly as one process would compute them from all rows. (An
-engine that averages gradients over ranks must therefore multiply by the number of ranks; train/step.py does.)
+One mode and no flags. In a distributed run each rank hands in its own rows, every rank gets the loss of the whole batch, and the
+gradients are those of that loss with respect to this rank's rows and to the scalars, exactly as one process would compute them
+from all rows. (An engine that averages gradients over ranks must therefore multiply by the number of ranks; train/step.py does.)
 
-Method. Rank r holds its b image rows and all N gathered captions. The b x N block of logits that it visits, a tile of columns at a time,
-gives everything: the normalisers of its images directly, those of the captions after one exchange of N partial sums, dzimg directly and
-dztxt after one reduction. No tile outlives its visit, so memory is b x tile; the second visit recomputes the logits (as in Inf-CL,
-arXiv 2410.17243, and DisCo-CLIP, arXiv 2304.08480). Gradients are formed in forward, where the embeddings are at hand.
+Method. Rank r holds its b image rows and all N gathered captions. The b x N block of logits that it visits, a tile of columns at
+a time, gives everything: the normalisers of its images directly, those of the captions after one exchange of N partial sums,
+dzimg directly and dztxt after one reduction. No tile outlives its visit, so memory is b x tile; the second visit recomputes the
+logits (as in Inf-CL, arXiv 2410.17243, and DisCo-CLIP, arXiv 2304.08480). Gradients are formed in forward, where the embeddings
+are at hand.
 
 Shapes: b local rows, N global rows, T tile columns, D joint space.
 """
@@ -33,9 +34,10 @@ def softmax_loss(
 ) -> Tensor:
     """InfoNCE in both directions, averaged: the loss of CLIP, LiT and big_vision's bidirectional_contrastive_loss.
 
-    zimg, ztxt: [b, D] unit rows of this rank, row i of one belongs to row i of the other; every rank has the same b. logit_scale: [1] or
-    0-D, a log. caption_ids: [b] int64; rows with equal ids are not each other's negatives. tile: columns visited at once. Returns the
-    0-D loss over the global batch, in float32 or wider. Differentiable once, in zimg, ztxt and logit_scale.
+    zimg, ztxt: [b, D] unit rows of this rank, row i of one belongs to row i of the other; every rank has the same b. logit_scale:
+    [1] or 0-D, a log. caption_ids: [b] int64; rows with equal ids are not each other's negatives. tile: columns visited at once.
+    Returns the 0-D loss over the global batch, in float32 or wider. Differentiable once, in zimg, ztxt and logit_scale. Raises
+    ValueError for other shapes.
     """
     return _GlobalLoss.apply(_softmax, zimg, ztxt, logit_scale, None, caption_ids, tile)
 
@@ -51,8 +53,8 @@ def sigmoid_loss(
 ) -> Tensor:
     """SigLIP's loss: every pair is a binary decision; summed over the captions of an image, averaged over the images.
 
-    logit_bias: [1] or 0-D. caption_ids: [b] int64; pairs off the diagonal with equal ids are left out. Otherwise as softmax_loss, and
-    differentiable in logit_bias too.
+    logit_bias: [1] or 0-D. caption_ids: [b] int64; pairs off the diagonal with equal ids are left out. Otherwise as softmax_loss,
+    and differentiable in logit_bias too.
     """
     return _GlobalLoss.apply(_sigmoid, zimg, ztxt, logit_scale, logit_bias, caption_ids, tile)
 
@@ -73,7 +75,7 @@ class _Block:
     tile: int
 
     def tiles(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(columns, logits [b, T], positives): positives is a view of the logits of the true pairs in the tile; masked pairs are -inf."""
+        """(columns, logits [b, T], positives): positives is a view of the true pairs' logits in the tile; masked pairs are -inf."""
         rows = len(self.zimg)
         for start in range(0, len(self.ztxt), self.tile):
             columns = slice(start, min(start + self.tile, len(self.ztxt)))

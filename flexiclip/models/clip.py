@@ -1,12 +1,13 @@
 """The two-tower model: an image tower at any length, a text tower, their projections, and the two scalars of the loss.
 
-The towers may be locked independently (LiT, arXiv 2111.07991): a locked tower has no gradients, stays in eval mode and runs under no_grad.
-Its projection, if it has one, still trains.
+The towers may be locked independently (LiT, arXiv 2111.07991): a locked tower has no gradients, stays in eval mode and runs under
+no_grad. Its projection, if it has one, still trains.
 """
 
 from __future__ import annotations
 
 import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from flexiclip.models.flexivit import FlexiViT
 class FlexiCLIP(nn.Module):
     """A FlexiViT image tower and a text tower that meet in a joint space of embed_dim.
 
-    logit_scale [1] holds a log; logit_bias [1] is None unless the model was made for the sigmoid loss. Both lie outside the towers, so
-    that an engine that shards the towers never sees them.
+    logit_scale [1] holds a log; logit_bias [1] is None unless the model was made for the sigmoid loss. Both lie outside the
+    towers, so that an engine that shards the towers never sees them.
     """
 
     def __init__(self, config: ModelConfig, text_tower: nn.Module) -> None:
@@ -49,7 +50,7 @@ class FlexiCLIP(nn.Module):
     def encode_image(
         self, images: Tensor, seqhw: Size | None = None, normalize: bool = False, *, patch_size: Size | None = None
     ) -> Tensor:
-        """images [B, 3, H, W], normalised as `transform` does -> [B, embed_dim] at grid side `seqhw` (or `patch_size` in pixels)."""
+        """images [B, 3, H, W], as `transform` normalises them -> [B, embed_dim] at grid side `seqhw` (or of `patch_size` pixels)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.image.lock):
             features = self.image_tower(images, seqhw, patch_size)
         return self.project_image(features, normalize)

@@ -1,4 +1,7 @@
-"""Floating point operations of the image tower, counted from its shapes: a multiply-add is 2, norms and activations are left out."""
+"""Floating point operations of the image tower, counted from its shapes: a multiply-add is 2; norms and activations are left out.
+
+So is the resize of kernel and grid, which a whole batch pays once.
+"""
 
 from __future__ import annotations
 

@@ -10,29 +10,27 @@ from torch import Tensor, nn
 
 from flexiclip.config import OptimizerConfig
 
-NO_DECAY = ("posemb", "cls", "probe", "embeddings.weight", "embedding.weight")
+NO_DECAY = ("posemb", "positional_embedding", "cls", "cls_emb", "probe")
+"""Endings of the names of learned vectors that are no weights of a layer: ours and open_clip's."""
 
 
 def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters. Norms, biases, scalars, positions, probes and embedding tables are not decayed."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    kept = [p for name, p in named if not decays(name, p)]
-    decayed = [p for name, p in named if decays(name, p)]
+    tables = {p for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}  # whatever a library calls them
+    matrices = {p for name, p in named if p.ndim >= 2 and not name.endswith(NO_DECAY)} - tables
+    decayed = [p for _, p in named if p in matrices]
+    kept = [p for _, p in named if p not in matrices]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     full = [group for group in groups if group["params"]]  # DeepSpeed raises on an empty group
     return torch.optim.AdamW(full, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies to a parameter."""
-    return parameter.ndim >= 2 and not name.endswith(NO_DECAY)
-
-
 class ScalarOptimizer:
     """Float32 AdamW without decay for the scalars of the loss.
 
-    Every rank holds the same global loss, so their gradients need no reduction, and because no engine keeps a second copy they may be
-    clamped after the step: logit_scale to [0, log(maximum)], as CLIP does.
+    Every rank holds the same global loss, so their gradients need no reduction, and because no engine keeps a second copy they
+    may be clamped after the step: logit_scale to [0, log(maximum)], as CLIP does.
     """
 
     def __init__(self, scalars: list[nn.Parameter], config: OptimizerConfig, logit_scale_max: float) -> None:
