@@ -1,8 +1,8 @@
 """What changes over training, each a pure function of the step: the sequence length and the learning rate.
 
 Sequence length: one seqhw a step, drawn from (seed, step) as in FlexiViT (arXiv 2212.08013, section 3.2), so every rank knows it
-without being told and a resumed run draws the same list. Learning rate: warm-up and cool-down around cosine, rsqrt or constant, as
-in big_vision's utils.create_learning_rate_schedule.
+without being told and a resumed run draws the same list. Learning rate: warm-up and cool-down around cosine, rsqrt or constant,
+as in big_vision's utils.create_learning_rate_schedule.
 """
 
 from __future__ import annotations

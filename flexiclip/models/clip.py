@@ -50,7 +50,7 @@ class FlexiCLIP(nn.Module):
     def encode_image(
         self, images: Tensor, seqhw: Size | None = None, normalize: bool = False, *, patch_size: Size | None = None
     ) -> Tensor:
-        """images [B, 3, H, W], as `transform` normalises them -> [B, embed_dim] at grid side `seqhw` (or of `patch_size` pixels)."""
+        """images [B, 3, H, W], normalised as by `transform` -> [B, embed_dim], at grid side `seqhw` or `patch_size` pixels."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.image.lock):
             features = self.image_tower(images, seqhw, patch_size)
         return self.project_image(features, normalize)
