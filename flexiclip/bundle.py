@@ -46,7 +46,7 @@ class LoadedModel:
 
 
 def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
-    """A fresh model of a recipe: random weights from `seed`, then those that `init` and `name` point at. The same on every rank."""
+    """A fresh model of a recipe: random weights from `seed`, then those that `init` and `name` point at. Equal on every rank."""
     tokenizer = tokenizer or build_tokenizer(config.tokenizer)
     config = _fill_from_tokenizer(config, tokenizer)
     with torch.random.fork_rng(devices=[]):
@@ -60,30 +60,39 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
 
 
 def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:
-    """Write a model folder, complete or not at all: it is written aside and then put in its place.
+    """Write a model folder, complete or not at all: it is written aside and then put in its place, over an older model too.
 
-    weights: name -> tensor, for an engine whose module holds shards; default: the model's own.
+    weights: name -> tensor, for an engine whose module holds shards; default: the model's own. Raises UserError when something
+    that is no model stands there: it would be lost.
     """
+    if folder.exists() and not (_is_model_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError(f"{folder} is there already and is no model folder: name another one, or remove it")
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    aside.mkdir(parents=True)
-    state = loaded.model.state_dict() if weights is None else weights
-    save_file({name: _portable(t) for name, t in state.items()}, aside / WEIGHTS)
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same id, as in a container
+    try:
+        _write(aside, loaded, loaded.model.state_dict() if weights is None else weights, provenance)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    replace_folder(aside, folder)
+
+
+def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    save_file({name: _portable(t) for name, t in state.items()}, folder / WEIGHTS)
     facts = {**loaded.provenance, **provenance, "format": FORMAT, "tokenizer_sha256": loaded.tokenizer.fingerprint()}
     text = yaml.safe_dump({**to_dict(loaded.config), "provenance": facts}, sort_keys=False, width=120, allow_unicode=True)
-    (aside / CONFIG).write_text(text, encoding="utf-8")
-    loaded.tokenizer.save(aside / "tokenizer")
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    loaded.tokenizer.save(folder / "tokenizer")
     save_config = getattr(loaded.model.text_tower, "save_config", None)
     if save_config is not None:
-        save_config(aside)
-    replace_folder(aside, folder)
+        save_config(folder)
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedModel:
     """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none."""
     folder = model_folder(path)
-    data = _read_config(folder)
-    provenance = data.pop("provenance", {})
-    config = from_dict(Config, data)
+    config, provenance = _read_config(folder)
     tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, provenance.get("tokenizer_sha256", ""))
     model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
     _load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
@@ -93,9 +102,13 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 def model_folder(path: str | os.PathLike[str]) -> Path:
     """The model folder that `path` is or, being a run folder, holds."""
     for folder in (Path(path), Path(path) / "model"):
-        if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
+        if _is_model_folder(folder):
             return folder
     raise UserError(f"{path} is no model folder: it has no {WEIGHTS} and {CONFIG}, nor does {Path(path) / 'model'}")
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -107,7 +120,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def replace_folder(aside: Path, folder: Path) -> None:
-    """Put the finished folder `aside` in the place of `folder`; a crash leaves the old one or the new one under its name or aside."""
+    """Put the finished folder `aside` in the place of `folder`; a crash leaves the old or the new one, if only aside."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -157,22 +170,36 @@ def _init_half(model: FlexiCLIP, half: str, folder: Path) -> None:
 
 def _load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:
     wanted = module.state_dict()
-    missing, unused = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    shapes = [
-        f"{n} {list(weights[n].shape)} instead of {list(wanted[n].shape)}"
-        for n in wanted.keys() & weights.keys()
-        if weights[n].shape != wanted[n].shape
-    ]
-    if missing or unused or shapes:
-        raise UserError(f"{where}: weights do not fit: missing {missing or 'none'}, unused {unused or 'none'}, wrong shape {shapes or 'none'}")
+    wrong = {
+        "missing": sorted(wanted.keys() - weights.keys()),
+        "unused": sorted(weights.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    if any(wrong.values()):
+        said = "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
+        raise UserError(f"{where}: the weights do not fit the model of the config ({said})")
     module.load_state_dict(weights)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _some(names: list[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The config and the provenance of a model folder."""
     try:
         data = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / CONFIG}: not YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{folder / CONFIG}: expected the sections of a recipe")
-    return data
+    provenance = data.pop("provenance", {}) if isinstance(data, dict) else None
+    if not isinstance(provenance, dict):
+        raise UserError(f"{folder / CONFIG}: expected the sections of a recipe and `provenance`")
+    try:
+        return from_dict(Config, data), provenance
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None

@@ -19,7 +19,7 @@ TEXT = TextTowerConfig(width=16, depth=1, heads=2, vocab_size=8, pad_id=0, eos_i
 
 
 def count(run: Callable[[], object]) -> int:
-    """FLOPs of the operations that `run` starts. torch's counter knows matmuls and the fused attentions of GPUs, not the CPU's."""
+    """FLOPs of the operations that `run` starts. torch counts matmuls and the fused attentions of GPUs, but not the CPU's."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
