@@ -23,12 +23,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Engine(Protocol):
     """What the loop needs of an engine. Methods marked collective must be called on every rank."""
 
-    def embed(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
-        """Towers.forward, with or without gradients as torch's grad mode says. Collective."""
+    def embed(self, image: Tensor, text: Tensor, seqhw: int, last: bool) -> tuple[Tensor, Tensor]:
+        """Towers.forward, with or without gradients as torch's grad mode says. last: of the step's micro-batches. Collective."""
         ...
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradients of `loss`; the last call of a step averages them over the ranks. Collective."""
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`; that of the step's last micro-batch averages them over the ranks. Collective."""
         ...
 
     def step(self, lr: float) -> float:
@@ -59,14 +59,14 @@ class TorchEngine:
         if ranks.world > 1:
             self.module = DistributedDataParallel(towers, device_ids=device_ids, broadcast_buffers=False)
 
-    def embed(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
-        """See Engine."""
-        return self.module(image, text, seqhw)
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """See Engine. Gradients of all but the last micro-batch stay on their rank."""
+    def embed(self, image: Tensor, text: Tensor, seqhw: int, last: bool) -> tuple[Tensor, Tensor]:
+        """See Engine. DDP decides in the forward pass whether the backward pass will reduce."""
         if isinstance(self.module, DistributedDataParallel):
             self.module.require_backward_grad_sync = last
+        return self.module(image, text, seqhw)
+
+    def backward(self, loss: Tensor) -> None:
+        """See Engine."""
         loss.backward()
 
     def step(self, lr: float) -> float:

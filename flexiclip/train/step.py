@@ -52,26 +52,25 @@ class Stepper:
         rows = [slice(i, i + self.micro_batch) for i in range(0, len(inputs.images), self.micro_batch)]
         micro = [self.locked(inputs.images[r], inputs.tokens[r], inputs.caption_ids[r], seqhw) for r in rows]
         single = len(micro) == 1
-        embedded = []
-        for i, (image, text) in enumerate(micro):
-            with torch.set_grad_enabled(single):
-                embedded.append(self._embed(image, text, seqhw, step, i))
+
+        def embed(i: int) -> tuple[Tensor, Tensor]:
+            """Dropout, where a tower has it, draws the same numbers in both passes and after a resume."""
+            torch.manual_seed(_mix(self.seed, step, self.ranks.rank, i))
+            return self.engine.embed(*micro[i], seqhw, last=i == len(micro) - 1)
+
+        with torch.set_grad_enabled(single):
+            embedded = [embed(i) for i in range(len(micro))]
         zimg, ztxt = (torch.cat([pair[half].detach() for pair in embedded]) for half in (0, 1))
         loss, dzimg, dztxt, dscalars = self._loss(zimg, ztxt, inputs.caption_ids)
 
-        for i, ((image, text), r) in enumerate(zip(micro, rows, strict=True)):
-            zi, zt = embedded[i] if single else self._embed(image, text, seqhw, step, i)
+        for i, r in enumerate(rows):
+            zi, zt = embedded[i] if single else embed(i)
             # The engines average over the ranks; dz is that of the global loss already.
             products = [(z * dz[r]).sum() for z, dz in ((zi, dzimg), (zt, dztxt)) if z.requires_grad]
-            self.engine.backward(self.ranks.world * torch.stack(products).sum(), last=i == len(rows) - 1)
+            self.engine.backward(self.ranks.world * torch.stack(products).sum())
         norm = self.engine.step(lr)
         self.scalars.step(lr, dscalars)
         return float(loss), norm
-
-    def _embed(self, image: Tensor, text: Tensor, seqhw: int, step: int, micro: int) -> tuple[Tensor, Tensor]:
-        """Dropout, where a tower has it, draws the same numbers in both passes and after a resume."""
-        torch.manual_seed(_mix(self.seed, step, self.ranks.rank, micro))
-        return self.engine.embed(image, text, seqhw)
 
     def _loss(self, zimg: Tensor, ztxt: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         zimg.requires_grad_()

@@ -34,13 +34,13 @@ class DeepSpeedEngine:
             model=towers, optimizer=optimizer, config=deepspeed_config(config, ranks.world), dist_init_required=False
         )
 
-    def embed(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
-        """See Engine."""
-        return self.engine(image, text, seqhw)
-
-    def backward(self, loss: Tensor, last: bool) -> None:
+    def embed(self, image: Tensor, text: Tensor, seqhw: int, last: bool) -> tuple[Tensor, Tensor]:
         """See Engine."""
         self.engine.set_gradient_accumulation_boundary(last)
+        return self.engine(image, text, seqhw)
+
+    def backward(self, loss: Tensor) -> None:
+        """See Engine."""
         self.engine.backward(loss)
 
     def step(self, lr: float) -> float:
@@ -86,8 +86,8 @@ class DeepSpeedEngine:
 
     def _prime(self) -> None:
         image, text = self.towers.dummy_inputs(self.ranks.device)
-        zimg, ztxt = self.embed(image, text, 1)
-        self.backward(0.0 * (zimg.sum() + ztxt.sum()), last=True)
+        zimg, ztxt = self.embed(image, text, 1, last=True)
+        self.backward(0.0 * (zimg.sum() + ztxt.sum()))
         self.step(lr=0.0)
 
     def _link_moments(self) -> None:
@@ -135,6 +135,9 @@ def _import_deepspeed() -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
+    from deepspeed.git_version_info import compatible_ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On CPUs DeepSpeed compiles a shared-memory all-reduce at start, a minute with g++ and ninja, that only its inference calls.
+    compatible_ops["deepspeed_shm_comm"] = False
     return deepspeed
