@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from flexiclip.errors import UserError
@@ -9,6 +10,8 @@ from flexiclip.errors import UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. 0: done; 2: the user's mistake, said in one line on stderr; 1: anything else."""
+    # OpenMP threads that spin at every barrier starve the data workers wherever cores are few or shared; must precede torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from flexiclip.cli import run
 
     try:

@@ -138,7 +138,11 @@ def _eval(arguments: argparse.Namespace) -> None:
 def _data_openmoji(arguments: argparse.Namespace) -> None:
     from flexiclip.data.sources.openmoji import build_openmoji
 
-    build_openmoji(arguments.output, pixels=arguments.pixels)
+    build, fresh = build_openmoji(arguments.output, pixels=arguments.pixels)
+    print(
+        f"{arguments.output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} concepts "
+        f"in {build.train_shards} shards, and {build.heldout} held-out concepts; licence {build.license}"
+    )
 
 
 def _data_index(arguments: argparse.Namespace) -> None:

@@ -4,8 +4,8 @@
 #   EXTRAS=quickstart; source scripts/_env.sh
 #
 # Variables: FLEXICLIP_VENV (default .venv at the repository's root), PYTHON (default python3), and pip's own (PIP_INDEX_URL, ...).
-# A second run reuses the environment: a stamp holds the hash of pyproject.toml and of this file. On return bin/ is on PATH, because
-# DeepSpeed finds ninja there, and the working directory is the repository's root.
+# A second run reuses the environment: a stamp holds the hash of pyproject.toml and of this file. On return bin/ is on PATH, and
+# the working directory is the repository's root.
 
 set -euo pipefail
 
@@ -34,14 +34,6 @@ check_python() {
     stop "$("$PYTHON" -V) is too old: flexiclip needs Python 3.10 or newer; name one with PYTHON=python3.11"
   "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ||
     stop "$PYTHON has no venv module: on Debian and Ubuntu, apt install python3-venv"
-}
-
-# DeepSpeed compiles a small shared-memory extension the first time that it starts on CPU, one rank or many.
-check_compiler() {
-  command -v "${CXX:-g++}" >/dev/null ||
-    stop "no ${CXX:-g++} on PATH: DeepSpeed compiles a small extension on CPU; on Debian and Ubuntu, apt install g++"
-  "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-    stop "$PYTHON comes without Python.h, which DeepSpeed's extension needs: on Debian and Ubuntu, apt install python3-dev"
 }
 
 run_pip() {
@@ -75,7 +67,6 @@ set_up() {
     return
   fi
   check_python
-  check_compiler
   say "environment $VENV: creating it with $("$PYTHON" -V)"
   "$VENV/bin/python" -c '' 2>/dev/null || "$PYTHON" -m venv --clear "$VENV"
   : >"$LOG"
@@ -90,5 +81,3 @@ set_up() {
 
 set_up "${EXTRAS:?set EXTRAS before sourcing this file}"
 export PATH=$VENV/bin:$PATH
-# Compiled extensions belong to this environment's torch: a shared cache would hand them to another version.
-export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VENV/torch_extensions}

@@ -135,9 +135,8 @@ def _import_deepspeed() -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
-    from deepspeed.git_version_info import compatible_ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # On CPUs DeepSpeed compiles a shared-memory all-reduce at start, a minute with g++ and ninja, that only its inference calls.
-    compatible_ops["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
