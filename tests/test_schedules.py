@@ -122,3 +122,10 @@ def test_stages_switch_at_their_step_in_any_order() -> None:
     assert seqhw.expected(499, float) == 8.0
     from_the_start = schedule(patch(seqhw=[5], stages=[{"start": 0, "seqhw": [6]}]))
     assert from_the_start(0) == 6
+
+
+def test_what_no_schedule_can_be_made_of_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.timescale=0 must be positive"):
+        optimizer(timescale=0)
+    with pytest.raises(UserError, match="seed=-1 must be 0 or more"):  # numpy takes no other
+        from_dict(Config, {"seed": -1})

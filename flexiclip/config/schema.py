@@ -232,6 +232,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _positive("optimizer", self, "lr", "eps", "grad_clip")
         _require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more")
+        _require(self.timescale.value > 0, f"optimizer.timescale={self.timescale} must be positive")
 
 
 @dataclass(frozen=True)
@@ -287,3 +288,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
