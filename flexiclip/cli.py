@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def add(name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> _Parser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         return sub
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
     data = commands.add_parser("data", help="build, index and check shards").add_subparsers(
         required=True, metavar="COMMAND", parser_class=_Parser
     )
@@ -108,9 +108,10 @@ def _show_config(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from flexiclip.train.ranks import start_ranks, stop_ranks
     from flexiclip_eval import evaluate_suites
     from flexiclip_eval.foreign import PREFIX, load_open_clip
+
+    from flexiclip.train.ranks import start_ranks, stop_ranks
 
     start_ranks(process_group=False)
     try:
@@ -140,8 +141,8 @@ def _data_openmoji(arguments: argparse.Namespace) -> None:
 
     build, fresh = build_openmoji(arguments.output, pixels=arguments.pixels)
     print(
-        f"{arguments.output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} concepts "
-        f"in {build.train_shards} shards, and {build.heldout} held-out concepts; licence {build.license}"
+        f"{arguments.output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} "
+        f"concepts in {build.train_shards} shards, and {build.heldout} held-out concepts; licence {build.license}"
     )
 
 

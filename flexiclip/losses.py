@@ -59,7 +59,7 @@ def sigmoid_loss(
     return _GlobalLoss.apply(_sigmoid, zimg, ztxt, logit_scale, logit_bias, caption_ids, tile)
 
 
-LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
+LOSSES: dict[str, Callable[..., Tensor]] = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
 
 
 @dataclass
@@ -75,7 +75,7 @@ class _Block:
     tile: int
 
     def tiles(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(columns, logits [b, T], positives): positives is a view of the true pairs' logits in the tile; masked pairs are -inf."""
+        """(columns, logits [b, T], positives): a view of the true pairs' logits in the tile. Masked pairs are -inf."""
         rows = len(self.zimg)
         for start in range(0, len(self.ztxt), self.tile):
             columns = slice(start, min(start + self.tile, len(self.ztxt)))

@@ -16,6 +16,7 @@ from flexiclip.config import ModelConfig
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.text_base import TextTower
 
 
 class FlexiCLIP(nn.Module):
@@ -25,12 +26,12 @@ class FlexiCLIP(nn.Module):
     towers, so that an engine that shards the towers never sees them.
     """
 
-    def __init__(self, config: ModelConfig, text_tower: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, text_tower: TextTower) -> None:
         super().__init__()
         self.config = config
         self.image_tower = FlexiViT(config.image)
         self.text_tower = text_tower
-        text_width = int(text_tower.width)  # type: ignore[arg-type]
+        text_width = text_tower.width
         self.image_projection = _projection(
             config.image.projection, self.image_tower.width, config.embed_dim, config.image.projection_bias, "image"
         )

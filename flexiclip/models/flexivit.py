@@ -1,8 +1,8 @@
 """FlexiViT (Beyer et al., arXiv 2212.08013): one set of weights for every patch size.
 
-The parameters are a large patch embedding kernel (32x32) and a small position grid (7x7). Each forward pass resizes both to the length it is
-asked for: the kernel by PI-resize, the grid by an ordinary antialiased resize. Nothing else depends on the length, and no module
-remembers it: `seqhw` is an argument that is handed down.
+The parameters are a large patch embedding kernel (32x32) and a small position grid (7x7). Each forward pass resizes both to the
+length it is asked for: the kernel by PI-resize, the grid by an ordinary antialiased resize. Nothing else depends on the length,
+and no module remembers it: `seqhw` is an argument that is handed down.
 
 Shapes: B batch, [H, W] image, [gh, gw] grid (seqhw), [p, q] = [H / gh, W / gw] patch, N = gh * gw tokens, D width.
 """
@@ -52,8 +52,8 @@ class FlexiViT(nn.Module):
     def forward(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:
         """images [B, 3, H, W], normalised -> pooled features [B, D].
 
-        The length is given as `seqhw` (cells a side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; by default it is the
-        configured one. Raises UserError that names the valid seqhw when the image does not divide.
+        The length is given as `seqhw` (cells a side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; by default
+        it is the configured one. Raises UserError that names the valid seqhw when the image does not divide.
         """
         x = self.forward_tokens(images, seqhw, patch_size)
         if self.map_head is not None:
@@ -61,7 +61,7 @@ class FlexiViT(nn.Module):
         return x[:, 0] if self.cls is not None else x.mean(dim=1)
 
     def forward_tokens(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:
-        """images [B, 3, H, W] -> encoded tokens after the last norm, [B, N, D], or [B, 1 + N, D] with the class token first (pool tok)."""
+        """images [B, 3, H, W] -> tokens after the last norm, [B, N, D]; with pool tok [B, 1 + N, D], the class token first."""
         grid = self.grid_of((images.shape[-2], images.shape[-1]), seqhw, patch_size)
         x = self.embed_patches(images, grid) + self.position_embedding(grid)
         if self.cls is not None:  # FlexiViT's class token has no position
@@ -72,7 +72,7 @@ class FlexiViT(nn.Module):
         return self.norm(x)
 
     def embed_patches(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """images [B, 3, H, W] -> patch embeddings without positions [B, N, D]: one reshape and one matmul, faster than a strided convolution."""
+        """images [B, 3, H, W] -> patch embeddings [B, N, D] without positions: one reshape and one matmul."""
         batch, channels, height, width = images.shape
         (gh, gw), (p, q) = grid, (height // grid[0], width // grid[1])
         kernel = self.resize_kernel(self.kernel, (p, q)).to(self.kernel.dtype)
@@ -101,7 +101,7 @@ class FlexiViT(nn.Module):
         return grid[0], grid[1]
 
     def default_seqhw(self, image_size: tuple[int, int] | None = None) -> Size:
-        """The configured length, else the valid grid whose patch is nearest the base kernel (exactly it for a fixed-patch model)."""
+        """The configured length, else the valid grid whose patch is nearest the base kernel, as a fixed-patch model's is."""
         if self.config.default_seqhw is not None:
             return self.config.default_seqhw
         sides = zip(image_size or self.image_size, pair(self.config.base_patch_size), strict=True)

@@ -1,8 +1,8 @@
 """PI-resize: the pseudo-inverse resize of patch embedding kernels, FlexiViT section 3.4 (arXiv 2212.08013).
 
-Resizing an image patch by a linear map B and embedding it with the resized kernel shall give the embedding that the original patch had
-with the original kernel. The least-squares answer is pinv(B^T) applied to the kernel. B is separable, B = Bh (x) Bw, and so is its
-pseudo-inverse: two small matrices, one an axis, take the place of one of size (p*q) x (H*W), to float precision.
+Resizing an image patch by a linear map B and embedding it with the resized kernel shall give the embedding that the original
+patch had with the original kernel. The least-squares answer is pinv(B^T) applied to the kernel. B is separable, B = Bh (x) Bw,
+and so is its pseudo-inverse: two small matrices, one an axis, take the place of one of size (p*q) x (H*W), to float precision.
 
 Position grids are resized with B itself. Both are `resize_axes` with other matrices.
 """
@@ -48,9 +48,10 @@ def resize_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def pi_resize(kernel: Tensor, size: int | tuple[int, int], mode: str = "bilinear", antialias: bool = False) -> Tensor:
     """Resize patch embedding kernels so that the embeddings of resized patches are preserved.
 
-    kernel: [D, C, H, W], floating point. size: the new side, or (P, Q). mode, antialias: the image resize that is inverted, big_vision's
-    by default; they are part of a checkpoint's contract. Returns [D, C, P, Q] in the kernel's dtype; the arithmetic is float32
-    (float64 for a float64 kernel) also under autocast. Differentiable. Raises ValueError for a kernel that is not 4-D.
+    kernel: [D, C, H, W], floating point. size: the new side, or (P, Q). mode, antialias: the image resize that is inverted,
+    big_vision's by default; they are part of a checkpoint's contract. Returns [D, C, P, Q] in the kernel's dtype; the
+    arithmetic is float32 (float64 for a float64 kernel) also under autocast. Differentiable. Raises ValueError for a kernel
+    that is not 4-D.
     """
     if kernel.ndim != 4:
         raise ValueError(f"pi_resize: the kernel must be [D, C, H, W], not {list(kernel.shape)}")

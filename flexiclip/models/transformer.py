@@ -1,7 +1,7 @@
 """The pre-norm transformer that both towers share, and the attention pooling head (MAP).
 
-Shapes: B batch, L tokens, D width, H heads, K = D / H. Parameter names are timm's (norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2),
-so that published weights map onto them one to one.
+Shapes: B batch, L tokens, D width, H heads, K = D / H. Parameter names are timm's (norm1, attn.qkv, attn.proj, norm2, mlp.fc1,
+mlp.fc2), so that published weights map onto them one to one.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 class MAPHead(nn.Module):
-    """Multi-head attention pooling (big_vision models/vit.py): a learned probe attends to all tokens; the norm stands before the MLP only."""
+    """Attention pooling (big_vision models/vit.py): a learned probe attends to all tokens; the norm precedes the MLP only."""
 
     def __init__(self, shape: Shape, activation: str, norm_eps: float) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ HEAD_WIDTH = 64
 
 
 def shape_of(config: ImageTowerConfig | TextTowerConfig, where: str) -> Shape:
-    """The tower's shape: the variant's, with every size that is given explicitly in its place. `where` names the section in errors."""
+    """The tower's shape: the variant's, with the sizes that are given in their place. `where` names the section in errors."""
     if config.variant is not None and config.variant not in VARIANTS:
         raise UserError(f"{where}.variant={config.variant!r}: choose one of {', '.join(VARIANTS)}")
     base = VARIANTS.get(config.variant or "")

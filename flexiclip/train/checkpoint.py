@@ -5,7 +5,8 @@
     checkpoints/step-N/state.json              the step; data order, lengths and augmentation follow from it and the seed
     checkpoints/latest                         the name of the newest complete one, as DeepSpeed writes it
 
-A folder is written aside and renamed when it is whole; `latest` is replaced after that. RUN/model is the newest one's model, hard-linked.
+A folder is written aside and renamed when it is whole; `latest` is replaced after that. RUN/model is the newest one's model,
+hard-linked.
 """
 
 from __future__ import annotations

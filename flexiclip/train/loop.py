@@ -1,7 +1,7 @@
 """The training loop.
 
-flexiclip train RECIPE [key=value ...], or the same under torchrun or deepspeed. A step draws its length from (seed, step), its samples from
-(seed, step), and its learning rate from the step: the only state is the step, the weights and the moments.
+flexiclip train RECIPE [key=value ...], or the same under torchrun or deepspeed. A step draws its length from (seed, step), its
+samples from (seed, step), and its learning rate from the step: the only state is the step, the weights and the moments.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from flexiclip.train.setup import Run, set_up
 from flexiclip.train.signals import StopSignal
 from flexiclip.train.step import Inputs
 
+
 def train(config: Config, evaluators: Evaluators | None = None) -> None:
-    """Train a recipe to its end, or until SIGINT or SIGTERM, which save first. evaluators: called on every rank, model -> metrics."""
+    """Train a recipe to its end, or until SIGINT or SIGTERM, which save first. evaluators: model -> metrics, on every rank."""
     ranks = start_ranks(config.engine.kind == "deepspeed", config.train.threads)
     try:
         with StopSignal() as stop:

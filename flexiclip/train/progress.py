@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Progress:
-    """Shows the step, loss, images/s, time spent waiting for data, the loss at each length and the time left. Silent on other ranks."""
+    """Step, loss, images/s, share of time spent waiting for data, loss at each length, time left. Silent but on the main rank."""
 
     def __init__(self, total: int, start: int, main: bool) -> None:
         self.total, self.start, self.main = total, start, main

@@ -1,4 +1,4 @@
-"""From a recipe to everything that the loop needs, in the order that a run demands: folder, data, tokenizer, model, engine, weights."""
+"""From a recipe to all that the loop needs, in the order that a run demands: data, folder, tokenizer, model, engine."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Run:
             image_size=pair(config.model.image.image_size),
             interpolation=config.model.preprocess.interpolation,
             tokenizer=self.loaded.tokenizer,
-            trim=tower.trims,  # type: ignore[arg-type]
-            pad_id=tower.pad_id,  # type: ignore[arg-type]
+            trim=tower.trims,
+            pad_id=tower.pad_id,
             seed=config.seed,
             rank=self.ranks.rank,
             world=self.ranks.world,

@@ -5,7 +5,8 @@
 3. Backward of <z, dz> through the engine, embedding each micro-batch again, under the same random state, when there are several.
 4. Step the engine's optimiser, and the scalars' own.
 
-The loss never sees a model and the engine never sees the loss: tiling, gradient caching, ZeRO and locks do not know of each other.
+The loss never sees a model and the engine never sees the loss: tiling, gradient caching, ZeRO and locks do not know of each
+other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Features of the training captions from a locked text tower, computed once before the first step.
 
-The captions are sorted and encoded in fixed batches that depend on nothing else, so a run that is resumed, or that runs on another number
-of ranks, sees the same numbers. They are kept in the run folder, under the hash of the captions and of the tower's weights.
+The captions are sorted and encoded in fixed batches that depend on nothing else, so a run that is resumed, or that runs on
+another number of ranks, sees the same numbers. They are kept in the run folder, under the hash of the captions and of the
+tower's weights.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def compute_text_features(
 
 @torch.no_grad()
 def _encode(loaded: LoadedModel, captions: list[str], ranks: Ranks, bf16: bool) -> Tensor:
-    """Batches of captions of similar length, shared out over the ranks -> [M, width] float32 on the CPU, in the captions' order."""
+    """Batches of captions of like length, shared over the ranks -> [M, width] float32 on the CPU, in the captions' order."""
     tower, device = loaded.model.text_tower, ranks.device
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]

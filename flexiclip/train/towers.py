@@ -1,7 +1,7 @@
 """What an engine trains: the towers and projections of a model without its locked towers and without its scalars.
 
-A locked tower runs outside the engine, under no_grad and in eval mode, so no engine shards, reduces or steps it. The scalars of the loss
-have an optimiser of their own (optim.py). Parameter names are the model's, so that state by name fits both.
+A locked tower runs outside the engine, under no_grad and in eval mode, so no engine shards, reduces or steps it. The scalars of
+the loss have an optimiser of their own (optim.py). Parameter names are the model's, so that state by name fits both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Towers(nn.Module):
         self.image_tower = None if model.config.image.lock else model.image_tower
         self.text_tower = None if model.config.text.lock else model.text_tower
         self.image_projection, self.text_projection = model.image_projection, model.text_projection
-        self.image_width, self.text_width = model.image_tower.width, int(model.text_tower.width)  # type: ignore[arg-type]
+        self.image_width, self.text_width = model.image_tower.width, model.text_tower.width
         self._project = model.project_image, model.project_text
 
     def forward(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,6 @@ class Towers(nn.Module):
             if self.text_tower is not None:
                 text = self.text_tower(text)
             return self._project[0](image), self._project[1](text)
-
 
     def dummy_inputs(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The smallest valid (image, text), for a pass whose result does not matter."""

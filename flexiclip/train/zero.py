@@ -1,8 +1,8 @@
 """The DeepSpeed engine: ZeRO 0-3, on GPUs or on CPUs over gloo.
 
-Parameters stay float32 and bf16 is an autocast inside Towers, so that every stage and plain torch train alike (with `bf16.enabled` DeepSpeed would
-train on a bf16 grid). State is read and written whole and by parameter name, which DeepSpeed's own checkpoints do not allow across
-numbers of ranks or stages.
+Parameters stay float32 and bf16 is an autocast inside Towers, so that every stage and plain torch train alike (with
+`bf16.enabled` DeepSpeed would train on a bf16 grid). State is read and written whole and by parameter name, which DeepSpeed's
+own checkpoints do not allow across numbers of ranks or stages.
 """
 
 from __future__ import annotations
