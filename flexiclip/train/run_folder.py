@@ -12,6 +12,7 @@ from flexiclip.errors import UserError
 
 # What may change when a run goes on: where and how fast it runs, what it writes down. Everything else would make it another run.
 FREE = (
+    "run_dir",  # the folder was moved, or is spelled in another way
     "engine",
     "eval",
     "data.workers",
