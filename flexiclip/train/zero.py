@@ -75,13 +75,17 @@ class DeepSpeedEngine:
         if self.stage == 0:
             load_moments_into(self.towers, self._inner(), moments, step)
             return
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         self._prime()
         self._link_moments()
         for key in MOMENTS:
             for name, p in self._trained():
-                safe_set_full_optimizer_state(p, moments[f"{key}/{name}"].to(self.ranks.device), key)
+                moment = moments[f"{key}/{name}"].to(self.ranks.device)
+                if self.stage == 3:
+                    safe_set_local_optimizer_state(p, shard(moment, self.ranks.rank, self.ranks.world), key)
+                else:
+                    safe_set_full_optimizer_state(p, moment, key)
         for state in self._inner().state.values():
             state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(step))
 
@@ -104,6 +108,15 @@ class DeepSpeedEngine:
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         named = dict(self.towers.named_parameters())
         return [(name, named[name]) for name in self.names]
+
+
+def shard(tensor: Tensor, rank: int, world: int) -> Tensor:
+    """A rank's part of a tensor under ZeRO-3: [ceil(numel / world)], the last one padded with zeros.
+
+    DeepSpeed 0.19's safe_set_full_optimizer_state cuts the tensor without padding it and raises when it does not divide.
+    """
+    padding = -tensor.numel() % world
+    return torch.nn.functional.pad(tensor.flatten(), (0, padding)).chunk(world)[rank]
 
 
 def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
