@@ -14,7 +14,7 @@ Fit = Callable[..., Trained]
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """98 samples in shards of 37, 11 and 50."""
+    """96 samples in shards of 37, 11 and 48: eight steps of 12."""
     return write_uneven(tmp_path_factory.mktemp("shards"))
 
 
@@ -37,7 +37,7 @@ def recipe(data: str, tokenizer_file: Path) -> list[str]:
         "train.global_batch_size": 12,
         "train.threads": 1,
         "train.log_samples": "true",
-        # Adam divides a gradient that is zero but for rounding (a key's bias has one) by itself: eps keeps such weights comparable.
+        # Adam divides a gradient that is zero but for rounding (a key's bias has one) by itself; eps keeps such weights equal.
         "optimizer.eps": 1e-5,
     }
     return ["debug", *(f"{key}={value}" for key, value in given.items())]

@@ -36,7 +36,9 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_AC
 """On the CPU over gloo, also where there is a GPU; one thread a rank, so that ranks do not fight over the cores."""
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["deepspeed", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.zero", "flexiclip_eval.run"])
+_server.set_forkserver_preload(
+    ["deepspeed", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.zero", "flexiclip_eval.run"]
+)
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,11 @@ class Command:
         """Send a signal to every started process, not to its children."""
         for process in self.started:
             process.send_signal(number)
+
+    def signal_groups(self, number: int) -> None:
+        """Send a signal to every started process and its children."""
+        for process in self.started:
+            os.killpg(process.pid, number)
 
     def wait(self, timeout: float = TIMEOUT) -> list[int]:
         """Exit codes of all."""

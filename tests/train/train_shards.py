@@ -13,7 +13,7 @@ from PIL import Image
 
 COLOURS = {"red": (220, 30, 40), "green": (40, 190, 70), "blue": (40, 70, 220), "yellow": (230, 210, 50), "grey": (120, 120, 120)}
 THINGS = ("square", "disc", "stripe", "cross")
-SIZES = (37, 11, 50)
+SIZES = (37, 11, 48)
 SAMPLES = sum(SIZES)
 
 

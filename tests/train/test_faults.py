@@ -1,0 +1,68 @@
+"""Samples that cannot be read: training runs through, and every one of them is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launch import Command, Trained
+from train_shards import sample, write_shard
+
+from flexiclip.__main__ import main
+from flexiclip.train.metrics import read_lines
+
+BAD = {"s0003": "image cannot be decoded", "s0009": "empty caption", "s0017": "no image"}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """24 samples in two shards; the second holds a broken JPEG, an empty caption and a sample without an image."""
+    folder = tmp_path_factory.mktemp("faulty")
+    samples = [sample(number) for number in range(24)]
+    samples[3]["jpg"] = b"\xff\xd8\xff\xe0" + samples[3].pop("png")[:200]
+    samples[9]["txt"] = b" \n"
+    del samples[17]["png"]
+    write_shard(folder / "train-0000.tar", samples[18:])
+    write_shard(folder / "train-0001.tar", samples[:18])
+    return str(folder / "train-*.tar")
+
+
+def assert_named(rows: list[dict[str, str]]) -> None:
+    assert {row["key"]: row["reason"].split(":")[0] for row in rows} == BAD
+    assert all(row["shard"].endswith("train-0001.tar") for row in rows)
+    assert len(rows) == 3, "named more than once"
+
+
+def test_training_runs_through_and_names_each_once(fit: Callable[..., Trained], faulty: str) -> None:
+    """Three epochs on two ranks: every step is a full batch of good samples, the same on one rank."""
+    argv = (f"data.train={faulty}", "train.steps=3 epochs", "data.workers=1")
+    run, alone = fit(2, *argv), fit(1, *argv)
+    assert len(run.rows) == 6
+    assert_named(read_lines(run.folder / "bad_samples.jsonl"))
+    assert_named(read_lines(alone.folder / "bad_samples.jsonl"))
+    assert run.samples == alone.samples
+    for step in run.samples:
+        assert len(step["samples"]) == 12
+        assert not {name.split("/")[1] for name in step["samples"]} & BAD.keys()
+
+
+def test_samples_met_before_a_checkpoint_are_named_by_it(recipe: list[str], faulty: str, tmp_path: Path) -> None:
+    """A resumed run does not meet them again, so they must not wait for the next logged row."""
+    folder = tmp_path / "run"
+    rare = ["train.steps=100000", "train.log_every=100000", "train.save_every=2", f"data.train={faulty}"]
+    with Command() as command:
+        command.train(1, tmp_path / "log", *recipe, f"run_dir={folder}", *rare)
+        command.wait_for((folder / "checkpoints" / "latest").is_file)
+        command.kill()
+    assert_named(read_lines(folder / "bad_samples.jsonl"))
+
+
+def test_data_check_names_them_and_exits_with_1(faulty: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", faulty]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "3 bad samples"
+    assert len(lines) == 4
+    for line, (key, reason) in zip(lines, BAD.items(), strict=False):
+        assert "train-0001.tar" in line
+        assert f"{key}: {reason}" in line

@@ -1,0 +1,120 @@
+"""A run that is stopped, by whatever, goes on with the same command as if it had never been."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from alike import ENGINES
+from launch import Command, Trained
+
+from flexiclip.train.metrics import read_lines
+
+Fit = Callable[..., Trained]
+WholeRun = Callable[[int, str], Trained]
+
+LONG = ["train.steps=60", "train.save_every=20"]
+"""Checkpoints fall in mid-epoch: an epoch is eight steps."""
+
+
+@pytest.fixture(scope="module")
+def whole_run(fit: Fit) -> WholeRun:
+    """The run that nobody stopped, by number of ranks and engine."""
+    return cache(lambda world, engine: fit(world, *LONG, *ENGINES[engine]))
+
+
+def reached(folder: Path) -> int:
+    """The step that metrics.jsonl ends with."""
+    rows = read_lines(folder / "metrics.jsonl")
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def assert_goes_on(fit: Fit, folder: Path, world: int, engine: str, whole: Trained, step: int | None = None) -> None:
+    """The same command once more; everything but the timings equals the run never stopped, bit for bit."""
+    stopped_at = reached(folder)
+    assert stopped_at < 60, "it was done before it was stopped"
+    resumed = fit(world, *LONG, *ENGINES[engine], folder=folder)
+    from_step = int((folder.parent / "log.0").read_text().split("going on from ")[1].split("step-")[1].split()[0])
+    assert from_step == (stopped_at if step is None else step)
+    assert resumed.timeless() == whole.timeless()
+    assert resumed.samples == whole.samples
+    for name, tensor in whole.weights().items():
+        assert (resumed.weights()[name] == tensor).all(), name
+
+
+@pytest.mark.parametrize(("world", "engine"), [(1, "torch"), (2, "zero2")])
+def test_kill_9_in_mid_epoch(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path, world: int, engine: str) -> None:
+    folder = tmp_path / "run"
+    with Command() as command:
+        command.train(world, tmp_path / "killed", *recipe, f"run_dir={folder}", *LONG, *ENGINES[engine])
+        command.wait_for(lambda: reached(folder) >= 23)
+        command.kill()
+    stopped_at = reached(folder)
+    assert stopped_at % 8, "not in mid-epoch: an unlucky moment"
+    assert_goes_on(fit, folder, world, engine, whole_run(world, engine), step=stopped_at // 20 * 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_leaves(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path, number: int) -> None:
+    """Sent to the whole process group, as a terminal and a scheduler do, data workers included."""
+    folder = tmp_path / "run"
+    with Command() as command:
+        command.train(1, tmp_path / "stopped", *recipe, f"run_dir={folder}", *LONG, "data.workers=2")
+        command.wait_for(lambda: reached(folder) >= 5)
+        command.signal_groups(number)
+        assert command.wait() == [0]
+    assert "stopped by a signal" in (tmp_path / "stopped.0").read_text()
+    assert_goes_on(fit, folder, 1, "torch", whole_run(1, "torch"))
+
+
+def test_sigterm_under_torchrun(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path) -> None:
+    """torchrun hands the signal down to its ranks and waits for them to save. Its own exit code then is not ours to choose."""
+    folder = tmp_path / "run"
+    with Command() as command:
+        command.torchrun(2, tmp_path / "stopped", "train", *recipe, f"run_dir={folder}", *LONG, *ENGINES["zero2"])
+        command.wait_for(lambda: reached(folder) >= 5)
+        command.signal(signal.SIGTERM)
+        command.wait()
+    assert "stopped by a signal" in (tmp_path / "stopped").read_text()
+    assert_goes_on(fit, folder, 2, "zero2", whole_run(2, "zero2"))
+
+
+def test_a_finished_run_says_so_and_never_starts_anew_unasked(fit: Fit, reference: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(reference.folder, folder)
+    again = fit(1, folder=folder)
+    assert "is complete at step 20: nothing to train" in (tmp_path / "log.0").read_text()
+    assert again.rows == reference.rows
+
+    anew = fit(1, "train.resume=never", folder=folder)
+    assert anew.timeless() == reference.timeless()
+    assert anew.rows != reference.rows, "it was not trained again"
+    assert Trained(tmp_path / "run.old-1").rows == reference.rows
+
+
+def test_keep_last_keeps_the_newest(fit: Fit) -> None:
+    run = fit(1, "train.save_every=4", "train.keep_last=3")
+    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"step-12", "step-16", "step-20", "latest"}
+    assert (run.folder / "checkpoints" / "latest").read_text().strip() == "step-20"
+
+
+@pytest.mark.parametrize(("world", "engine"), [(1, "torch"), (1, "zero1"), (3, "zero3")])
+def test_saved_on_two_ranks_goes_on_on_any(fit: Fit, saved_on_two: Trained, world: int, engine: str) -> None:
+    run = fit(world, *ENGINES[engine], f"train.resume={saved_on_two.checkpoint(10)}")
+    assert run.samples == saved_on_two.samples[10:]
+    assert [row["step"] for row in run.rows] == list(range(11, 21))
+    for name, bound in (("loss", 1e-4), ("logit_scale", 1e-4), ("grad_norm", 1e-3), ("seqhw", 0), ("lr", 0)):
+        difference = abs(run.column(name) - saved_on_two.column(name)[10:]).max()
+        assert difference <= bound, (name, difference)
+    for name, tensor in saved_on_two.weights().items():
+        assert (run.weights()[name] - tensor).abs().max() < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def saved_on_two(fit: Fit) -> Trained:
+    """20 steps under ZeRO-2 on two ranks, with checkpoints at 10 and 20."""
+    return fit(2, *ENGINES["zero2"], "train.save_every=10")
