@@ -9,8 +9,7 @@ from pathlib import Path
 
 from flexiclip.config import dump
 
-from .report import cells, rows_of, short_name
-from .table import Report, TaskInfo
+from .table import Report, TaskInfo, cells, rows_of, short_name
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 

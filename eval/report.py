@@ -19,12 +19,12 @@ from typing import Any
 
 from flexiclip.errors import UserError
 
-from .table import Report, Row, TaskInfo
+from .page import render_page
+from .table import Report, Row, cells, rows_of, short_name
 
 
 def write_report(report: Report, output: Path) -> None:
     """Write all the files into `output`, in place of those of an earlier evaluation."""
-    from .page import render_page
     from .plots import plot_task, save
 
     rows_folder = output / "rows"
@@ -90,11 +90,6 @@ def read_about(path: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def rows_of(report: Report, task: TaskInfo) -> list[Row]:
-    """The rows of one task, in the order of their lengths."""
-    return [row for row in report.rows if (row.dataset, row.task) == (task.dataset, task.task)]
-
-
 def print_report(report: Report) -> None:
     """A table a task on the terminal, 80 columns wide: lengths down, cost and metrics across, chance as the last line."""
     from rich.box import SIMPLE_HEAD
@@ -116,25 +111,6 @@ def print_report(report: Report) -> None:
         console.print(table, "")
     if report.bad_samples:
         console.print(f"[yellow]samples that could not be read and are not counted: {len(report.bad_samples)}[/yellow]")
-
-
-def cells(row: Row) -> list[str]:
-    """seqhw, tokens, patch, GFLOPs and images/s as texts; a dash where unknown."""
-    cost = "–" if row.gflops is None else f"{row.gflops:.3g}"
-    speed = "–" if row.images_per_s is None else f"{row.images_per_s:,.0f}"
-    patch = "×".join(map(str, row.patch_size)) if isinstance(row.patch_size, list) else str(row.patch_size or "–")
-    return [str(row.seqhw or "–"), str(row.seq_len or "–"), patch, cost, speed]
-
-
-def short_name(metric: str) -> str:
-    """A metric's name as a column's heading: which side is asked for which."""
-    names = {
-        "image_retrieval_recall": "text→image R",
-        "text_retrieval_recall": "image→text R",
-        "mean_per_class_recall": "mean/class",
-    }
-    family, at, k = metric.partition("@")
-    return names.get(family, family) + at + k
 
 
 def _stem(dataset: str, task: str) -> str:

@@ -50,3 +50,27 @@ class Report:
     command: str
     config: dict[str, Any] = field(default_factory=dict)  # the model's, resolved; {} for a foreign model
     trained_seqhw: tuple[int, ...] = ()
+
+
+def rows_of(report: Report, task: TaskInfo) -> list[Row]:
+    """The rows of one task, in the order of their lengths."""
+    return [row for row in report.rows if (row.dataset, row.task) == (task.dataset, task.task)]
+
+
+def cells(row: Row) -> list[str]:
+    """seqhw, tokens, patch, GFLOPs and images/s as texts; a dash where unknown."""
+    cost = "–" if row.gflops is None else f"{row.gflops:.3g}"
+    speed = "–" if row.images_per_s is None else f"{row.images_per_s:,.0f}"
+    patch = "×".join(map(str, row.patch_size)) if isinstance(row.patch_size, list) else str(row.patch_size or "–")
+    return [str(row.seqhw or "–"), str(row.seq_len or "–"), patch, cost, speed]
+
+
+def short_name(metric: str) -> str:
+    """A metric's name as a column's heading: which side is asked for which."""
+    names = {
+        "image_retrieval_recall": "text→image R",
+        "text_retrieval_recall": "image→text R",
+        "mean_per_class_recall": "mean/class",
+    }
+    family, at, k = metric.partition("@")
+    return names.get(family, family) + at + k

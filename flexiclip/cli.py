@@ -169,7 +169,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
 
 def _data_tokenizer(arguments: argparse.Namespace) -> None:
     from flexiclip.config import DataConfig
-    from flexiclip.data.dataset import iter_captions
+    from flexiclip.data.captions import iter_captions
     from flexiclip.data.tokenizers import train_sentencepiece
 
     captions = iter_captions(DataConfig(train=tuple(arguments.shards), captions=tuple(arguments.captions.split(","))))

@@ -8,13 +8,12 @@ batch is short.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from flexiclip.config import DataConfig, SourceConfig
+from flexiclip.data.batch import Item
 from flexiclip.data.draws import Draw, below, generator
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.plan import Place, Plan, Source
@@ -23,16 +22,6 @@ from flexiclip.data.shards import expand_shards, prefetch, reads_in_parallel
 from flexiclip.errors import UserError
 
 MAX_BAD = 100  # substitutes in a row that may fail; by then it is the recipe or the storage that is wrong
-
-
-@dataclass(frozen=True)
-class Item:
-    """One training sample. pixels: uint8 [3, H, W]; bad: the unreadable samples met on the way to this one."""
-
-    pixels: npt.NDArray[np.uint8]
-    caption: str
-    name: str
-    bad: tuple[BadSample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,21 +66,6 @@ def open_sources(config: DataConfig, seed: int) -> TrainSources:
     weights = [source.weight for source in source_configs(config)]
     plan = Plan([Source(s.counts, w) for s, w in zip(stores, weights, strict=True)], seed, config.window_shards)
     return TrainSources(tuple(stores), plan)
-
-
-def iter_captions(config: DataConfig) -> Iterator[str]:
-    """Every readable caption of the training shards, once, in the shards' order: the corpus of a tokenizer."""
-    if config.sequential:
-        from flexiclip.data.sequential import stream_captions
-
-        yield from stream_captions(config)
-        return
-    for store in open_sources(config, seed=0).stores:
-        for number in range(len(store)):
-            try:
-                yield from store.captions(*store.locate(number))
-            except BadSample:
-                continue  # training names it, and so does `flexiclip data check`
 
 
 class TrainDataset:

@@ -16,11 +16,11 @@ from typing import IO, Any, cast
 from torch.utils.data import IterableDataset, get_worker_info
 
 from flexiclip.config import DataConfig
-from flexiclip.data.dataset import MAX_BAD, Item, make_item, source_configs
+from flexiclip.data.batch import Batch, Collate, Item
+from flexiclip.data.dataset import MAX_BAD, make_item, source_configs
 from flexiclip.data.draws import Draw, below, generator
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import split_name
-from flexiclip.data.loader import Batch, Collate
 from flexiclip.data.samples import BadSample, Sample, build_sample, read_captions
 from flexiclip.data.shards import expand_shards, open_shard
 from flexiclip.errors import UserError

@@ -10,8 +10,8 @@ import math
 import time
 
 from flexiclip.config import Config
+from flexiclip.data.batch import Batch
 from flexiclip.data.images import normalize
-from flexiclip.data.loader import Batch
 from flexiclip.train.ranks import start_ranks, stop_ranks
 from flexiclip.train.recorder import Evaluators, Recorder
 from flexiclip.train.setup import Run, set_up

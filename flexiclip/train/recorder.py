@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from flexiclip.bundle import LoadedModel
-from flexiclip.data.loader import Batch
+from flexiclip.data.batch import Batch
 from flexiclip.train.checkpoint import save_checkpoint
 from flexiclip.train.metrics import JsonLines, Metrics
 from flexiclip.train.progress import Progress
@@ -27,7 +27,7 @@ class Recorder:
     run: Run
     evaluators: Evaluators | None
     metrics: Metrics | None = None
-    _bad: list[dict[str, str]] = field(default_factory=list)  # met by this rank since the last row
+    _bad: list[dict[str, str]] = field(default_factory=list)  # met by this rank and not yet named
     _times: list[tuple[float, float]] = field(default_factory=list)  # (data, step) seconds since the last row
 
     def __enter__(self) -> Recorder:
@@ -61,13 +61,12 @@ class Recorder:
                 self.metrics.log_samples(run.step, int(values["seqhw"]), samples)
         if run.step % self.log_every and run.step != run.horizon.steps:
             return
-        bad = run.ranks.collect(self._bad)
+        self._name_bad()
         row = {"step": run.step, **self._row(values)}
         if self.metrics is not None:
-            self.metrics.log_bad(bad)
             self.metrics.log(row)
         self.progress.show(row)
-        self._bad, self._times = [], []
+        self._times = []
 
     def save_is_due(self) -> bool:
         """Whether train.save_every has passed; by the clock only the main rank knows."""
@@ -79,6 +78,7 @@ class Recorder:
     def save(self) -> None:
         """Write a checkpoint. Collective."""
         run = self.run
+        self._name_bad()  # a run that goes on from here does not meet them again
         weights, moments = consolidated(run), run.engine.moments()
         moments |= {f"scalars/{name}": tensor for name, tensor in run.stepper.scalars.state().items()}
         if run.ranks.main:
@@ -101,6 +101,12 @@ class Recorder:
             for name, value in values.items():
                 self.metrics.board.add_scalar(name, value, self.run.step)
         self.say("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def _name_bad(self) -> None:
+        bad = self.run.ranks.collect(self._bad)
+        if self.metrics is not None:
+            self.metrics.log_bad(bad)
+        self._bad = []
 
     def _row(self, values: dict[str, float]) -> dict[str, Any]:
         run = self.run

@@ -13,7 +13,8 @@ from torch import nn
 from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config
 from flexiclip.config.schema import pair
-from flexiclip.data.dataset import TrainSources, iter_captions, open_sources
+from flexiclip.data.captions import iter_captions
+from flexiclip.data.dataset import TrainSources, open_sources
 from flexiclip.data.loader import Batches, train_loader
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError

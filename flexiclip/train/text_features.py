@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flexiclip.bundle import LoadedModel
-from flexiclip.data.loader import caption_id
+from flexiclip.data.batch import caption_id
 from flexiclip.models.text_base import trim_padding
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.towers import TextFeatures
