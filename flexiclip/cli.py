@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = _Parser(prog="flexiclip", description="Image-text models whose image tower works at every patch size.")
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; ranks.py reads the environment
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> _Parser:

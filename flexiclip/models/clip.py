@@ -16,7 +16,7 @@ from flexiclip.config import ModelConfig
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT
-from flexiclip.models.text_base import TextTower
+from flexiclip.models.text.base import TextTower
 
 
 class FlexiCLIP(nn.Module):

@@ -62,7 +62,7 @@ def start_ranks(process_group: bool, threads: int | None = None) -> Ranks:
     if cuda:
         torch.cuda.set_device(device)
     else:
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)  # torchrun, deepspeed
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
     if (process_group or world > 1) and not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flexiclip.bundle import LoadedModel
 from flexiclip.data.batch import caption_id
-from flexiclip.models.text_base import trim_padding
+from flexiclip.models.text.base import trim_padding
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.towers import TextFeatures
 

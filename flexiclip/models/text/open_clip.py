@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
-from flexiclip.models.text_base import SUBFOLDER, TextTower
+from flexiclip.models.text.base import SUBFOLDER, TextTower
 
 CONFIG_FILE = "open_clip_config.json"
 # open_clip builds whole models only; the image half that we throw away is made as small as it will go.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.paths import resolve_folder
 from flexiclip.errors import UserError
-from flexiclip.models.text_base import SUBFOLDER, TextTower, last_used, mean_over
+from flexiclip.models.text.base import SUBFOLDER, TextTower, last_used, mean_over
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 

@@ -4,7 +4,7 @@
     tower = build_text_tower(config.model.text, model_folder)   # the architecture only; its weights stand in model.safetensors
     tokens = trim_padding(tokens, tower.pad_id) if tower.trims else tokens
 
-The kinds: `transformer`, our own (text_transformer.py); `huggingface` and `open_clip`, those of other libraries, imported only
+The kinds: `transformer`, our own (transformer.py); `huggingface` and `open_clip`, those of other libraries, imported only
 when a recipe asks for them.
 """
 
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flexiclip.config import TextTowerConfig
-from flexiclip.models.text_base import TextTower, trim_padding
-from flexiclip.models.text_huggingface import build_huggingface
-from flexiclip.models.text_open_clip import build_open_clip
-from flexiclip.models.text_transformer import TextTransformer
+from flexiclip.models.text.base import TextTower, trim_padding
+from flexiclip.models.text.huggingface import build_huggingface
+from flexiclip.models.text.open_clip import build_open_clip
+from flexiclip.models.text.transformer import TextTransformer
 
 __all__ = ["TextTower", "TextTransformer", "build_text_tower", "trim_padding"]
 

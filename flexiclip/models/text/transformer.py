@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flexiclip.config import TextTowerConfig
-from flexiclip.models.text_base import TextTower, caption_end, mean_over, require
+from flexiclip.models.text.base import TextTower, caption_end, mean_over, require
 from flexiclip.models.transformer import Block, MAPHead, init_weights
 from flexiclip.models.variants import shape_of
 
