@@ -95,7 +95,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     config, provenance = _read_config(folder)
     tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, provenance.get("tokenizer_sha256", ""))
     model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
-    _load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
+    load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
     return LoadedModel(model.to(device).eval(), _transform(config), tokenizer, config, provenance)
 
 
@@ -160,7 +160,7 @@ def _init_half(model: FlexiCLIP, half: str, folder: Path) -> None:
     """Fill one tower, and its projection when the folder's has the same shape, from a model folder."""
     weights = read_weights(folder / WEIGHTS)
     tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
-    _load_strictly(getattr(model, f"{half}_tower"), tower, f"model.{half}.init={folder}")
+    load_strictly(getattr(model, f"{half}_tower"), tower, f"model.{half}.init={folder}")
     projection = getattr(model, f"{half}_projection")
     found = {name.split(".")[1]: t for name, t in weights.items() if name.startswith(f"{half}_projection.")}
     wanted = projection.state_dict()
@@ -168,7 +168,8 @@ def _init_half(model: FlexiCLIP, half: str, folder: Path) -> None:
         projection.load_state_dict(found)
 
 
-def _load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:
+def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Fill a module. Raises UserError, with `where` in front, unless names and shapes are exactly the module's."""
     wanted = module.state_dict()
     wrong = {
         "missing": sorted(wanted.keys() - weights.keys()),

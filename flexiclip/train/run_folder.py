@@ -9,6 +9,7 @@ import yaml
 
 from flexiclip.config import Config, dump, to_dict
 from flexiclip.errors import UserError
+from flexiclip.train.checkpoint import LATEST
 
 # What may change when a run goes on: where and how fast it runs, what it writes down. Everything else would make it another run.
 FREE = (
@@ -34,7 +35,8 @@ def check_run_folder(config: Config) -> Path:
     if run.exists() and not run.is_dir():
         raise UserError(f"run_dir={run} is a file: name a folder")
     written = run / "config.yaml"
-    if config.train.resume == "never" or not written.is_file():
+    # Without a checkpoint there is nothing to go on with: a first start that failed may be mended and started again.
+    if config.train.resume == "never" or not written.is_file() or not (run / "checkpoints" / LATEST).is_file():
         return run
     old = _flat(yaml.safe_load(written.read_text(encoding="utf-8")))
     new = _flat(to_dict(config))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flexiclip.bundle import LoadedModel, build_model
+from flexiclip.bundle import LoadedModel, build_model, load_strictly
 from flexiclip.config import Config
 from flexiclip.config.schema import pair
 from flexiclip.data.captions import iter_captions
@@ -82,10 +82,10 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, say: Say) -> Run:
     ranks.barrier()
     checkpoint = find_checkpoint(folder, config.train.resume)
 
-    loaded = build_model(_with_tokenizer(config, folder, ranks, say))
+    loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks, say))
     if checkpoint is not None:
         say(f"going on from {checkpoint.folder}")
-        loaded.model.load_state_dict(checkpoint.weights())
+        load_strictly(loaded.model, checkpoint.weights(), f"{checkpoint.folder}")
     loaded.model.to(ranks.device).train()
     bf16 = config.train.precision == "bf16"
     features = None
@@ -119,13 +119,13 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, say: Say) -> Run:
     )
 
 
-def _with_tokenizer(config: Config, folder: Path, ranks: Ranks, say: Say) -> Config:
+def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None, ranks: Ranks, say: Say) -> Config:
     """The config with a tokenizer that exists: a sentencepiece model that nobody gave is trained on the training captions."""
     tokenizer = config.tokenizer
     if tokenizer.kind != "sentencepiece" or tokenizer.path is not None:
         return config
     path = folder / "tokenizer.model"
-    if ranks.main and not path.is_file():
+    if ranks.main and (checkpoint is None or not path.is_file()):  # one without a checkpoint may be another recipe's
         say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
         train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
     ranks.barrier()
@@ -147,6 +147,12 @@ def _engine(
         engine = TorchEngine(towers, config, ranks)
     if checkpoint is not None:
         moments = checkpoint.moments()
+        untrained = [name for name, p in towers.named_parameters() if p.requires_grad and f"exp_avg/{name}" not in moments]
+        if untrained:
+            raise UserError(
+                f"{checkpoint.folder} has not trained {untrained[0]}, which this recipe trains: "
+                "start a new run from its weights with model.image.init and model.text.init"
+            )
         own = {name.removeprefix("scalars/"): t for name, t in moments.items() if name.startswith("scalars/")}
         scalars.load(own, checkpoint.step)
         engine.load_moments({name: t for name, t in moments.items() if not name.startswith("scalars/")}, checkpoint.step)
