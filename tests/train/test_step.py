@@ -1,0 +1,153 @@
+"""The one step path against one graph written out here: loss, gradients and weights, for any micro-batch, dropout included."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from train_shards import sample
+
+from flexiclip.bundle import LoadedModel, build_model
+from flexiclip.config import Config, load
+from flexiclip.losses import LOSSES
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.transformer import MLP
+from flexiclip.train.engine import TorchEngine
+from flexiclip.train.optim import ScalarOptimizer
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.step import Inputs, Stepper
+from flexiclip.train.towers import LockedTowers, Towers
+
+BATCH, SEQHW, LR, EPS = 12, 3, 0.01, 1e-3
+ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+Make = Callable[..., tuple[LoadedModel, Config]]
+
+
+@pytest.fixture(scope="module")
+def make(recipe: list[str]) -> Make:
+    """A fresh model of the tiny recipe, the same every time; no clipping and no decay, so that a step is easily written down."""
+
+    def build(*overrides: str) -> tuple[LoadedModel, Config]:
+        plain = ["optimizer.grad_clip=null", "optimizer.weight_decay=0", f"optimizer.eps={EPS}", *overrides]
+        config = load(recipe[0], [*recipe[1:], *plain])
+        loaded = build_model(config)
+        loaded.model.train()
+        return loaded, config
+
+    return build
+
+
+def stepper_of(model: FlexiCLIP, config: Config, micro_batch: int) -> Stepper:
+    return Stepper(
+        engine=TorchEngine(Towers(model, bf16=False), config, ALONE),
+        locked=LockedTowers(model, bf16=False),
+        scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
+        loss=LOSSES[config.loss.kind],
+        mask_identical=False,
+        micro_batch=micro_batch,
+        seed=0,
+        ranks=ALONE,
+    )
+
+
+@pytest.fixture
+def inputs(make: Make) -> Inputs:
+    captions = [sample(number)["txt"].decode() for number in range(BATCH)]
+    images = torch.randn(BATCH, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    return Inputs(images, make()[0].tokenizer(captions), torch.arange(BATCH))
+
+
+def plain_loss(model: FlexiCLIP, zimg: Tensor, ztxt: Tensor) -> Tensor:
+    """InfoNCE (arXiv 2103.00020, figure 3), or where there is a bias the sigmoid loss (arXiv 2303.15343, algorithm 1)."""
+    logits = model.logit_scale.exp() * zimg @ ztxt.T
+    if model.logit_bias is not None:
+        signs = 2 * torch.eye(len(zimg)) - 1
+        return -F.logsigmoid(signs * (logits + model.logit_bias)).sum() / len(zimg)
+    own = torch.arange(len(zimg))
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def gradients_taken(stepper: Stepper) -> dict[str, Tensor]:
+    """What the first step's moments say that the gradients were: exp_avg = (1 - beta1) g."""
+    beta = 0.9
+    towers = {name.removeprefix("exp_avg/"): m for name, m in stepper.engine.moments().items() if name.startswith("exp_avg/")}
+    state = stepper.scalars.state()
+    scalars = {name: state[f"exp_avg/{i}"] for i, name in enumerate(("logit_scale", "logit_bias")) if f"exp_avg/{i}" in state}
+    return {name: moment / (1 - beta) for name, moment in {**towers, **scalars}.items()}
+
+
+def assert_equal_to_plain(stepper: Stepper, model: FlexiCLIP, plain: FlexiCLIP, norm: float) -> None:
+    """Gradients, their norm over the towers, and the weights after Adam's first step: w - lr g / (|g| + eps)."""
+    taken = gradients_taken(stepper)
+    weights = dict(model.named_parameters())
+    assert taken.keys() == weights.keys()
+    total = 0.0
+    for name, p in plain.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(taken[name], p.grad, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+        if not name.startswith("logit_"):
+            total += float(p.grad.double().square().sum())
+        expected = p.detach() - LR * p.grad / (p.grad.abs() + EPS)
+        torch.testing.assert_close(weights[name].detach(), expected, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    assert norm == pytest.approx(total**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [12, 4, 5, 1])
+@pytest.mark.parametrize("overrides", [(), ("loss.kind=sigmoid", "model.logit_bias_init=-10")], ids=["softmax", "sigmoid"])
+def test_any_micro_batch_is_the_whole_batch(make: Make, inputs: Inputs, micro_batch: int, overrides: tuple[str, ...]) -> None:
+    loaded, config = make(*overrides)
+    plain = copy.deepcopy(loaded.model)
+    expected = plain_loss(plain, *plain(inputs.images, inputs.tokens, SEQHW))
+    expected.backward()
+
+    stepper = stepper_of(loaded.model, config, micro_batch)
+    loss, norm = stepper(inputs, SEQHW, step=0, lr=LR)
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    assert_equal_to_plain(stepper, loaded.model, plain, norm)
+
+
+def add_dropout(model: FlexiCLIP) -> None:
+    """Dropout in every MLP of both towers."""
+    for module in list(model.modules()):
+        if isinstance(module, MLP):
+            module.act = nn.Sequential(module.act, nn.Dropout(0.5))
+
+
+def test_the_second_pass_sees_the_masks_of_the_first(make: Make, inputs: Inputs) -> None:
+    loaded, config = make()
+    add_dropout(loaded.model)
+    plain = copy.deepcopy(loaded.model)
+    stepper = stepper_of(loaded.model, config, micro_batch=4)
+    states: list[Tensor] = []
+    stepper.engine.module.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
+    loss, norm = stepper(inputs, SEQHW, step=7, lr=LR)
+
+    assert len(states) == 6
+    assert all(torch.equal(first, second) for first, second in zip(states[:3], states[3:], strict=True))
+    assert not torch.equal(states[0], states[1]), "every micro-batch has the same masks"
+    halves = []
+    for i, state in enumerate(states[:3]):  # one graph over the three, under the random states that the step used
+        torch.set_rng_state(state)
+        rows = slice(4 * i, 4 * i + 4)
+        halves.append(plain(inputs.images[rows], inputs.tokens[rows], SEQHW))
+    zimg, ztxt = (torch.cat(half) for half in zip(*halves, strict=True))
+    expected = plain_loss(plain, zimg, ztxt)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    assert_equal_to_plain(stepper, loaded.model, plain, norm)
+
+
+def test_masks_depend_on_the_step_and_on_nothing_before_it(make: Make, inputs: Inputs) -> None:
+    """So a resumed run draws them again, and no two steps share them."""
+    losses = []
+    for step, noise in ((7, 1), (7, 2), (8, 1)):
+        loaded, config = make()
+        add_dropout(loaded.model)
+        torch.manual_seed(noise)
+        losses.append(stepper_of(loaded.model, config, micro_batch=4)(inputs, SEQHW, step=step, lr=LR)[0])
+    assert losses[0] == losses[1]
+    assert losses[2] != losses[0]
