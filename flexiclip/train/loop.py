@@ -24,7 +24,7 @@ def train(config: Config, evaluators: Evaluators | None = None) -> None:
     ranks = start_ranks(config.engine.kind == "deepspeed", config.train.threads)
     try:
         with StopSignal() as stop:
-            run = set_up(config, ranks, evaluators is not None, lambda text: print(text, flush=True) if ranks.main else None)
+            run = set_up(config, ranks, evaluators is not None, ranks.say)
             with Recorder(run, evaluators) as recorder:
                 _loop(run, recorder, stop)
     finally:

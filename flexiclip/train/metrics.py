@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, bad_samples.jsonl, samples.jsonl. Only the main rank holds one."""
+"""What a run writes down: metrics.jsonl, eval.jsonl, TensorBoard, bad_samples.jsonl, samples.jsonl. Only the main rank holds one."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Metrics:
     def __init__(self, run: Path, step: int, log_samples: bool) -> None:
         self.lines = JsonLines(run / "metrics.jsonl", step)
         self.samples = JsonLines(run / "samples.jsonl", step) if log_samples else None
+        self.results = JsonLines(run / "eval.jsonl", step)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self.bad = JsonLines(run / "bad_samples.jsonl")
         self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
@@ -62,6 +63,12 @@ class Metrics:
                 self.board.add_scalar(name, value, row["step"])
         if "seqhw" in row:
             self.board.add_scalar(f"loss_at_seqhw/{row['seqhw']}", row["loss"], row["step"])
+
+    def log_evaluation(self, step: int, values: dict[str, float]) -> None:
+        """One row of eval.jsonl, and a TensorBoard curve a value."""
+        self.results.write({"step": step, **values})
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
 
     def log_bad(self, bad: list[dict[str, str]]) -> None:
         """Name each unreadable sample once, however often it is met."""
@@ -77,7 +84,7 @@ class Metrics:
 
     def close(self) -> None:
         """Flush and close everything."""
-        for file in (self.lines, self.samples, self.bad):
+        for file in (self.lines, self.samples, self.results, self.bad):
             if file is not None:
                 file.close()
         self.board.close()

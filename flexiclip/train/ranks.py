@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,11 @@ class Ranks:
     def main(self) -> bool:
         """True on the one rank that writes files and prints."""
         return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """One line on stderr, from the main rank."""
+        if self.main:
+            print(text, file=sys.stderr, flush=True)
 
     def agree(self, *flags: bool) -> list[bool]:
         """Each flag, true on every rank as soon as it is true on one."""

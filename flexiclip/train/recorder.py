@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from flexiclip.bundle import LoadedModel
 from flexiclip.data.batch import Batch
 from flexiclip.train.checkpoint import save_checkpoint
-from flexiclip.train.metrics import JsonLines, Metrics
+from flexiclip.train.metrics import Metrics
 from flexiclip.train.progress import Progress
 from flexiclip.train.setup import Run, consolidated, model_to_evaluate
 
@@ -20,34 +19,32 @@ Evaluators = Callable[[LoadedModel], dict[str, float]]
 """Called on every rank with the model in eval mode; returns the same metrics on each."""
 
 
-@dataclass
 class Recorder:
     """Logs, checkpoints and evaluates a run. Its collective methods are called on every rank; only the main one writes."""
 
-    run: Run
-    evaluators: Evaluators | None
-    metrics: Metrics | None = None
-    _bad: list[dict[str, str]] = field(default_factory=list)  # met by this rank and not yet named
-    _times: list[tuple[float, float]] = field(default_factory=list)  # (data, step) seconds since the last row
-
-    def __enter__(self) -> Recorder:
-        run, train = self.run, self.run.config.train
+    def __init__(self, run: Run, evaluators: Evaluators | None) -> None:
+        train, every = run.config.train, run.config.eval.every
+        self.run, self.evaluators = run, evaluators
         self.log_every = run.horizon.steps_of(train.log_every)
         self.save_every = None if train.save_every.unit == "minutes" else run.horizon.steps_of(train.save_every)
-        every = run.config.eval.every
         self.eval_every = run.horizon.steps_of(every) if every is not None else None
         self.progress = Progress(run.horizon.steps, run.step, run.ranks.main)
-        if run.ranks.main:
-            self.metrics = Metrics(run.folder, run.step, train.log_samples)
-            self.results = JsonLines(run.folder / "eval.jsonl", run.step)
-        self.say, self._saved_at = self.progress.say, time.monotonic()
+        self.metrics = Metrics(run.folder, run.step, train.log_samples) if run.ranks.main else None
+        self._bad: list[dict[str, str]] = []  # met by this rank and not yet named
+        self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
+        self._saved_at = time.monotonic()
+
+    def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.close()
         if self.metrics is not None:
             self.metrics.close()
-            self.results.close()
+
+    def say(self, text: str) -> None:
+        """One line for a person, once among the ranks."""
+        self.progress.say(text)
 
     def record(self, batch: Batch, data_s: float, step_s: float, **values: float) -> None:
         """Take in a finished step; write a row every train.log_every steps. Collective."""
@@ -97,9 +94,7 @@ class Recorder:
         values = self.evaluators(model_to_evaluate(self.run))
         self.run.loaded.model.train()
         if self.metrics is not None:
-            self.results.write({"step": self.run.step, **values})
-            for name, value in values.items():
-                self.metrics.board.add_scalar(name, value, self.run.step)
+            self.metrics.log_evaluation(self.run.step, values)
         self.say("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     def _name_bad(self) -> None:
