@@ -67,6 +67,7 @@ def in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 TRAIN = "train debug data.train=train-0000.tar train.global_batch_size=4"
+WORDS = "tokenizer.path=run/tokenizer.model"
 MISTAKES = {
     "": "the following arguments are required: COMMAND",
     "frobnicate": "invalid choice: 'frobnicate'",
@@ -94,8 +95,8 @@ MISTAKES = {
     f"{TRAIN} run_dir=picture.png": "run_dir=picture.png is a file",
     f"{TRAIN} run_dir=run": "run holds a run with ",
     f"{TRAIN} run_dir=new train.resume=empty": "empty is no complete checkpoint",
-    f"{TRAIN} run_dir=new train.resume=run/checkpoints/step-2 model.embed_dim=8": "run/checkpoints/step-2: the weights do not fit",
-    f"{TRAIN} run_dir=new train.resume=locked/checkpoints/step-2 tokenizer.path=run/tokenizer.model": "locked/checkpoints/step-2 has not trained text_tower.",
+    f"{TRAIN} run_dir=new train.resume=run/checkpoints/step-2 model.embed_dim=8": "step-2: the weights do not fit",
+    f"{TRAIN} run_dir=new train.resume=locked/checkpoints/step-2 {WORDS}": "step-2 has not trained text_tower.",
     f"{TRAIN} eval.suites=[nonesuch]": "no suite 'nonesuch'",
     "eval empty --suite openmoji": "empty is no model folder",
     "eval missing --suite openmoji": "missing is no model folder",

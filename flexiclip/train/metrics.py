@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, eval.jsonl, TensorBoard, bad_samples.jsonl, samples.jsonl. Only the main rank holds one."""
+"""What a run writes down: metrics, evaluations, bad samples, samples, TensorBoard. Only the main rank holds one."""
 
 from __future__ import annotations
 

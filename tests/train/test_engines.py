@@ -69,18 +69,15 @@ def test_a_locked_tower_stays_as_it_was_and_the_rest_trains_alike(fit: Fit, refe
 
 @pytest.mark.parametrize(("world", "engine"), [(1, "torch"), (2, "zero2")])
 def test_logit_scale_stays_within_its_bounds(fit: Fit, world: int, engine: str) -> None:
-    """Driven against both bounds by a high learning rate, from just below the ceiling and just above the floor."""
-    ceiling = math.log(20)
-    drive = ["model.logit_scale_max=20", "train.steps=12", "optimizer.lr=0.03", "optimizer.schedule=constant"]
-    scales = []
-    for start in (19.5, 1.02):
-        run = fit(world, *drive, f"model.logit_scale_init={start}", *ENGINES[engine])
-        scales.append(run.column("logit_scale"))
-        assert run.weights()["logit_scale"].item() == pytest.approx(scales[-1][-1], abs=1e-7)
-    both = np.concatenate(scales)
-    assert both.min() >= 0
-    assert both.max() <= np.float32(ceiling)
-    assert np.isclose(both, ceiling, atol=1e-6).any() or (both == 0).any(), "no bound was reached"
+    """Pressed against the floor by a learning rate that is too high, and against a low ceiling by a model that learns."""
+    constant = ["optimizer.schedule=constant", *ENGINES[engine]]
+    low = fit(world, "model.logit_scale_init=1.02", "optimizer.lr=0.03", "train.steps=8", *constant).column("logit_scale")
+    assert low.min() == low[-1] == 0
+    bounds = ["model.logit_scale_init=1.01", "model.logit_scale_max=1.02", "optimizer.lr=3e-3", "train.steps=32"]
+    run = fit(world, *bounds, *constant)
+    high = run.column("logit_scale")
+    assert high.min() > 0
+    assert high.max() == high[-1] == run.weights()["logit_scale"].item() == pytest.approx(math.log(1.02), abs=1e-8)
 
 
 def test_one_epoch_sees_each_sample_once(fit: Fit) -> None:

@@ -102,8 +102,11 @@ def _auto_class(described: Any, name: str) -> Any:
 
 
 def _load(auto: Any, source: str, config: TextTowerConfig) -> nn.Module:
+    from transformers.utils.logging import disable_progress_bar
+
     if config.sha256 is not None:
         _check_sha256(source, config)
+    disable_progress_bar()  # a file of a few seconds; the bar would tear a log apart
     try:
         encoder, info = auto.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
     except _LOAD_ERRORS as error:
