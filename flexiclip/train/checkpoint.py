@@ -55,7 +55,8 @@ def save_checkpoint(
     root = run / "checkpoints"
     folder = root / f"step-{step}"
     aside = root / f".step-{step}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in root.glob(".step-*"):  # by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)
     save_model(aside / "model", loaded, weights, step=step)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}, aside / OPTIMIZER)

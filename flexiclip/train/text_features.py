@@ -40,7 +40,7 @@ def compute_text_features(
             return None
     ids = torch.tensor(sorted(distinct), dtype=torch.int64)
     path = folder / f"text_features-{_key(ids, tower, bf16)}.safetensors"
-    if path.is_file():
+    if not ranks.agree(not path.is_file())[0]:  # all ranks read it, or all compute it
         return TextFeatures(ids, load_file(path)["rows"])
     say(f"computing the locked text tower's features of {len(ids)} captions")
     rows = _encode(loaded, [distinct[i] for i in ids.tolist()], ranks, bf16)
