@@ -14,28 +14,48 @@ Fit = Callable[..., Trained]
 MICRO = "train.micro_batch_size=2"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("world", [1, 2, 3])
+SLOW = [(3, "zero1"), (3, "zero2")]
+EVERY = [
+    pytest.param(world, engine, marks=[pytest.mark.slow] if (world, engine) in SLOW else [])
+    for world in (1, 2, 3)
+    for engine in ENGINES
+]
+
+
+@pytest.mark.parametrize(("world", "engine"), EVERY)
 def test_every_engine_on_every_number_of_ranks_trains_alike(fit: Fit, reference: Trained, world: int, engine: str) -> None:
     run = fit(world, *ENGINES[engine])
     assert_same_training(run, reference)
     assert_same_weights(run, reference)
 
 
-@pytest.mark.parametrize(("world", "engine"), [(1, "zero1"), (2, "torch"), (2, "zero0"), (2, "zero2"), (3, "zero3")])
+MICRO_RUNS = [
+    (2, "torch"),
+    (2, "zero2"),
+    (2, "zero3"),
+    *(pytest.param(*run, marks=pytest.mark.slow) for run in ((1, "zero1"), (2, "zero0"), (3, "zero3"))),
+]
+
+
+@pytest.mark.parametrize(("world", "engine"), MICRO_RUNS)
 def test_micro_batches_keep_the_batch_whole(fit: Fit, reference: Trained, world: int, engine: str) -> None:
     run = fit(world, *ENGINES[engine], MICRO)
     assert_same_training(run, reference)
     assert_same_weights(run, reference)
 
 
-def test_bfloat16_trains_alike_within_its_rounding(fit: Fit, reference: Trained) -> None:
+def test_bfloat16_trains_alike_within_its_rounding(fit: Fit) -> None:
     """bfloat16 keeps 8 bits, and a matrix product rounds otherwise for another number of rows. So two bf16 runs may differ from
-    each other about as much as each does from float32, which is the bound here, and which is itself small."""
-    alone = fit(1, "train.precision=bf16")
-    rounding = np.abs(alone.column("loss") - reference.column("loss")).max()
-    assert 1e-4 < rounding < 0.1  # of a loss of 2.5 to 4.4
-    assert_same_training(fit(2, "train.precision=bf16", *ENGINES["zero1"], MICRO), alone, loss=rounding, norm=0.05)
+    each other as much as each does from float32, which is the bound here. The low rate keeps training from amplifying it."""
+    full = fit(1, "optimizer.lr=1e-4")
+    half, shared = (
+        fit(n, "optimizer.lr=1e-4", "train.precision=bf16", *e) for n, e in ((1, ()), (2, (*ENGINES["zero1"], MICRO)))
+    )
+    loss = np.abs(half.column("loss") - full.column("loss")).max()
+    norm = np.abs(half.column("grad_norm") / full.column("grad_norm") - 1).max()
+    assert 1e-4 < loss < 0.05
+    assert norm < 0.1
+    assert_same_training(shared, half, loss=loss, norm=norm)
 
 
 SIGMOID = ["loss.kind=sigmoid", "model.logit_bias_init=-10"]
@@ -61,7 +81,7 @@ def test_a_locked_tower_stays_as_it_was_and_the_rest_trains_alike(fit: Fit, refe
     trained = [name for name, tensor in alone.weights().items() if not np.array_equal(tensor, initial[name])]
     assert f"{locked}_projection.weight" in trained
     assert len(trained) > 20
-    for world, *overrides in ((2, *ENGINES["zero3"]), (3, *ENGINES["zero0"], MICRO)):
+    for world, *overrides in ((2, *ENGINES["zero3"]), (2, *ENGINES["zero0"], MICRO)):
         run = fit(world, *lock, *overrides)
         assert_same_training(run, alone)
         assert_same_weights(run, alone)
@@ -76,20 +96,18 @@ def test_logit_scale_stays_within_its_bounds(fit: Fit, world: int, engine: str) 
     bounds = ["model.logit_scale_init=1.01", "model.logit_scale_max=1.02", "optimizer.lr=3e-3", "train.steps=32"]
     run = fit(world, *bounds, *constant)
     high = run.column("logit_scale")
-    assert high.min() > 0
+    assert high.min() >= 0
     assert high.max() == high[-1] == run.weights()["logit_scale"].item() == pytest.approx(math.log(1.02), abs=1e-8)
 
 
-def test_one_epoch_sees_each_sample_once(fit: Fit) -> None:
-    """Eight steps of 12 from uneven shards, read two at a time: the same 96 in one order for any number of ranks and workers."""
-    seen = []
-    for world, workers in ((1, 0), (1, 3), (3, 2)):
-        run = fit(world, "train.steps=1 epochs", "train.save_every=0", "data.window_shards=2", f"data.workers={workers}")
-        assert len(run.samples) == 8
-        seen.append([name for step in run.samples for name in step["samples"]])
-        assert run.rows[-1]["epoch"] == 1
+@pytest.mark.parametrize(("world", "workers"), [(1, 3), (3, 2)])
+def test_one_epoch_sees_each_sample_once(fit: Fit, reference: Trained, world: int, workers: int) -> None:
+    """Eight steps of 12 from uneven shards, in the order of the reference (one rank, no worker process)."""
+    run = fit(world, "train.steps=1 epochs", "train.save_every=0", f"data.workers={workers}")
+    assert run.rows[-1]["epoch"] == 1
+    assert run.samples == reference.samples[:8]
+    seen = [name for step in run.samples for name in step["samples"]]
     shards = ((0, range(37)), (1, range(37, 48)), (2, range(48, 96)))
     expected = [f"train-{shard:04d}.tar/s{number:04d}" for shard, numbers in shards for number in numbers]
-    assert sorted(seen[0]) == expected
-    assert seen[0] != expected, "not shuffled"
-    assert seen[1] == seen[2] == seen[0]
+    assert sorted(seen) == expected
+    assert seen != expected, "not shuffled"

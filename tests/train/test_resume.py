@@ -17,14 +17,19 @@ from flexiclip.train.metrics import read_lines
 Fit = Callable[..., Trained]
 WholeRun = Callable[[int, str], Trained]
 
-LONG = ["train.steps=60", "train.save_every=20"]
-"""Checkpoints fall in mid-epoch: an epoch is eight steps."""
+STEPS = {1: 150, 2: 60}
+"""By the number of ranks: long enough to be stopped on the way."""
+
+
+def long(world: int) -> list[str]:
+    """Checkpoints fall in mid-epoch: an epoch is eight steps."""
+    return [f"train.steps={STEPS[world]}", "train.save_every=21"]
 
 
 @pytest.fixture(scope="module")
 def whole_run(fit: Fit) -> WholeRun:
     """The run that nobody stopped, by number of ranks and engine."""
-    return cache(lambda world, engine: fit(world, *LONG, *ENGINES[engine]))
+    return cache(lambda world, engine: fit(world, *long(world), *ENGINES[engine]))
 
 
 def reached(folder: Path) -> int:
@@ -33,13 +38,17 @@ def reached(folder: Path) -> int:
     return int(rows[-1]["step"]) if rows else 0
 
 
-def assert_goes_on(fit: Fit, folder: Path, world: int, engine: str, whole: Trained, step: int | None = None) -> None:
+def newest(folder: Path) -> int:
+    """The step of the newest complete checkpoint."""
+    return int((folder / "checkpoints" / "latest").read_text().removeprefix("step-"))
+
+
+def assert_goes_on(fit: Fit, folder: Path, world: int, engine: str, whole: Trained) -> None:
     """The same command once more; everything but the timings equals the run never stopped, bit for bit."""
-    stopped_at = reached(folder)
-    assert stopped_at < 60, "it was done before it was stopped"
-    resumed = fit(world, *LONG, *ENGINES[engine], folder=folder)
-    from_step = int((folder.parent / "log.0").read_text().split("going on from ")[1].split("step-")[1].split()[0])
-    assert from_step == (stopped_at if step is None else step)
+    assert reached(folder) < STEPS[world], "it was done before it was stopped"
+    saved = newest(folder)
+    resumed = fit(world, *long(world), *ENGINES[engine], folder=folder)
+    assert f"going on from {folder}/checkpoints/step-{saved}\n" in (folder.parent / "log.0").read_text()
     assert resumed.timeless() == whole.timeless()
     assert resumed.samples == whole.samples
     for name, tensor in whole.weights().items():
@@ -50,12 +59,10 @@ def assert_goes_on(fit: Fit, folder: Path, world: int, engine: str, whole: Train
 def test_kill_9_in_mid_epoch(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path, world: int, engine: str) -> None:
     folder = tmp_path / "run"
     with Command() as command:
-        command.train(world, tmp_path / "killed", *recipe, f"run_dir={folder}", *LONG, *ENGINES[engine])
-        command.wait_for(lambda: reached(folder) >= 23)
+        command.train(world, tmp_path / "killed", *recipe, f"run_dir={folder}", *long(world), *ENGINES[engine])
+        command.wait_for(lambda: reached(folder) >= 24)
         command.kill()
-    stopped_at = reached(folder)
-    assert stopped_at % 8, "not in mid-epoch: an unlucky moment"
-    assert_goes_on(fit, folder, world, engine, whole_run(world, engine), step=stopped_at // 20 * 20)
+    assert_goes_on(fit, folder, world, engine, whole_run(world, engine))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -63,11 +70,12 @@ def test_signal_saves_and_leaves(fit: Fit, recipe: list[str], whole_run: WholeRu
     """Sent to the whole process group, as a terminal and a scheduler do, data workers included."""
     folder = tmp_path / "run"
     with Command() as command:
-        command.train(1, tmp_path / "stopped", *recipe, f"run_dir={folder}", *LONG, "data.workers=2")
+        command.train(1, tmp_path / "stopped", *recipe, f"run_dir={folder}", *long(1), "data.workers=2")
         command.wait_for(lambda: reached(folder) >= 5)
         command.signal_groups(number)
         assert command.wait() == [0]
     assert "stopped by a signal" in (tmp_path / "stopped.0").read_text()
+    assert newest(folder) == reached(folder)
     assert_goes_on(fit, folder, 1, "torch", whole_run(1, "torch"))
 
 
@@ -75,11 +83,12 @@ def test_sigterm_under_torchrun(fit: Fit, recipe: list[str], whole_run: WholeRun
     """torchrun hands the signal down to its ranks and waits for them to save. Its own exit code then is not ours to choose."""
     folder = tmp_path / "run"
     with Command() as command:
-        command.torchrun(2, tmp_path / "stopped", "train", *recipe, f"run_dir={folder}", *LONG, *ENGINES["zero2"])
+        command.torchrun(2, tmp_path / "stopped", "train", *recipe, f"run_dir={folder}", *long(2), *ENGINES["zero2"])
         command.wait_for(lambda: reached(folder) >= 5)
         command.signal(signal.SIGTERM)
         command.wait()
     assert "stopped by a signal" in (tmp_path / "stopped").read_text()
+    assert newest(folder) == reached(folder)
     assert_goes_on(fit, folder, 2, "zero2", whole_run(2, "zero2"))
 
 
