@@ -84,8 +84,8 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, say: Say) -> Run:
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks, say))
     if checkpoint is not None:
-        say(f"going on from {checkpoint.folder}")
         load_strictly(loaded.model, checkpoint.weights(), f"{checkpoint.folder}")
+        say(f"going on from {checkpoint.folder}")
     loaded.model.to(ranks.device).train()
     bf16 = config.train.precision == "bf16"
     features = None
