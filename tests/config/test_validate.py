@@ -67,4 +67,7 @@ def test_the_defaults_are_valid_and_are_the_papers():
 
 def test_independent_locks_are_valid_where_weights_are_named():
     locked = {"image": {"lock": True, "init": "runs/a"}, "text": {"lock": True, "kind": "huggingface", "name": "folder"}}
-    validate(from_dict(Config, {"model": locked}))  # the two projections still train
+    config = from_dict(Config, {"model": locked})
+    validate(config)  # the two projections still train
+    assert config.model.image.lock
+    assert config.model.text.lock
