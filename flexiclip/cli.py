@@ -50,6 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
     sub.add_argument("--batch-size", type=int, default=128)
     sub.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    sub = add("import", _import, "turn published weights into a model folder")
+    sub.add_argument("source", help="a weight file, a Hugging Face folder, or open_clip's NAME/PRETRAINED (a tag or a file)")
+    sub.add_argument("--format", required=True, help="big_vision, timm, open_clip, siglip or transformers")
+    sub.add_argument("--output", type=Path, required=True, help="the model folder to write")
+    sub.add_argument("--text", type=Path, help="the text tower's sentencepiece model, where the source holds no tokenizer")
+    sub.add_argument("--arch", help="timm's or open_clip's name of the architecture, where the file's shapes do not say")
+    sub.add_argument("--heads", type=int, help="of the image tower; default: width/64, or as published")
+    sub.add_argument("--image-size", type=int, help="pixels; default: what kernel and grid cover")
     _add_data(commands)
     return parser
 
@@ -135,6 +143,14 @@ def _eval(arguments: argparse.Namespace) -> None:
         )
     finally:
         stop_ranks()
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from flexiclip.imports import ImportOptions, import_weights
+
+    options = ImportOptions(arguments.arch, arguments.text, arguments.heads, arguments.image_size)
+    for line in import_weights(arguments.source, arguments.format, arguments.output, options):
+        print(line)
 
 
 def _data_openmoji(arguments: argparse.Namespace) -> None:

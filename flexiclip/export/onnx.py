@@ -1,0 +1,85 @@
+"""Encoders as ONNX files: a plain transformer graph, batch (and text length) left open, optionally with int8 weights.
+
+Quantisation is onnxruntime's dynamic one, for the matrix products with weights alone: products of activations (attention), the
+patch embedding, which sees raw pixels, and the projection, whose error nothing averages out, stay float32.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flexiclip.errors import UserError
+from flexiclip.export.program import input_name, quiet, trace
+
+OPSET = 20  # the first with Gelu as one operator, in both its forms
+Encode = Callable[[Tensor], Tensor]
+
+
+def require(*packages: str, extra: str = "export") -> None:
+    """Raise UserError with the line that installs them when one of the packages is missing."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise UserError(f"this export needs the package {package}: run `pip install 'flexiclip[{extra}]'`") from None
+
+
+def write(encoder: nn.Module, path: Path) -> None:
+    """Write an ImageEncoder (`images` -> `embeddings`) or a TextEncoder (`tokens` -> `embeddings`), weights in the same file."""
+    require("onnx", "onnxscript", "onnxruntime")
+    traced = trace(encoder)
+    with quiet():
+        program = torch.onnx.export(
+            traced,
+            dynamo=True,
+            input_names=[input_name(encoder)],
+            output_names=["embeddings"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path, external_data=False)
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Write `target`, the graph of `source` with the blocks' weights as int8, one scale an output channel."""
+    require("onnx", "onnxruntime")
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    kinds = ["MatMul", "Gemm"]
+    nodes = [node.name for node in onnx.load(source).graph.node if node.op_type in kinds]
+    options = {"op_types_to_quantize": kinds, "per_channel": True, "nodes_to_exclude": [nodes[0], nodes[-1]]}
+    with quiet():
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8, **options)
+
+
+def open_encoder(path: Path, threads: int | None = None) -> Encode:
+    """A function from the input to the embeddings that runs the file with onnxruntime on the CPU, on torch's number of threads."""
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def speed_ratio(first: Encode, second: Encode, x: Tensor, repeats: int = 5) -> float:
+    """How many times faster `second` is than `first`: best of `repeats`, taken in turns, for other processes only add time."""
+    best = [float("inf"), float("inf")]
+    for turn in range(repeats + 1):
+        for i, encode in enumerate((first, second)):
+            start = time.perf_counter()
+            encode(x)
+            if turn:  # the first call allocates
+                best[i] = min(best[i], time.perf_counter() - start)
+    return best[0] / best[1]
