@@ -75,7 +75,11 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
     if imported.text is None:  # an image tower has no scale of its own; 1 is as good as any
         state = {"logit_scale": torch.zeros(1)} | state
         return model_from_weights(config, AbsentTokenizer(config.tokenizer, {}), state, where)
-    return model_from_weights(config, build_tokenizer(config.tokenizer), state, where)
+    try:
+        tokenizer = build_tokenizer(config.tokenizer)
+    except UserError as error:
+        raise UserError(f"{error}; --text FILE names the text tower's sentencepiece model in its place") from None
+    return model_from_weights(config, tokenizer, state, where)
 
 
 def _account(loaded: LoadedModel, imported: Imported, output: Path) -> list[str]:

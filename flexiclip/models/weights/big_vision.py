@@ -40,9 +40,7 @@ _GEMMA_VOCABULARY = 256_000
 _FLEXIVIT = (32, 7, 240)  # base kernel, base grid and image size of the released FlexiViTs
 
 
-def import_big_vision(
-    path: Path, text: Path | None = None, heads: int | None = None, image_size: int | None = None
-) -> Imported:
+def import_big_vision(path: Path, text: Path | None = None, heads: int | None = None, image_size: int | None = None) -> Imported:
     """Read a tower or a two-tower file. `text` is the sentencepiece model that the text tower was trained with.
 
     heads is needed by no file of big_vision's own: the attention kernels show it, and another number is refused. Raises UserError.
@@ -145,7 +143,11 @@ def image_tower_state(arrays: Arrays, what: str = "the file") -> State:
     """
     source = Source(_tensors(arrays), what)
     kernel = source.take("embedding/kernel").permute(3, 2, 0, 1)
-    state = {"kernel": kernel, "bias": source.take("embedding/bias"), "posemb": square_grid(source.take("pos_embedding")[0], what)}
+    state = {
+        "kernel": kernel,
+        "bias": source.take("embedding/bias"),
+        "posemb": square_grid(source.take("pos_embedding")[0], what),
+    }
     if "cls" in source:
         state["cls"] = source.take("cls")
     state |= _encoder(source, "Transformer")
