@@ -55,6 +55,9 @@ class ImageEncoder(nn.Module):
     is float32, normalised as by the model's transform.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: FlexiCLIP, seqhw: Size | None = None, preprocess: PreprocessConfig | None = None) -> None:
         super().__init__()
         self.tower = bake(model.image_tower, seqhw)
@@ -77,7 +80,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: FlexiCLIP) -> None:
         super().__init__()
-        self.tower = deepcopy(text_half(model)).cpu().float().eval().requires_grad_(False)
+        require_text(model)
+        self.tower = deepcopy(model.text_tower).cpu().float().eval().requires_grad_(False)
         self.projection = deepcopy(model.text_projection).cpu().float().eval().requires_grad_(False)
         self.context_length: int = model.text_tower.context_length
         self.dynamic_length: bool = model.text_tower.trims
@@ -87,8 +91,7 @@ class TextEncoder(nn.Module):
         return F.normalize(self.projection(self.tower(tokens)), dim=-1)
 
 
-def text_half(model: FlexiCLIP) -> nn.Module:
-    """The text tower; UserError for a model that came without one."""
-    if getattr(model, "text_tower", None) is None:
+def require_text(model: FlexiCLIP) -> None:
+    """Raise UserError for a model that is an image tower alone."""
+    if model.config.text is None:
         raise UserError("this model is an image tower alone: there is no text half to export")
-    return model.text_tower

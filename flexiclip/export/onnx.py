@@ -61,7 +61,7 @@ def quantize(source: Path, target: Path) -> None:
 
 
 def open_encoder(path: Path, threads: int | None = None) -> Encode:
-    """A function from the input to the embeddings that runs the file with onnxruntime on the CPU, on torch's number of threads."""
+    """A function from the input to the embeddings that runs the file on the CPU; threads: default torch's number."""
     require("onnxruntime")
     import onnxruntime
 

@@ -12,7 +12,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ def save(encoder: nn.Module, path: Path) -> None:
         torch.export.save(program, path)
 
 
+def open_encoder(path: Path) -> Callable[[Tensor], Tensor]:
+    """A function from the input to the embeddings that runs a saved program."""
+    with quiet():
+        module: Callable[[Tensor], Tensor] = torch.export.load(path).module()
+    return module
+
+
 def input_name(encoder: nn.Module) -> str:
     """What the encoder's input is called in its graph."""
     return "images" if isinstance(encoder, ImageEncoder) else "tokens"
@@ -45,7 +52,9 @@ def input_name(encoder: nn.Module) -> str:
 def _example(encoder: nn.Module) -> tuple[Tensor, dict[int, Any]]:
     """An input to trace with, and its open axes. Sizes 0 and 1 would be taken for constants, so the batch is 2."""
     if isinstance(encoder, ImageEncoder):
-        return torch.zeros(2, 3, *encoder.tower.image_size, dtype=torch.uint8 if encoder.pixels else torch.float32), {0: Dim("batch")}
+        return torch.zeros(2, 3, *encoder.tower.image_size, dtype=torch.uint8 if encoder.pixels else torch.float32), {
+            0: Dim("batch")
+        }
     assert isinstance(encoder, TextEncoder)
     longest = encoder.context_length
     length = {1: Dim("length", max=longest)} if encoder.dynamic_length and longest > 2 else {}
@@ -54,11 +63,11 @@ def _example(encoder: nn.Module) -> tuple[Tensor, dict[int, Any]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters' progress and advice, which are meant for their own authors."""
-    disabled = logging.root.manager.disable
+    """Silence progress bars and advice of other libraries, meant for their own authors; exceptions pass."""
+    disabled, heard = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
             warnings.simplefilter("ignore")
             yield
     finally:
