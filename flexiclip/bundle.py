@@ -37,17 +37,8 @@ FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 
 # Settings of a tower that its weights' shapes do not show.
-_MEANING = (
-    "activation",
-    "norm_eps",
-    "causal",
-    "pad_mask",
-    "pool",
-    "kernel_resize",
-    "kernel_antialias",
-    "grid_resize",
-    "grid_antialias",
-)
+_RESIZES = ("kernel_resize", "kernel_antialias", "grid_resize", "grid_antialias")
+_MEANING = ("activation", "norm_eps", "causal", "pad_mask", "pool", *_RESIZES)
 
 
 @dataclass

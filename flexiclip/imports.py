@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,8 +49,14 @@ def import_weights(source: str, format: str, output: Path, options: ImportOption
         raise UserError(f"--format {format}: choose one of {', '.join(_READERS)}")
     imported = _READERS[format](source, options or ImportOptions())
     loaded = build_imported(imported, source)
-    facts = {"source": source, "source_format": format, "license": imported.license, "import_notes": imported.notes}
-    save_model(output, loaded, **{name: value for name, value in facts.items() if value})
+    facts: dict[str, Any] = {
+        "source": source,
+        "source_format": format,
+        "license": imported.license,
+        "import_notes": imported.notes,
+    }
+    loaded.provenance = {name: value for name, value in facts.items() if value}
+    save_model(output, loaded)
     return _account(loaded, imported, output)
 
 

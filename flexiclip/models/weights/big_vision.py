@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexiclip.config.schema import PatchConfig, TokenizerConfig, pair
+from flexiclip.config.schema import PatchConfig, TokenizerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.weights.imported import (
     Imported,
@@ -43,7 +43,7 @@ _FLEXIVIT = (32, 7, 240)  # base kernel, base grid and image size of the release
 def import_big_vision(path: Path, text: Path | None = None, heads: int | None = None, image_size: int | None = None) -> Imported:
     """Read a tower or a two-tower file. `text` is the sentencepiece model that the text tower was trained with.
 
-    heads is needed by no file of big_vision's own: the attention kernels show it, and another number is refused. Raises UserError.
+    heads is needed by no file of big_vision's own: its kernels show the number, and another one is refused. Raises UserError.
     """
     arrays, training = read_parameters(path)
     notes = [f"{training} arrays of the training state were left out"] if training else []

@@ -60,7 +60,7 @@ def _bfloat16_widened(array: Array) -> Array:
 
 
 def renumber(arrays: Arrays) -> dict[str, Array]:
-    """Flax before Linen counted all modules of a parent in one row (LayerNorm_0, Attention_1, LayerNorm_2); now each class counts."""
+    """Flax before Linen numbered all modules of a parent in one row (LayerNorm_0, MlpBlock_3); now each class starts at 0."""
     numbers: dict[tuple[str, str], set[int]] = {}
     for parent, module, number in _modules(arrays):
         numbers.setdefault((parent, module), set()).add(number)

@@ -297,7 +297,7 @@ def _preprocess(visual: Any, published: dict[str, Any], what: str) -> Preprocess
     return PreprocessConfig(
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
-        resize=resize,
+        resize="squash" if resize == "squash" else "shortest",
         interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
     )
 

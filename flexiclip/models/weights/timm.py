@@ -160,10 +160,11 @@ def preprocess_of(model: Any | None) -> tuple[PreprocessConfig, list[str]]:
     if model is None:
         return PreprocessConfig(), ["pixels are normalised with mean and std 0.5; --arch would say what timm does"]
     cfg = model.pretrained_cfg
-    interpolation = "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic"
-    squash = cfg.get("crop_mode") == "squash"
     preprocess = PreprocessConfig(
-        mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), resize="squash" if squash else "shortest", interpolation=interpolation
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        resize="squash" if cfg.get("crop_mode") == "squash" else "shortest",
+        interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
     )
     crop = cfg.get("crop_pct", 1.0)
     return preprocess, [f"timm evaluates on the central {crop:.0%}; here the whole short side is used"] if crop < 1 else []
@@ -201,6 +202,6 @@ def _flexivit_notes(state: State) -> list[str]:
         return [f"a FlexiViT with its base kernel of {side}x{side}: every length is the original's"]
     lost = f"patches above {side} px (seqhw below {FLEXIVIT_SIZE // side}) are blurred, 32 -> {side} -> 32 does not come back"
     return [
-        f"a FlexiViT whose kernel is already resized to {side}x{side}, as timm publishes it: at {side} px it is exact, but {lost}; "
-        "the .npz of big_vision holds the 32x32 base"
+        f"a FlexiViT whose kernel is already resized to {side}x{side}, as timm publishes it: at {side} px it is exact, "
+        f"but {lost}; the .npz of big_vision holds the 32x32 base"
     ]
