@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flexiclip.bundle import LoadedModel, model_from_weights, save_model
 from flexiclip.config import Config, ModelConfig, PatchConfig
 from flexiclip.config.schema import pair
+from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.tokenizers import AbsentTokenizer, build_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.models.weights.imported import Imported
@@ -49,13 +49,9 @@ def import_weights(source: str, format: str, output: Path, options: ImportOption
         raise UserError(f"--format {format}: choose one of {', '.join(_READERS)}")
     imported = _READERS[format](source, options or ImportOptions())
     loaded = build_imported(imported, source)
-    facts: dict[str, Any] = {
-        "source": source,
-        "source_format": format,
-        "license": imported.license,
-        "import_notes": imported.notes,
-    }
-    loaded.provenance = {name: value for name, value in facts.items() if value}
+    loaded.provenance = {"source": source, "source_format": format}
+    loaded.provenance |= {"license": imported.license} if imported.license else {}
+    loaded.provenance |= {"import_notes": imported.notes} if imported.notes else {}
     save_model(output, loaded)
     return _account(loaded, imported, output)
 
@@ -66,6 +62,7 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
     gh, gw = pair(image.base_grid)
     if gh != gw:
         raise UserError(f"{where}: a grid of {gh}x{gw} cells: only square ones can be imported")
+    own = min(valid_seqhw(image.image_size), key=lambda side: abs(side - gh))
     state = dict(imported.state)
     factor = float(state["logit_scale"].exp()) if "logit_scale" in state else 1.0
     bias = float(state["logit_bias"]) if "logit_bias" in state else None
@@ -78,7 +75,7 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
         logit_scale_max=max(100.0, factor),
         logit_bias_init=bias,
     )
-    config = Config(model=model, tokenizer=imported.tokenizer, patch=PatchConfig(seqhw=imported.seqhw or (gh,)))
+    config = Config(model=model, tokenizer=imported.tokenizer, patch=PatchConfig(seqhw=imported.seqhw or (own,)))
     if imported.text is None:  # an image tower has no scale of its own; 1 is as good as any
         state = {"logit_scale": torch.zeros(1)} | state
         return model_from_weights(config, AbsentTokenizer(config.tokenizer, {}), state, where)

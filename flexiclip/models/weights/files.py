@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read as safetensors ({error}); fetch it again") from None
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of unusual pickles; either they are read, or the error says it
+            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except _TORCH_ERRORS as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(

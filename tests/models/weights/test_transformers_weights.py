@@ -50,7 +50,7 @@ def saved(model: Any, folder: Path, tokenizer: bool = True) -> Any:
     model = perturbed(model)
     model.save_pretrained(folder)
     if tokenizer:
-        words = {"<pad>": 0, "<unk>": 1, "<eos>": EOS} | {word: i + 2 for i, word in enumerate("a red blue fox owl boat".split())}
+        words = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "blue": 4, "fox": 5, "owl": 6, "boat": 7, "<eos>": EOS}
         engine = Tokenizer(WordLevel(words, unk_token="<unk>"))
         engine.pre_tokenizer = Whitespace()
         engine.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", EOS)])
