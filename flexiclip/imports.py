@@ -62,7 +62,8 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
     gh, gw = pair(image.base_grid)
     if gh != gw:
         raise UserError(f"{where}: a grid of {gh}x{gw} cells: only square ones can be imported")
-    own = min(valid_seqhw(image.image_size), key=lambda side: abs(side - gh))
+    cells = pair(image.image_size)[0] / pair(image.base_patch_size)[0]
+    own = min(valid_seqhw(image.image_size), key=lambda side: abs(side - cells))
     state = dict(imported.state)
     factor = float(state["logit_scale"].exp()) if "logit_scale" in state else 1.0
     bias = float(state["logit_bias"]) if "logit_bias" in state else None
