@@ -74,7 +74,9 @@ class Disagreement(Exception):  # noqa: N818 (the outcome of a measurement)
 
     def __init__(self, what: str, found: list[Agreement], tolerance: Tolerance) -> None:
         figures = "; ".join(map(str, found))
-        super().__init__(f"{what} is not the model, and was not kept: {figures}; allowed: {tolerance}")
+        super().__init__(
+            f"{what} is not the model, and was not kept: {figures}; allowed: {tolerance.difference:g}, {tolerance.cosine:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,22 @@ class Case:
 
 
 @torch.no_grad()
+def measure(encode: Encode, cases: list[Case]) -> list[Agreement]:
+    """How well `encode` agrees with the model on each case."""
+    return [agreement(case.inputs, case.expected, encode(case.x)) for case in cases]
+
+
 def check(what: str, encode: Encode, cases: list[Case], tolerance: Tolerance) -> list[Agreement]:
-    """How well `encode` agrees with the model on each case; raises Disagreement when one is out of bounds."""
-    found = [agreement(case.inputs, case.expected, encode(case.x)) for case in cases]
-    if not all(one.within(tolerance) for one in found):
+    """As `measure`; raises Disagreement when a case is out of bounds."""
+    found = measure(encode, cases)
+    if not agreed(found, tolerance):
         raise Disagreement(what, found, tolerance)
     return found
+
+
+def agreed(found: list[Agreement], tolerance: Tolerance) -> bool:
+    """Whether all measurements are within bounds."""
+    return all(one.within(tolerance) for one in found)
 
 
 def agreement(inputs: str, expected: Tensor, found: Tensor) -> Agreement:

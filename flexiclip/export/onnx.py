@@ -1,14 +1,15 @@
 """Encoders as ONNX files: a plain transformer graph, batch (and text length) left open, optionally with int8 weights.
 
 Quantisation is onnxruntime's dynamic one, for the matrix products with weights alone: products of activations (attention), the
-patch embedding, which sees raw pixels, and the projection, whose error nothing averages out, stay float32.
+first layer, which for images sees raw pixels, and the last, whose error nothing averages out, stay float32. Weights have all 8
+bits: x86 CPUs without VNNI (before 2019) add such products with saturation, so measure again there.
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from flexiclip.export.program import input_name, quiet, trace
 
 OPSET = 20  # the first with Gelu as one operator, in both its forms
 Encode = Callable[[Tensor], Tensor]
+_PRODUCTS = ("MatMul", "Gemm")
 
 
 def require(*packages: str, extra: str = "export") -> None:
@@ -47,17 +49,38 @@ def write(encoder: nn.Module, path: Path) -> None:
         program.save(path, external_data=False)
 
 
-def quantize(source: Path, target: Path) -> None:
-    """Write `target`, the graph of `source` with the blocks' weights as int8, one scale an output channel."""
+def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
+    """Write `target`: `source` with the blocks' weights as int8, one scale an output channel; the nodes `kept` stay as they are."""
     require("onnx", "onnxruntime")
-    import onnx
+    from onnx import load_model
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    kinds = ["MatMul", "Gemm"]
-    nodes = [node.name for node in onnx.load(source).graph.node if node.op_type in kinds]
-    options = {"op_types_to_quantize": kinds, "per_channel": True, "nodes_to_exclude": [nodes[0], nodes[-1]]}
+    products = [node.name for node in load_model(source).graph.node if node.op_type in _PRODUCTS]
     with quiet():
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, **options)
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=list(_PRODUCTS),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[products[0], products[-1], *kept],
+        )
+
+
+def narrowing_layers(source: Path) -> list[str]:
+    """The nodes whose weights have more inputs than outputs: the MLPs' second layers, whose inputs have the widest range."""
+    from onnx import load_model
+
+    graph = load_model(source).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    found = []
+    for node in graph.node:
+        if node.op_type in _PRODUCTS and len(shapes.get(node.input[1], ())) == 2:
+            inputs, outputs = shapes[node.input[1]]
+            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            if (outputs > inputs) if transposed else (inputs > outputs):
+                found.append(node.name)
+    return found
 
 
 def open_encoder(path: Path, threads: int | None = None) -> Encode:
