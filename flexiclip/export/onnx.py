@@ -50,7 +50,7 @@ def write(encoder: nn.Module, path: Path) -> None:
 
 
 def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
-    """Write `target`: `source` with the blocks' weights as int8, one scale an output channel; the nodes `kept` stay as they are."""
+    """Write `target`: `source` with the blocks' weights as int8, one scale an output channel; the nodes `kept` stay float32."""
     require("onnx", "onnxruntime")
     from onnx import load_model
     from onnxruntime.quantization import QuantType, quantize_dynamic

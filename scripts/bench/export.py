@@ -94,7 +94,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     for seqhw in lengths:
         table.add_row(*measure(model, seqhw, images, rounds))
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":
