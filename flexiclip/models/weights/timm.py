@@ -47,11 +47,11 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
     """Read an image tower; a classifier in the file becomes the projection. Raises UserError."""
     tensors, license = (read_folder(path), read_license(path)) if path.is_dir() else (read_state(path), None)
     if path.is_dir() and arch is None and (path / "config.json").is_file():
-        arch = read_json(path / "config.json").get("architecture")
+        arch = _named_in(read_json(path / "config.json"))
     model = None if arch is None else describe(arch)
     if model is not None:
         _check_shapes(tensors, model, f"{path}: --arch {arch}")
-        license = license or model.pretrained_cfg.get("license")
+        license = license or (model.pretrained_cfg.get("license") if "." in (arch or "") else None)
     source = Source(tensors, str(path))
     own_position = "cls_token" in source and _is_square(tensors.get("pos_embed"))
     state = tower_state(source)
@@ -68,6 +68,11 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
     settings.pop("heads", None)
     image = image_config(state, found, size, default_seqhw=_own_seqhw(flexible, size), **settings, **projection_settings(head))
     preprocess, more = preprocess_of(model)
+    if model is not None and "." not in (arch or ""):
+        tag = model.pretrained_cfg.get("tag")
+        more.append(
+            f"mean and std are those of timm's weights {arch}.{tag}; --arch {arch}.TAG takes others, and notes their licence"
+        )
     return Imported(
         image=image,
         embed_dim=len(head["weight"]) if head else len(state["kernel"]),
@@ -88,11 +93,20 @@ def describe(arch: str) -> Any:
         raise UserError(f"--arch {arch}: its settings are timm's; run `pip install timm`") from None
     if not timm.is_model(arch):
         raise UserError(f"--arch {arch}: timm knows no such model; see timm.list_models('*vit*')")
-    with torch.device("meta"):
-        model = timm.create_model(arch, pretrained=False)
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(arch, pretrained=False)
+    except RuntimeError as error:  # an unknown tag
+        raise UserError(f"--arch {arch}: timm cannot build it: {error}") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"--arch {arch}: a {type(model).__name__}; only plain Vision Transformers can be imported")
     return model
+
+
+def _named_in(config: dict[str, Any]) -> str | None:
+    """NAME or NAME.TAG of a folder as timm pushes it to a hub."""
+    name, tag = config.get("architecture"), (config.get("pretrained_cfg") or {}).get("tag")
+    return f"{name}.{tag}" if name and tag else name
 
 
 def tower_state(source: Source) -> State:
