@@ -42,6 +42,12 @@ class EvalModel(Protocol):
         """The resolved recipe."""
 
 
+def require_text(loaded: EvalModel) -> None:
+    """UserError for an image tower alone: every task of a suite compares images with texts."""
+    if loaded.config is not None and loaded.config.model.text is None:
+        raise UserError("the model is an image tower alone (model.text is null): zero-shot tasks need its text half; train one")
+
+
 def choose_lengths(loaded: EvalModel, seqhw: Sequence[int] | None) -> list[Length]:
     """The lengths to evaluate: those asked for, else all that the model was trained at. UserError names the valid ones."""
     if loaded.config is None:

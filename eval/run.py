@@ -20,7 +20,7 @@ from flexiclip.config import to_dict
 from .classification import classification_chance, classification_metrics, largest_class
 from .datasets import ImageBlock, Record, resolve_labels
 from .embed import embed_images, evaluating
-from .model import EvalModel, Length, choose_lengths, geometry, model_names
+from .model import EvalModel, Length, choose_lengths, geometry, model_names, require_text
 from .prompts import class_embeddings, embed_texts
 from .ranks import rank_and_world
 from .retrieval import pair_captions, retrieval_chance, retrieval_metrics
@@ -60,6 +60,7 @@ def evaluate_suites(
     """
     from .report import print_report, write_report
 
+    require_text(loaded)
     lengths = choose_lengths(loaded, seqhw)
     datasets = load_datasets(suites)
     blocks = [ImageBlock(dataset, loaded.transform, workers=workers, cache_bytes=0) for dataset in datasets]

@@ -5,6 +5,8 @@
     MODEL/tokenizer/          the tokenizer's files; their hash stands in config.yaml
     MODEL/text_tower/         the architecture of a Hugging Face or open_clip text tower
 
+An imported image tower alone has `model.text: null` and no tokenizer; its text half raises UserError when it is asked for.
+
 Loading needs the folder alone: no network, no recipe, no pickle.
 """
 
@@ -22,16 +24,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flexiclip.config import Config, from_dict, to_dict
+from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig, from_dict, to_dict
 from flexiclip.config.schema import pair
 from flexiclip.data.images import EvalTransform
-from flexiclip.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
+from flexiclip.models.variants import shape_of
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+
+# Settings of a tower that its weights' shapes do not show.
+_RESIZES = ("kernel_resize", "kernel_antialias", "grid_resize", "grid_antialias")
+_MEANING = ("activation", "norm_eps", "causal", "pad_mask", "pool", *_RESIZES)
 
 
 @dataclass
@@ -57,6 +64,14 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
         if source is not None:
             _init_half(model, half, model_folder(source))
     return LoadedModel(model, _transform(config), tokenizer, config)
+
+
+def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str) -> LoadedModel:
+    """A model in eval mode whose every parameter comes from `weights`, by FlexiCLIP's names. UserError where they do not fit."""
+    config = _fill_from_tokenizer(config, tokenizer)
+    model = FlexiCLIP(config.model, build_text_tower(config.model.text, pretrained=False))
+    load_strictly(model, weights, where)
+    return LoadedModel(model.eval(), _transform(config), tokenizer, config)
 
 
 def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:
@@ -93,7 +108,9 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none."""
     folder = model_folder(path)
     config, provenance = _read_config(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, provenance.get("tokenizer_sha256", ""))
+    tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
+    if config.model.text is not None:
+        tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, provenance.get("tokenizer_sha256", ""))
     model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
     load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
     return LoadedModel(model.to(device).eval(), _transform(config), tokenizer, config, provenance)
@@ -140,6 +157,8 @@ def _transform(config: Config) -> EvalTransform:
 
 def _fill_from_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
     text = config.model.text
+    if text is None:
+        return config
     filled = replace(
         text,
         vocab_size=text.vocab_size or tokenizer.vocab_size,
@@ -160,12 +179,26 @@ def _init_half(model: FlexiCLIP, half: str, folder: Path) -> None:
     """Fill one tower, and its projection when the folder's has the same shape, from a model folder."""
     weights = read_weights(folder / WEIGHTS)
     tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
-    load_strictly(getattr(model, f"{half}_tower"), tower, f"model.{half}.init={folder}")
+    where = f"model.{half}.init={folder}"
+    if not tower:
+        raise UserError(f"{where}: the folder has no {half} tower")
+    load_strictly(getattr(model, f"{half}_tower"), tower, where)
+    _check_settings(getattr(model.config, half), getattr(_read_config(folder)[0].model, half), where)
     projection = getattr(model, f"{half}_projection")
     found = {name.split(".")[1]: t for name, t in weights.items() if name.startswith(f"{half}_projection.")}
     wanted = projection.state_dict()
     if found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items()):
         projection.load_state_dict(found)
+
+
+def _check_settings(ours: ImageTowerConfig | TextTowerConfig, theirs: ImageTowerConfig | TextTowerConfig, where: str) -> None:
+    """Weights of the same shapes mean another function under another activation, epsilon, mask or resize: that is refused."""
+    names = [name for name in _MEANING if getattr(ours, name, None) != getattr(theirs, name, None)]
+    if getattr(ours, "kind", "transformer") == "transformer" and shape_of(ours, where).heads != shape_of(theirs, where).heads:
+        names.append("heads")
+    if names:
+        wanted = ", ".join(f"{name}={getattr(theirs, name)}" for name in names)
+        raise UserError(f"{where}: its tower was trained with {wanted}; set the same in the recipe")
 
 
 def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:

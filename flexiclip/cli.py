@@ -50,8 +50,44 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
     sub.add_argument("--batch-size", type=int, default=128)
     sub.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    sub = add("import", _import, "turn published weights into a model folder")
+    sub.add_argument("source", help="a weight file, a Hugging Face folder, or open_clip's NAME/PRETRAINED (a tag or a file)")
+    sub.add_argument("--format", required=True, help="big_vision, timm, open_clip, siglip or transformers")
+    sub.add_argument("--output", type=Path, required=True, help="the model folder to write")
+    sub.add_argument("--text", type=Path, help="the text tower's sentencepiece model, where the source holds no tokenizer")
+    sub.add_argument("--arch", help="timm's or open_clip's name of the architecture, where the file's shapes do not say")
+    sub.add_argument("--heads", type=int, help="of the image tower; default: width/64, or as published")
+    sub.add_argument("--image-size", type=int, help="pixels; default: what kernel and grid cover")
+    _add_export(commands)
     _add_data(commands)
     return parser
+
+
+def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
+    export = commands.add_parser("export", help="write encoders and models that other software runs").add_subparsers(
+        required=True, metavar="WHAT", parser_class=_Parser
+    )
+    for name, command, text in (
+        ("image", _export_image, "write the image encoder, one file a length"),
+        ("text", _export_text, "write the text encoder"),
+        ("model", _export_model, "write the whole model in another library's format"),
+    ):
+        sub = export.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        sub.add_argument("model", help="a model folder or a run folder")
+        sub.add_argument("--output", type=Path, required=True, help="the file to write; for most model formats a new folder")
+        if name == "model":
+            sub.add_argument("--format", required=True, help="open_clip, timm, big_vision or transformers")
+        else:
+            sub.add_argument("--format", default="onnx", help="onnx or torch; default: onnx")
+            sub.add_argument("--quantize", help="int8: weights of the blocks, onnx only; its cost and gain are printed")
+        if name != "text":
+            sub.add_argument(
+                "--seqhw", type=_lengths, default=[], help="grid side to bake in, for example 15; default: the model's"
+            )
+            sub.add_argument("--images", help="a folder or shards of images to compare on; default: drawn pictures")
+        if name == "image":
+            sub.add_argument("--normalize-inside", action="store_true", help="the encoder takes uint8 pixels and normalises them")
 
 
 def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -135,6 +171,49 @@ def _eval(arguments: argparse.Namespace) -> None:
         )
     finally:
         stop_ranks()
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from flexiclip.imports import ImportOptions, import_weights
+
+    options = ImportOptions(arguments.arch, arguments.text, arguments.heads, arguments.image_size)
+    for line in import_weights(arguments.source, arguments.format, arguments.output, options):
+        print(line)
+
+
+def _export_image(arguments: argparse.Namespace) -> int:
+    from flexiclip.export.run import EncoderOptions, export_image
+
+    options = EncoderOptions(arguments.format, arguments.seqhw, arguments.quantize, arguments.normalize_inside, arguments.images)
+    return _report(lambda: export_image(arguments.model, arguments.output, options))
+
+
+def _export_text(arguments: argparse.Namespace) -> int:
+    from flexiclip.export.run import EncoderOptions, export_text
+
+    options = EncoderOptions(arguments.format, quantize=arguments.quantize)
+    return _report(lambda: export_text(arguments.model, arguments.output, options))
+
+
+def _export_model(arguments: argparse.Namespace) -> int:
+    from flexiclip.export.model import export_model
+
+    if len(arguments.seqhw) > 1:
+        raise UserError(f"--seqhw {','.join(map(str, arguments.seqhw))}: one model has one length; export it once a length")
+    seqhw = arguments.seqhw[0] if arguments.seqhw else None
+    return _report(lambda: export_model(arguments.model, arguments.output, arguments.format, seqhw, arguments.images))
+
+
+def _report(export: Callable[[], list[str]]) -> int:
+    """Print what an export did; 1 with the figures when what it wrote is not the model."""
+    from flexiclip.export.agreement import Disagreement
+
+    try:
+        print("\n".join(export()))
+    except Disagreement as error:
+        print(error)
+        return 1
+    return 0
 
 
 def _data_openmoji(arguments: argparse.Namespace) -> None:

@@ -113,7 +113,7 @@ class ModelConfig:
     """Two towers and the joint space. logit_scale is stored as a log; logit_bias exists only when its start is given."""
 
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    text: TextTowerConfig | None = field(default_factory=TextTowerConfig)  # null: an imported image tower alone
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     embed_dim: int = 512
     logit_scale_init: float = 1 / 0.07  # as a factor, not a log
@@ -122,6 +122,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _positive("model", self, "embed_dim", "logit_scale_init", "logit_scale_max")
+
+    @property
+    def text_lock(self) -> bool:
+        """Whether there is a text tower and it is frozen."""
+        return self.text is not None and self.text.lock
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ def _check_lengths(config: Config) -> None:
 
 def _check_locks(config: Config) -> None:
     image, text, dim = config.model.image, config.model.text, config.model.embed_dim
+    if text is None:
+        raise UserError("model.text=null is what an imported image tower has; a recipe needs a text tower: give model.text.kind")
     if image.lock and image.init is None:
         raise UserError("model.image.lock=true freezes a tower without weights: give model.image.init")
     if text.lock and text.init is None and text.kind == "transformer":

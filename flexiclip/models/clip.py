@@ -23,7 +23,8 @@ class FlexiCLIP(nn.Module):
     """A FlexiViT image tower and a text tower that meet in a joint space of embed_dim.
 
     logit_scale [1] holds a log; logit_bias [1] is None unless the model was made for the sigmoid loss. Both lie outside the
-    towers, so that an engine that shards the towers never sees them.
+    towers, so that an engine that shards the towers never sees them. With config.text None the text half is absent: it has no
+    parameters, and asking for it raises UserError.
     """
 
     def __init__(self, config: ModelConfig, text_tower: TextTower) -> None:
@@ -31,13 +32,14 @@ class FlexiCLIP(nn.Module):
         self.config = config
         self.image_tower = FlexiViT(config.image)
         self.text_tower = text_tower
-        text_width = text_tower.width
         self.image_projection = _projection(
             config.image.projection, self.image_tower.width, config.embed_dim, config.image.projection_bias, "image"
         )
-        self.text_projection = _projection(
-            config.text.projection, text_width, config.embed_dim, config.text.projection_bias, "text"
-        )
+        self.text_projection: nn.Module = nn.Identity()
+        if config.text is not None:
+            self.text_projection = _projection(
+                config.text.projection, text_tower.width, config.embed_dim, config.text.projection_bias, "text"
+            )
         self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
         bias = config.logit_bias_init
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([float(bias)]))
@@ -57,8 +59,8 @@ class FlexiCLIP(nn.Module):
         return self.project_image(features, normalize)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """tokens [B, L] int64 from `tokenizer` -> [B, embed_dim]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.text.lock):
+        """tokens [B, L] int64 from `tokenizer` -> [B, embed_dim]. Raises UserError when the model is an image tower alone."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.text_lock):
             features = self.text_tower(tokens)
         return self.project_text(features, normalize)
 
@@ -72,7 +74,7 @@ class FlexiCLIP(nn.Module):
 
     def locked_towers(self) -> list[nn.Module]:
         """The frozen towers."""
-        locks = (self.config.image.lock, self.image_tower), (self.config.text.lock, self.text_tower)
+        locks = (self.config.image.lock, self.image_tower), (self.config.text_lock, self.text_tower)
         return [tower for locked, tower in locks if locked]
 
     def scalars(self) -> list[nn.Parameter]:

@@ -65,7 +65,7 @@ class FlexiViT(nn.Module):
         grid = self.grid_of((images.shape[-2], images.shape[-1]), seqhw, patch_size)
         x = self.embed_patches(images, grid) + self.position_embedding(grid)
         if self.cls is not None:  # FlexiViT's class token has no position
-            x = torch.cat([self.cls.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+            x = torch.cat([self.cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         x = self.norm_pre(x)
         for block in self.blocks:
             x = block(x)

@@ -19,7 +19,7 @@ class Towers(nn.Module):
         super().__init__()
         self.bf16 = bf16
         self.image_tower = None if model.config.image.lock else model.image_tower
-        self.text_tower = None if model.config.text.lock else model.text_tower
+        self.text_tower = None if model.config.text_lock else model.text_tower
         self.image_projection, self.text_projection = model.image_projection, model.text_projection
         self.image_width, self.text_width = model.image_tower.width, model.text_tower.width
         self._project = model.project_image, model.project_text
@@ -49,7 +49,7 @@ class LockedTowers:
 
     def __init__(self, model: FlexiCLIP, bf16: bool, text_features: TextFeatures | None = None) -> None:
         self.image_tower = model.image_tower if model.config.image.lock else None
-        self.text_tower = model.text_tower if model.config.text.lock else None
+        self.text_tower = model.text_tower if model.config.text_lock else None
         self.bf16, self.text_features = bf16, text_features
 
     @torch.no_grad()

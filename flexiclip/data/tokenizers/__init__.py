@@ -13,12 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from flexiclip.config import TokenizerConfig
-from flexiclip.data.tokenizers.base import Tokenizer, read_files
+from flexiclip.data.tokenizers.base import AbsentTokenizer, Tokenizer, read_files
 from flexiclip.data.tokenizers.foreign import ClipTokenizer, HuggingFaceTokenizer, OpenClipTokenizer
 from flexiclip.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flexiclip.errors import UserError
 
-__all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer", "train_sentencepiece"]
+__all__ = ["AbsentTokenizer", "Tokenizer", "build_tokenizer", "load_tokenizer", "train_sentencepiece"]
 
 _KINDS: dict[str, type[Tokenizer]] = {
     "sentencepiece": SentencePieceTokenizer,

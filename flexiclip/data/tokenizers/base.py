@@ -75,6 +75,21 @@ class Tokenizer(ABC):
         return type(self), (self.config, self.files)
 
 
+class AbsentTokenizer(Tokenizer):
+    """The tokenizer of a model without a text half, an imported image tower alone: it has no files, and using it says why."""
+
+    vocab_size = pad_id = eos_id = 0
+
+    @classmethod
+    def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
+        """No files."""
+        return {}
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Raises UserError."""
+        raise UserError("the model is an image tower alone (model.text is null): it has no tokenizer and no text half")
+
+
 def read_files(folder: Path) -> dict[str, bytes]:
     """Every file under `folder`, by relative name, hidden ones left out (desktops drop theirs anywhere)."""
     paths = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]

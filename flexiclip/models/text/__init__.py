@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flexiclip.config import TextTowerConfig
-from flexiclip.models.text.base import TextTower, trim_padding
+from flexiclip.models.text.base import AbsentText, TextTower, trim_padding
 from flexiclip.models.text.huggingface import build_huggingface
 from flexiclip.models.text.open_clip import build_open_clip
 from flexiclip.models.text.transformer import TextTransformer
@@ -28,11 +28,13 @@ _KINDS: dict[str, Callable[[TextTowerConfig, Path | None, bool], TextTower]] = {
 }
 
 
-def build_text_tower(config: TextTowerConfig, folder: Path | None = None, pretrained: bool = True) -> TextTower:
+def build_text_tower(config: TextTowerConfig | None, folder: Path | None = None, pretrained: bool = True) -> TextTower:
     """The text tower of a recipe, float32, on the CPU.
 
     folder: a model folder whose `save_config` files give the architecture, so that neither a network nor `config.name` is needed;
     no weights are read. pretrained: without a folder, whether a foreign tower comes with its weights. Raises UserError (see the
-    builders).
+    builders). Without a config it is AbsentText.
     """
+    if config is None:
+        return AbsentText()
     return _KINDS[config.kind](config, folder, pretrained)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
 
+NO_TEXT = "the model is an image tower alone (model.text is null): it has no text half; train one with model.image.init"
 SUBFOLDER = "text_tower"
 """The folder inside a model folder that holds the architecture of a foreign tower."""
 
@@ -43,6 +44,20 @@ class TextTower(nn.Module, ABC):
         if tokens.shape[1] > self.context_length:
             limit, length = self.context_length, tokens.shape[1]
             raise UserError(f"the text tower takes {limit} tokens, not {length}; tokenize with the model's own tokenizer")
+
+
+class AbsentText(TextTower):
+    """The text tower of a model that has none, an imported image tower alone: every use of it says so."""
+
+    width = context_length = pad_id = 0
+    trims = False
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Raises UserError."""
+        raise UserError(NO_TEXT)
+
+    def save_config(self, folder: Path) -> None:
+        """Nothing to write."""
 
 
 def trim_padding(tokens: Tensor, pad_id: int) -> Tensor:

@@ -54,7 +54,7 @@ class HuggingFaceText(TextTower):
         if self.pool == "mean":
             return mean_over(x, valid)
         if self.pool == "eos":
-            return x[torch.arange(len(x), device=x.device), last_used(tokens, self.pad_id)]
+            return x[torch.arange(x.shape[0], device=x.device), last_used(tokens, self.pad_id)]
         return x[:, 0] if self.pool == "cls" else x[:, -1]
 
     def save_config(self, folder: Path) -> None:

@@ -62,7 +62,7 @@ class TextTransformer(TextTower):
         if self.map_head is not None:
             return self.map_head(x, valid[:, None, None] if self.config.pad_mask else None)
         if self.config.pool == "eos":
-            return x[torch.arange(len(x), device=x.device), end]
+            return x[torch.arange(x.shape[0], device=x.device), end]
         if self.config.pool == "last":
             return x[:, -1]
         return mean_over(x, valid) if self.config.pad_mask else x.mean(dim=1)

@@ -1,4 +1,7 @@
-"""big_vision's `.npz` weights as state dicts of our towers.
+"""big_vision's `.npz` weights: FlexiViT and plain ViT towers, text towers, and two-tower files (LiT, SigLIP, SigLIP 2).
+
+    flexiclip import flexivit_s_i1k.npz --format big_vision --output models/flexivit_s
+    flexiclip import webli_en_b16_224.npz --format big_vision --text c4_en.model --output models/siglip_b16
 
 JAX stores images NHWC, convolutions HWIO, dense kernels (in, out), attention q/k/v (D, heads, K) and its output (heads, K, D).
 Every array must find its place: one left over raises, because it says that the file is not of the model we take it for.
@@ -8,33 +11,124 @@ Shapes: D width, K width of a head, gh x gw position grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from flexiclip.config.schema import PatchConfig, TokenizerConfig
 from flexiclip.errors import UserError
+from flexiclip.models.weights.imported import (
+    Imported,
+    Source,
+    State,
+    beneath,
+    default_heads,
+    image_config,
+    joint_dim,
+    prefixed,
+    projection_settings,
+    square_grid,
+    text_config,
+)
+from flexiclip.models.weights.npz import Array, Arrays, image_arrays_today, read_npz, read_parameters, text_arrays_today
 
-Arrays = Mapping[str, NDArray[np.generic]]
-State = dict[str, Tensor]
+__all__ = ["image_tower_state", "import_big_vision", "read_npz", "split_head", "text_tower_state"]
+
+_GEMMA_VOCABULARY = 256_000
+_FLEXIVIT = (32, 7, 240)  # base kernel, base grid and image size of the released FlexiViTs
 
 
-def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
-    """The arrays of an `.npz` by name, a leading `params/` stripped. Pickled objects are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name.removeprefix("params/"): file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot read it as an .npz of arrays: {error}") from None
+def import_big_vision(path: Path, text: Path | None = None, heads: int | None = None, image_size: int | None = None) -> Imported:
+    """Read a tower or a two-tower file. `text` is the sentencepiece model that the text tower was trained with.
+
+    heads is needed by no file of big_vision's own: its kernels show the number, and another one is refused. Raises UserError.
+    """
+    arrays, training = read_parameters(path)
+    notes = [f"{training} arrays of the training state were left out"] if training else []
+    if "Embed_0/embedding" in arrays or "Encoder_0/encoder_norm/scale" in arrays:
+        raise UserError(f"{path}: a text tower alone; give a file with an image tower, or with both (img/, txt/)")
+    if not any(name.startswith("img/") for name in arrays):
+        return _image_alone(arrays, str(path), heads, image_size, notes)
+    return _two_towers(arrays, path, text, heads, image_size, notes)
 
 
-def split_head(arrays: Arrays) -> tuple[dict[str, NDArray[np.generic]], State]:
+def _image_alone(arrays: Arrays, what: str, heads: int | None, image_size: int | None, notes: list[str]) -> Imported:
+    state, head, found, more = _image_half(arrays, what, heads)
+    kernel, grid = state["kernel"].shape[-1], state["posemb"].shape[-1]
+    flexible = (kernel, grid) == _FLEXIVIT[:2] and image_size in (None, _FLEXIVIT[2])
+    if flexible and image_size is None:
+        image_size = _FLEXIVIT[2]
+        more.append("a 32x32 kernel over a 7x7 grid: taken for a FlexiViT of 240 px; --image-size 224 for a plain ViT-B/32")
+    image = image_config(state, found, image_size, **projection_settings(head))
+    return Imported(
+        image=image,
+        embed_dim=len(head["weight"]) if head else len(state["kernel"]),
+        state=prefixed(state, "image_tower") | prefixed(head, "image_projection"),
+        seqhw=PatchConfig().seqhw if flexible else (),
+        notes=notes + more,
+    )
+
+
+def _two_towers(
+    arrays: Arrays, path: Path, text: Path | None, heads: int | None, image_size: int | None, notes: list[str]
+) -> Imported:
+    what = str(path)
+    image_state, image_head, image_heads, image_notes = _image_half(beneath(arrays, "img/"), f"{what}: img", heads)
+    text_arrays = beneath(arrays, "txt/")
+    if not text_arrays:
+        raise UserError(f"{what}: it has img/ but no txt/; a two-tower file has both")
+    if text is None:
+        raise UserError(f"{what}: the file holds no tokenizer; give its sentencepiece model with --text FILE")
+    today, text_notes = text_arrays_today(text_arrays)
+    text_heads = _heads(today, "Encoder_0", f"{what}: txt")
+    tower, text_head = split_head(today, f"{what}: txt")
+    text_state = text_tower_state(tower, f"{what}: txt")
+    scalars = Source(_tensors({n: a for n, a in arrays.items() if not n.startswith(("img/", "txt/"))}), what)
+    state = {"logit_scale": scalars.take("t").reshape(1)}
+    if "b" in scalars:
+        state["logit_bias"] = scalars.take("b").reshape(1)
+    scalars.finish()
+    state |= prefixed(image_state, "image_tower") | prefixed(image_head, "image_projection")
+    state |= prefixed(text_state, "text_tower") | prefixed(text_head, "text_projection")
+    image = image_config(image_state, image_heads, image_size, **projection_settings(image_head))
+    pool = "map" if "map_head.probe" in text_state else "last"
+    half = text_config(text_state, text_heads, pad_mask=False, pool=pool, **projection_settings(text_head))
+    gemma = half.vocab_size == _GEMMA_VOCABULARY  # SigLIP 2 pads with <pad>; all others fill up with EOS
+    tokenizer = TokenizerConfig(path=str(text), context_length=half.context_length or 0, sticky_eos=not gemma)
+    return Imported(
+        image=image,
+        text=half,
+        tokenizer=tokenizer,
+        embed_dim=joint_dim(len(image_state["kernel"]), image_head, half.width or 0, text_head),
+        state=state,
+        notes=notes + image_notes + text_notes,
+    )
+
+
+def _image_half(arrays: Arrays, what: str, heads: int | None) -> tuple[State, State, int, list[str]]:
+    """(the tower's state, its head's, its number of heads, notes)."""
+    today, notes = image_arrays_today(arrays)
+    found = _heads(today, "Transformer", what)
+    if heads not in (None, found):
+        raise UserError(f"--heads {heads}: the attention kernels of {what} have {found} heads")
+    tower, head = split_head(today, what)
+    return image_tower_state(tower, what), head, found, notes
+
+
+def _heads(arrays: Arrays, encoder: str, what: str) -> int:
+    query = arrays.get(f"{encoder}/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel")
+    if query is None or query.ndim != 3:
+        name = f"{encoder}/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
+        raise UserError(f"{what}: not a big_vision tower: the array {name!r} is missing")
+    return default_heads(query.shape[0], query.shape[1])
+
+
+def split_head(arrays: Arrays, what: str = "the file") -> tuple[dict[str, Array], State]:
     """(the arrays of the tower, the state dict of the Linear that is its head). The state is empty for a model without a head."""
     tower = {name: array for name, array in arrays.items() if not name.startswith("head/")}
-    source = _Source({name: array for name, array in arrays.items() if name.startswith("head/")})
+    source = Source(_tensors({name: array for name, array in arrays.items() if name.startswith("head/")}), what)
     state = {} if "head/kernel" not in source else {"weight": source.take("head/kernel").T.contiguous()}
     if "head/bias" in source:
         state["bias"] = source.take("head/bias")
@@ -42,14 +136,18 @@ def split_head(arrays: Arrays) -> tuple[dict[str, NDArray[np.generic]], State]:
     return tower, state
 
 
-def image_tower_state(arrays: Arrays) -> State:
+def image_tower_state(arrays: Arrays, what: str = "the file") -> State:
     """The state dict of a FlexiViT from the arrays of big_vision's `flexi` or `vit` model without its head (split_head).
 
     Raises UserError that lists the arrays missing and left over.
     """
-    source = _Source(arrays)
+    source = Source(_tensors(arrays), what)
     kernel = source.take("embedding/kernel").permute(3, 2, 0, 1)
-    state = {"kernel": kernel, "bias": source.take("embedding/bias"), "posemb": _grid(source.take("pos_embedding"))}
+    state = {
+        "kernel": kernel,
+        "bias": source.take("embedding/bias"),
+        "posemb": square_grid(source.take("pos_embedding")[0], what),
+    }
     if "cls" in source:
         state["cls"] = source.take("cls")
     state |= _encoder(source, "Transformer")
@@ -59,12 +157,12 @@ def image_tower_state(arrays: Arrays) -> State:
     return state
 
 
-def text_tower_state(arrays: Arrays) -> State:
+def text_tower_state(arrays: Arrays, what: str = "the file") -> State:
     """The state dict of a TextTransformer from the arrays of big_vision's `text_transformer` without its head (split_head).
 
     Raises UserError that lists the arrays missing and left over.
     """
-    source = _Source(arrays)
+    source = Source(_tensors(arrays), what)
     state = {"token_embedding.weight": source.take("Embed_0/embedding"), "posemb": source.take("pos_embedding")}
     state |= _encoder(source, "Encoder_0")
     if "MAPHead_0/probe" in source:
@@ -73,40 +171,11 @@ def text_tower_state(arrays: Arrays) -> State:
     return state
 
 
-class _Source:
-    """Hands out each array once, as a float32 tensor, and knows what is left."""
-
-    def __init__(self, arrays: Arrays) -> None:
-        self._left = dict(arrays)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._left
-
-    def take(self, name: str) -> Tensor:
-        if name not in self._left:
-            raise UserError(f"not a big_vision tower: the array {name!r} is missing; it has {_listed(self._left)}")
-        return torch.from_numpy(np.asarray(self._left.pop(name), dtype=np.float32).copy())
-
-    def finish(self) -> None:
-        if self._left:
-            raise UserError(f"arrays without a place in the tower: {_listed(self._left)}; drop them, or is it another model?")
+def _tensors(arrays: Arrays) -> State:
+    return {name: torch.from_numpy(np.asarray(array, dtype=np.float32).copy()) for name, array in arrays.items()}
 
 
-def _listed(names: Arrays) -> str:
-    first = sorted(names)[:6]
-    return ", ".join(first) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _grid(posemb: Tensor) -> Tensor:
-    """[1, gh * gw, D] -> [1, D, gh, gw], the grid being square."""
-    _, cells, width = posemb.shape
-    side = round(cells**0.5)
-    if side * side != cells:
-        raise UserError(f"pos_embedding has {cells} positions, not a square grid")
-    return posemb.transpose(1, 2).reshape(1, width, side, side)
-
-
-def _encoder(source: _Source, prefix: str) -> State:
+def _encoder(source: Source, prefix: str) -> State:
     state = _norm(source, f"{prefix}/encoder_norm", "norm")
     depth = 0
     while f"{prefix}/encoderblock_{depth}/LayerNorm_0/scale" in source:
@@ -123,7 +192,7 @@ def _encoder(source: _Source, prefix: str) -> State:
     return state
 
 
-def _map_head(source: _Source, prefix: str) -> State:
+def _map_head(source: Source, prefix: str) -> State:
     attention = f"{prefix}/MultiHeadDotProductAttention_0"
     (key, key_bias), (value, value_bias) = (_projection(source, f"{attention}/{part}") for part in ("key", "value"))
     query, query_bias = _projection(source, f"{attention}/query")
@@ -139,24 +208,24 @@ def _map_head(source: _Source, prefix: str) -> State:
     return state | _mlp(source, f"{prefix}/MlpBlock_0", "map_head.mlp")
 
 
-def _norm(source: _Source, theirs: str, ours: str) -> State:
+def _norm(source: Source, theirs: str, ours: str) -> State:
     return {f"{ours}.weight": source.take(f"{theirs}/scale"), f"{ours}.bias": source.take(f"{theirs}/bias")}
 
 
-def _mlp(source: _Source, theirs: str, ours: str) -> State:
+def _mlp(source: Source, theirs: str, ours: str) -> State:
     return _dense(source, f"{theirs}/Dense_0", f"{ours}.fc1") | _dense(source, f"{theirs}/Dense_1", f"{ours}.fc2")
 
 
-def _dense(source: _Source, theirs: str, ours: str) -> State:
+def _dense(source: Source, theirs: str, ours: str) -> State:
     return {f"{ours}.weight": source.take(f"{theirs}/kernel").T.contiguous(), f"{ours}.bias": source.take(f"{theirs}/bias")}
 
 
-def _projection(source: _Source, name: str) -> tuple[Tensor, Tensor]:
+def _projection(source: Source, name: str) -> tuple[Tensor, Tensor]:
     """q, k or v: kernel (D, heads, K) -> weight [heads * K, D], and its bias."""
     return source.take(f"{name}/kernel").flatten(1).T.contiguous(), source.take(f"{name}/bias").flatten()
 
 
-def _attention_output(source: _Source, theirs: str, ours: str) -> State:
+def _attention_output(source: Source, theirs: str, ours: str) -> State:
     """kernel (heads, K, D) -> weight [D, heads * K]."""
     kernel = source.take(f"{theirs}/kernel").flatten(0, 1)
     return {f"{ours}.weight": kernel.T.contiguous(), f"{ours}.bias": source.take(f"{theirs}/bias")}

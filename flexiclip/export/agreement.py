@@ -1,0 +1,183 @@
+"""Is the exported encoder the model? Inputs to compare them on, and how far apart the embeddings are.
+
+Two kinds of inputs, because each hides faults of its own: noise reaches every weight but has no structure that a wrong resize or
+a wrong colour order would spoil; pictures and sentences are what the encoder will be used on.
+
+Shapes: N inputs, [H, W] image, L tokens, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from flexiclip.bundle import LoadedModel
+from flexiclip.config import DataConfig
+from flexiclip.config.schema import Size
+from flexiclip.data.images import decode_image, normalize
+from flexiclip.data.samples import SampleStore
+from flexiclip.data.shards import expand_shards
+from flexiclip.errors import UserError
+
+Encode = Callable[[Tensor], Tensor]
+COUNT = 8  # inputs of each kind
+CAPTIONS = (
+    "a red apple on a white table",
+    "two dogs running along a beach at sunset",
+    "smiling face with sunglasses",
+    "an old map of the city",
+    "rain",
+    "the word OPEN in neon letters above a door",
+    "a flag with a blue cross",
+    "macro photograph of a bee on a purple flower, shallow depth of field, morning light, dew on the petals",
+)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What still counts as the same encoder: largest difference of a component of unit embeddings, smallest cosine."""
+
+    difference: float
+    cosine: float
+
+
+EXACT = Tolerance(1e-4, 0.99999)
+INT8 = Tolerance(2.0, 0.99)  # components are not compared: rounding moves them all, and the direction is what counts
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well two encoders agree on N inputs of one kind."""
+
+    inputs: str
+    n: int
+    difference: float
+    cosine: float
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether this is good enough; a NaN is not."""
+        return self.difference <= tolerance.difference and self.cosine >= tolerance.cosine
+
+    def __str__(self) -> str:
+        return f"{self.n} {self.inputs}: largest difference {self.difference:.1e}, smallest cosine {self.cosine:.7f}"
+
+
+class Disagreement(Exception):  # noqa: N818 (the outcome of a measurement)
+    """The exported encoder is not the model; the text holds the figures."""
+
+    def __init__(self, what: str, found: list[Agreement], tolerance: Tolerance) -> None:
+        figures = "; ".join(map(str, found))
+        super().__init__(
+            f"{what} is not the model, and was not kept: {figures}; allowed: {tolerance.difference:g}, {tolerance.cosine:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of inputs [N, ...] and the embeddings [N, E] that the model gives for them."""
+
+    inputs: str
+    x: Tensor
+    expected: Tensor
+
+
+@torch.no_grad()
+def measure(encode: Encode, cases: list[Case]) -> list[Agreement]:
+    """How well `encode` agrees with the model on each case."""
+    return [agreement(case.inputs, case.expected, encode(case.x)) for case in cases]
+
+
+def check(what: str, encode: Encode, cases: list[Case], tolerance: Tolerance) -> list[Agreement]:
+    """As `measure`; raises Disagreement when a case is out of bounds."""
+    found = measure(encode, cases)
+    if not agreed(found, tolerance):
+        raise Disagreement(what, found, tolerance)
+    return found
+
+
+def agreed(found: list[Agreement], tolerance: Tolerance) -> bool:
+    """Whether all measurements are within bounds."""
+    return all(one.within(tolerance) for one in found)
+
+
+def agreement(inputs: str, expected: Tensor, found: Tensor) -> Agreement:
+    """Compare embeddings [N, E], brought to unit length first. The arithmetic is float64."""
+    assert expected.shape == found.shape, f"{inputs}: {list(found.shape)} where the model gives {list(expected.shape)}"
+    a, b = (F.normalize(z.detach().double(), dim=-1) for z in (expected, found))
+    return Agreement(inputs, len(a), float((a - b).abs().max()), float((a * b).sum(dim=-1).min()))
+
+
+def image_inputs(loaded: LoadedModel, source: str | None = None) -> dict[str, Tensor]:
+    """Kind -> pixels, uint8 [N, 3, H, W]: noise, and pictures from `source` (a folder or shards) or drawn here."""
+    height, width = loaded.transform.image_size
+    noise = torch.randint(0, 256, (COUNT, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kind, pictures = ("real images", _read(source)) if source else ("drawn images", _drawn())
+    return {"random images": noise, kind: torch.stack([loaded.transform.pixels(picture) for picture in pictures])}
+
+
+def normalized(loaded: LoadedModel, pixels: Tensor) -> Tensor:
+    """uint8 pixels as the model's transform normalises them, float32."""
+    return normalize(pixels, loaded.transform.preprocess.mean, loaded.transform.preprocess.std)
+
+
+def text_inputs(loaded: LoadedModel) -> dict[str, Tensor]:
+    """Kind -> tokens [N, L]: random ids that end and are padded as captions are, and sentences."""
+    tokenizer, length = loaded.tokenizer, loaded.tokenizer.context_length
+    rng = np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(0, tokenizer.vocab_size, (COUNT, length)))
+    ids[ids == tokenizer.eos_id] = tokenizer.eos_id - 1 if tokenizer.eos_id else 1  # an EOS inside would end the caption
+    for row, end in zip(ids, rng.permutation(np.linspace(0, length - 1, COUNT).astype(int)), strict=True):
+        row[end] = tokenizer.eos_id
+        row[end + 1 :] = tokenizer.pad_id
+    return {"random texts": ids, "sentences": tokenizer(CAPTIONS)}
+
+
+@torch.no_grad()
+def image_cases(loaded: LoadedModel, seqhw: Size | None, source: str | None = None) -> list[Case]:
+    """Normalised images, and what the model gives for them at one length."""
+    inputs = {kind: normalized(loaded, pixels) for kind, pixels in image_inputs(loaded, source).items()}
+    return [Case(kind, images, loaded.model.encode_image(images, seqhw, normalize=True)) for kind, images in inputs.items()]
+
+
+@torch.no_grad()
+def text_cases(loaded: LoadedModel) -> list[Case]:
+    """Tokens, and what the model gives for them."""
+    return [Case(kind, tokens, loaded.model.encode_text(tokens, normalize=True)) for kind, tokens in text_inputs(loaded).items()]
+
+
+def _read(source: str) -> list[Image.Image]:
+    """The first images of a folder or of shards."""
+    if Path(source).is_dir():
+        files = [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower().lstrip(".") in DataConfig().image_keys]
+        found = [decode_image(path.read_bytes()) for path in files[:COUNT]]
+    else:
+        store = SampleStore(expand_shards(source), DataConfig().image_keys, ())
+        found = [store[number].image for number in range(min(COUNT, len(store)))]
+    if not found:
+        raise UserError(f"--images {source}: no images there (looked for {', '.join(DataConfig().image_keys)})")
+    return found
+
+
+def _drawn() -> list[Image.Image]:
+    """Pictures with what photographs have, and noise lacks: smooth areas, edges, fine structure, colours that go together."""
+    return list(_draw())
+
+
+def _draw() -> Iterator[Image.Image]:
+    bases = [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.effect_mandelbrot((256, 256), (-2, -1.2, 1, 1.2), 60)]
+    rng = np.random.default_rng(0)
+    for number in range(COUNT):
+        bands = [bases[(number + i) % 3].rotate(90 * ((number + i) % 4)) for i in range(3)]
+        picture = Image.merge("RGB", bands)
+        for _ in range(3):
+            left, top, side = (int(v) for v in rng.integers(0, 160, 3))
+            colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+            picture.paste(colour, (left, top, left + side // 2 + 8, top + side // 3 + 8))
+        yield picture.resize((320, 256 + 32 * (number % 3)), Image.Resampling.BICUBIC)

@@ -1,0 +1,107 @@
+"""The model card beside an export: what it is, where it comes from, how close it is to the model, what it may be used for.
+
+It says what the model folder and the files beside it say, and where they say nothing, that they do not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flexiclip.bundle import LoadedModel
+from flexiclip.config.schema import Config, SourceConfig, pair
+
+
+def model_card(loaded: LoadedModel, source: Path, title: str, usage: str, account: Sequence[str]) -> str:
+    """Markdown. source: the model folder. usage: how to load the export. account: what was written and measured, a line each."""
+    config, provenance = loaded.config, loaded.provenance
+    sections = {
+        "Use": usage,
+        "Written and checked": "\n".join(f"- {line}" for line in account),
+        "Source": _bullets(_source(config, provenance, source)),
+        "Input": _bullets(_inputs(loaded)),
+        "Data": _bullets(_data(config)),
+        "Metrics": _metrics(source),
+        "Licence": _licence(config, provenance),
+    }
+    return f"# {title}\n\n" + "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items()) + "\n"
+
+
+def _bullets(facts: dict[str, object]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value not in (None, ""))
+
+
+def _source(config: Config, provenance: dict[str, Any], source: Path) -> dict[str, object]:
+    shown = {name: value for name, value in provenance.items() if name not in ("format", "tokenizer_sha256", "license")}
+    return {"model folder": source.resolve(), "run": config.run_dir, "seed": config.seed} | shown
+
+
+def _inputs(loaded: LoadedModel) -> dict[str, object]:
+    image, preprocess = loaded.config.model.image, loaded.config.model.preprocess
+    facts: dict[str, object] = {
+        "images": f"{_by(image.image_size)} pixels, resize {preprocess.resize} ({preprocess.interpolation}), "
+        f"mean {list(preprocess.mean)}, std {list(preprocess.std)}",
+        "image tower": f"pool {image.pool}, base kernel {_by(image.base_patch_size)}, base grid {_by(image.base_grid)}",
+        "trained at seqhw": _lengths(loaded.config),
+        "embedding": f"{loaded.config.model.embed_dim} components; compare by cosine",
+    }
+    if loaded.config.model.text is not None:
+        tokens = f"{loaded.config.tokenizer.kind}, {loaded.tokenizer.context_length} ids of {loaded.tokenizer.vocab_size}"
+        facts["tokens"] = f"{tokens}, padding {loaded.tokenizer.pad_id}, EOS {loaded.tokenizer.eos_id}"
+    return facts
+
+
+def _lengths(config: Config) -> str:
+    sides = set(config.patch.seqhw).union(*(stage.seqhw for stage in config.patch.stages))
+    return ", ".join(map(str, sorted(sides)))
+
+
+def _by(size: int | tuple[int, int]) -> str:
+    height, width = pair(size)
+    return f"{height}x{width}"
+
+
+def _shards(config: Config) -> list[str]:
+    train = config.data.train
+    sources = [train] if isinstance(train, str) else [s.shards if isinstance(s, SourceConfig) else s for s in train]
+    return [shard for s in sources for shard in ([s] if isinstance(s, str) else s)]
+
+
+def _data(config: Config) -> dict[str, object]:
+    shards = _shards(config)
+    trained = {"training shards": ", ".join(shards) or "not known to the model folder (imported weights)"}
+    return {**trained, "captions": ", ".join(config.data.captions)} if shards else dict(trained)
+
+
+def _metrics(source: Path) -> str:
+    """The rows of a results.json in the model folder or beside it, as a table."""
+    places = [folder / "results.json" for folder in (source, source.parent)]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        return (
+            "None: no results.json lies in the model folder or beside it (`flexiclip eval MODEL --suite NAME --output FOLDER`)."
+        )
+    rows = json.loads(found.read_text(encoding="utf-8"))
+    lines = ["| data set | task | seqhw | metric | value |", "|---|---|---|---|---|"]
+    for row in rows:
+        where = f"| {row['dataset']} | {row['task']} | {row['seqhw']} "
+        lines += [f"{where}| {name} | {value:.4f} |" for name, value in row["metrics"].items()]
+    return "\n".join(lines)
+
+
+def _licence(config: Config, provenance: dict[str, Any]) -> str:
+    stated = provenance.get("license")
+    said = [f"Weights: {stated}." if stated else "Weights: the model folder states no licence."]
+    for folder in _folders(config):
+        described = folder / "dataset.json"  # as our builders of data sets write it
+        if described.is_file():
+            licence = json.loads(described.read_text(encoding="utf-8")).get("license")
+            said.append(f"Training data in {folder}: {licence or 'no licence stated'}.")
+    return " ".join(said)
+
+
+def _folders(config: Config) -> list[Path]:
+    """The local folders of the training shards."""
+    return sorted({Path(shard).parent for shard in _shards(config) if "://" not in shard and not shard.startswith("pipe:")})

@@ -1,0 +1,97 @@
+"""One encoder at one length: the modules that are traced, and the tower that every foreign format is written from.
+
+`bake` resizes the base kernel and the base grid once and makes the result the tower's own: what is left is a plain ViT. The
+encoders end in unit embeddings, so that a dot product of an image with a text is their cosine.
+
+Shapes: B batch, [H, W] image, [gh, gw] grid, L tokens, E joint space.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flexiclip.config import PreprocessConfig
+from flexiclip.config.schema import Size
+from flexiclip.errors import UserError
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.flexivit import FlexiViT
+
+
+class _Baked(nn.Module):
+    """Stands where a resize was; the tensor has its only size already."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        assert tuple(x.shape[-2:]) == size, "a baked tower knows one length"
+        return x
+
+
+@torch.no_grad()
+def bake(tower: FlexiViT, seqhw: Size | None = None) -> FlexiViT:
+    """A copy of the tower, in eval mode on the CPU, whose kernel and grid are those of one length of its configured image size.
+
+    Its config says so: base_patch_size, base_grid and default_seqhw are this length's. Raises UserError that names the valid
+    lengths when the image does not divide.
+    """
+    grid = tower.grid_of(tower.image_size, seqhw)
+    patch = (tower.image_size[0] // grid[0], tower.image_size[1] // grid[1])
+    baked = deepcopy(tower).cpu().float().eval()
+    baked.kernel = nn.Parameter(baked.resize_kernel(baked.kernel, patch).contiguous(), requires_grad=False)
+    baked.posemb = nn.Parameter(baked.resize_grid(baked.posemb, grid).contiguous(), requires_grad=False)
+    baked.add_module("resize_kernel", _Baked())
+    baked.add_module("resize_grid", _Baked())
+    baked.config = replace(tower.config, base_patch_size=patch, base_grid=grid, default_seqhw=grid, init=None)
+    return baked.requires_grad_(False)
+
+
+class ImageEncoder(nn.Module):
+    """images -> unit embeddings at one length.
+
+    preprocess: where it is given, the input is uint8 pixels (0..255) and the normalisation is part of the encoder; else the input
+    is float32, normalised as by the model's transform.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: FlexiCLIP, seqhw: Size | None = None, preprocess: PreprocessConfig | None = None) -> None:
+        super().__init__()
+        self.tower = bake(model.image_tower, seqhw)
+        self.projection = deepcopy(model.image_projection).cpu().float().eval().requires_grad_(False)
+        self.pixels = preprocess is not None
+        if preprocess is not None:
+            std = torch.tensor(preprocess.std).view(-1, 1, 1)
+            self.register_buffer("scale", 1 / (255 * std))
+            self.register_buffer("shift", -torch.tensor(preprocess.mean).view(-1, 1, 1) / std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W], uint8 or float32 (see the class) -> [B, E] float32, of length 1."""
+        if self.pixels:
+            images = images.float() * self.scale + self.shift
+        return F.normalize(self.projection(self.tower(images)), dim=-1)
+
+
+class TextEncoder(nn.Module):
+    """tokens -> unit embeddings. `dynamic_length` says whether fewer columns than the context may be given."""
+
+    def __init__(self, model: FlexiCLIP) -> None:
+        super().__init__()
+        require_text(model)
+        self.tower = deepcopy(model.text_tower).cpu().float().eval().requires_grad_(False)
+        self.projection = deepcopy(model.text_projection).cpu().float().eval().requires_grad_(False)
+        self.context_length: int = model.text_tower.context_length
+        self.dynamic_length: bool = model.text_tower.trims
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [B, L] int64 -> [B, E] float32, of length 1."""
+        return F.normalize(self.projection(self.tower(tokens)), dim=-1)
+
+
+def require_text(model: FlexiCLIP) -> None:
+    """Raise UserError for a model that is an image tower alone."""
+    if model.config.text is None:
+        raise UserError("this model is an image tower alone: there is no text half to export")

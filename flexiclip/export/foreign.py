@@ -1,0 +1,99 @@
+"""What the writers of whole models share: how they hand back what they wrote, and how our settings are said in other words.
+
+A writer turns a model into files in an empty folder, or raises UserError with the reason why the format cannot express it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flexiclip.config import ModelConfig, TextTowerConfig
+from flexiclip.errors import UserError
+from flexiclip.models.clip import FlexiCLIP
+
+Encode = Callable[[Tensor], Tensor]
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model as the other library opens it again, to be compared with ours. Encoders give embeddings of any length."""
+
+    usage: str  # Markdown
+    encode_image: Encode | None
+    encode_text: Encode | None
+    notes: tuple[str, ...] = ()
+
+
+def refuse(format: str, reason: str) -> UserError:
+    """The error that says why a model cannot be written in a format."""
+    return UserError(f"--format {format} cannot express this model: {reason}")
+
+
+def text_of(config: ModelConfig, format: str) -> TextTowerConfig:
+    """The text tower's settings, or UserError for an image tower alone."""
+    if config.text is None:
+        raise refuse(format, "it has no text half; export the image tower with --format timm or big_vision")
+    return config.text
+
+
+def mlp_ratio(width: int, hidden: int) -> float:
+    """The ratio from which the libraries compute `int(width * ratio)` = hidden again, whatever the rounding."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+def square(size: tuple[int, int]) -> int | list[int]:
+    """One side where both are equal, as the libraries write it."""
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
+    """The tensors with parts of their names replaced, in the order of `names`."""
+    found = {}
+    for name, tensor in state.items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        found[name] = tensor.detach()
+    return found
+
+
+def projection_weight(projection: nn.Module, width: int) -> Tensor:
+    """The matrix [E, width] of a projection; the identity where there is none."""
+    return projection.weight.detach() if isinstance(projection, nn.Linear) else torch.eye(width)
+
+
+def projection_bias(projection: nn.Module, embed_dim: int) -> Tensor:
+    """The bias [E] of a projection; zeros where there is none."""
+    bias = projection.bias if isinstance(projection, nn.Linear) else None
+    return torch.zeros(embed_dim) if bias is None else bias.detach()
+
+
+def scalars(model: FlexiCLIP) -> State:
+    """logit_scale (a log) and logit_bias, [1]."""
+    found = {"logit_scale": model.logit_scale.detach()}
+    return found if model.logit_bias is None else found | {"logit_bias": model.logit_bias.detach()}
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file for readers."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write float32 safetensors, every tensor with memory of its own."""
+    save_file({name: t.detach().cpu().float().clone().contiguous() for name, t in state.items()}, path, {"format": "pt"})
+
+
+def shape_facts(module: Any) -> tuple[int, int, int, int]:
+    """(width, depth, heads, MLP width) of one of our towers."""
+    block = module.blocks[0]
+    return module.width, len(module.blocks), block.attn.heads, block.mlp.fc1.out_features

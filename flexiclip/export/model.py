@@ -1,0 +1,88 @@
+"""`flexiclip export model`: a whole model in another library's form, opened there again and compared with ours.
+
+The folder or file appears complete or not at all; what is there already is not touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from flexiclip.bundle import LoadedModel, load_model, model_folder
+from flexiclip.config.schema import Size
+from flexiclip.errors import UserError
+from flexiclip.export import big_vision, open_clip, timm, transformers
+from flexiclip.export.agreement import EXACT, check, image_cases, text_cases
+from flexiclip.export.card import model_card
+from flexiclip.export.foreign import Written
+from flexiclip.export.program import quiet
+
+_FOLDERS: dict[str, Callable[[LoadedModel, Size | None, Path], Written]] = {
+    "open_clip": open_clip.write,
+    "timm": timm.write,
+    "transformers": transformers.write,
+}
+FORMATS = (*_FOLDERS, "big_vision")
+
+
+def export_model(model: str, output: Path, format: str, seqhw: Size | None = None, images: str | None = None) -> list[str]:
+    """Write a model folder in another library's format and return what was written and measured, a line each.
+
+    seqhw: the length that is baked in, default the model's own; big_vision keeps them all. Raises UserError with the reason for a
+    model that the format cannot express, Disagreement when the other library computes something else.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
+    if format == "big_vision" and seqhw is not None:
+        raise UserError("--seqhw has no meaning for --format big_vision: its file keeps the base kernel, and so every length")
+    loaded = load_model(model)
+    source = model_folder(model)
+    if format == "big_vision":
+        return _file(loaded, source, output)
+    tower = loaded.model.image_tower
+    grid = tower.grid_of(tower.image_size, seqhw)
+    return _folder(loaded, source, output, format, grid, images)
+
+
+def _folder(loaded: LoadedModel, source: Path, output: Path, format: str, grid: tuple[int, int], images: str | None) -> list[str]:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}: something is there already; name a new folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write there: {error}") from None
+    try:
+        with quiet():
+            written = _FOLDERS[format](loaded, grid, output)
+        side = grid[0] if grid[0] == grid[1] else grid
+        account = [f"{output}: {format} model at seqhw {side}", *written.notes]
+        if written.encode_image is not None:
+            found = check(f"{output} (images)", written.encode_image, image_cases(loaded, grid, images), EXACT)
+            account += map(str, found)
+        if written.encode_text is not None:
+            account += map(str, check(f"{output} (texts)", written.encode_text, text_cases(loaded), EXACT))
+        card = model_card(loaded, source, output.name, written.usage, account)
+        (output / "README.md").write_text(card, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(output)
+        raise
+    return account
+
+
+def _file(loaded: LoadedModel, source: Path, output: Path) -> list[str]:
+    if output.suffix != ".npz":
+        raise UserError(f"--output {output}: big_vision's format is one file, name it .npz")
+    aside = output.with_name(f".{output.name}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        written = big_vision.write(loaded, aside, output.name)
+        account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
+        card = model_card(loaded, source, output.name, written.usage, account)
+        output.with_suffix(".md").write_text(card, encoding="utf-8")
+        aside.replace(output)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write there: {error}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return account

@@ -1,0 +1,195 @@
+"""Single encoders: every length and pool, both kinds of input, run by onnxruntime or torch.export and compared with the model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import LENGTHS
+from PIL import Image
+
+from flexiclip.__main__ import main
+from flexiclip.bundle import LoadedModel, load_model, save_model
+from flexiclip.export.agreement import EXACT, Disagreement, agreement, check, image_cases
+from flexiclip.export.encoders import bake
+from flexiclip.models.pi_resize import pi_resize
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, x: torch.Tensor) -> torch.Tensor:
+    opened = session(path)
+    return torch.from_numpy(opened.run(None, {opened.get_inputs()[0].name: x.numpy()})[0])
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) < 1e-4
+    assert float(F.cosine_similarity(found.double(), expected.double()).min()) > 0.99999
+
+
+@torch.no_grad()
+def test_onnx_image_encoders_at_five_lengths(folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+    """CLIP's architecture, for it has a class token; the batch is open and nothing is resized in the graph."""
+    lengths = ",".join(map(str, LENGTHS))
+    assert main(["export", "image", str(folders["clip"]), "--seqhw", lengths, "--output", str(tmp_path / "i.onnx")]) == 0
+    files = [tmp_path / f"i-{seqhw}{suffix}" for seqhw in LENGTHS for suffix in (".md", ".onnx")]
+    assert sorted(tmp_path.iterdir()) == sorted(files), "a file and a card a length, and nothing left over"
+    for seqhw in LENGTHS:
+        path = tmp_path / f"i-{seqhw}.onnx"
+        operators = {node.op_type for node in onnx.load(path).graph.node}
+        assert "MatMul" in operators
+        assert operators.isdisjoint({"Resize", "Upsample", "Conv", "If", "Loop"})
+        for batch in (1, 3):
+            images = pixels(batch) / 127.5 - 1
+            assert_same(run(path, images), opened["clip"].model.encode_image(images, seqhw, normalize=True))
+
+
+@pytest.mark.parametrize("name", ["ours", "siglip"])
+@torch.no_grad()
+def test_normalisation_inside(name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "image.onnx"
+    assert main(["export", "image", str(folders[name]), "--normalize-inside", "--seqhw", "3", "--output", str(path)]) == 0
+    assert session(path).get_inputs()[0].type == "tensor(uint8)"
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 50, 3), dtype=np.uint8))
+    loaded = opened[name]
+    expected = loaded.model.encode_image(loaded.transform(photo)[None], 3, normalize=True)
+    assert_same(run(path, loaded.transform.pixels(photo)[None]), expected)
+
+
+@pytest.mark.parametrize("name", ["ours", "clip", "siglip"])
+@torch.no_grad()
+def test_onnx_text_encoders(name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+    path, loaded = tmp_path / "text.onnx", opened[name]
+    assert main(["export", "text", str(folders[name]), "--output", str(path)]) == 0
+    tokens = loaded.tokenizer(["rain", "two dogs running along a beach at sunset", "an old map"])
+    for length in (12, 7, 2, 1) if loaded.model.text_tower.trims else (12,):
+        for rows in (slice(3), slice(1)):
+            expected = loaded.model.encode_text(tokens[rows, :length], normalize=True)
+            assert_same(run(path, tokens[rows, :length]), expected)
+    for file, content in loaded.tokenizer.files.items():
+        assert (tmp_path / "text_tokenizer" / file).read_bytes() == content
+
+
+@torch.no_grad()
+def test_torch_programs(folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+    model = opened["clip"].model
+    for what, extra in (("image", ["--seqhw", "8"]), ("text", [])):
+        file = tmp_path / f"{what}.pt2"
+        assert main(["export", what, str(folders["clip"]), "--format", "torch", *extra, "--output", str(file)]) == 0
+        assert f'torch.export.load("{what}.pt2")' in file.with_suffix(".md").read_text()
+    images, tokens = torch.randn(5, 3, 48, 48), torch.randint(0, opened["clip"].tokenizer.vocab_size, (4, 9))
+    assert_same(torch.export.load(tmp_path / "image.pt2").module()(images), model.encode_image(images, 8, normalize=True))
+    assert_same(torch.export.load(tmp_path / "text.pt2").module()(tokens), model.encode_text(tokens, normalize=True))
+
+
+@torch.no_grad()
+def test_int8(make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make("ours", image={"width": 64, "depth": 4}, text={"width": 64})
+    shards = tmp_path / "photos"
+    shards.mkdir()
+    for i in range(3):
+        Image.effect_mandelbrot((90, 60), (-2, -1.2, 1, 1.2 + i), 50).convert("RGB").save(shards / f"{i}.png")
+    path, whole = tmp_path / "int8.onnx", tmp_path / "whole.onnx"
+    options = ["--seqhw", "6", "--images", str(shards)]
+    assert main(["export", "image", str(folder), *options, "--quantize", "int8", "--output", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "3 real images" in said
+    assert "times as fast as float32" in said
+    assert main(["export", "image", str(folder), *options, "--output", str(whole)]) == 0
+    assert path.stat().st_size < 0.6 * whole.stat().st_size
+    images = torch.rand(6, 3, 48, 48) * 2 - 1
+    expected = load_model(folder).model.encode_image(images, 6, normalize=True)
+    assert 0.99 < float(F.cosine_similarity(run(path, images), expected).min()) < 1 - 1e-7
+
+
+def test_a_quantised_encoder_that_is_not_the_model_is_not_kept(
+    make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A channel a thousand times larger, and its weights that much smaller: the same function, and poison for int8."""
+    loaded = load_model(make("ours"))
+    with torch.no_grad():
+        for block in loaded.model.image_tower.blocks:
+            for norm, layer in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
+                norm.weight[0] *= 1000
+                norm.bias[0] *= 1000
+                layer.weight[:, 0] /= 1000
+    save_model(tmp_path / "model", loaded)
+    command = ["export", "image", str(tmp_path / "model"), "--quantize", "int8", "--output", str(tmp_path / "out" / "i.onnx")]
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert "is not the model, and was not kept: 8 random images: largest difference" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@torch.no_grad()
+def test_measurements(opened: dict[str, LoadedModel]) -> None:
+    a = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    b = torch.tensor([[6.0, 8.0], [1.0, 1.0]])
+    found = agreement("pairs", a, b)
+    assert found.difference == pytest.approx(0.5**0.5)
+    assert found.cosine == pytest.approx(0.5**0.5)
+    assert not agreement("nan", a, b * float("nan")).within(EXACT)
+    cases, model = image_cases(opened["ours"], 3), opened["ours"].model
+    check("itself", lambda x: model.encode_image(x, 3), cases, EXACT)
+    with pytest.raises(Disagreement, match="another length is not the model"):
+        check("another length", lambda x: model.encode_image(x, 4), cases, EXACT)
+
+
+def test_a_baked_tower_is_a_plain_one(opened: dict[str, LoadedModel]) -> None:
+    tower = opened["ours"].model.image_tower
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    baked = bake(tower, 8)
+    assert torch.allclose(baked.kernel, pi_resize(tower.kernel, 6), atol=1e-6)
+    assert baked.posemb.shape == (1, 32, 8, 8)
+    assert (baked.config.base_patch_size, baked.config.base_grid) == ((6, 6), (8, 8))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items()), "the model is left alone"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["image", "MODEL", "--seqhw", "5"], "valid seqhw: [1, 2, 3, 4, 6, 8"),
+        (["image", "MODEL", "--seqhw", "6,7"], "seqhw=7 does not divide"),
+        (["image", "MODEL", "--format", "tflite"], "one of onnx, torch"),
+        (["image", "MODEL", "--quantize", "int4"], "only int8"),
+        (["image", "MODEL", "--quantize", "int8", "--format", "torch"], "give --format onnx"),
+        (["image", "MODEL", "--images", "nowhere.tar"], "nowhere.tar"),
+        (["image", "nowhere"], "is no model folder"),
+        (["model", "MODEL", "--format", "keras"], "open_clip, timm, transformers, big_vision"),
+        (["model", "MODEL", "--format", "timm", "--seqhw", "2,3"], "one model has one length"),
+        (["model", "MODEL", "--format", "big_vision", "--seqhw", "2"], "keeps the base kernel"),
+        (["model", "MODEL", "--format", "big_vision"], "name it .npz"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(folders["siglip"]) if part == "MODEL" else part for part in arguments]
+    assert main(["export", *given, "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # Python's own way to make an import fail
+    assert main(["export", "text", str(folders["ours"]), "--output", str(tmp_path / "t.onnx")]) == 2
+    assert "pip install 'flexiclip[export]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

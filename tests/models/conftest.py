@@ -1,0 +1,1 @@
+"""Here so that golden.py can be imported by the tests in folders below."""
