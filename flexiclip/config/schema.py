@@ -29,6 +29,13 @@ def _positive(section: str, obj: object, *names: str) -> None:
             _require(all(v > 0 for v in values), f"{section}.{name}={value} must be positive")
 
 
+def _check_lock(section: str, lock: bool, unlock_last: int) -> None:
+    _require(unlock_last >= 0, f"{section}.unlock_last={unlock_last} must be 0 or more")
+    _require(
+        lock or unlock_last == 0, f"{section}.unlock_last={unlock_last} opens blocks of a locked tower: set {section}.lock=true"
+    )
+
+
 def pair(size: Size) -> tuple[int, int]:
     """(height, width) of a size given as one side or as both."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -60,10 +67,17 @@ class ImageTowerConfig:
     projection: Literal["linear", "none"] = "linear"  # from width to model.embed_dim
     projection_bias: bool = False
     lock: bool = False  # a locked tower is frozen, in eval mode, and outside the optimiser; its projection still trains
+    unlock_last: int = 0  # of a locked tower: its last N blocks, and what follows them, train after all
     init: str | None = None  # a model folder to take this tower's weights from
 
     def __post_init__(self) -> None:
         _positive("model.image", self, "width", "depth", "heads", "mlp_dim", "image_size", "base_patch_size", "base_grid")
+        _check_lock("model.image", self.lock, self.unlock_last)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the whole tower is locked."""
+        return self.lock and self.unlock_last == 0
 
 
 @dataclass(frozen=True)
@@ -90,12 +104,19 @@ class TextTowerConfig:
     projection: Literal["linear", "none"] = "linear"
     projection_bias: bool = False
     lock: bool = False
+    unlock_last: int = 0
     init: str | None = None
 
     def __post_init__(self) -> None:
         _positive("model.text", self, "width", "depth", "heads", "mlp_dim", "vocab_size", "context_length")
+        _check_lock("model.text", self.lock, self.unlock_last)
         _require(self.kind == "transformer" or bool(self.name), f"model.text.kind={self.kind} needs model.text.name")
         _require(self.pool != "cls" or self.kind == "huggingface", "model.text.pool=cls is for model.text.kind=huggingface")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the whole tower is locked."""
+        return self.lock and self.unlock_last == 0
 
 
 @dataclass(frozen=True)
@@ -124,9 +145,9 @@ class ModelConfig:
         _positive("model", self, "embed_dim", "logit_scale_init", "logit_scale_max")
 
     @property
-    def text_lock(self) -> bool:
-        """Whether there is a text tower and it is frozen."""
-        return self.text is not None and self.text.lock
+    def text_frozen(self) -> bool:
+        """Whether there is a text tower and it is locked whole."""
+        return self.text is not None and self.text.frozen
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from flexiclip.config import ModelConfig
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.locks import Lock, lock_of
 from flexiclip.models.text.base import TextTower
 
 
@@ -43,8 +44,10 @@ class FlexiCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
         bias = config.logit_bias_init
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([float(bias)]))
-        for tower in self.locked_towers():
-            tower.requires_grad_(False).eval()
+        self._locks = self._find_locks()
+        for lock in self._locks:
+            lock.freeze()
+        self.train()
 
     def forward(self, images: Tensor, tokens: Tensor, seqhw: Size | None = None) -> tuple[Tensor, Tensor]:
         """images [B, 3, H, W] and tokens [B, L] -> unit embeddings zimg, ztxt [B, embed_dim]."""
@@ -54,13 +57,13 @@ class FlexiCLIP(nn.Module):
         self, images: Tensor, seqhw: Size | None = None, normalize: bool = False, *, patch_size: Size | None = None
     ) -> Tensor:
         """images [B, 3, H, W], normalised as by `transform` -> [B, embed_dim], at grid side `seqhw` or `patch_size` pixels."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.image.lock):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.image.frozen):
             features = self.image_tower(images, seqhw, patch_size)
         return self.project_image(features, normalize)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """tokens [B, L] int64 from `tokenizer` -> [B, embed_dim]. Raises UserError when the model is an image tower alone."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.text_lock):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.text_frozen):
             features = self.text_tower(tokens)
         return self.project_text(features, normalize)
 
@@ -72,20 +75,23 @@ class FlexiCLIP(nn.Module):
         """Pooled features of the text tower [B, width] -> [B, embed_dim]."""
         return _unit(self.text_projection(features), normalize)
 
-    def locked_towers(self) -> list[nn.Module]:
-        """The frozen towers."""
-        locks = (self.config.image.lock, self.image_tower), (self.config.text_lock, self.text_tower)
-        return [tower for locked, tower in locks if locked]
+    def _find_locks(self) -> list[Lock]:
+        locks = []
+        if self.config.image.lock:
+            locks.append(lock_of(self.image_tower, self.config.image, "model.image"))
+        if self.config.text is not None and self.config.text.lock:
+            locks.append(lock_of(self.text_tower, self.config.text, "model.text"))
+        return locks
 
     def scalars(self) -> list[nn.Parameter]:
         """logit_scale and, where there is one, logit_bias."""
         return [p for p in (self.logit_scale, self.logit_bias) if p is not None]
 
     def train(self, mode: bool = True) -> FlexiCLIP:
-        """As nn.Module.train, but locked towers stay in eval mode."""
+        """As nn.Module.train, but what is locked stays in eval mode."""
         super().train(mode)
-        for tower in self.locked_towers():
-            tower.eval()
+        for lock in self._locks:
+            lock.set_mode(mode)
         return self
 
 

@@ -89,7 +89,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, say: Say) -> Run:
     loaded.model.to(ranks.device).train()
     bf16 = config.train.precision == "bf16"
     features = None
-    if config.model.text_lock and sources is not None:
+    if config.model.text_frozen and sources is not None:
         features = compute_text_features(loaded, iter_captions(config.data), folder, ranks, bf16, say)
     shadow = _shadow(loaded) if evaluates and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else None
     engine, scalars = _engine(loaded, config, ranks, bf16, checkpoint)

@@ -1,7 +1,8 @@
-"""What an engine trains: the towers and projections of a model without its locked towers and without its scalars.
+"""What an engine trains: the towers and projections of a model without its frozen towers and without its scalars.
 
-A locked tower runs outside the engine, under no_grad and in eval mode, so no engine shards, reduces or steps it. The scalars of
-the loss have an optimiser of their own (optim.py). Parameter names are the model's, so that state by name fits both.
+A tower that is locked whole runs outside the engine, under no_grad and in eval mode, so no engine shards, reduces or steps it.
+The scalars of the loss have an optimiser of their own (optim.py). Parameter names are the model's, so that state by name fits
+both.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class Towers(nn.Module):
     def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
         super().__init__()
         self.bf16 = bf16
-        self.image_tower = None if model.config.image.lock else model.image_tower
-        self.text_tower = None if model.config.text_lock else model.text_tower
+        self.image_tower = None if model.config.image.frozen else model.image_tower
+        self.text_tower = None if model.config.text_frozen else model.text_tower
         self.image_projection, self.text_projection = model.image_projection, model.text_projection
         self.image_width, self.text_width = model.image_tower.width, model.text_tower.width
         self._project = model.project_image, model.project_text
@@ -48,8 +49,8 @@ class LockedTowers:
     """The frozen half of a step: features of locked towers, everything else handed through."""
 
     def __init__(self, model: FlexiCLIP, bf16: bool, text_features: TextFeatures | None = None) -> None:
-        self.image_tower = model.image_tower if model.config.image.lock else None
-        self.text_tower = model.text_tower if model.config.text_lock else None
+        self.image_tower = model.image_tower if model.config.image.frozen else None
+        self.text_tower = model.text_tower if model.config.text_frozen else None
         self.bf16, self.text_features = bf16, text_features
 
     @torch.no_grad()

@@ -56,9 +56,7 @@ class DeepSpeedEngine:
         """See Engine."""
         if self.stage < 3:
             return {name: p.detach() for name, p in self.towers.named_parameters()}
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return {name: _to_cpu(safe_get_full_fp32_param(p)) for name, p in self.towers.named_parameters()}
+        return {name: _gathered(p) for name, p in self.towers.named_parameters()}
 
     def moments(self) -> dict[str, Tensor]:
         """See Engine."""
@@ -138,6 +136,17 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(generated.get(key), dict)
         generated[key] = {**generated[key], **value} if both else value
     return generated
+
+
+def _gathered(parameter: torch.nn.Parameter) -> Tensor:
+    """A parameter under ZeRO-3, whole. The optimiser knows those that train; a frozen one is gathered from the module."""
+    from deepspeed.utils import safe_get_full_fp32_param
+    from deepspeed.runtime.zero import GatheredParameters
+
+    if parameter.requires_grad:
+        return _to_cpu(safe_get_full_fp32_param(parameter))
+    with GatheredParameters([parameter]):
+        return parameter.detach().cpu().clone()
 
 
 def _to_cpu(tensor: Tensor | None) -> Tensor:

