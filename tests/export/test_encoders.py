@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LENGTHS
+from export_models import LENGTHS
 from PIL import Image
 
 from flexiclip.__main__ import main
