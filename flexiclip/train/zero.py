@@ -140,8 +140,8 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
 
 def _gathered(parameter: torch.nn.Parameter) -> Tensor:
     """A parameter under ZeRO-3, whole. The optimiser knows those that train; a frozen one is gathered from the module."""
-    from deepspeed.utils import safe_get_full_fp32_param
     from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
 
     if parameter.requires_grad:
         return _to_cpu(safe_get_full_fp32_param(parameter))
