@@ -114,7 +114,7 @@ def _chance(axis: Axes, level: float, colour: str, label: str) -> None:
 
 def _finish(axis: Axes, rows: Sequence[Row], title: str) -> None:
     """Axes: log2 tokens below, with patch sizes under them where a label finds room; percent from 0 upwards."""
-    from matplotlib.ticker import NullLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
     axis.set_xscale("log", base=2)
     ticks = {row.seq_len: row for row in rows if row.seq_len}
@@ -123,6 +123,7 @@ def _finish(axis: Axes, rows: Sequence[Row], title: str) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("tokens an image (patch size in pixels below)")
     axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])  # air for the star of plot_runs
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents, as the labels are
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axis.set_axisbelow(True)
