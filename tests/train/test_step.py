@@ -81,18 +81,24 @@ def gradients_taken(stepper: Stepper) -> dict[str, Tensor]:
 
 
 def assert_equal_to_plain(stepper: Stepper, model: FlexiCLIP, plain: FlexiCLIP, norm: float) -> None:
-    """Gradients, their norm over the towers, and the weights after Adam's first step: w - lr g / (|g| + eps)."""
+    """Gradients, their norm over the towers, and the weights after Adam's first step: w - lr g / (|g| + eps).
+
+    Gradients to 1e-5 of the largest in their tensor: a sum over micro-batches is rounded in another order, so an element that
+    nearly cancels has no small error of its own, and BLAS rounds by how memory happens to be aligned.
+    """
     taken = gradients_taken(stepper)
     weights = dict(model.named_parameters())
     assert taken.keys() == weights.keys()
     total = 0.0
     for name, p in plain.named_parameters():
         assert p.grad is not None
-        torch.testing.assert_close(taken[name], p.grad, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+        largest = float(p.grad.abs().max())
+        torch.testing.assert_close(taken[name], p.grad, rtol=0, atol=1e-5 * largest, msg=lambda text, n=name: f"{n}: {text}")
         if not name.startswith("logit_"):
             total += float(p.grad.double().square().sum())
         expected = p.detach() - LR * p.grad / (p.grad.abs() + EPS)
-        torch.testing.assert_close(weights[name].detach(), expected, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        moved = LR * 1e-5 * largest / EPS + 1e-7  # what that error moves a weight by, at most, and the rounding of the weight
+        torch.testing.assert_close(weights[name].detach(), expected, rtol=0, atol=moved, msg=lambda text, n=name: f"{n}: {text}")
     assert norm == pytest.approx(total**0.5, rel=1e-5)
 
 
