@@ -41,8 +41,20 @@ def pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+class _Lockable:
+    """What both towers' sections have: `lock`, and `unlock_last`, its exception."""
+
+    lock: bool
+    unlock_last: int
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the whole tower is locked."""
+        return self.lock and self.unlock_last == 0
+
+
 @dataclass(frozen=True)
-class ImageTowerConfig:
+class ImageTowerConfig(_Lockable):
     """FlexiViT (arXiv 2212.08013). Give `variant`, or `width`, `depth` and `heads`; what is given beats the variant."""
 
     variant: str | None = None  # Ti | S | B | L | So400m
@@ -74,14 +86,9 @@ class ImageTowerConfig:
         _positive("model.image", self, "width", "depth", "heads", "mlp_dim", "image_size", "base_patch_size", "base_grid")
         _check_lock("model.image", self.lock, self.unlock_last)
 
-    @property
-    def frozen(self) -> bool:
-        """Whether the whole tower is locked."""
-        return self.lock and self.unlock_last == 0
-
 
 @dataclass(frozen=True)
-class TextTowerConfig:
+class TextTowerConfig(_Lockable):
     """`transformer` is our own; `huggingface` an encoder from a folder or hub; `open_clip` the text half of one of its models."""
 
     kind: Literal["transformer", "huggingface", "open_clip"] = "transformer"
@@ -112,11 +119,6 @@ class TextTowerConfig:
         _check_lock("model.text", self.lock, self.unlock_last)
         _require(self.kind == "transformer" or bool(self.name), f"model.text.kind={self.kind} needs model.text.name")
         _require(self.pool != "cls" or self.kind == "huggingface", "model.text.pool=cls is for model.text.kind=huggingface")
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the whole tower is locked."""
-        return self.lock and self.unlock_last == 0
 
 
 @dataclass(frozen=True)

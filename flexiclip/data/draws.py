@@ -21,6 +21,7 @@ class Draw(IntEnum):
     AUGMENT = 4  # caption choice, crop and flip
     SUBSTITUTE = 5  # what replaces an unreadable sample
     SEQUENTIAL = 6  # shard order and shuffling of a sequential source
+    DROPOUT = 7  # torch's seed for a micro-batch
 
 
 def _bits(seed: int, purpose: Draw, place: tuple[int, ...]) -> np.random.PCG64:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flexiclip.config import ImageTowerConfig
 from flexiclip.config.schema import Size, pair
+from flexiclip.config.validate import valid_seqhw
 from flexiclip.errors import UserError
 from flexiclip.models.pi_resize import AxisResize, interpolation_matrix, pi_matrix
 from flexiclip.models.transformer import Block, MAPHead, init_weights
@@ -96,7 +97,7 @@ class FlexiViT(nn.Module):
         if any(g < 1 or side % g for side, g in zip(image_size, grid, strict=True)):
             asked = f"seqhw={seqhw}" if patch_size is None else f"patch_size={patch_size}"
             raise UserError(
-                f"{asked} does not divide an image of {image_size[0]}x{image_size[1]}; valid seqhw: {_sides(image_size)}"
+                f"{asked} does not divide an image of {image_size[0]}x{image_size[1]}; valid seqhw: {valid_seqhw(image_size)}"
             )
         return grid[0], grid[1]
 
@@ -124,7 +125,3 @@ def _resizers(config: ImageTowerConfig) -> tuple[AxisResize, AxisResize]:
 
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _sides(image_size: tuple[int, int]) -> list[int]:
-    return [d for d in _divisors(image_size[0]) if image_size[1] % d == 0]

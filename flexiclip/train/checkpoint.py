@@ -62,7 +62,7 @@ def save_checkpoint(
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}, aside / OPTIMIZER)
     (aside / STATE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
     replace_folder(aside, folder)
-    _write_whole(root / LATEST, folder.name + "\n")
+    write_whole(root / LATEST, folder.name + "\n")
     _publish(folder / "model", run / "model")
     for old in _complete(root)[:-keep_last]:
         if old.step != step:
@@ -104,7 +104,8 @@ def _publish(source: Path, target: Path) -> None:
     replace_folder(aside, target)
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside and put it in its place: no reader sees half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)

@@ -24,7 +24,7 @@ def train(config: Config, evaluators: Evaluators | None = None) -> None:
     ranks = start_ranks(config.engine.kind == "deepspeed", config.train.threads)
     try:
         with StopSignal() as stop:
-            run = set_up(config, ranks, evaluators is not None, ranks.say)
+            run = set_up(config, ranks, evaluators is not None)
             with Recorder(run, evaluators) as recorder:
                 _loop(run, recorder, stop)
     finally:

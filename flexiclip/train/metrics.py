@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from flexiclip.train.checkpoint import write_whole
+
 
 class JsonLines:
     """An append-only file of one JSON object a line, flushed line by line, cut back when a run resumes."""
@@ -16,9 +18,7 @@ class JsonLines:
         """resume_step: drop the lines whose `step` lies beyond it, and a last line that a crash cut short."""
         self.path = path
         kept = [row for row in read_lines(path) if resume_step is None or row["step"] <= resume_step]
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from flexiclip.config import Config, dump, to_dict
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoint import LATEST
+from flexiclip.train.checkpoint import LATEST, write_whole
 
 # What may change when a run goes on: where and how fast it runs, what it writes down. Everything else would make it another run.
 FREE = (
@@ -60,9 +60,7 @@ def prepare_run_folder(config: Config) -> None:
             number += 1
         run.rename(run.with_name(f"{run.name}.old-{number}"))
     run.mkdir(parents=True, exist_ok=True)
-    aside = run / ".config.yaml"
-    aside.write_text(dump(config), encoding="utf-8")
-    aside.replace(run / "config.yaml")
+    write_whole(run / "config.yaml", dump(config))
 
 
 def _is_free(key: str) -> bool:

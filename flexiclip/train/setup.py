@@ -30,8 +30,6 @@ from flexiclip.train.step import Stepper
 from flexiclip.train.text_features import compute_text_features
 from flexiclip.train.towers import LockedTowers, Towers
 
-Say = Callable[[str], None]
-
 
 @dataclass
 class Run:
@@ -70,7 +68,7 @@ class Run:
         )
 
 
-def set_up(config: Config, ranks: Ranks, evaluates: bool, say: Say) -> Run:
+def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     """Build a run, or go on with one that is there. Raises UserError for what the user must mend. Collective."""
     if config.train.global_batch_size % ranks.world:
         raise UserError(f"train.global_batch_size={config.train.global_batch_size} does not divide by the {ranks.world} ranks")
@@ -82,15 +80,15 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, say: Say) -> Run:
     ranks.barrier()
     checkpoint = find_checkpoint(folder, config.train.resume)
 
-    loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks, say))
+    loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))
     if checkpoint is not None:
         load_strictly(loaded.model, checkpoint.weights(), f"{checkpoint.folder}")
-        say(f"going on from {checkpoint.folder}")
+        ranks.say(f"going on from {checkpoint.folder}")
     loaded.model.to(ranks.device).train()
     bf16 = config.train.precision == "bf16"
     features = None
     if config.model.text_frozen and sources is not None:
-        features = compute_text_features(loaded, iter_captions(config.data), folder, ranks, bf16, say)
+        features = compute_text_features(loaded, iter_captions(config.data), folder, ranks, bf16)
     shadow = _shadow(loaded) if evaluates and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else None
     engine, scalars = _engine(loaded, config, ranks, bf16, checkpoint)
     stepper = Stepper(
@@ -119,14 +117,14 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, say: Say) -> Run:
     )
 
 
-def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None, ranks: Ranks, say: Say) -> Config:
+def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) -> Config:
     """The config with a tokenizer that exists: a sentencepiece model that nobody gave is trained on the training captions."""
     tokenizer = config.tokenizer
     if tokenizer.kind != "sentencepiece" or tokenizer.path is not None:
         return config
     path = folder / "tokenizer.model"
     if ranks.main and (checkpoint is None or not path.is_file()):  # one without a checkpoint may be another recipe's
-        say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
+        ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
         train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
     ranks.barrier()
     return replace(config, tokenizer=replace(tokenizer, path=str(path)))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexiclip.data.draws import Draw, below
 from flexiclip.train.engine import Engine
 from flexiclip.train.optim import ScalarOptimizer
 from flexiclip.train.ranks import Ranks
@@ -56,7 +57,7 @@ class Stepper:
 
         def embed(i: int) -> tuple[Tensor, Tensor]:
             """Dropout, where a tower has it, draws the same numbers in both passes and after a resume."""
-            torch.manual_seed(_mix(self.seed, step, self.ranks.rank, i))
+            torch.manual_seed(below(1 << 63, self.seed, Draw.DROPOUT, step, self.ranks.rank, i))
             return self.engine.embed(*micro[i], seqhw, last=i == len(micro) - 1)
 
         with torch.set_grad_enabled(single):
@@ -80,14 +81,3 @@ class Stepper:
         loss = self.loss(zimg, ztxt, *scalars, caption_ids=caption_ids if self.mask_identical else None)
         dzimg, dztxt, *dscalars = torch.autograd.grad(loss, [zimg, ztxt, *scalars])
         return loss.detach(), dzimg, dztxt, list(dscalars)
-
-
-def _mix(*numbers: int) -> int:
-    """A 63-bit seed from several numbers (splitmix64's finaliser, folded)."""
-    state = 0
-    for number in numbers:
-        state = (state ^ number) + 0x9E3779B97F4A7C15 & (1 << 64) - 1
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & (1 << 64) - 1
-        state ^= state >> 31
-    return state >> 1

@@ -8,7 +8,7 @@ tower's weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ MAX_BYTES = 2 << 30
 
 
 def compute_text_features(
-    loaded: LoadedModel, captions: Iterable[str], folder: Path, ranks: Ranks, bf16: bool, say: Callable[[str], None]
+    loaded: LoadedModel, captions: Iterable[str], folder: Path, ranks: Ranks, bf16: bool
 ) -> TextFeatures | None:
     """Features of every distinct caption, or None when they would take more than MAX_BYTES. Collective."""
     tower = loaded.model.text_tower
@@ -36,13 +36,13 @@ def compute_text_features(
     for caption in captions:
         distinct[caption_id(caption)] = caption
         if len(distinct) > limit:
-            say(f"more than {limit} distinct captions: the locked text tower runs in every step")
+            ranks.say(f"more than {limit} distinct captions: the locked text tower runs in every step")
             return None
     ids = torch.tensor(sorted(distinct), dtype=torch.int64)
     path = folder / f"text_features-{_key(ids, tower, bf16)}.safetensors"
     if not ranks.agree(not path.is_file())[0]:  # all ranks read it, or all compute it
         return TextFeatures(ids, load_file(path)["rows"])
-    say(f"computing the locked text tower's features of {len(ids)} captions")
+    ranks.say(f"computing the locked text tower's features of {len(ids)} captions")
     rows = _encode(loaded, [distinct[i] for i in ids.tolist()], ranks, bf16)
     if ranks.main:
         aside = path.with_suffix(".tmp")
