@@ -194,9 +194,14 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = False  # horizontal, with probability 1/2; off because captions may say left and right
     index_cache: str | None = None  # folder for shard indices; default: beside the shard, else a user cache folder
+    read_attempts: int = 4  # of a read that fails, waiting longer each time; after them the sample is replaced
+    read_timeout_s: float = 60.0  # seconds that one attempt at a remote read may take
+    stall_s: float = 300.0  # seconds without a batch after which the run says what its workers are at
+    max_bad_fraction: float = 0.1  # of the samples read that cannot be used: a larger share ends the run
 
     def __post_init__(self) -> None:
-        _positive("data", self, "window_shards", "prefetch")
+        _positive("data", self, "window_shards", "prefetch", "read_attempts", "read_timeout_s", "stall_s")
+        _require(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie between 0 and 1")
         _require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
         _require(bool(self.captions), "data.captions is empty: name a member such as txt, or json:caption")
         low, high = self.crop_scale
@@ -270,16 +275,29 @@ class TrainConfig:
     steps: Duration = parse_duration(1000)
     global_batch_size: int = 256
     micro_batch_size: int | None = None  # samples a rank encodes at once; default: the whole local batch
+    micro_tokens: int | None = None  # or image tokens a rank encodes at once: shorter lengths take larger micro-batches
+    activation_checkpointing: bool = False  # recompute a block's activations in backward: less memory, a third more time
+    compile: bool = False  # torch.compile of each block, for all lengths at once
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # what a step with a NaN or Inf loss or gradient does
     precision: Literal["fp32", "bf16"] = "bf16"
     log_every: Duration = parse_duration(10)
     save_every: Duration = parse_duration("10 minutes")
+    save_in_background: bool = True  # write checkpoints while training goes on; costs a copy of them in memory
+    checkpoint_dir: str | None = None  # a folder or fsspec URL (s3://...); default: RUN_DIR/checkpoints
     keep_last: int = 2  # checkpoints kept
+    keep_every: Duration | None = None  # and one every so often for good
     resume: str = "auto"  # auto | never | a checkpoint folder
     threads: int | None = None  # torch threads a rank on CPU; default: cores / local ranks
+    rank_timeout_s: float = 40.0  # seconds without a sign of life after which a rank is lost and the others leave
     log_samples: bool = False  # write samples.jsonl: the samples and the length of every step
 
     def __post_init__(self) -> None:
-        _positive("train", self, "global_batch_size", "micro_batch_size", "keep_last", "threads")
+        _positive("train", self, "global_batch_size", "micro_batch_size", "micro_tokens", "keep_last", "threads")
+        _positive("train", self, "rank_timeout_s")
+        _require(
+            self.micro_batch_size is None or self.micro_tokens is None,
+            "train.micro_batch_size and train.micro_tokens both say how much is encoded at once: give one of them",
+        )
 
 
 @dataclass(frozen=True)
@@ -288,6 +306,7 @@ class EngineConfig:
 
     kind: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # kept in host memory; parameters: stage 3, optimiser as well
     deepspeed: dict[str, Any] = field(default_factory=dict)  # merged over the DeepSpeed config that we generate
 
 

@@ -26,7 +26,7 @@ from flexiclip.train.engine import Engine, TorchEngine
 from flexiclip.train.optim import ScalarOptimizer
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.run_folder import check_run_folder, prepare_run_folder
-from flexiclip.train.step import Stepper
+from flexiclip.train.step import Stepper, micro_batches
 from flexiclip.train.text_features import compute_text_features
 from flexiclip.train.towers import LockedTowers, Towers
 
@@ -97,7 +97,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         scalars=scalars,
         loss=LOSSES[config.loss.kind],
         mask_identical=config.loss.mask_identical,
-        micro_batch=config.train.micro_batch_size or config.train.global_batch_size // ranks.world,
+        micro_batch=micro_batches(config.train, ranks.world),
         seed=config.seed,
         ranks=ranks,
     )

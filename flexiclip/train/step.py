@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flexiclip.config import TrainConfig
 from flexiclip.data.draws import Draw, below
 from flexiclip.train.engine import Engine
 from flexiclip.train.optim import ScalarOptimizer
@@ -45,13 +46,15 @@ class Stepper:
     scalars: ScalarOptimizer
     loss: LossFunction
     mask_identical: bool
-    micro_batch: int
+    micro_batch: Callable[[int], int]
+    """seqhw -> samples encoded at once, the same on every rank."""
     seed: int
     ranks: Ranks
 
     def __call__(self, inputs: Inputs, seqhw: int, step: int, lr: float) -> tuple[float, float]:
         """Take one step; returns the loss before it and the norm of the towers' gradients."""
-        rows = [slice(i, i + self.micro_batch) for i in range(0, len(inputs.images), self.micro_batch)]
+        size = self.micro_batch(seqhw)
+        rows = [slice(i, i + size) for i in range(0, len(inputs.images), size)]
         micro = [self.locked(inputs.images[r], inputs.tokens[r], inputs.caption_ids[r], seqhw) for r in rows]
         single = len(micro) == 1
 
@@ -81,3 +84,12 @@ class Stepper:
         loss = self.loss(zimg, ztxt, *scalars, caption_ids=caption_ids if self.mask_identical else None)
         dzimg, dztxt, *dscalars = torch.autograd.grad(loss, [zimg, ztxt, *scalars])
         return loss.detach(), dzimg, dztxt, list(dscalars)
+
+
+def micro_batches(train: TrainConfig, world: int) -> Callable[[int], int]:
+    """seqhw -> samples that a rank encodes at once: a fixed number, what a budget of image tokens holds, or its whole share."""
+    local = train.global_batch_size // world
+    if train.micro_tokens is not None:
+        budget = train.micro_tokens
+        return lambda seqhw: min(local, max(1, budget // seqhw**2))
+    return lambda _: train.micro_batch_size or local

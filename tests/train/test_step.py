@@ -48,7 +48,7 @@ def stepper_of(model: FlexiCLIP, config: Config, micro_batch: int) -> Stepper:
         scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
         loss=LOSSES[config.loss.kind],
         mask_identical=False,
-        micro_batch=micro_batch,
+        micro_batch=lambda _: micro_batch,
         seed=0,
         ranks=ALONE,
     )
