@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from flexiclip.errors import UserError
+from flexiclip.errors import RunError, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. 0: done; 2: the user's mistake, said in one line on stderr; 1: anything else."""
+    """Run one command. 0: done; 2: the user's mistake, said in one line on stderr; 1: anything else.
+
+    A RunError is said in one line as well.
+    """
     # OpenMP threads that spin at every barrier starve the data workers wherever cores are few or shared; must precede torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from flexiclip.cli import run
@@ -19,6 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"flexiclip: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"flexiclip: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("flexiclip: interrupted", file=sys.stderr)
         return 130
