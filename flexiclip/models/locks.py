@@ -12,6 +12,7 @@ from torch import nn
 
 from flexiclip.config import ImageTowerConfig, TextTowerConfig
 from flexiclip.errors import UserError
+from flexiclip.models.blocks import blocks_of
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,12 @@ def lock_of(tower: nn.Module, config: ImageTowerConfig | TextTowerConfig, where:
     return Lock(tower, (*blocks[-config.unlock_last :], *after))
 
 
-def _stack(tower: nn.Module, where: str) -> tuple[nn.ModuleList, list[nn.Module]]:
+def _stack(tower: nn.Module, where: str) -> tuple[list[nn.Module], list[nn.Module]]:
     """The tower's blocks, and the modules that follow the last of them."""
     if isinstance(getattr(tower, "blocks", None), nn.ModuleList):  # FlexiViT and TextTransformer
         after = [part for part in (tower.norm, tower.map_head) if isinstance(part, nn.Module)]
-        return tower.blocks, after  # type: ignore[return-value]
-    depth = getattr(getattr(getattr(tower, "encoder", None), "config", None), "num_hidden_layers", None)
-    stacks = [module for module in tower.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
-    if len(stacks) != 1:
+        return blocks_of(tower), after
+    blocks = blocks_of(tower) if hasattr(tower, "encoder") else []  # what follows an open_clip tower's blocks is not known
+    if not blocks:
         raise UserError(f"{where}.unlock_last: the blocks of this tower are not known; import it with flexiclip import first")
-    return stacks[0], []
+    return blocks, []

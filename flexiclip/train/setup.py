@@ -21,6 +21,7 @@ from flexiclip.errors import UserError
 from flexiclip.losses import LOSSES
 from flexiclip.models.flops import image_tower_flops
 from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate
+from flexiclip.train.blocks import recompute_blocks
 from flexiclip.train.checkpoint import Checkpoint, find_checkpoint
 from flexiclip.train.engine import Engine, TorchEngine
 from flexiclip.train.optim import ScalarOptimizer
@@ -135,6 +136,9 @@ def _engine(
 ) -> tuple[Engine, ScalarOptimizer]:
     model = loaded.model
     towers = Towers(model, bf16)
+    if config.train.activation_checkpointing:
+        for tower in towers.trained():
+            recompute_blocks(tower)
     scalars = ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max)
     engine: Engine
     if config.engine.kind == "deepspeed":
