@@ -4,17 +4,18 @@ One mode and no flags. In a distributed run each rank hands in its own rows, eve
 gradients are those of that loss with respect to this rank's rows and to the scalars, exactly as one process would compute them
 from all rows. (An engine that averages gradients over ranks must therefore multiply by the number of ranks; train/step.py does.)
 
-Method. Rank r holds its b image rows and all N gathered captions. The b x N block of logits that it visits, a tile of columns at
-a time, gives everything: the normalisers of its images directly, those of the captions after one exchange of N partial sums,
-dzimg directly and dztxt after one reduction. No tile outlives its visit, so memory is b x tile; the second visit recomputes the
-logits (as in Inf-CL, arXiv 2410.17243, and DisCo-CLIP, arXiv 2304.08480). Gradients are formed in forward, where the embeddings
-are at hand.
+Method. Rank r holds its b image rows and all N gathered captions. The b x N block of logits, visited tile by tile, gives
+everything: the normalisers of its images directly, those of the captions after one exchange of N partial sums, dzimg directly
+and dztxt after one reduction. Every tile is written over the one before, so the logits take the memory of one tile whatever the
+batch, and on a CPU they stay in its cache; the second visit recomputes them (as in Inf-CL, arXiv 2410.17243, and DisCo-CLIP,
+arXiv 2304.08480). Gradients are formed in forward, where the embeddings are at hand. `scripts/bench/losses.py` measures it.
 
-Shapes: b local rows, N global rows, T tile columns, D joint space.
+Shapes: b local rows, N global rows, R x T a tile, D joint space.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE_ELEMENTS = 1 << 22
-"""Logits held at once unless `tile` is given: 16 MB in float32."""
+CPU_TILE, GPU_TILE = 1 << 20, 1 << 24
+"""Logits of a tile unless `tile` is given. 4 MB in float32 fit a CPU's cache; a GPU wants fewer and larger products (64 MB)."""
 
 
 def softmax_loss(
@@ -35,7 +36,8 @@ def softmax_loss(
     """InfoNCE in both directions, averaged: the loss of CLIP, LiT and big_vision's bidirectional_contrastive_loss.
 
     zimg, ztxt: [b, D] unit rows of this rank, row i of one belongs to row i of the other; every rank has the same b. logit_scale:
-    [1] or 0-D, a log. caption_ids: [b] int64; rows with equal ids are not each other's negatives. tile: columns visited at once.
+    [1] or 0-D, a log. caption_ids: [b] int64; rows with equal ids are not each other's negatives. tile: rows and columns
+    visited at once.
     Returns the 0-D loss over the global batch, in float32 or wider. Differentiable once, in zimg, ztxt and logit_scale. Raises
     ValueError for other shapes.
     """
@@ -63,8 +65,25 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"softmax": softmax_loss, "sigmoid": 
 
 
 @dataclass
+class _Tile:
+    """A tile of the logits, and where it lies: rows of this rank's images, columns of all captions."""
+
+    rows: slice
+    columns: slice
+    logits: Tensor  # [R, T], overwritten by the next visit; masked pairs are -inf
+    positives: Tensor  # a view of the true pairs in it
+    spare: Tensor  # [R, T], to work in
+
+    def logsumexp(self, dim: int) -> Tensor:
+        """Over the rows (0) or the columns (1) of the tile; -inf where all are masked. torch's own would allocate a tile."""
+        highest = self.logits.amax(dim, keepdim=True).clamp_(min=torch.finfo(self.logits.dtype).min)
+        torch.sub(self.logits, highest, out=self.spare).exp_()
+        return self.spare.sum(dim).log_().add_(highest.squeeze(dim))
+
+
+@dataclass
 class _Block:
-    """This rank's images against all captions: logits = scale * zimg @ ztxt^T + bias, visited in tiles of columns."""
+    """This rank's images against all captions: logits = scale * zimg @ ztxt^T + bias, visited in tiles."""
 
     zimg: Tensor  # [b, D]
     ztxt: Tensor  # [N, D]
@@ -72,32 +91,51 @@ class _Block:
     bias: Tensor | None
     ids: tuple[Tensor, Tensor] | None  # [b] and [N]
     first: int  # global index of the first local row
-    tile: int
+    tile: tuple[int, int]
 
-    def tiles(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(columns, logits [b, T], positives): a view of the true pairs' logits in the tile. Masked pairs are -inf."""
-        rows = len(self.zimg)
-        for start in range(0, len(self.ztxt), self.tile):
-            columns = slice(start, min(start + self.tile, len(self.ztxt)))
-            logits = torch.mm(self.zimg, self.ztxt[columns].T).mul_(self.scale)
-            if self.bias is not None:
-                logits += self.bias
-            low, high = max(start, self.first), min(columns.stop, self.first + rows)
-            inside = logits[low - self.first : high - self.first, low - start : high - start] if low < high else logits[:0, :0]
-            positives = inside.diagonal()
-            if self.ids is not None:
-                kept = positives.clone()
-                logits.masked_fill_(self.ids[0][:, None] == self.ids[1][None, columns], -torch.inf)
-                positives.copy_(kept)
-            yield columns, logits, positives
+    def tiles(self) -> Iterator[_Tile]:
+        """Every tile once, columns running fastest."""
+        local, total = len(self.zimg), len(self.ztxt)
+        buffers = self.zimg.new_empty(2, min(self.tile[0], local) * min(self.tile[1], total))
+        for top in range(0, local, self.tile[0]):
+            for left in range(0, total, self.tile[1]):
+                rows, columns = slice(top, min(top + self.tile[0], local)), slice(left, min(left + self.tile[1], total))
+                shape = rows.stop - top, columns.stop - left
+                logits, spare = (buffer[: shape[0] * shape[1]].view(shape) for buffer in buffers)
+                torch.mm(self.zimg[rows], self.ztxt[columns].T, out=logits).mul_(self.scale)
+                if self.bias is not None:
+                    logits += self.bias
+                positives = self._positives(logits, rows, columns)
+                if self.ids is not None:
+                    kept = positives.clone()
+                    logits.masked_fill_(self.ids[0][rows, None] == self.ids[1][None, columns], -torch.inf)
+                    positives.copy_(kept)
+                yield _Tile(rows, columns, logits, positives, spare)
 
-    def gradients(self, tiles: Iterator[tuple[slice, Tensor]]) -> tuple[Tensor, Tensor]:
-        """dzimg [b, D] and this rank's share of dztxt [N, D], from tiles of dloss/dlogits."""
-        dzimg, dztxt = torch.zeros_like(self.zimg), torch.empty_like(self.ztxt)
-        for columns, dlogits in tiles:
-            dzimg.addmm_(dlogits, self.ztxt[columns])
-            torch.mm(dlogits.T, self.zimg, out=dztxt[columns])
+    def _positives(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
+        """The view of a tile's true pairs: local row i belongs to column first + i."""
+        low, high = max(columns.start, self.first + rows.start), min(columns.stop, self.first + rows.stop)
+        if low >= high:
+            return logits[:0, :0].diagonal()
+        top, left = low - self.first - rows.start, low - columns.start
+        return logits[top : top + high - low, left : left + high - low].diagonal()
+
+    def gradients(self, tiles: Iterator[_Tile]) -> tuple[Tensor, Tensor]:
+        """dzimg [b, D] and this rank's share of dztxt [N, D], from tiles whose logits have become dloss/dlogits."""
+        dzimg, dztxt = torch.zeros_like(self.zimg), torch.zeros_like(self.ztxt)
+        for tile in tiles:
+            dzimg[tile.rows].addmm_(tile.logits, self.ztxt[tile.columns])
+            dztxt[tile.columns].addmm_(tile.logits.T, self.zimg[tile.rows])
         return dzimg.mul_(self.scale), dztxt.mul_(self.scale)
+
+
+def _tile_shape(local: int, device: torch.device, tile: int | None) -> tuple[int, int]:
+    """(rows, columns) of a tile: square, which costs the fewest reads, or wider where a rank has few rows."""
+    if tile is not None:
+        return tile, tile
+    elements = CPU_TILE if device.type == "cpu" else GPU_TILE
+    rows = min(max(1, local), math.isqrt(elements))
+    return rows, elements // rows
 
 
 Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -107,24 +145,25 @@ Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 def _softmax(block: _Block, needs_grad: bool) -> Result:
     local, total = len(block.zimg), len(block.ztxt)
     image_norm = block.zimg.new_full((local,), -torch.inf)
-    text_norm = block.zimg.new_empty(total)
+    text_norm = block.zimg.new_full((total,), -torch.inf)
     positives_sum = block.zimg.new_zeros(())
-    for columns, logits, positives in block.tiles():
-        image_norm = torch.logaddexp(image_norm, logits.logsumexp(dim=1))
-        text_norm[columns] = logits.logsumexp(dim=0)
-        positives_sum += positives.sum()
+    for tile in block.tiles():
+        for norm, part, dim in ((image_norm, tile.rows, 1), (text_norm, tile.columns, 0)):
+            torch.logaddexp(norm[part], tile.logsumexp(dim), out=norm[part])
+        positives_sum += tile.positives.sum()
     text_norm = torch.stack(_gather(text_norm)).logsumexp(dim=0)
     own = text_norm[block.first : block.first + local]
     loss = (image_norm.sum() + own.sum() - 2 * positives_sum) / (2 * total)
     if not needs_grad:
         return loss, None, None, None
 
-    def dlogits() -> Iterator[tuple[slice, Tensor]]:
-        for columns, logits, positives in block.tiles():
-            by_text = (logits - text_norm[columns]).exp_()
-            logits.sub_(image_norm[:, None]).exp_().add_(by_text)
-            positives.sub_(2)  # a view of logits: the true pairs
-            yield columns, logits.div_(2 * total)
+    def dlogits() -> Iterator[_Tile]:
+        for tile in block.tiles():
+            by_text = torch.sub(tile.logits, text_norm[tile.columns], out=tile.spare).exp_()
+            tile.logits.sub_(image_norm[tile.rows, None]).exp_().add_(by_text)
+            tile.positives.sub_(2)
+            tile.logits.div_(2 * total)
+            yield tile
 
     return loss, *block.gradients(dlogits()), None
 
@@ -133,14 +172,15 @@ def _sigmoid(block: _Block, needs_grad: bool) -> Result:
     total = len(block.ztxt)
     loss, dbias = block.zimg.new_zeros(()), block.zimg.new_zeros(())
 
-    def dlogits() -> Iterator[tuple[slice, Tensor]]:
-        for columns, logits, positives in block.tiles():
+    def dlogits() -> Iterator[_Tile]:
+        for tile in block.tiles():
             # -log sigmoid(-x) for every pair; on the diagonal softplus(-x) = softplus(x) - x stands in its place.
-            loss.add_(F.softplus(logits).sum() - positives.sum())
-            dlogits = logits.sigmoid_()
-            positives.sub_(1)
-            dbias.add_(dlogits.sum())
-            yield columns, dlogits.div_(total)
+            loss.add_(F.softplus(tile.logits).sum() - tile.positives.sum())
+            tile.logits.sigmoid_()
+            tile.positives.sub_(1)
+            dbias.add_(tile.logits.sum())
+            tile.logits.div_(total)
+            yield tile
 
     if needs_grad:
         dzimg, dztxt = block.gradients(dlogits())
@@ -171,12 +211,12 @@ class _GlobalLoss(torch.autograd.Function):
             local = len(zimg)
             block = _Block(
                 zimg=zimg.detach().to(dtype),
-                ztxt=torch.cat(_gather(ztxt.detach().to(dtype))),
+                ztxt=_all_rows(ztxt.detach().to(dtype)),
                 scale=logit_scale.detach().to(dtype).exp().reshape(()),
                 bias=None if logit_bias is None else logit_bias.detach().to(dtype).reshape(()),
-                ids=None if caption_ids is None else (caption_ids, torch.cat(_gather(caption_ids))),
+                ids=None if caption_ids is None else (caption_ids, _all_rows(caption_ids)),
                 first=_rank() * local,
-                tile=tile or max(1, TILE_ELEMENTS // max(1, local)),
+                tile=_tile_shape(local, zimg.device, tile),
             )
             loss, dzimg, dztxt, dbias = kernel(block, any(ctx.needs_input_grad))
             if dzimg is None or dztxt is None:
@@ -223,6 +263,12 @@ def _gather(x: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(x) for _ in range(_world())]
     dist.all_gather(parts, x)
     return parts
+
+
+def _all_rows(x: Tensor) -> Tensor:
+    """The rows of all ranks, in order of rank; one rank's own are not copied."""
+    parts = _gather(x)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _sum(x: Tensor) -> Tensor:
