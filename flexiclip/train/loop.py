@@ -11,7 +11,6 @@ import time
 
 from flexiclip.config import Config
 from flexiclip.data.batch import Batch
-from flexiclip.data.images import normalize
 from flexiclip.train.ranks import start_ranks, stop_ranks
 from flexiclip.train.recorder import Evaluators, Recorder
 from flexiclip.train.setup import Run, set_up
@@ -58,6 +57,5 @@ def _loop(run: Run, recorder: Recorder, stop: StopSignal) -> None:
 
 
 def _inputs(run: Run, batch: Batch) -> Inputs:
-    device, preprocess = run.ranks.device, run.config.model.preprocess
-    images = normalize(batch.images.to(device, non_blocking=True), preprocess.mean, preprocess.std)
-    return Inputs(images, batch.tokens.to(device, non_blocking=True), batch.caption_ids.to(device, non_blocking=True))
+    """Images stay uint8 until they are encoded (towers.py)."""
+    return Inputs(*(x.to(run.ranks.device, non_blocking=True) for x in (batch.images, batch.tokens, batch.caption_ids)))

@@ -32,7 +32,7 @@ LossFunction = Callable[..., Tensor]
 class Inputs:
     """A rank's share of a global batch on its device."""
 
-    images: Tensor  # [b, 3, H, W] float32, normalised
+    images: Tensor  # [b, 3, H, W] uint8
     tokens: Tensor  # [b, L] int64
     caption_ids: Tensor  # [b] int64
 

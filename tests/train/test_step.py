@@ -57,8 +57,13 @@ def stepper_of(model: FlexiCLIP, config: Config, micro_batch: int) -> Stepper:
 @pytest.fixture
 def inputs(make: Make) -> Inputs:
     captions = [sample(number)["txt"].decode() for number in range(BATCH)]
-    images = torch.randn(BATCH, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(256, (BATCH, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Inputs(images, make()[0].tokenizer(captions), torch.arange(BATCH))
+
+
+def normalized(images: Tensor) -> Tensor:
+    """0..255 -> -1..1, which is the recipe's mean and standard deviation of a half."""
+    return images / 127.5 - 1
 
 
 def plain_loss(model: FlexiCLIP, zimg: Tensor, ztxt: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ def assert_equal_to_plain(stepper: Stepper, model: FlexiCLIP, plain: FlexiCLIP, 
 def test_any_micro_batch_is_the_whole_batch(make: Make, inputs: Inputs, micro_batch: int, overrides: tuple[str, ...]) -> None:
     loaded, config = make(*overrides)
     plain = copy.deepcopy(loaded.model)
-    expected = plain_loss(plain, *plain(inputs.images, inputs.tokens, SEQHW))
+    expected = plain_loss(plain, *plain(normalized(inputs.images), inputs.tokens, SEQHW))
     expected.backward()
 
     stepper = stepper_of(loaded.model, config, micro_batch)
@@ -139,7 +144,7 @@ def test_the_second_pass_sees_the_masks_of_the_first(make: Make, inputs: Inputs)
     for i, state in enumerate(states[:3]):  # one graph over the three, under the random states that the step used
         torch.set_rng_state(state)
         rows = slice(4 * i, 4 * i + 4)
-        halves.append(plain(inputs.images[rows], inputs.tokens[rows], SEQHW))
+        halves.append(plain(normalized(inputs.images[rows]), inputs.tokens[rows], SEQHW))
     zimg, ztxt = (torch.cat(half) for half in zip(*halves, strict=True))
     expected = plain_loss(plain, zimg, ztxt)
     expected.backward()
