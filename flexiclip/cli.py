@@ -148,10 +148,9 @@ def _eval(arguments: argparse.Namespace) -> None:
     from flexiclip_eval import evaluate_suites
     from flexiclip_eval.foreign import PREFIX, load_open_clip
 
-    from flexiclip.train.ranks import start_ranks, stop_ranks
+    from flexiclip.train.ranks import joined_ranks
 
-    start_ranks(process_group=False)
-    try:
+    with joined_ranks(process_group=False):
         device = _device(arguments.device)
         if arguments.model.startswith(PREFIX):
             loaded = load_open_clip(arguments.model, device)
@@ -169,8 +168,6 @@ def _eval(arguments: argparse.Namespace) -> None:
             source=arguments.model,
             workers=arguments.workers,
         )
-    finally:
-        stop_ranks()
 
 
 def _import(arguments: argparse.Namespace) -> None:

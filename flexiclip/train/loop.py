@@ -11,7 +11,7 @@ import time
 
 from flexiclip.config import Config
 from flexiclip.data.batch import Batch
-from flexiclip.train.ranks import start_ranks, stop_ranks
+from flexiclip.train.ranks import joined_ranks
 from flexiclip.train.recorder import Evaluators, Recorder
 from flexiclip.train.setup import Run, set_up
 from flexiclip.train.signals import StopSignal
@@ -20,14 +20,11 @@ from flexiclip.train.step import Inputs
 
 def train(config: Config, evaluators: Evaluators | None = None) -> None:
     """Train a recipe to its end, or until SIGINT or SIGTERM, which save first. evaluators: model -> metrics, on every rank."""
-    ranks = start_ranks(config.engine.kind == "deepspeed", config.train.threads)
-    try:
-        with StopSignal() as stop:
-            run = set_up(config, ranks, evaluators is not None)
-            with Recorder(run, evaluators) as recorder:
-                _loop(run, recorder, stop)
-    finally:
-        stop_ranks()
+    group = config.engine.kind == "deepspeed"
+    with joined_ranks(group, config.train.threads, config.train.rank_timeout_s) as ranks, StopSignal() as stop:
+        run = set_up(config, ranks, evaluators is not None)
+        with Recorder(run, evaluators) as recorder:
+            _loop(run, recorder, stop)
 
 
 def _loop(run: Run, recorder: Recorder, stop: StopSignal) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from flexiclip.errors import RunError
+from flexiclip.train.heartbeat import JOIN_S, Heartbeat
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -57,29 +62,59 @@ class Ranks:
             dist.barrier(group=self.control)
 
 
-def start_ranks(process_group: bool, threads: int | None = None) -> Ranks:
-    """Join the run. process_group: make one even for a single process, as DeepSpeed needs. threads: torch threads on CPU."""
+@contextmanager
+def joined_ranks(
+    process_group: bool, threads: int | None = None, rank_timeout_s: float = 40.0, patience_s: float = 0.0
+) -> Iterator[Ranks]:
+    """Join the run for the time of a block. When a rank is lost the others leave the block by a RunError that names it.
+
+    process_group: make one even for a single process, as DeepSpeed needs. threads: torch threads on CPU. rank_timeout_s: see
+    heartbeat.py. patience_s: seconds that a rank may keep the others waiting without being at fault, beyond TIMEOUT.
+    Raises RunError when the ranks do not come together.
+    """
     if "WORLD_SIZE" not in os.environ:  # a plain process; DeepSpeed would look for MPI
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
         os.environ.update({**{name: str(value) for name, value in alone.items()}, "MASTER_PORT": str(_free_port())})
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    else:
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)  # torchrun, deepspeed
-        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
-    if (process_group or world > 1) and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
-    control = dist.new_group(backend="gloo") if world > 1 else None
-    return Ranks(rank, world, local_rank, device, control)
+    device = _device(local_rank, world, threads)
+    timeout = max(TIMEOUT, timedelta(seconds=patience_s))
+    if world == 1:
+        if process_group:
+            dist.init_process_group(_backend(device), timeout=timeout)
+        try:
+            yield Ranks(rank, world, local_rank, device)
+        finally:
+            if process_group:
+                dist.destroy_process_group()
+        return
+    store = _meet(rank)
+    with Heartbeat(store, rank, world, rank_timeout_s):
+        dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world, timeout=timeout)
+        yield Ranks(rank, world, local_rank, device, dist.new_group(backend="gloo", timeout=timeout))
+    dist.destroy_process_group()  # not after an error: it would wait for collectives that nobody completes
 
 
-def stop_ranks() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def _device(local_rank: int, world: int, threads: int | None) -> torch.device:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)  # torchrun, deepspeed
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
+    return torch.device("cpu")
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _meet(rank: int) -> Any:
+    """The store that all ranks share, at MASTER_ADDR:MASTER_PORT."""
+    try:
+        return next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))[0]
+    except (dist.DistError, TimeoutError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"rank {rank} does not meet the other ranks at {place} (MASTER_ADDR, MASTER_PORT): {reason}") from None
 
 
 def _free_port() -> int:
