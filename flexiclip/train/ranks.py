@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from flexiclip.errors import RunError
 from flexiclip.train.heartbeat import JOIN_S, Heartbeat
+from flexiclip.train.hosts import check_address
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -70,7 +71,7 @@ def joined_ranks(
 
     process_group: make one even for a single process, as DeepSpeed needs. threads: torch threads on CPU. rank_timeout_s: see
     heartbeat.py. patience_s: seconds that a rank may keep the others waiting without being at fault, beyond TIMEOUT.
-    Raises RunError when the ranks do not come together.
+    Raises RunError when the ranks do not come together, UserError when this host has no address for the others.
     """
     if "WORLD_SIZE" not in os.environ:  # a plain process; DeepSpeed would look for MPI
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
@@ -87,6 +88,8 @@ def joined_ranks(
             if process_group:
                 dist.destroy_process_group()
         return
+    if _local_world(world) < world:
+        check_address()
     store = _meet(rank)
     with Heartbeat(store, rank, world, rank_timeout_s):
         dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world, timeout=timeout)
@@ -98,9 +101,13 @@ def _device(local_rank: int, world: int, threads: int | None) -> torch.device:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)  # torchrun, deepspeed
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_world))
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // _local_world(world)))
     return torch.device("cpu")
+
+
+def _local_world(world: int) -> int:
+    """Ranks on this host, as torchrun or deepspeed counts them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
 
 
 def _backend(device: torch.device) -> str:

@@ -24,6 +24,7 @@ from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate
 from flexiclip.train.blocks import recompute_blocks
 from flexiclip.train.checkpoint import Checkpoint, find_checkpoint
 from flexiclip.train.engine import Engine, TorchEngine
+from flexiclip.train.hosts import check_shared_folder, share_file
 from flexiclip.train.optim import ScalarOptimizer
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.run_folder import check_run_folder, prepare_run_folder
@@ -78,7 +79,10 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     folder = check_run_folder(config)
     if ranks.main:
         prepare_run_folder(config)
-    ranks.barrier()
+    if "://" in (config.train.checkpoint_dir or ""):  # each host may then have a run folder of its own
+        ranks.barrier()
+    else:
+        check_shared_folder(folder, ranks)
     checkpoint = find_checkpoint(folder, config.train.resume)
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))
@@ -127,7 +131,7 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
     if ranks.main and (checkpoint is None or not path.is_file()):  # one without a checkpoint may be another recipe's
         ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
         train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
-    ranks.barrier()
+    share_file(path, ranks)
     return replace(config, tokenizer=replace(tokenizer, path=str(path)))
 
 

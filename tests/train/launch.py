@@ -143,14 +143,15 @@ class Command:
         """`python -m flexiclip train ARGV` in every rank."""
         port = free_port()
         for rank in range(world):
-            self._start([sys.executable, "-m", "flexiclip", "train", *argv], f"{log}.{rank}", rank_environment(rank, world, port))
+            self.start([sys.executable, "-m", "flexiclip", "train", *argv], f"{log}.{rank}", rank_environment(rank, world, port))
 
     def torchrun(self, world: int, log: Path, *argv: str) -> None:
         """`torchrun --nproc-per-node WORLD -m flexiclip ARGV`."""
         launcher = ["torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())]
-        self._start([sys.executable, "-m", *launcher, "-m", "flexiclip", *argv], str(log), ENVIRONMENT)
+        self.start([sys.executable, "-m", *launcher, "-m", "flexiclip", *argv], str(log), ENVIRONMENT)
 
-    def _start(self, command: list[str], log: str, environment: dict[str, str]) -> None:
+    def start(self, command: list[str], log: str, environment: dict[str, str]) -> None:
+        """Any command, under our own environment and the given one, its output in LOG."""
         with open(log, "w") as file:
             self.started.append(
                 subprocess.Popen(

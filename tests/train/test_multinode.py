@@ -1,0 +1,117 @@
+"""Two hosts train as one process does, started by scripts/launch, and what becomes of a host when the other is lost.
+
+The hosts are network namespaces of this machine (namespaces.py); where they are refused, the tests skip and say why.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from alike import assert_same_training, assert_same_weights
+from launch import Command, Trained
+from namespaces import Host, kill_children, two_hosts
+
+LAUNCH = Path(__file__).parents[2] / "scripts" / "launch"
+PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+Hosts = tuple[Host, Host]
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    """Two hosts, gone after the test."""
+    context = two_hosts()
+    try:
+        pair = context.__enter__()
+    except OSError as refusal:
+        pytest.skip(f"two hosts need network namespaces, which this machine refuses: {refusal}")
+    try:
+        yield pair
+    finally:
+        context.__exit__(None, None, None)
+
+
+def torchrun(hosts: Hosts, nnodes: str = "2") -> dict[str, str]:
+    """What torchrun.sh is told on each host, besides its own address."""
+    return {"NNODES": nnodes, "RDZV_ENDPOINT": f"{hosts[0].address}:29500", "NPROC_PER_NODE": "1", "MAX_RESTARTS": "0", **PATH}
+
+
+def assert_ended(codes: list[int], *logs: Path) -> None:
+    assert codes == [0] * len(logs), "".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
+
+
+def slurm_command(hosts: Hosts, recipe: list[str]) -> tuple[dict[str, str], list[str]]:
+    """What slurm.sh would hand to srun: the variables it exports, and the command of each host."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "HEAD_ADDR": hosts[0].address, "LAUNCH_DIR": str(LAUNCH)}
+    command = ["env", "FLEXICLIP_DRY_RUN=1", "bash", str(LAUNCH / "slurm.sh"), *recipe]
+    words = shlex.split(subprocess.run(command, env={**os.environ, **job}, capture_output=True, text=True, check=True).stdout)
+    at = words.index("srun")
+    assert words[at:][:3] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    return dict(word.split("=", 1) for word in words[:at]), words[at + 3 :]
+
+
+def test_torchrun_as_slurm_starts_it(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
+    exported, argv = slurm_command(hosts, [*recipe, f"run_dir={tmp_path / 'run'}"])
+    assert exported == {"NNODES": "2", "RDZV_ENDPOINT": "10.77.0.1:29500", "RDZV_ID": "flexiclip-7"}
+    logs = [tmp_path / host.address for host in hosts]
+    with Command() as command:
+        for host, log in zip(hosts, logs, strict=True):
+            host.start(command, log, argv, **exported, NPROC_PER_NODE="1", MAX_RESTARTS="0", LOCAL_ADDR=host.address, **PATH)
+        assert_ended(command.wait(), *logs)
+    assert_same_training(Trained(tmp_path / "run"), reference)
+    assert_same_weights(Trained(tmp_path / "run"), reference)
+
+
+def test_deepspeed_without_ssh(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("".join(f"{host.address} slots=1\n" for host in hosts))
+    argv = ["bash", str(LAUNCH / "deepspeed.sh"), *recipe, f"run_dir={tmp_path / 'run'}"]
+    argv += ["engine.kind=deepspeed", "engine.zero_stage=2"]
+    given = {"HOSTFILE": str(tmp_path / "hosts"), "LAUNCHER": "none", "MASTER_ADDR": hosts[0].address, **PATH}
+    logs = [tmp_path / host.address for host in hosts]
+    with Command() as command:
+        for rank, (host, log) in enumerate(zip(hosts, logs, strict=True)):
+            host.start(command, log, argv, **given, NODE_RANK=str(rank))
+        assert_ended(command.wait(), *logs)
+    assert_same_training(Trained(tmp_path / "run"), reference)
+    assert_same_weights(Trained(tmp_path / "run"), reference)
+
+
+@pytest.mark.slow
+def test_kubernetes_container_command(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
+    """The Job's own shell command, under its own variables but for the addresses that a cluster would give."""
+    *_, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    name, *overrides = [*recipe, f"run_dir={tmp_path / 'run'}"]
+    given |= {"RECIPE": name, "OVERRIDES": " ".join(overrides), "NPROC_PER_NODE": "1", "HEAD_ADDR": hosts[0].address, **PATH}
+    logs = [tmp_path / host.address for host in hosts]
+    with Command() as command:
+        for index, (host, log) in enumerate(zip(hosts, logs, strict=True)):
+            argv = [*container["command"], *container["args"]]
+            host.start(command, log, argv, **given, JOB_COMPLETION_INDEX=str(index), POD_IP=host.address)
+        assert_ended(command.wait(), *logs)
+    assert_same_training(Trained(tmp_path / "run"), reference)
+
+
+@pytest.mark.slow
+def test_loss_of_a_host_under_elastic_torchrun(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
+    """All processes of a host are killed: the other goes on alone from the checkpoint, and ends as if nothing had been."""
+    run = Trained(tmp_path / "run")
+    argv = ["bash", str(LAUNCH / "torchrun.sh"), *recipe, f"run_dir={run.folder}", "train.save_every=1"]
+    logs = [tmp_path / host.address for host in hosts]
+    given = {**torchrun(hosts, "1:2"), "MAX_RESTARTS": "3", "LAST_CALL_S": "20"}
+    with Command() as command:
+        for host, log in zip(hosts, logs, strict=True):
+            host.start(command, log, argv, **given, LOCAL_ADDR=host.address)
+        command.wait_for((run.folder / "checkpoints" / "latest").is_file)
+        kill_children(command.started[1].pid)
+        assert command.wait()[0] == 0, logs[0].read_text()[-3000:]
+    assert "going on from" in logs[0].read_text()
+    assert_same_training(run, reference)
+    assert_same_weights(run, reference)
