@@ -17,6 +17,7 @@ def validate(config: Config) -> None:
     _check_lengths(config)
     _check_locks(config)
     _check_batch(config)
+    _check_offload(config)
     if config.loss.kind == "sigmoid" and config.model.logit_bias_init is None:
         raise UserError("loss.kind=sigmoid needs model.logit_bias_init (SigLIP starts at -10)")
 
@@ -55,3 +56,13 @@ def _check_batch(config: Config) -> None:
     for name in ("steps", "log_every"):
         if getattr(train, name).value <= 0:
             raise UserError(f"train.{name}={getattr(train, name)} must be positive")
+
+
+def _check_offload(config: Config) -> None:
+    engine = config.engine
+    if engine.offload == "none":
+        return
+    if engine.kind == "torch" or engine.zero_stage == 0:
+        raise UserError(f"engine.offload={engine.offload} is ZeRO's: set engine.kind=deepspeed and engine.zero_stage=1, 2 or 3")
+    if engine.offload == "parameters" and engine.zero_stage < 3:
+        raise UserError(f"engine.offload=parameters needs engine.zero_stage=3, not {engine.zero_stage}: or offload=optimizer")

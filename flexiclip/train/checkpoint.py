@@ -2,7 +2,8 @@
 
     checkpoints/step-N/model/                  a model folder (bundle.py): flexiclip eval opens it
     checkpoints/step-N/optimizer.safetensors   moments by parameter name, float32
-    checkpoints/step-N/state.json              the step; data order, lengths and augmentation follow from it and the seed
+    checkpoints/step-N/state.json              the step; data order, lengths and augmentation follow from it and the seed. Of its
+                                               steps, how many were skipped
     checkpoints/latest                         the name of the newest complete one, as DeepSpeed writes it
 
 A folder is written aside and renamed when it is whole; `latest` is replaced after that. RUN/model is the newest one's model,
@@ -33,6 +34,8 @@ class Checkpoint:
 
     folder: Path
     step: int
+    skipped: int
+    """Steps among them that updated nothing: the optimisers count the others."""
 
     @property
     def model(self) -> Path:
@@ -49,7 +52,13 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path, loaded: LoadedModel, weights: dict[str, Tensor], moments: dict[str, Tensor], step: int, keep_last: int
+    run: Path,
+    loaded: LoadedModel,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
+    step: int,
+    keep_last: int,
+    skipped: int = 0,
 ) -> None:
     """Write checkpoints/step-N and RUN/model; remove all but the `keep_last` newest. One rank calls it."""
     root = run / "checkpoints"
@@ -60,7 +69,7 @@ def save_checkpoint(
     aside.mkdir(parents=True)
     save_model(aside / "model", loaded, weights, step=step)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}, aside / OPTIMIZER)
-    (aside / STATE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    (aside / STATE).write_text(json.dumps({"step": step, "skipped": skipped}) + "\n", encoding="utf-8")
     replace_folder(aside, folder)
     write_whole(root / LATEST, folder.name + "\n")
     _publish(folder / "model", run / "model")
@@ -82,7 +91,7 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
 def _open(folder: Path) -> Checkpoint:
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return Checkpoint(folder, int(state["step"]))
+        return Checkpoint(folder, int(state["step"]), int(state.get("skipped", 0)))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is no complete checkpoint ({error!r}): give train.resume another one, or never") from None
 

@@ -6,6 +6,7 @@ with them is in step.py.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -13,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flexiclip.config import Config
-from flexiclip.train.optim import adamw
+from flexiclip.train.optim import MOMENTS, adamw, moment
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.towers import Towers
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine(Protocol):
     """What the loop needs of an engine. Methods marked collective must be called on every rank."""
+
+    towers: Towers
 
     def embed(self, image: Tensor, text: Tensor, seqhw: int, last: bool) -> tuple[Tensor, Tensor]:
         """Towers.forward, with or without gradients as torch's grad mode says. last: of the step's micro-batches. Collective."""
@@ -32,7 +33,10 @@ class Engine(Protocol):
         ...
 
     def step(self, lr: float) -> float:
-        """Clip, update, clear the gradients; returns the norm of the gradients before clipping. Collective."""
+        """Clip, update, clear the gradients; returns the norm of the gradients before clipping. Collective.
+
+        A norm that is not finite updates nothing, no moment and no count of steps, on any rank.
+        """
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -40,11 +44,11 @@ class Engine(Protocol):
         ...
 
     def moments(self) -> dict[str, Tensor]:
-        """The optimiser's moments, whole, float32, under "exp_avg/NAME" and "exp_avg_sq/NAME". Collective."""
+        """The optimiser's moments, whole, float32, under "exp_avg/NAME" and "exp_avg_sq/NAME". Zeros at first. Collective."""
         ...
 
-    def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
-        """Go on from `moments` after `step` steps. Collective."""
+    def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
+        """Go on from `moments` after so many updates. Collective."""
         ...
 
 
@@ -74,7 +78,8 @@ class TorchEngine:
         norm = clip_gradients(self.optimizer, self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -86,9 +91,9 @@ class TorchEngine:
         """See Engine."""
         return moments_of(self.towers, self.optimizer)
 
-    def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
+    def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """See Engine."""
-        load_moments_into(self.towers, self.optimizer, moments, step)
+        load_moments_into(self.towers, self.optimizer, moments, updates)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> float:
@@ -99,13 +104,13 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> flo
 
 def moments_of(towers: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments of an optimiser that holds whole parameters."""
-    trained = [(name, optimizer.state[p]) for name, p in towers.named_parameters() if p in optimizer.state]
-    return {f"{key}/{name}": state[key] for key in MOMENTS for name, state in trained}
+    trained = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
+    return {f"{key}/{name}": moment(optimizer, p, key) for key in MOMENTS for name, p in trained}
 
 
-def load_moments_into(towers: Towers, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], step: int) -> None:
+def load_moments_into(towers: Towers, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], updates: int) -> None:
     """Restore the moments of an optimiser that holds whole parameters."""
     for name, p in towers.named_parameters():
         if p.requires_grad:
             restored = {key: moments[f"{key}/{name}"].to(p.device) for key in MOMENTS}
-            optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **restored}
+            optimizer.state[p] = {"step": torch.tensor(float(updates), device=p.device), **restored}

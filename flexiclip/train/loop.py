@@ -6,7 +6,6 @@ samples from (seed, step), and its learning rate from the step: the only state i
 
 from __future__ import annotations
 
-import math
 import time
 
 from flexiclip.config import Config
@@ -35,11 +34,14 @@ def _loop(run: Run, recorder: Recorder, stop: StopSignal) -> None:
     for batch in run.batches():
         waited = time.perf_counter() - clock
         seqhw, lr = run.seqhw(run.step), run.lr(run.step)
-        loss, norm = run.stepper(_inputs(run, batch), seqhw, run.step, lr)
+        outcome = run.stepper(_inputs(run, batch), seqhw, run.step, lr)
         run.step += 1
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {run.step}, seqhw {seqhw}: the last checkpoint is good")
-        recorder.record(batch, waited, time.perf_counter() - clock, loss=loss, seqhw=seqhw, lr=lr, grad_norm=norm)
+        if outcome.fault is not None:
+            recorder.say(run.skips.refused(run.ranks, run.step, seqhw, outcome.fault))
+        else:
+            run.skips.healthy()
+        values = {"loss": outcome.loss, "seqhw": seqhw, "lr": lr, "grad_norm": outcome.norm}
+        recorder.record(batch, waited, time.perf_counter() - clock, **values)
         leave, save = run.ranks.agree(stop.asked, recorder.save_is_due())
         done = run.step == run.horizon.steps
         if leave or save or done:

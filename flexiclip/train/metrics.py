@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,16 @@ class Metrics:
         self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
 
     def log(self, row: dict[str, Any]) -> None:
-        """One row of metrics.jsonl and TensorBoard; row["step"] counts finished steps. Lengths get a curve each."""
+        """One row of metrics.jsonl and TensorBoard; row["step"] counts finished steps. Lengths get a curve each.
+
+        A number that is not finite, of a step that was skipped, is null: JSON has no name for it.
+        """
+        row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         self.lines.write(row)
         for name, value in row.items():
             if name not in ("step", "seqhw") and isinstance(value, (int, float)):
                 self.board.add_scalar(name, value, row["step"])
-        if "seqhw" in row:
+        if "seqhw" in row and row["loss"] is not None:
             self.board.add_scalar(f"loss_at_seqhw/{row['seqhw']}", row["loss"], row["step"])
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:

@@ -13,6 +13,9 @@ from flexiclip.config import OptimizerConfig
 NO_DECAY = ("posemb", "positional_embedding", "cls", "cls_emb", "probe")
 """Endings of the names of learned vectors that are no weights of a layer: ours and open_clip's."""
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each parameter, besides the number of its updates."""
+
 
 def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters. Norms, biases, scalars, positions, probes and embedding tables are not decayed."""
@@ -24,6 +27,11 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     full = [group for group in groups if group["params"]]  # DeepSpeed raises on an empty group
     return torch.optim.AdamW(full, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def moment(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str) -> Tensor:
+    """One of a parameter's MOMENTS: zeros before its first update."""
+    return optimizer.state[parameter][key] if parameter in optimizer.state else torch.zeros_like(parameter)
 
 
 class ScalarOptimizer:
@@ -49,10 +57,10 @@ class ScalarOptimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Moments by name and index."""
-        return {f"{key}/{i}": self.adamw.state[p][key] for i, p in enumerate(self.scalars) for key in ("exp_avg", "exp_avg_sq")}
+        return {f"{key}/{i}": moment(self.adamw, p, key) for i, p in enumerate(self.scalars) for key in MOMENTS}
 
-    def load(self, state: dict[str, Tensor], step: int) -> None:
-        """Go on from `state` after `step` steps."""
+    def load(self, state: dict[str, Tensor], updates: int) -> None:
+        """Go on from `state` after so many updates."""
         for i, p in enumerate(self.scalars):
-            restored: dict[str, Any] = {key: state[f"{key}/{i}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
-            self.adamw.state[p] = {"step": torch.tensor(float(step)), **restored}
+            restored: dict[str, Any] = {key: state[f"{key}/{i}"].to(p.device) for key in MOMENTS}
+            self.adamw.state[p] = {"step": torch.tensor(float(updates)), **restored}

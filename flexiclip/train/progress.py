@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -32,7 +33,9 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def seen(self, seqhw: int, loss: float) -> None:
-        """Take a step's loss into the running mean of its length."""
+        """Take a step's loss into the running mean of its length; not that of a step that was skipped."""
+        if not math.isfinite(loss):
+            return
         old = self.by_length.get(seqhw, loss)
         self.by_length[seqhw] = old + 0.1 * (loss - old)
 

@@ -79,7 +79,7 @@ class Recorder:
         weights, moments = consolidated(run), run.engine.moments()
         moments |= {f"scalars/{name}": tensor for name, tensor in run.stepper.scalars.state().items()}
         if run.ranks.main:
-            save_checkpoint(run.folder, run.loaded, weights, moments, run.step, run.config.train.keep_last)
+            save_checkpoint(run.folder, run.loaded, weights, moments, run.step, run.config.train.keep_last, run.skips.total)
         run.ranks.barrier()
         self._saved_at = time.monotonic()
 
@@ -109,6 +109,7 @@ class Recorder:
         scale, *bias = (_item(p) for p in run.stepper.scalars.scalars)
         batch, samples = run.horizon.batch, run.horizon.samples
         row = {"samples": run.step * batch, **values, "logit_scale": scale}
+        row |= {"skipped": run.skips.total} if run.config.train.on_nonfinite == "skip" else {}
         row |= {"logit_bias": bias[0]} if bias else {}
         row |= {"epoch": run.step * batch / samples} if samples else {}
         return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}

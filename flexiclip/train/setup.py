@@ -25,6 +25,7 @@ from flexiclip.train.blocks import recompute_blocks
 from flexiclip.train.checkpoint import Checkpoint, find_checkpoint
 from flexiclip.train.engine import Engine, TorchEngine
 from flexiclip.train.hosts import check_shared_folder, share_file
+from flexiclip.train.nonfinite import Skips
 from flexiclip.train.optim import ScalarOptimizer
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.run_folder import check_run_folder, prepare_run_folder
@@ -48,6 +49,7 @@ class Run:
     lr: Callable[[int], float]
     sources: TrainSources | None
     step: int
+    skips: Skips  # steps that updated nothing
     shadow: LoadedModel | None  # a second model to evaluate with, where the engine holds the first in shards
 
     def batches(self) -> Batches:
@@ -118,6 +120,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         lr=learning_rate(config.optimizer, horizon),
         sources=sources,
         step=checkpoint.step if checkpoint else 0,
+        skips=Skips(config.train.on_nonfinite, checkpoint.skipped if checkpoint else 0),
         shadow=shadow,
     )
 
@@ -160,8 +163,9 @@ def _engine(
                 "start a new run from its weights with model.image.init and model.text.init"
             )
         own = {name.removeprefix("scalars/"): t for name, t in moments.items() if name.startswith("scalars/")}
-        scalars.load(own, checkpoint.step)
-        engine.load_moments({name: t for name, t in moments.items() if not name.startswith("scalars/")}, checkpoint.step)
+        updates = checkpoint.step - checkpoint.skipped
+        scalars.load(own, updates)
+        engine.load_moments({name: t for name, t in moments.items() if not name.startswith("scalars/")}, updates)
     return engine, scalars
 
 

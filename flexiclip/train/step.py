@@ -11,6 +11,7 @@ other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from flexiclip.config import TrainConfig
 from flexiclip.data.draws import Draw, below
+from flexiclip.train import nonfinite
 from flexiclip.train.engine import Engine
 from flexiclip.train.optim import ScalarOptimizer
 from flexiclip.train.ranks import Ranks
@@ -38,6 +40,18 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What came of a step."""
+
+    loss: float
+    """Before the step, of the global batch."""
+    norm: float
+    """Of the towers' gradients, before clipping."""
+    fault: str | None = None
+    """Which of its numbers were not finite, in a step that was refused."""
+
+
+@dataclass(frozen=True)
 class Stepper:
     """All that a step needs besides its batch."""
 
@@ -51,39 +65,84 @@ class Stepper:
     seed: int
     ranks: Ranks
 
-    def __call__(self, inputs: Inputs, seqhw: int, step: int, lr: float) -> tuple[float, float]:
-        """Take one step; returns the loss before it and the norm of the towers' gradients."""
+    def __call__(self, inputs: Inputs, seqhw: int, step: int, lr: float) -> Outcome:
+        """Take one step, or, where a number in it is not finite, none: then no weight and no moment is touched."""
         size = self.micro_batch(seqhw)
         rows = [slice(i, i + size) for i in range(0, len(inputs.images), size)]
         micro = [self.locked(inputs.images[r], inputs.tokens[r], inputs.caption_ids[r], seqhw) for r in rows]
-        single = len(micro) == 1
+        share = _Share(self, rows, micro, seqhw, step)
 
-        def embed(i: int) -> tuple[Tensor, Tensor]:
-            """Dropout, where a tower has it, draws the same numbers in both passes and after a resume."""
-            torch.manual_seed(below(1 << 63, self.seed, Draw.DROPOUT, step, self.ranks.rank, i))
-            return self.engine.embed(*micro[i], seqhw, last=i == len(micro) - 1)
-
-        with torch.set_grad_enabled(single):
-            embedded = [embed(i) for i in range(len(micro))]
+        with torch.set_grad_enabled(share.single):
+            embedded = [share.embed(i) for i in range(len(micro))]
         zimg, ztxt = (torch.cat([pair[half].detach() for pair in embedded]) for half in (0, 1))
-        loss, dzimg, dztxt, dscalars = self._loss(zimg, ztxt, inputs.caption_ids)
-
-        for i, r in enumerate(rows):
-            zi, zt = embedded[i] if single else embed(i)
-            # The engines average over the ranks; dz is that of the global loss already.
-            products = [(z * dz[r]).sum() for z, dz in ((zi, dzimg), (zt, dztxt)) if z.requires_grad]
-            self.engine.backward(self.ranks.world * torch.stack(products).sum())
+        loss, dz, dscalars = self._loss(zimg, ztxt, inputs.caption_ids)
+        for i in range(len(micro)):
+            share.backward(i, embedded[i] if share.single else share.embed(i), dz)
         norm = self.engine.step(lr)
-        self.scalars.step(lr, dscalars)
-        return float(loss), norm
+        if math.isfinite(norm):
+            self.scalars.step(lr, dscalars)
+            return Outcome(float(loss), norm)
 
-    def _loss(self, zimg: Tensor, ztxt: Tensor, caption_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        def gradients_by_tower() -> list[str]:
+            return share.towers_of_bad_gradients(dz, lr)
+
+        fault = nonfinite.locate(self.ranks, (zimg, ztxt), loss, self.scalars.scalars, dscalars, dz, gradients_by_tower)
+        return Outcome(float(loss), norm, fault)
+
+    def _loss(self, zimg: Tensor, ztxt: Tensor, caption_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
+        """The loss, its gradients (dzimg, dztxt), and those of the scalars.
+
+        A loss or a scalar's gradient that is not finite makes dz so, and with it the norm of the towers' gradients, on which
+        every engine refuses the step: no rank waits for the loss before it goes backward.
+        """
         zimg.requires_grad_()
         ztxt.requires_grad_()
         scalars = self.scalars.scalars
         loss = self.loss(zimg, ztxt, *scalars, caption_ids=caption_ids if self.mask_identical else None)
         dzimg, dztxt, *dscalars = torch.autograd.grad(loss, [zimg, ztxt, *scalars])
-        return loss.detach(), dzimg, dztxt, list(dscalars)
+        nothing = 0.0 * torch.stack([loss.detach(), *(d.sum() for d in dscalars)]).sum()  # or NaN
+        return loss.detach(), (dzimg + nothing, dztxt + nothing), dscalars
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A rank's share of a step, in micro-batches."""
+
+    stepper: Stepper
+    rows: list[slice]
+    micro: list[tuple[Tensor, Tensor]]  # what Towers takes
+    seqhw: int
+    step: int
+
+    @property
+    def single(self) -> bool:
+        """Whether one micro-batch is the whole share, which is then embedded once."""
+        return len(self.micro) == 1
+
+    def embed(self, i: int, averaged: bool = True) -> tuple[Tensor, Tensor]:
+        """zimg, ztxt of micro-batch i. Dropout, where a tower has it, draws the same in every pass and after a resume.
+
+        averaged: whether the backward pass of the last one averages the gradients over the ranks.
+        """
+        stepper = self.stepper
+        torch.manual_seed(below(1 << 63, stepper.seed, Draw.DROPOUT, self.step, stepper.ranks.rank, i))
+        return stepper.engine.embed(*self.micro[i], self.seqhw, last=averaged and i == len(self.micro) - 1)
+
+    def backward(self, i: int, z: tuple[Tensor, Tensor], dz: tuple[Tensor, Tensor]) -> None:
+        """Send dz through micro-batch i. The engines average over the ranks; dz is that of the global loss already."""
+        products = [(half * d[self.rows[i]]).sum() for half, d in zip(z, dz, strict=True) if half.requires_grad]
+        self.stepper.engine.backward(self.stepper.ranks.world * torch.stack(products).sum())
+
+    def towers_of_bad_gradients(self, dz: tuple[Tensor, Tensor], lr: float) -> list[str]:
+        """Go backward once more, now watching what reaches each tower, and leave no gradient behind. Collective."""
+        engine, ranks = self.stepper.engine, self.stepper.ranks
+        with nonfinite.GradientWatch(engine.towers) as watch:
+            for i in range(len(self.micro)):
+                self.backward(i, self.embed(i, averaged=False), dz)
+        zimg, ztxt = self.embed(len(self.micro) - 1)
+        engine.backward(float("nan") * (zimg.sum() + ztxt.sum()))  # certain to be refused, which clears what was added up
+        engine.step(lr)
+        return watch.bad(ranks)
 
 
 def micro_batches(train: TrainConfig, world: int) -> Callable[[int], int]:

@@ -8,6 +8,7 @@ own checkpoints do not allow across numbers of ranks or stages.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from typing import Any
@@ -16,10 +17,18 @@ import torch
 from torch import Tensor
 
 from flexiclip.config import Config
-from flexiclip.train.engine import MOMENTS, clip_gradients, load_moments_into, moments_of
-from flexiclip.train.optim import adamw
+from flexiclip.train.engine import clip_gradients, load_moments_into, moments_of
+from flexiclip.train.optim import MOMENTS, adamw
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.towers import Towers
+
+_CPU = {"device": "cpu"}
+OFFLOADED: dict[str, dict[str, Any]] = {
+    "none": {},
+    "optimizer": {"offload_optimizer": _CPU},
+    "parameters": {"offload_optimizer": _CPU, "offload_param": _CPU},
+}
+"""engine.offload -> the part of DeepSpeed's zero_optimization that asks for it."""
 
 
 class DeepSpeedEngine:
@@ -45,12 +54,17 @@ class DeepSpeedEngine:
         self.engine.backward(loss)
 
     def step(self, lr: float) -> float:
-        """See Engine."""
+        """See Engine. At stages 1-3 the norm is known inside DeepSpeed's step alone, which then refuses it by itself."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = clip_gradients(self._inner(), self.clip) if self.stage == 0 else None
+        if self.stage == 0:
+            norm = clip_gradients(self._inner(), self.clip)
+            if not math.isfinite(norm):
+                self._inner().zero_grad(set_to_none=True)  # AdamW leaves a parameter without a gradient as it is
+            self.engine.step()
+            return norm
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
 
     def weights(self) -> dict[str, Tensor]:
         """See Engine."""
@@ -64,18 +78,20 @@ class DeepSpeedEngine:
             return moments_of(self.towers, self._inner())
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if not self._inner().state:
+            self._prime(updates=0)
         self._link_moments()
         trained = self._trained()
         return {f"{key}/{name}": _to_cpu(safe_get_full_optimizer_state(p, key)) for key in MOMENTS for name, p in trained}
 
-    def load_moments(self, moments: dict[str, Tensor], step: int) -> None:
-        """See Engine. Stages 1-3 make their state in the first step, so one step is taken at lr 0 on gradients of zero."""
+    def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
+        """See Engine."""
         if self.stage == 0:
-            load_moments_into(self.towers, self._inner(), moments, step)
+            load_moments_into(self.towers, self._inner(), moments, updates)
             return
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        self._prime()
+        self._prime(updates)
         self._link_moments()
         for key in MOMENTS:
             for name, p in self._trained():
@@ -84,14 +100,18 @@ class DeepSpeedEngine:
                     safe_set_local_optimizer_state(p, shard(moment, self.ranks.rank, self.ranks.world), key)
                 else:
                     safe_set_full_optimizer_state(p, moment, key)
-        for state in self._inner().state.values():
-            state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(step))
 
-    def _prime(self) -> None:
+    def _prime(self, updates: int) -> None:
+        """Stages 1-3 make moments in the first step, so one is taken at lr 0 on gradients of zero, and counted as `updates`."""
         image, text = self.towers.dummy_inputs(self.ranks.device)
+        hooks = [p.register_hook(torch.zeros_like) for _, p in self._trained()]  # zeros also where a weight is NaN
         zimg, ztxt = self.embed(image, text, 1, last=True)
-        self.backward(0.0 * (zimg.sum() + ztxt.sum()))
+        self.backward(zimg.sum() + ztxt.sum())
+        for hook in hooks:
+            hook.remove()
         self.step(lr=0.0)
+        for state in self._inner().state.values():
+            state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(updates))
 
     def _link_moments(self) -> None:
         """DeepSpeed 0.19 links moments to parameters after the first group's first step, when the second group has none yet."""
@@ -128,7 +148,8 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": local,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip or 0.0,
-        "zero_optimization": {"stage": config.engine.zero_stage},
+        "zero_optimization": {"stage": config.engine.zero_stage, **OFFLOADED[config.engine.offload]},
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is vectorised on CPUs too, and needs no compiler
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
     }

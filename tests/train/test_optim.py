@@ -152,7 +152,7 @@ def test_scalars_go_on_where_they_stopped() -> None:
         before.step(1e-2, gradient)
     second = [nn.Parameter(p.detach().clone()) for p in first]
     after = ScalarOptimizer(second, CONFIG, 100.0)
-    after.load({name: t.clone() for name, t in before.state().items()}, step=5)
+    after.load({name: t.clone() for name, t in before.state().items()}, updates=5)
     for gradient in gradients[5:]:
         after.step(1e-2, gradient)
     assert [p.item() for p in second] == [p.item() for p in whole]

@@ -116,9 +116,9 @@ def test_any_micro_batch_is_the_whole_batch(make: Make, inputs: Inputs, micro_ba
     expected.backward()
 
     stepper = stepper_of(loaded.model, config, micro_batch)
-    loss, norm = stepper(inputs, SEQHW, step=0, lr=LR)
-    assert loss == pytest.approx(expected.item(), abs=1e-5)
-    assert_equal_to_plain(stepper, loaded.model, plain, norm)
+    taken = stepper(inputs, SEQHW, step=0, lr=LR)
+    assert taken.loss == pytest.approx(expected.item(), abs=1e-5)
+    assert_equal_to_plain(stepper, loaded.model, plain, taken.norm)
 
 
 def add_dropout(model: FlexiCLIP) -> None:
@@ -135,7 +135,7 @@ def test_the_second_pass_sees_the_masks_of_the_first(make: Make, inputs: Inputs)
     stepper = stepper_of(loaded.model, config, micro_batch=4)
     states: list[Tensor] = []
     stepper.engine.module.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
-    loss, norm = stepper(inputs, SEQHW, step=7, lr=LR)
+    taken = stepper(inputs, SEQHW, step=7, lr=LR)
 
     assert len(states) == 6
     assert all(torch.equal(first, second) for first, second in zip(states[:3], states[3:], strict=True))
@@ -148,8 +148,8 @@ def test_the_second_pass_sees_the_masks_of_the_first(make: Make, inputs: Inputs)
     zimg, ztxt = (torch.cat(half) for half in zip(*halves, strict=True))
     expected = plain_loss(plain, zimg, ztxt)
     expected.backward()
-    assert loss == pytest.approx(expected.item(), abs=1e-5)
-    assert_equal_to_plain(stepper, loaded.model, plain, norm)
+    assert taken.loss == pytest.approx(expected.item(), abs=1e-5)
+    assert_equal_to_plain(stepper, loaded.model, plain, taken.norm)
 
 
 def test_masks_depend_on_the_step_and_on_nothing_before_it(make: Make, inputs: Inputs) -> None:
@@ -159,6 +159,6 @@ def test_masks_depend_on_the_step_and_on_nothing_before_it(make: Make, inputs: I
         loaded, config = make()
         add_dropout(loaded.model)
         torch.manual_seed(noise)
-        losses.append(stepper_of(loaded.model, config, micro_batch=4)(inputs, SEQHW, step=step, lr=LR)[0])
+        losses.append(stepper_of(loaded.model, config, micro_batch=4)(inputs, SEQHW, step=step, lr=LR).loss)
     assert losses[0] == losses[1]
     assert losses[2] != losses[0]

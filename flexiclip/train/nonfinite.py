@@ -1,0 +1,118 @@
+"""Steps with a NaN or Inf in them: where it comes from, and whether the run stops or goes on without them.
+
+Every engine refuses a step when the norm of the gradients over all ranks is not finite, so all ranks come here together, with
+weights and moments as they were. Healthy steps pay nothing: the search begins after the refusal, on the step's own tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from flexiclip.errors import RunError
+from flexiclip.train.ranks import Ranks
+
+PATIENCE = 100
+"""Refused steps in a row after which a run with train.on_nonfinite=skip stops too."""
+
+Pair = tuple[Tensor, Tensor]
+"""What belongs to the image tower, and what to the text tower."""
+
+
+def locate(
+    ranks: Ranks,
+    z: Pair,
+    loss: Tensor,
+    scalars: Sequence[Tensor],
+    dscalars: Sequence[Tensor],
+    dz: Pair,
+    watched_backward: Callable[[], list[str]],
+) -> str:
+    """Where a step's first number that is not finite stands, in the order in which a step computes them. Collective.
+
+    z: this rank's embeddings. loss: of the global batch, with its gradients dscalars and dz. watched_backward: the towers,
+    `image` or `text`, whose parameters have gradients that are not finite.
+    """
+    halves = ranks.agree(*(_bad(half) for half in z))
+    if any(halves):
+        return _of_towers([name for name, bad in zip(("image", "text"), halves, strict=True) if bad], "embeddings")
+    named = (
+        ("a scalar of the loss is", _bad(*scalars)),
+        ("the loss is", _bad(loss)),
+        ("gradients of the scalars are", _bad(*dscalars)),
+    )
+    said = [text for text, bad in named if bad]
+    if said:
+        return f"{said[0]} not finite"
+    if any(ranks.agree(_bad(*dz))):
+        return "gradients of the loss are not finite"
+    towers = watched_backward()
+    return _of_towers(towers, "gradients") if towers else "the norm of the gradients is not finite, though each of them is"
+
+
+class GradientWatch:
+    """While the block runs: the sum of all gradients that reach each tower's parameters, before any engine takes them."""
+
+    def __init__(self, towers: nn.Module) -> None:
+        self._named = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
+        self._sums = {tower: torch.zeros((), device=self._named[0][1].device) for tower in ("image", "text")}
+
+    def __enter__(self) -> GradientWatch:
+        self._hooks = [p.register_hook(partial(self._add, name.split("_")[0])) for name, p in self._named]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _add(self, tower: str, gradient: Tensor) -> None:
+        self._sums[tower] += 0.0 * gradient.detach().float().sum()
+
+    def bad(self, ranks: Ranks) -> list[str]:
+        """The towers whose gradients are not finite on some rank: image, text, or both. Collective."""
+        flags = ranks.agree(*(_bad(total) for total in self._sums.values()))
+        return [tower for tower, bad in zip(self._sums, flags, strict=True) if bad]
+
+
+class Skips:
+    """What train.on_nonfinite asks for, and how many steps were left out so far."""
+
+    def __init__(self, policy: Literal["stop", "skip"], total: int = 0) -> None:
+        self.policy, self.total, self._row = policy, total, 0
+
+    def healthy(self) -> None:
+        """A step was taken."""
+        self._row = 0
+
+    def refused(self, ranks: Ranks, step: int, seqhw: int, fault: str) -> str:
+        """The line to say of a step that was left out. Ends the run instead where the recipe, or its patience, demands it."""
+        line = f"step {step}, seqhw {seqhw}: {fault}"
+        if self.policy == "stop":
+            _stop(
+                ranks,
+                f"{line}; no weight was touched: train.on_nonfinite=skip goes on from the last checkpoint without such steps",
+            )
+        self.total, self._row = self.total + 1, self._row + 1
+        if self._row == PATIENCE:
+            _stop(ranks, f"{line}, as in the {PATIENCE - 1} steps before: there is nothing to go on with")
+        return f"{line}: skipped, {self.total} so far"
+
+
+def _stop(ranks: Ranks, message: str) -> NoReturn:
+    """End the run on every rank; the main one says why."""
+    if ranks.main:
+        raise RunError(message)
+    raise SystemExit(1)
+
+
+def _bad(*tensors: Tensor) -> bool:
+    return not all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _of_towers(names: list[str], what: str) -> str:
+    towers = "the image and the text tower" if len(names) == 2 else f"the {names[0]} tower"
+    return f"{what} of {towers} are not finite"

@@ -1,0 +1,190 @@
+"""A NaN or Inf in a step: named, refused on every rank before any weight is touched, and skipped where the recipe says so."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from alike import ENGINES
+from launch import Trained, flexiclip_main, run_ranks
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from train_shards import SAMPLES, SIZES, sample, write_shard
+
+from flexiclip.bundle import load_model
+from flexiclip.train.nonfinite import PATIENCE
+
+Fit = Callable[..., Trained]
+Refuse = Callable[..., str]
+
+NAN = float("nan")
+QKV = "image_tower.blocks.0.attn.qkv.weight"
+SKIP = "train.on_nonfinite=skip"
+
+
+def covering(*default: tuple[int, str]) -> list[Any]:
+    """Every engine on every number of ranks; all but the default ones are slow."""
+    every = [(world, engine) for world in (1, 2, 3) for engine in ENGINES]
+    return [pytest.param(*run, marks=[] if run in default else [pytest.mark.slow]) for run in every]
+
+
+@pytest.fixture(scope="module")
+def saved(fit: Fit) -> Trained:
+    """20 steps with a checkpoint in the middle."""
+    return fit(1, "train.save_every=10")
+
+
+@pytest.fixture
+def refuse(recipe: list[str], tmp_path: Path) -> Refuse:
+    """refuse(world, *overrides) trains and expects exit code 1 of every rank; returns the line that was said for it."""
+
+    def run(world: int, *overrides: str) -> str:
+        codes = run_ranks(world, tmp_path / "log", flexiclip_main, "train", *recipe, f"run_dir={tmp_path / 'run'}", *overrides)
+        said = [line for rank in range(world) for line in Path(f"{tmp_path / 'log'}.{rank}").read_text().splitlines()]
+        assert codes == [1] * world, said
+        assert not any("Traceback" in line for line in said)
+        errors = [line for line in said if line.startswith("flexiclip: ")]
+        assert len(errors) == 1, said
+        return errors[0]
+
+    return run
+
+
+def spoil(folder: Path, target: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+    """A copy of a checkpoint, or of a model folder, with its weights changed."""
+    shutil.copytree(folder, target)
+    file = next(target.rglob("model.safetensors"))
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file)
+    return target
+
+
+def spoil_one(name: str, value: float) -> Callable[[dict[str, Tensor]], Any]:
+    """Replace one element, as a bit that fell over on a disk would."""
+    return lambda weights: weights[name].view(-1)[:1].fill_(value)
+
+
+@pytest.mark.parametrize(("world", "engine"), covering((3, "torch"), (1, "zero0"), (2, "zero2")))
+def test_embeddings_are_named_by_step_length_and_tower(
+    refuse: Refuse, saved: Trained, tmp_path: Path, world: int, engine: str
+) -> None:
+    tower = "image" if world == 2 else "text"
+    bad = spoil(saved.checkpoint(10), tmp_path / "bad", spoil_one(f"{tower}_tower.blocks.1.mlp.fc1.weight", NAN))
+    said = refuse(world, *ENGINES[engine], f"train.resume={bad}")
+    seqhw = saved.samples[10]["seqhw"]
+    assert said.startswith(f"flexiclip: step 11, seqhw {seqhw}: embeddings of the {tower} tower are not finite; no weight was")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("world", "engine"), covering((1, "torch"), (2, "zero1"), (2, "zero3")))
+def test_gradients_are_named_by_tower_when_all_before_them_is_finite(
+    refuse: Refuse, saved: Trained, tmp_path: Path, world: int, engine: str
+) -> None:
+    """Queries and keys of 1e20 make a softmax of zeros and ones, and its gradient an Inf times zero."""
+    bad = spoil(saved.checkpoint(10), tmp_path / "bad", lambda weights: weights[QKV].mul_(1e20))
+    micro = ["train.micro_batch_size=2"] if world > 1 else []
+    said = refuse(world, *ENGINES[engine], f"train.resume={bad}", *micro)
+    assert ": gradients of the image tower are not finite;" in said
+
+
+def test_a_norm_that_overflows_is_said_as_such(refuse: Refuse, saved: Trained, tmp_path: Path) -> None:
+    bad = spoil(saved.checkpoint(10), tmp_path / "bad", lambda weights: weights[QKV].mul_(1e17))
+    assert "the norm of the gradients is not finite, though each of them is" in refuse(1, f"train.resume={bad}")
+
+
+def test_a_scalar_of_the_loss_is_named(refuse: Refuse, saved: Trained, tmp_path: Path) -> None:
+    bad = spoil(saved.checkpoint(10), tmp_path / "bad", spoil_one("logit_scale", NAN))
+    assert ": a scalar of the loss is not finite;" in refuse(2, f"train.resume={bad}", *ENGINES["zero2"])
+
+
+@pytest.mark.parametrize(("world", "engine"), [(1, "torch"), (2, "zero2")])
+def test_a_learning_rate_that_overflows_leaves_the_last_checkpoint_as_it_was(
+    refuse: Refuse, tmp_path: Path, world: int, engine: str
+) -> None:
+    """The first step goes well and is saved; it is the weights after it that float32 cannot multiply."""
+    said = refuse(world, *ENGINES[engine], "optimizer.lr=1e37", "optimizer.warmup=0", "train.save_every=1")
+    assert said.startswith("flexiclip: step 2, seqhw ")
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-1", "latest"}
+
+
+@pytest.fixture(scope="module")
+def rare(reference: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[int]]:
+    """(overrides under which one caption's embedding is NaN, the steps that meet this caption: the first, and one an epoch).
+
+    It holds a letter that the tokenizer does not know, and the token of all such letters has a NaN in the text tower.
+    """
+    folder = tmp_path_factory.mktemp("rare")
+    name = reference.samples[0]["samples"][0]
+    samples = [sample(number) for number in range(SAMPLES)]
+    samples[int(name[-4:])]["txt"] = "a ж".encode()
+    for shard, (start, count) in enumerate(zip(np.cumsum([0, *SIZES]), SIZES, strict=False)):
+        write_shard(folder / f"train-{shard:04d}.tar", samples[start : start + count])
+    unknown = int(load_model(reference.folder).tokenizer(["ж"])[0, 1])
+    spoilt = spoil(
+        reference.folder / "model",
+        folder / "model",
+        lambda weights: weights["text_tower.token_embedding.weight"][unknown].fill_(NAN),
+    )
+    overrides = [f"data.train={folder}/train-*.tar", f"model.text.init={spoilt}", SKIP]
+    return overrides, [row["step"] for row in reference.samples if name in row["samples"]]
+
+
+@pytest.fixture(scope="module")
+def skipping(fit: Fit, rare: tuple[list[str], list[int]]) -> Trained:
+    """The run that skips those steps, on one rank, with a checkpoint after every step."""
+    return fit(1, *rare[0], "train.save_every=1", "train.keep_last=20")
+
+
+def test_skipped_steps_are_counted_and_touch_nothing(skipping: Trained, rare: tuple[list[str], list[int]]) -> None:
+    """Exactly the steps with that caption; weights, moments and scalars stay bit-equal through them, and only through them."""
+    faulty = rare[1]
+    assert faulty[0] == 1
+    assert len(faulty) in (2, 3)
+    assert [row["step"] for row in skipping.rows if row["loss"] is None] == faulty
+    assert [row["skipped"] for row in skipping.rows] == [sum(step <= k for step in faulty) for k in range(1, 21)]
+    for step in range(2, 21):
+        before, after = (load_state(skipping.checkpoint(k)) for k in (step - 1, step))
+        same = [name for name in before if np.array_equal(before[name], after[name], equal_nan=True)]
+        assert (len(same) == len(before)) == (step in faulty), step
+    first = load_state(skipping.checkpoint(1))
+    assert not any(tensor.any() for name, tensor in first.items() if "exp_avg" in name), "no update, no moments"
+
+
+def load_state(checkpoint: Path) -> dict[str, np.ndarray]:
+    files = (checkpoint / "optimizer.safetensors", checkpoint / "model" / "model.safetensors")
+    return {name: tensor.numpy() for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize(("world", "engine"), covering((1, "torch"), (2, "zero2"), (2, "zero3")))
+def test_a_run_that_skips_goes_on_as_if_never_stopped(
+    fit: Fit, skipping: Trained, rare: tuple[list[str], list[int]], world: int, engine: str
+) -> None:
+    """Adam corrects its bias by the number of updates, not of steps, and a resumed run knows it, also before the first one."""
+    offload = ["engine.offload=optimizer"] if engine in ("zero2", "zero3") and world == 2 else []
+    for start in (1, 12):
+        run = fit(world, *rare[0], *ENGINES[engine], *offload, f"train.resume={skipping.checkpoint(start)}")
+        assert run.samples == skipping.samples[start:]
+        assert [row["skipped"] for row in run.rows] == [row["skipped"] for row in skipping.rows[start:]]
+        for name in ("loss", "grad_norm", "logit_scale"):
+            np.testing.assert_allclose(run.column(name), skipping.column(name)[start:], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("world", "engine"), [(1, "zero1"), *(pytest.param(2, f"zero{n}", marks=pytest.mark.slow) for n in range(4))]
+)
+def test_deepspeed_saves_before_its_first_update(fit: Fit, rare: tuple[list[str], list[int]], world: int, engine: str) -> None:
+    run = fit(world, *rare[0], *ENGINES[engine], "train.steps=1")
+    state = load_state(run.checkpoint(1))
+    assert not any(tensor.any() for name, tensor in state.items() if "exp_avg" in name)
+
+
+def test_a_hundred_in_a_row_end_the_run(refuse: Refuse, saved: Trained, tmp_path: Path) -> None:
+    init = spoil(saved.folder / "model", tmp_path / "bad", spoil_one("text_tower.norm.weight", NAN))
+    said = refuse(1, f"model.text.init={init}", SKIP, "train.steps=200", "train.save_every=0")
+    assert said.startswith(f"flexiclip: step {PATIENCE}, seqhw ")
+    assert "embeddings of the text tower are not finite, as in the 99 steps before" in said
