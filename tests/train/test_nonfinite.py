@@ -81,7 +81,7 @@ def test_embeddings_are_named_by_step_length_and_tower(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("world", "engine"), covering((1, "torch"), (2, "zero1"), (2, "zero3")))
+@pytest.mark.parametrize(("world", "engine"), covering((2, "zero1")))
 def test_gradients_are_named_by_tower_when_all_before_them_is_finite(
     refuse: Refuse, saved: Trained, tmp_path: Path, world: int, engine: str
 ) -> None:
@@ -99,10 +99,10 @@ def test_a_norm_that_overflows_is_said_as_such(refuse: Refuse, saved: Trained, t
 
 def test_a_scalar_of_the_loss_is_named(refuse: Refuse, saved: Trained, tmp_path: Path) -> None:
     bad = spoil(saved.checkpoint(10), tmp_path / "bad", spoil_one("logit_scale", NAN))
-    assert ": a scalar of the loss is not finite;" in refuse(2, f"train.resume={bad}", *ENGINES["zero2"])
+    assert ": a scalar of the loss is not finite;" in refuse(1, f"train.resume={bad}")
 
 
-@pytest.mark.parametrize(("world", "engine"), [(1, "torch"), (2, "zero2")])
+@pytest.mark.parametrize(("world", "engine"), covering((2, "zero3")))
 def test_a_learning_rate_that_overflows_leaves_the_last_checkpoint_as_it_was(
     refuse: Refuse, tmp_path: Path, world: int, engine: str
 ) -> None:
@@ -160,7 +160,7 @@ def load_state(checkpoint: Path) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for file in files for name, tensor in load_file(file).items()}
 
 
-@pytest.mark.parametrize(("world", "engine"), covering((1, "torch"), (2, "zero2"), (2, "zero3")))
+@pytest.mark.parametrize(("world", "engine"), covering((2, "zero2")))
 def test_a_run_that_skips_goes_on_as_if_never_stopped(
     fit: Fit, skipping: Trained, rare: tuple[list[str], list[int]], world: int, engine: str
 ) -> None:
