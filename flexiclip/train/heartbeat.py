@@ -90,7 +90,7 @@ class Heartbeat:
 
     def _lies_behind(self, error: BaseException) -> bool:
         """Whether a lost rank caused the error. One of the network waits for the news, which may come later than the error."""
-        if isinstance(error, (UserError, RunError, KeyboardInterrupt)):
+        if isinstance(error, (UserError, RunError, KeyboardInterrupt, SystemExit)):
             return False
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _NETWORK.search(str(error))):
             self._known.wait(self.timeout_s + 2 * self.beat_s)
