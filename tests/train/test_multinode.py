@@ -6,16 +6,18 @@ The hosts are network namespaces of this machine (namespaces.py); where they are
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from alike import assert_same_training, assert_same_weights
-from launch import Command, Trained
+from launch import Command, Trained, descendants
 from namespaces import Host, kill_children, two_hosts
 
 LAUNCH = Path(__file__).parents[2] / "scripts" / "launch"
@@ -113,5 +115,65 @@ def test_loss_of_a_host_under_elastic_torchrun(hosts: Hosts, recipe: list[str], 
         kill_children(command.started[1].pid)
         assert command.wait()[0] == 0, logs[0].read_text()[-3000:]
     assert "going on from" in logs[0].read_text()
+    assert_same_training(run, reference)
+    assert_same_weights(run, reference)
+
+
+def cut(hosts: Hosts, _: Command) -> None:
+    """As a pulled cable: no side hears anything any more."""
+    hosts[1].cut()
+
+
+def power_off(_: Hosts, command: Command) -> None:
+    """Everything on the second host is gone at once."""
+    kill_children(command.started[1].pid)
+
+
+def wait_until_alone(launchers: list[int]) -> float:
+    """Seconds until no launcher has a rank left, but perhaps one that it has not yet seen to be dead; at most a minute."""
+    began = time.monotonic()
+    while any(is_running(rank) for pid in launchers for rank in descendants(pid)[1:]):
+        assert time.monotonic() - began < 60, "a rank stays"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "leaves"), [(cut, (0, 1)), (power_off, (0,))])
+def test_loss_of_a_host_is_said_and_one_host_goes_on(
+    hosts: Hosts,
+    recipe: list[str],
+    reference: Trained,
+    tmp_path: Path,
+    fault: Callable[[Hosts, Command], None],
+    leaves: tuple[int, ...],
+) -> None:
+    """The hosts that are left leave within a minute, naming the other's rank; the same command on one host ends the run."""
+    run = Trained(tmp_path / "run")
+    settings = ["train.save_every=1", "train.save_in_background=false", "train.rank_timeout_s=5"]
+    argv = ["bash", str(LAUNCH / "torchrun.sh"), *recipe, f"run_dir={run.folder}", *settings]
+    logs = [tmp_path / host.address for host in hosts]
+    with Command() as command:
+        for host, log in zip(hosts, logs, strict=True):
+            host.start(command, log, argv, **torchrun(hosts), LOCAL_ADDR=host.address)
+        command.wait_for((run.folder / "checkpoints" / "latest").is_file)
+        fault(hosts, command)
+        seconds = wait_until_alone([command.started[left].pid for left in leaves])
+        print(f"{fault.__name__}: the ranks left after {seconds:.1f} s, at step {Trained(run.folder).rows[-1]['step']}")
+        assert command.started[0].wait(60) == 1  # the other torchrun waits on for the meeting, which was on this host
+    for left in leaves:
+        assert re.search(rf"^flexiclip: rank {1 - left} \(.*\) is lost: ", logs[left].read_text(), re.MULTILINE)
+
+    with Command() as command:
+        hosts[0].start(command, tmp_path / "alone", argv, **torchrun(hosts, "1"))
+        assert_ended(command.wait(), tmp_path / "alone")
+    assert "going on from" in (tmp_path / "alone").read_text()
     assert_same_training(run, reference)
     assert_same_weights(run, reference)
