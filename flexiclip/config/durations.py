@@ -27,6 +27,7 @@ _UNITS: dict[str, Unit] = {
     "min": "minutes",
 }
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_LONGEST = 1e15  # steps, samples, ...: whole numbers up to here are exact in a float, and no sum of them overflows
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
 _FORM = re.compile(rf"\s*({_NUMBER})\s*([kmb]?)\s*([a-z%]*)\s*", re.IGNORECASE)
 
@@ -53,7 +54,10 @@ def parse_duration(text: str | int | float | Duration) -> Duration:
         suffix, unit = "", "m" + unit
     if match is None or unit not in _UNITS:
         raise UserError(f"{text!r} is no duration: write 500, '3 epochs', '2M samples', '5%' or '10 minutes'")
-    return Duration(float(match[1]) * _MULTIPLES[suffix], _UNITS[unit])
+    value = float(match[1]) * _MULTIPLES[suffix]
+    if value > _LONGEST:
+        raise UserError(f"{text!r} is no duration that ends: the longest is {_LONGEST:.0e}")
+    return Duration(value, _UNITS[unit])
 
 
 def to_steps(duration: Duration, *, batch: int, samples: int | None = None, total: int | None = None) -> int:

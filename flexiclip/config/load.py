@@ -22,23 +22,11 @@ import yaml
 from flexiclip.config.durations import Duration, parse_duration
 from flexiclip.config.schema import Config
 from flexiclip.config.validate import validate
+from flexiclip.config.yaml_text import DEEPEST, Dumper, read_yaml
 from flexiclip.errors import UserError
 
 T = TypeVar("T")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `1e-3` is a number, as every recipe writer expects."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that _Loader would take for numbers."""
-
-
-_FLOAT = re.compile(r"([-+]?(\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -63,18 +51,22 @@ def read_recipe(recipe: str, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
         data = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a recipe: the file is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not a {type(data).__name__}")
     base = data.pop("base", None)
     if base is None:
         return data
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base={base!r}: name one recipe, by its file or its installed name")
     beside = path.parent / f"{base}.yaml"
-    return _merge(read_recipe(str(beside if beside.is_file() else base), (*readers, path)), data)
+    return _merge(read_recipe(str(beside) if _is_file(beside) else base, (*readers, path)), data)
 
 
 def find_recipe(recipe: str) -> Path:
     """The file of a recipe given by path or by installed name. Raises UserError that lists the names."""
-    if Path(recipe).is_file():
+    if _is_file(Path(recipe)):
         return Path(recipe)
     folder = Path(str(resources.files("flexiclip_recipes")))
     names = sorted(p.stem for p in folder.glob("*.yaml"))
@@ -83,12 +75,16 @@ def find_recipe(recipe: str) -> Path:
     raise UserError(f"no recipe {recipe!r}: neither a file nor one of {', '.join(names)}")
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, a folder that may not be entered, a zero byte
+        return False
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """YAML with `${VARIABLE}` filled in. Raises UserError with the place of a syntax error."""
-    try:
-        return _expand(yaml.load(text, Loader=_Loader), where)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {error}") from None
+    return _expand(read_yaml(text, where), where)
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
@@ -99,7 +95,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     for key, value in data.items():
         dotted = f"{where}.{key}" if where else str(key)
         if key not in hints or key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key)[:100], names, n=1, cutoff=0.5)
             mend = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(names)}"
             raise UserError(f"unknown key {dotted!r}: {mend}")
         values[key] = _coerce(hints[key], value, dotted)
@@ -124,7 +120,7 @@ def to_dict(config: Any) -> Any:
 
 def dump(config: Any) -> str:
     """YAML text of a config, in the order of its fields."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def _required(cls: Any) -> list[str]:
@@ -141,6 +137,8 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _set(data: dict[str, Any], path: list[str], value: Any, dotted: str) -> None:
+    if len(path) > DEEPEST:
+        raise UserError(f"override {dotted!r}: no key of a recipe has {len(path)} parts")
     for key in path[:-1]:
         if data.get(key) is None:
             data[key] = {}

@@ -84,6 +84,7 @@ class ImageTowerConfig(_Lockable):
 
     def __post_init__(self) -> None:
         _positive("model.image", self, "width", "depth", "heads", "mlp_dim", "image_size", "base_patch_size", "base_grid")
+        _require(max(pair(self.image_size)) <= 2**14, f"model.image.image_size={self.image_size} exceeds {2**14} pixels a side")
         _check_lock("model.image", self.lock, self.unlock_last)
 
 

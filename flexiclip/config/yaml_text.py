@@ -1,0 +1,111 @@
+"""YAML from anywhere as plain data, within bounds: what PyYAML's safe loader still allows is closed here.
+
+The safe loader runs no code, but aliases let a file of a kilobyte stand for gigabytes ("billion laughs") or contain itself, deep
+nesting exhausts the stack, and a bad scalar raises whatever its conversion raises. All of that is one line for the user.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from flexiclip.errors import UserError
+
+LARGEST = 4_000_000
+"""Characters that a file may stand for, its aliases followed."""
+DEEPEST = 40
+"""Levels of nesting; a recipe has five."""
+_LARGEST_INTEGER = 2**63 - 1  # what a tensor or an array can hold; Python refuses to print much larger ones
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: `1e-3` is a number, as every recipe writer expects. Nesting is counted before the stack runs out."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """See yaml.composer."""
+        if self._depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} levels deep", self.peek_event().start_mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes the texts that Loader would take for numbers."""
+
+
+_FLOAT = re.compile(r"([-+]?(\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
+for _yaml in (Loader, Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The one document in `text`, null for none. `where` names it in errors. Raises UserError."""
+    loader = None
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, where)
+        value = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML: {error}") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # from the conversion of a scalar, `!!int x`
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: not YAML: a value cannot be read: {str(error)[:200]}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    _check_integers(value, where)
+    return value
+
+
+def _check_size(root: yaml.Node, where: str) -> None:
+    """Refuse a document that its aliases make too large, too deep or endless."""
+    sizes: dict[int, tuple[int, int]] = {}  # a node -> (characters, levels) beneath it
+    above: set[int] = set()
+
+    def measure(node: yaml.Node, depth: int) -> tuple[int, int]:
+        if id(node) in above or depth > DEEPEST:
+            why = "contains itself through an alias" if id(node) in above else f"is nested more than {DEEPEST} levels deep"
+            raise UserError(f"{where}: not YAML that we read: a value {why}")
+        if id(node) not in sizes:
+            above.add(id(node))
+            inside = [measure(child, depth + 1) for child in _children(node)]
+            above.remove(id(node))
+            own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+            sizes[id(node)] = (own + 1 + sum(size for size, _ in inside), 1 + max((levels for _, levels in inside), default=0))
+        size, levels = sizes[id(node)]
+        if size > LARGEST or depth + levels > DEEPEST + 1:
+            raise UserError(
+                f"{where}: not YAML that we read: with its aliases it is more than {LARGEST} characters long or too deep"
+            )
+        return size, levels
+
+    measure(root, 0)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_integers(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_integers(key, where)
+            _check_integers(item, where)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_integers(item, where)
+    elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        raise UserError(f"{where}: an integer of {value.bit_length()} bits; the largest that can stand here is 2^63 - 1")
