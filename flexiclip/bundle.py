@@ -26,10 +26,12 @@ from torch import Tensor
 
 from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig, from_dict, to_dict
 from flexiclip.config.schema import pair
+from flexiclip.config.yaml_text import Dumper, read_yaml
 from flexiclip.data.images import EvalTransform
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.sizes import check_sizes
 from flexiclip.models.text import build_text_tower
 from flexiclip.models.variants import shape_of
 
@@ -96,7 +98,9 @@ def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenan
     folder.mkdir(parents=True)
     save_file({name: _portable(t) for name, t in state.items()}, folder / WEIGHTS)
     facts = {**loaded.provenance, **provenance, "format": FORMAT, "tokenizer_sha256": loaded.tokenizer.fingerprint()}
-    text = yaml.safe_dump({**to_dict(loaded.config), "provenance": facts}, sort_keys=False, width=120, allow_unicode=True)
+    text = yaml.dump(
+        {**to_dict(loaded.config), "provenance": facts}, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True
+    )
     (folder / CONFIG).write_text(text, encoding="utf-8")
     loaded.tokenizer.save(folder / "tokenizer")
     save_config = getattr(loaded.model.text_tower, "save_config", None)
@@ -108,9 +112,10 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none."""
     folder = model_folder(path)
     config, provenance = _read_config(folder)
+    check_sizes(config.model, folder / WEIGHTS, str(folder))
     tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
     if config.model.text is not None:
-        tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, provenance.get("tokenizer_sha256", ""))
+        tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, str(provenance.get("tokenizer_sha256", "")))
     model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
     load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
     return LoadedModel(model.to(device).eval(), _transform(config), tokenizer, config, provenance)
@@ -227,9 +232,9 @@ def _some(names: list[str], shown: int = 3) -> str:
 def _read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
     """The config and the provenance of a model folder."""
     try:
-        data = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / CONFIG}: not YAML: {error}") from None
+        data = read_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
     provenance = data.pop("provenance", {}) if isinstance(data, dict) else None
     if not isinstance(provenance, dict):
         raise UserError(f"{folder / CONFIG}: expected the sections of a recipe and `provenance`")

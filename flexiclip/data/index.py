@@ -16,15 +16,16 @@ import os
 import re
 import secrets
 import tarfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from flexiclip.arrays import read_npz
 from flexiclip.data.progress import progress
 from flexiclip.data.shards import is_remote, local_path, open_shard, shard_name, shard_stamp
 from flexiclip.errors import UserError
@@ -32,6 +33,8 @@ from flexiclip.errors import UserError
 _VERSION = 1  # of the cache's layout
 _META = re.compile(r"__[^/]*__(/|$)")  # __MACOSX__-like folders and webdataset's own metadata
 _BLOCK = 512  # bytes of a tar header
+_FARTHEST = 2**50  # bytes of any shard
+_LONGEST_HEADER = 2**20  # bytes of a long name or of pax records
 
 
 @dataclass(frozen=True)
@@ -137,19 +140,33 @@ def _members(url: str) -> Iterator[tuple[str, int, int]]:
     """(name, offset of the content, size) of every regular file; a shard that ends early is an error, not a shorter shard."""
     with open_shard(url) as stream:
         try:
-            tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (closes nothing that `stream` does not)
+            tar = tarfile.open(fileobj=cast("IO[bytes]", _Headers(stream)), mode="r:")  # noqa: SIM115 (`stream` is closed)
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
                 if member.isreg():
                     yield member.name, member.offset_data, member.size
             stream.seek(tar.offset)
             end = stream.read(_BLOCK)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except Exception as error:  # tarfile's own, and whatever a header that lies makes it stumble over
             raise UserError(
                 f"shard {url}: damaged, truncated or not a plain tar file (compressed ones cannot seek): {error}"
             ) from None
         if len(end) < _BLOCK or end.strip(b"\0"):  # tarfile stops in silence at a broken header and at a missing end mark
             raise UserError(f"shard {url}: damaged or truncated at byte {tar.offset}: fetch or write it again")
+
+
+class _Headers:
+    """A shard as tarfile may read it: it asks for as many bytes at once as a header says, and a header may say 8 EB."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        """At most _LONGEST_HEADER bytes; more are no file name and no pax record."""
+        if not 0 <= size <= _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._stream.read(size)
 
 
 def _cache_paths(url: str, cache: str | None) -> list[Path]:
@@ -164,13 +181,32 @@ def _cache_paths(url: str, cache: str | None) -> list[Path]:
 
 def _load(path: Path, url: str, stamp: str) -> ShardIndex | None:
     try:
-        with np.load(path, allow_pickle=False) as data:
-            if int(data["version"]) != _VERSION or str(data["stamp"]) != stamp:
-                return None
-            arrays = {name: data[name] for name in ("key_bytes", "key_first", "first", "extension", "offset", "size")}
-            return ShardIndex(url=url, extensions=tuple(str(e) for e in data["extensions"]), **arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent, or of another version: it is written anew
+        data = read_npz(path)
+        if int(data["version"]) != _VERSION or str(data["stamp"]) != stamp:
+            return None
+        arrays = {name: data[name] for name in ("key_bytes", "key_first", "first", "extension", "offset", "size")}
+        index = ShardIndex(url=url, extensions=tuple(str(e) for e in data["extensions"]), **arrays)
+        return index if _is_sound(index) else None
+    except (OSError, ValueError, TypeError, KeyError):  # absent, of another version or damaged: it is written anew
         return None
+
+
+def _is_sound(index: ShardIndex) -> bool:
+    """Whether an index that came with its shard from elsewhere is one: arrays that fit each other, places inside the shard."""
+    arrays: list[npt.NDArray[Any]] = [index.key_bytes, index.key_first, index.first, index.extension, index.offset, index.size]
+    kinds = (np.uint8, np.uint32, np.uint32, np.uint16, np.int64, np.int64)
+    if any(array.ndim != 1 or array.dtype != kind for array, kind in zip(arrays, kinds, strict=True)):
+        return False
+    members = len(index.size)
+    if not len(index.key_first) == len(index.first) > 0 or not len(index.offset) == len(index.extension) == members:
+        return False
+    for ends, count in ((index.key_first, len(index.key_bytes)), (index.first, members)):
+        if ends[0] != 0 or ends[-1] != count or (ends[1:] <= ends[:-1]).any():
+            return False
+    # Places past the shard's end are found when they are read; sums of larger numbers would wrap around.
+    end = os.path.getsize(local_path(index.url)) if not is_remote(index.url) else _FARTHEST
+    fits = (index.offset >= 0) & (index.size >= 0) & (index.offset <= end) & (index.size <= end - index.offset)
+    return bool(fits.all() and (index.extension < len(index.extensions)).all())
 
 
 def _save(path: Path, index: ShardIndex, stamp: str) -> bool:

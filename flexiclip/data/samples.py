@@ -23,8 +23,9 @@ from PIL import Image
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.index import index_shards
 from flexiclip.data.shards import read_range, shard_name
-from flexiclip.data.stages import Note, silent
+from flexiclip.errors import one_line
 
+_LARGEST = 2**29  # bytes from a sample's first wanted member to the end of its last
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -36,7 +37,7 @@ class BadSample(Exception):  # noqa: N818 (a fact about the data, met in every l
         self.shard, self.key, self.reason = shard, key, reason
 
     def __str__(self) -> str:
-        return f"{self.shard}: {self.key}: {self.reason}"
+        return one_line(f"{self.shard}: {self.key}: {self.reason}")  # a key may hold anything, a terminal's commands too
 
     def as_dict(self) -> dict[str, str]:
         """The line of bad_samples.jsonl."""
@@ -98,14 +99,11 @@ class SampleStore:
         """The sample's key in its shard."""
         return self.indices[shard].key(sample)
 
-    def read(self, shard: int, sample: int, min_side: int | None = None, note: Note = silent) -> Sample:
-        """Read and decode one sample. min_side: see decode_image; note: is told what is being done. Raises BadSample."""
+    def read(self, shard: int, sample: int, min_side: int | None = None) -> Sample:
+        """Read and decode one sample. min_side: see decode_image. Raises BadSample."""
         wanted = {*self.image_keys, *_caption_members(self.caption_specs), "json"}
         url, key = self.urls[shard], self.key(shard, sample)
-        note("reading", url, key)
-        members = self._read(shard, sample, wanted)
-        note("decoding", url, key)
-        return build_sample(url, key, members, self.image_keys, self.caption_specs, min_side)
+        return build_sample(url, key, self._read(shard, sample, wanted), self.image_keys, self.caption_specs, min_side)
 
     def captions(self, shard: int, sample: int) -> tuple[str, ...]:
         """The captions alone, without touching the image. Raises BadSample."""
@@ -123,6 +121,8 @@ class SampleStore:
             return {}
         start = min(offset for offset, _ in members.values())
         end = max(offset + size for offset, size in members.values())
+        if end - start > _LARGEST:
+            raise BadSample(self.urls[shard], self.key(shard, sample), f"its members span {end - start} bytes: too many to read")
         try:
             data = read_range(self.urls[shard], start, end - start)
         except OSError as error:
@@ -181,7 +181,7 @@ def _caption_members(specs: Sequence[str]) -> list[str]:
 def _parse_json(shard: str, key: str, data: bytes) -> Any:
     try:
         return json.loads(_decode(shard, key, "json", data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSample(shard, key, f"json cannot be parsed: {error}") from None
 
 

@@ -120,6 +120,8 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 def _read_local(path: str, offset: int, size: int) -> bytes:
     # pread takes its own offset: descriptors inherited over a fork, or shared by threads, do not disturb each other.
     descriptor = _descriptor(path)
+    # pread would take memory for all that is asked for before it finds the end of the file.
+    size = min(size, max(0, os.fstat(descriptor.number).st_size - offset))
     data = os.pread(descriptor.number, size, offset)
     while 0 < len(data) < size:  # the kernel may return less than asked for
         more = os.pread(descriptor.number, size - len(data), offset + len(data))

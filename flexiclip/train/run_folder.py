@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flexiclip.config import Config, dump, to_dict
+from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoint import LATEST, write_whole
 
@@ -50,7 +49,7 @@ def check_run_folder(config: Config) -> Path:
     # Without a checkpoint there is nothing to go on with: a first start that failed may be mended and started again.
     if config.train.resume == "never" or not written.is_file() or not (run / "checkpoints" / LATEST).is_file():
         return run
-    old = _flat(yaml.safe_load(written.read_text(encoding="utf-8")))
+    old = _flat(read_yaml(written.read_text(encoding="utf-8"), str(written)))
     new = _flat(to_dict(config))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
     if changed:

@@ -43,7 +43,14 @@ def load_tokenizer(folder: Path, config: TokenizerConfig, fingerprint: str) -> T
     files = read_files(folder)
     if not files:
         raise UserError(f"{folder}: no tokenizer files there; was the model folder copied whole?")
-    tokenizer = _KINDS[config.kind](config, files)
+    try:
+        tokenizer = _KINDS[config.kind](config, files)
+    except UserError:
+        raise
+    except Exception as error:  # each library has errors of its own for files that are not its own
+        raise UserError(
+            f"{folder}: no {config.kind} tokenizer can be read there: {error!r}; copy the model folder whole"
+        ) from None
     found = tokenizer.fingerprint()
     if found != fingerprint:
         raise UserError(

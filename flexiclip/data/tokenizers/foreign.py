@@ -6,6 +6,8 @@ that comes with a vocabulary is never run (trust_remote_code stays off).
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +24,8 @@ from flexiclip.errors import UserError
 
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPEN_CLIP_FILE = "open_clip_config.json"
+_LARGEST_BPE = 2**24  # bytes, inflated; CLIP's has 3 MB
+_OPEN_CLIP_OPTIONS = {"clean", "strip_sep_token", "language"}
 _NEEDS_PAD = "choose a vocabulary with padding"
 _NEEDS_EOS = "choose a vocabulary that ends its texts"
 
@@ -33,6 +37,9 @@ class ClipTokenizer(Tokenizer):
         super().__init__(config, files)
         from open_clip.tokenizer import SimpleTokenizer
 
+        with gzip.open(io.BytesIO(self.files[BPE_FILE])) as merges:
+            if len(merges.read(_LARGEST_BPE + 1)) > _LARGEST_BPE:
+                raise UserError(f"tokenizer: {BPE_FILE} inflates to more than {_LARGEST_BPE} bytes; it is not CLIP's")
         with unpacked(self.files) as folder:
             self._engine = SimpleTokenizer(bpe_path=str(folder / BPE_FILE), context_length=config.context_length)
         self.vocab_size = self._engine.vocab_size
@@ -87,6 +94,7 @@ class OpenClipTokenizer(Tokenizer):
         from open_clip.tokenizer import SimpleTokenizer
 
         name = config.path or "in the model folder"
+        _check_text_cfg(_text_cfg(self.files), name)
         with unpacked(self.files) as folder:
             self._engine = open_clip.get_tokenizer(f"local-dir:{folder}", context_length=config.context_length)
         if isinstance(self._engine, SimpleTokenizer):
@@ -107,7 +115,10 @@ class OpenClipTokenizer(Tokenizer):
             raise UserError("tokenizer.kind=open_clip needs tokenizer.path: a model name such as ViT-B-32")
         try:
             described = open_clip.get_model_config(config.path)
+            _check_text_cfg((described or {}).get("text_cfg", {}), config.path)
             engine = open_clip.get_tokenizer(config.path) if described else None
+        except UserError:
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {error}") from None
         if described is None or engine is None:
@@ -121,6 +132,20 @@ class OpenClipTokenizer(Tokenizer):
     def encode(self, texts: list[str]) -> Tensor:
         """Ids as the model saw them, int64 [N, context_length]."""
         return cast(Tensor, self._engine(texts))
+
+
+def _text_cfg(files: Mapping[str, bytes]) -> Any:
+    try:
+        return json.loads(files[OPEN_CLIP_FILE])["model_cfg"]["text_cfg"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{OPEN_CLIP_FILE} is missing or damaged ({error!r}); was the model folder copied whole?") from None
+
+
+def _check_text_cfg(text_cfg: Any, name: str) -> None:
+    """open_clip hands these on to transformers as they are, `trust_remote_code` too: only its own are let through."""
+    given = text_cfg.get("tokenizer_kwargs") or {} if isinstance(text_cfg, dict) else None
+    if not isinstance(given, dict) or not given.keys() <= _OPEN_CLIP_OPTIONS:
+        raise UserError(f"tokenizer {name}: tokenizer_kwargs={given!r}; only {', '.join(sorted(_OPEN_CLIP_OPTIONS))} are taken")
 
 
 def _auto_tokenizer(source: str, name: str) -> Any:

@@ -17,6 +17,8 @@ from flexiclip.errors import UserError
 NO_TEXT = "the model is an image tower alone (model.text is null): it has no text half; train one with model.image.init"
 SUBFOLDER = "text_tower"
 """The folder inside a model folder that holds the architecture of a foreign tower."""
+WEIGHTS = "model.safetensors"
+"""The file of a model folder that holds the weights of all its parts."""
 
 
 class TextTower(nn.Module, ABC):

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.paths import resolve_folder
 from flexiclip.errors import UserError
-from flexiclip.models.text.base import SUBFOLDER, TextTower, last_used, mean_over
+from flexiclip.models.sizes import build_within, check_layers
+from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower, last_used, mean_over
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 
@@ -72,19 +73,38 @@ def build_huggingface(config: TextTowerConfig, folder: Path | None, pretrained: 
         from transformers import AutoConfig
     except ImportError:
         raise UserError("model.text.kind=huggingface needs transformers: run `pip install 'flexiclip[hf]'`") from None
-    source = str(folder / SUBFOLDER) if folder else resolve_folder(str(config.name))
+    source = str((folder / SUBFOLDER).absolute()) if folder else resolve_folder(str(config.name))
+    if folder is not None and not (folder / SUBFOLDER / "config.json").is_file():  # transformers would ask the hub for it
+        raise UserError(f"{folder}: no {SUBFOLDER}/config.json; was the model folder copied whole?")
     try:
-        described = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        described = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=folder is not None)
     except _LOAD_ERRORS as error:
         raise UserError(f"model.text.name={config.name}: no Hugging Face model in {source}: {error}") from None
     auto = _auto_class(described, str(config.name))
-    if folder is not None or not pretrained:
+    encoder: Any
+    if folder is not None:
+        encoder = _architecture(auto, described, folder)
+    elif not pretrained:
         encoder = auto.from_config(described, trust_remote_code=False)
     else:
         encoder = _load(auto, source, config)
     if getattr(encoder, "pooler", None) is not None and "add_pooling_layer" in inspect.signature(type(encoder)).parameters:
         encoder.pooler = None  # we pool the hidden states: its parameters would never see a gradient
     return HuggingFaceText(config, encoder.float())
+
+
+def _architecture(auto: Any, described: Any, folder: Path) -> nn.Module:
+    """The encoder of a model folder without its weights. Its config came with the folder, so anything may stand there."""
+    check_layers(getattr(described, "num_hidden_layers", 0), str(folder / SUBFOLDER))
+    try:
+        encoder: nn.Module = build_within(
+            lambda: auto.from_config(described, trust_remote_code=False), folder / WEIGHTS, str(folder)
+        )
+        return encoder
+    except UserError:
+        raise
+    except Exception as error:  # transformers checks few of its settings: each nonsense has an error of its own
+        raise UserError(f"{folder / SUBFOLDER}: transformers cannot build the text tower: {error}") from None
 
 
 def _auto_class(described: Any, name: str) -> Any:

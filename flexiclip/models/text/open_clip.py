@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
-from flexiclip.models.text.base import SUBFOLDER, TextTower
+from flexiclip.models.sizes import build_within, check_layers
+from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower
 
 CONFIG_FILE = "open_clip_config.json"
 # open_clip builds whole models only; the image half that we throw away is made as small as it will go.
@@ -67,8 +68,7 @@ def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bo
     Raises UserError when open_clip knows no such model or weights.
     """
     if folder is not None:
-        model_cfg = _read_config(folder / SUBFOLDER)
-        return OpenClipText(config, _text_without_weights(model_cfg), model_cfg)
+        return _from_folder(config, folder)
     import open_clip
 
     name, tag = _split(str(config.name))
@@ -111,14 +111,40 @@ def _text_only(described: dict[str, Any]) -> dict[str, Any]:
     return kept | {"vision_cfg": dict(_STUB_IMAGE_TOWER)}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _from_folder(config: TextTowerConfig, folder: Path) -> OpenClipText:
+    """The architecture that `save_config` wrote. It came with the model folder, so anything may stand there."""
+    path = folder / SUBFOLDER / CONFIG_FILE
+    model_cfg = _text_only(_read_object(path, "model_cfg"))
+    settings = model_cfg.get("text_cfg")
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: no text_cfg in it; copy the model folder whole")
+    check_layers(settings.get("layers", 0), str(path))
+    if settings.get("hf_model_name"):
+        encoder = folder / SUBFOLDER / "config.json"
+        described = _read_object(encoder)
+        if "auto_map" in described:
+            raise UserError(f"{encoder}: the text tower asks for code of its own (auto_map), which is never run")
+        check_layers(described.get("num_hidden_layers", 0), str(encoder))
+        settings["hf_model_name"] = str(encoder.parent.absolute())
     try:
-        model_cfg: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: no open_clip configuration of the text tower: {error}; copy the model folder whole") from None
-    if model_cfg["text_cfg"].get("hf_model_name"):
-        model_cfg["text_cfg"]["hf_model_name"] = str(folder)  # the encoder's config.json stands beside it
-    return model_cfg
+        text = build_within(lambda: _text_without_weights(model_cfg), folder / WEIGHTS, str(folder))
+        return OpenClipText(config, text, model_cfg)
+    except UserError:
+        raise
+    except Exception as error:  # open_clip checks few of its settings: each nonsense has an error of its own
+        raise UserError(f"{path}: open_clip cannot build the text tower: {error}") from None
+
+
+def _read_object(path: Path, key: str | None = None) -> dict[str, Any]:
+    """A JSON object, or the one under `key`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data = data if key is None else data[key]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no configuration of the text tower: {error!r}; copy the model folder whole") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: no configuration of the text tower; copy the model folder whole")
+    return data
 
 
 def _text_without_weights(model_cfg: dict[str, Any]) -> nn.Module:

@@ -8,14 +8,13 @@ embeddings inside the encoder or together with the class token's, a MAP head wit
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flexiclip.arrays import read_npz as read_arrays
 from flexiclip.errors import UserError
 from flexiclip.models.weights.imported import beneath
 
@@ -46,9 +45,8 @@ def read_parameters(path: Path) -> tuple[dict[str, Array], int]:
 
 def _read(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: _bfloat16_widened(file[name]) for name in file.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        return {name: _bfloat16_widened(array) for name, array in read_arrays(path).items()}
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read it as an .npz of arrays: {error}") from None
 
 

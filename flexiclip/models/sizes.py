@@ -1,0 +1,63 @@
+"""Whether the weights of a model folder have room for the model of its config, told before that model is built.
+
+A config of a few lines may ask for terabytes or for a billion blocks; weights of such a size are not written by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from flexiclip.config.schema import pair
+from flexiclip.errors import UserError
+from flexiclip.models.variants import shape_of
+
+M = TypeVar("M", bound=nn.Module)
+
+MOST_LAYERS = 1000
+_SLACK = 2**20  # parameters that a model may have beside those that are stored, such as a pooler that is thrown away
+_MASKS = 2**26  # numbers of its buffers: attention masks, positions
+
+
+def check_sizes(config: ModelConfig, weights: Path, where: str) -> None:
+    """Raise UserError when our own towers need more parameters than the file `weights` has bytes."""
+    image, text = config.image, config.text
+    (p, q), (gh, gw) = pair(image.base_patch_size), pair(image.base_grid)
+    width = shape_of(image, where).width
+    numbers = width * (3 * p * q + gh * gw + config.embed_dim) + _blocks(image, where)
+    if text is not None and text.kind == "transformer":
+        rows = (text.vocab_size or 0) + (text.context_length or 0) + config.embed_dim
+        numbers += shape_of(text, where).width * rows + _blocks(text, where)
+    _check_room(numbers, weights, where)
+
+
+def _blocks(config: ImageTowerConfig | TextTowerConfig, where: str) -> int:
+    """Parameters of the matrices of all blocks."""
+    shape = shape_of(config, where)
+    check_layers(shape.depth, where)
+    return shape.depth * shape.width * (4 * shape.width + 2 * shape.mlp_dim)
+
+
+def check_layers(layers: object, where: str) -> None:
+    """Raise UserError unless `layers` is a number of layers that somebody might build."""
+    if not isinstance(layers, int) or layers > MOST_LAYERS:
+        raise UserError(f"{where}: a tower of {layers!r} layers; the most are {MOST_LAYERS}")
+
+
+def build_within(build: Callable[[], M], weights: Path, where: str) -> M:
+    """What `build` makes, unless it needs more than the file `weights` could hold: asked of the meta device first."""
+    with torch.device("meta"):
+        shell = build()
+    _check_room(sum(p.numel() for p in shell.parameters()), weights, where)
+    _check_room(sum(b.numel() for b in shell.buffers()) - _MASKS, weights, where)
+    return build()
+
+
+def _check_room(numbers: int, weights: Path, where: str) -> None:
+    if weights.is_file() and numbers > weights.stat().st_size + _SLACK:  # a folder of the architecture alone has no weights
+        raise UserError(f"{where}: the model of the config has {numbers} parameters, for which {weights.name} has no room")
