@@ -1,0 +1,72 @@
+"""Fuzz what reads files from elsewhere; exit 1 if anything is found.
+
+    python scripts/fuzz.py index --minutes 10 --seed 1        tar shards, their index caches, reads of what they name
+    python scripts/fuzz.py samples | recipe | weights         a sample's members; recipes and overrides; weight files and folders
+    python scripts/fuzz.py index --smoke 300                   seeds, past findings and 300 mutations, in seconds
+    python scripts/fuzz.py weights --replay FILE               a saved input again, alone
+
+Guided by coverage where atheris is installed (`pip install -e ".[fuzz]"`), by outcomes otherwise. A finding is an undocumented
+error, a crash, more than 10 s or 1 GB for one input, a file touched outside the input's folder, a pickle, process or socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", nargs="?", choices=["index", "samples", "recipe", "weights"])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--engine", choices=["atheris", "blind"], help="default: atheris where it is installed")
+    parser.add_argument("--output", type=Path, default=Path("runs/fuzz"), help="folder for findings")
+    parser.add_argument("--smoke", type=int, metavar="N", help="all seeds, all past findings and N mutations, once, blind")
+    parser.add_argument("--replay", help="a saved input to run again")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # these two: how the command calls itself, a job in JSON
+    parser.add_argument("--minimise", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker or arguments.minimise or (arguments.replay and not arguments.target):
+        return _job(arguments)
+    if arguments.target is None:
+        parser.error("name a target")
+    from fuzzing import campaign
+
+    if arguments.replay:
+        with TemporaryDirectory() as folder:
+            outcome = campaign.replay(arguments.target, Path(arguments.replay), Path(folder))
+        print(f"{outcome.kind}: {outcome.label}\n{outcome.detail}")
+        return int(outcome.kind == "finding")
+    if arguments.smoke is not None:
+        died = campaign.smoke(arguments.target, arguments.smoke, arguments.seed, arguments.output.resolve())
+        print(died or "nothing found")
+        return int(bool(died))
+    engine = arguments.engine or campaign.default_engine()
+    result = campaign.run(arguments.target, arguments.minutes, arguments.seed, arguments.output.resolve(), engine)
+    print(result)
+    return int(bool(result.findings))
+
+
+def _job(arguments: argparse.Namespace) -> int:
+    from fuzzing import worker
+
+    job = json.loads(arguments.worker or arguments.minimise or arguments.replay)
+    for key in ("folder", "path"):
+        if key in job:
+            job[key] = Path(job[key])
+    if arguments.worker:
+        worker.work(**job)
+    elif arguments.minimise:
+        worker.minimise(**job)
+    else:
+        print(json.dumps(dataclasses.asdict(worker.replay(**job))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

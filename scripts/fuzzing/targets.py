@@ -1,0 +1,144 @@
+"""What is run on an input: four readers of files from elsewhere, and the errors that each may raise.
+
+A target writes the files of the case into its folder and reads them as a user's command would. It returns a word on what it got.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fuzzing.case import Case, unpack, write
+
+CAPTIONS = ("txt", "json:caption", "json:a.b", "lines.txt:lines")
+OPEN_CLIP_ARCH = "fuzz-tiny"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader under test. run(files, folder): on a folder that holds just these files. documented: the errors it may raise."""
+
+    run: Callable[[Case, Path], str]
+    documented: tuple[type[Exception], ...]
+
+    def prepare(self, data: bytes, folder: Path) -> Callable[[], str]:
+        """Put the case into `folder`, emptied first, and return what runs the reader on it."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        files = unpack(data)
+        write(files, folder)
+        return lambda: self.run(files, folder)
+
+
+def make_target(name: str) -> Target:
+    """The target of that name; the code under test is imported here, so that an engine may instrument it."""
+    from flexiclip.data.samples import BadSample
+    from flexiclip.errors import UserError
+
+    documented = {"index": (UserError, BadSample), "samples": (BadSample,), "recipe": (UserError,), "weights": (UserError,)}
+    run = {"index": _index, "samples": _samples, "recipe": _recipe, "weights": _weights}
+    return Target(run[name], documented[name])
+
+
+TARGETS = ("index", "samples", "recipe", "weights")
+
+
+def _index(files: Case, folder: Path) -> str:
+    """shard.tar is indexed, with what lies beside it as its cache, and every member that the index names is read."""
+    from flexiclip.data.samples import BadSample, SampleStore
+
+    if (folder / "shard.tar").is_file():
+        os.utime(folder / "shard.tar", ns=(1, 1))  # what the caches of the seeds are stamped with: others would be dropped unread
+    store = SampleStore([str(folder / "shard.tar")], ("jpg", "png"), ())
+    outcomes = set()
+    for number in range(min(len(store), 50)):
+        shard, sample = store.locate(number)
+        try:
+            members = [store.member(shard, sample, extension) for extension in store.indices[shard].members(sample)]
+            outcomes.add(f"{min(len(members), 3)} members")
+        except BadSample:
+            outcomes.add("unreadable")
+        assert store.key(shard, sample), "a sample has a key"
+    return ", ".join(sorted(outcomes)) or "no samples"
+
+
+def _samples(files: Case, folder: Path) -> str:
+    """The files are the members of a sample, their names its extensions: decoded, captioned and cropped as in training."""
+    from flexiclip.data.images import TrainTransform
+    from flexiclip.data.samples import build_sample
+
+    transform = TrainTransform((16, 16), (0.4, 1.0), (0.75, 4 / 3), True, "bicubic")
+    sample = build_sample("shard.tar", "key", files, ("jpg", "png", "webp"), CAPTIONS, transform.min_side)
+    assert sample.image.mode == "RGB"
+    assert sample.captions
+    assert all(caption.strip() for caption in sample.captions)
+    pixels = transform(sample.image, np.random.default_rng(0))
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.dtype == np.uint8
+    return f"{min(len(sample.captions), 3)} captions{', json' if sample.meta else ''}"
+
+
+def _recipe(files: Case, folder: Path) -> str:
+    """recipe.yaml with the lines of overrides.txt: loaded, dumped, loaded again, and its durations turned into steps."""
+    from flexiclip.config import Duration, dump, load, to_steps
+    from flexiclip.errors import UserError
+
+    overrides = [line for line in files.get("overrides.txt", b"").decode("utf-8", "replace").split("\n") if line]
+    config = load(folder / "recipe.yaml", overrides)
+    text = dump(config)
+    (folder / "again.yaml").write_text(text, encoding="utf-8")
+    again = load(folder / "again.yaml")
+    assert again == config or "nan" in text or "${" in text, "a dumped recipe reads back equal"
+    for section in (config.train, config.optimizer, config.eval):
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if isinstance(value, Duration):
+                try:
+                    assert math.isfinite(to_steps(value, batch=config.train.global_batch_size, samples=1000, total=1000))
+                except UserError:
+                    continue  # minutes have no steps
+    return "config"
+
+
+def _weights(files: Case, folder: Path) -> str:
+    """A weight file, a Hugging Face folder or a model folder, by the name of the case's first file."""
+    first = next(iter(files), "")
+    text = folder / "text.model" if "text.model" in files else None
+    if first.startswith("model/"):
+        return _model_folder(folder / "model")
+    if first.startswith("hf/"):
+        from flexiclip.models.weights.transformers import import_transformers
+
+        return _built(import_transformers(folder / "hf", text))
+    if first.endswith(".npz"):
+        from flexiclip.models.weights.big_vision import import_big_vision
+
+        return _built(import_big_vision(folder / first, text))
+    if first.startswith("open_clip."):
+        from flexiclip.models.weights.open_clip import import_open_clip
+
+        return _built(import_open_clip(str(folder / first), OPEN_CLIP_ARCH, text))
+    from flexiclip.models.weights.timm import import_timm
+
+    return _built(import_timm(folder / "timm" if first.startswith("timm/") else folder / (first or "nothing")))
+
+
+def _built(imported: object) -> str:
+    from flexiclip.imports import build_imported
+
+    loaded = build_imported(imported, "the file")  # type: ignore[arg-type]
+    return "two towers" if loaded.config.model.text else "image tower"
+
+
+def _model_folder(folder: Path) -> str:
+    from flexiclip.bundle import load_model
+
+    loaded = load_model(folder)
+    return f"model with {type(loaded.tokenizer).__name__}"

@@ -1,0 +1,46 @@
+"""Every reader of files from elsewhere gives a value or its documented error: seeds, past findings, and mutations of both.
+
+The inputs run in a process of their own, under the rules of scripts/fuzzing/guard.py: at most 1 GB and 10 s an input, nothing
+touched outside its folder, no process, no socket, no pickle. The corpus holds every finding so far, cut down to what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = Path(__file__).parent / "corpus"
+TARGETS = ("index", "samples", "recipe", "weights")
+MUTATIONS = 300
+
+
+def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "fuzz.py"), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_seeds_past_findings_and_mutations(target: str, tmp_path: Path) -> None:
+    done = fuzz(target, "--smoke", str(MUTATIONS), "--output", str(tmp_path))
+    findings = {path.name: path.read_text()[-2000:] for path in tmp_path.glob("**/findings/*.txt")}
+    assert done.returncode == 0, (done.stdout, done.stderr[-3000:], findings)
+    outcomes = json.loads((tmp_path / target / "stats.json").read_text())
+    corpus = len(list((CORPUS / target).glob("*")))
+    assert sum(outcomes.values()) >= MUTATIONS + corpus + 20, "every input was run"
+    kinds = {outcome.partition(":")[0] for outcome in outcomes}
+    assert kinds == {"value", "refused"}, "the inputs are neither all good nor all bad"
+    assert len(outcomes) > 5, "they get deeper than the front door"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_two_minutes(target: str, tmp_path: Path) -> None:
+    done = fuzz(target, "--minutes", "2", "--seed", "2", "--output", str(tmp_path))
+    print(done.stdout)
+    assert done.returncode == 0, (done.stdout, done.stderr[-3000:])
