@@ -98,7 +98,7 @@ def test_what_is_missing_is_one_line(script: str, argv: list[str], environment: 
 def test_slurm_asks_for_the_signal_in_time_and_for_its_place_in_the_queue() -> None:
     lines = (LAUNCH / "slurm.sh").read_text().splitlines()
     options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
-    assert {"--ntasks-per-node=1", "--signal=B:TERM@120", "--requeue", "--open-mode=append"} <= set(options)
+    assert {"--ntasks-per-node=1", "--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(options)
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert not any(line.startswith("#SBATCH") for line in lines[first_command:]), "Slurm reads none after the first command"
 

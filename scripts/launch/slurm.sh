@@ -4,8 +4,8 @@
 #   sbatch --nodes=4 --gpus-per-node=8 scripts/launch/slurm.sh flexilit_b run_dir=/shared/runs/b [key=value ...]
 #
 # Submit from the repository's root, or set LAUNCH_DIR to the folder of torchrun.sh, in an environment that has flexiclip: it
-# travels with the job. Preemption and the end of the time limit arrive as a SIGTERM two minutes ahead: the ranks save and leave,
-# and the job is queued again under its number. The next start goes on from the checkpoint.
+# travels with the job. Two minutes before the time limit the ranks save and leave, and the job is queued again under its number; the
+# next start goes on from the checkpoint. A SIGTERM is preemption, after which Slurm queues the job again itself, or scancel.
 #
 # Variables, with their defaults: LAUNCH_DIR=$SLURM_SUBMIT_DIR/scripts/launch, RDZV_PORT=29500, HEAD_ADDR (the first host of the
 # job), those of torchrun.sh, and FLEXICLIP_DRY_RUN=1, which prints the command instead.
@@ -15,7 +15,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
@@ -38,7 +38,8 @@ if [ -z "${HEAD_ADDR:-}" ]; then
 fi
 
 export NNODES=${NNODES:-${SLURM_NNODES:?}} RDZV_ENDPOINT=$HEAD_ADDR:${RDZV_PORT:-29500} RDZV_ID=flexiclip-$SLURM_JOB_ID
-command=(srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash "$LAUNCH_DIR/torchrun.sh" "$@")
+# The first torchrun to leave must not take with it those whose ranks still save: they follow by themselves, or after --wait seconds.
+command=(srun --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=300 bash "$LAUNCH_DIR/torchrun.sh" "$@")
 if [ "${FLEXICLIP_DRY_RUN:-}" = 1 ]; then
   printf 'NNODES=%q RDZV_ENDPOINT=%q RDZV_ID=%q ' "$NNODES" "$RDZV_ENDPOINT" "$RDZV_ID"
   printf '%q ' "${command[@]}"
@@ -48,13 +49,14 @@ fi
 
 "${command[@]}" &
 step=$!
-asked=
-trap 'asked=1; kill -TERM "$step"' TERM # srun hands it to the torchruns, they to the ranks
+again=
+trap 'again=1; kill -TERM "$step" || true' USR1 # srun hands it to the torchruns, they to the ranks
+trap 'kill -TERM "$step" || true' TERM
 code=0
 wait "$step" || code=$?
-if [ -n "$asked" ]; then
-  wait "$step" || true # the first wait ended with the signal, not with the step
-  scontrol requeue "$SLURM_JOB_ID"
-  exit 0
-fi
+while kill -0 "$step" 2>/dev/null; do # a signal ends the waiting, not the step
+  code=0
+  wait "$step" || code=$?
+done
+if [ -n "$again" ] && [ "$code" != 0 ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

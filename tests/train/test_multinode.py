@@ -54,8 +54,8 @@ def slurm_command(hosts: Hosts, recipe: list[str]) -> tuple[dict[str, str], list
     command = ["env", "FLEXICLIP_DRY_RUN=1", "bash", str(LAUNCH / "slurm.sh"), *recipe]
     words = shlex.split(subprocess.run(command, env={**os.environ, **job}, capture_output=True, text=True, check=True).stdout)
     at = words.index("srun")
-    assert words[at:][:3] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    return dict(word.split("=", 1) for word in words[:at]), words[at + 3 :]
+    assert words[at : at + 4] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=300"]
+    return dict(word.split("=", 1) for word in words[:at]), words[at + 4 :]
 
 
 def test_torchrun_as_slurm_starts_it(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
