@@ -19,6 +19,7 @@ from flexiclip.data.images import TrainTransform
 from flexiclip.data.plan import Place, Plan, Source
 from flexiclip.data.samples import BadSample, Sample, SampleStore
 from flexiclip.data.shards import expand_shards, prefetch, reads_in_parallel
+from flexiclip.data.stages import Note, silent
 from flexiclip.errors import UserError
 
 MAX_BAD = 100  # substitutes in a row that may fail; by then it is the recipe or the storage that is wrong
@@ -73,16 +74,19 @@ class TrainDataset:
 
     def __init__(self, sources: TrainSources, transform: TrainTransform, seed: int) -> None:
         self.sources, self.transform, self.seed = sources, transform, seed
+        self.note: Note = silent  # is told what is being done
         self._windows: dict[int, tuple[int, int]] = {}  # source -> (epoch, window) last entered
 
     def __getitem__(self, position: int) -> Item:
         """The item at a position. Raises UserError when MAX_BAD samples in a row cannot be read."""
         place = self.sources.plan[position]
-        self._enter(place)
         store = self.sources.stores[place.source]
+        self.note("reading", store.urls[place.shard], store.key(place.shard, place.sample))
+        self._enter(place)
         number = store.number(place.shard, place.sample)
         rng = generator(self.seed, Draw.AUGMENT, place.source, place.epoch, number)
         sample, bad = self._read(store, place, number)
+        self.note("augmenting", sample.shard, sample.key)
         return make_item(sample, self.transform, rng, bad)
 
     def _read(self, store: SampleStore, place: Place, number: int) -> tuple[Sample, tuple[BadSample, ...]]:
@@ -90,7 +94,7 @@ class TrainDataset:
         shard, sample = place.shard, place.sample
         while len(bad) < MAX_BAD:
             try:
-                return store.read(shard, sample, self.transform.min_side), tuple(bad)
+                return store.read(shard, sample, self.transform.min_side, self.note), tuple(bad)
             except BadSample as error:
                 bad.append(error)
             drawn = below(len(store), self.seed, Draw.SUBSTITUTE, place.source, place.epoch, number, len(bad))

@@ -5,19 +5,24 @@ A loader starts at any step at no cost, because a batch is a function of its ste
 
 from __future__ import annotations
 
+import atexit
+import functools
+import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch, Collate, Tokenize
+from flexiclip.data.batch import Batch, Collate, Item, Tokenize
 from flexiclip.data.dataset import TrainDataset, TrainSources, open_sources
 from flexiclip.data.images import TrainTransform
-from flexiclip.errors import UserError
+from flexiclip.data.stages import Notes, StageBoard
+from flexiclip.errors import RunError, UserError
 
 _PARALLEL_READS = 16  # samples that a worker reads at once from storage that allows it
 
@@ -31,32 +36,99 @@ class _Steps(Dataset[Batch | UserError]):
         self.stride, self.shift = global_batch_size, rank * self.size
         self.parallel = dataset.sources.parallel
         self._pool: ThreadPoolExecutor | None = None
+        self._notes: Notes | None = None
+
+    def watched_by(self, notes: Notes) -> None:
+        """Note down from now on what is being done."""
+        self._notes = self.dataset.note = notes
 
     def __getitem__(self, step: int) -> Batch | UserError:
-        start = step * self.stride + self.shift
-        positions = range(start, start + self.size)
+        if self._notes is not None:
+            self._notes.step = step
         try:
-            if not self.parallel:
-                return self.collate(step, [self.dataset[position] for position in positions])
-            if self._pool is None:  # made where it is used: threads do not survive the fork of a worker
-                self._pool = ThreadPoolExecutor(_PARALLEL_READS)
-            return self.collate(step, list(self._pool.map(self.dataset.__getitem__, positions)))
+            items = self._items(step * self.stride + self.shift)
+            self.dataset.note("tokenising", "", "")
+            return self.collate(step, items)
         except UserError as error:
             return error
+        finally:
+            self.dataset.note("idle", "", "")
+
+    def _items(self, start: int) -> list[Item]:
+        positions = range(start, start + self.size)
+        if not self.parallel:
+            return [self.dataset[position] for position in positions]
+        if self._pool is None:  # made where it is used: threads do not survive the fork of a worker
+            self._pool = ThreadPoolExecutor(_PARALLEL_READS)
+        return list(self._pool.map(self._item, positions))
+
+    def _item(self, position: int) -> Item:
+        try:
+            return self.dataset[position]
+        finally:
+            self.dataset.note("idle", "", "")
 
 
 class Batches:
-    """An iterable of Batch; each pass starts at the first step again. Workers live as long as a pass."""
+    """An iterable of Batch; each pass starts at the first step again. Workers live as long as a pass.
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
+    stages: what each worker is at, readable at any time and from any thread.
+    """
+
+    def __init__(self, loader: DataLoader[Any], stages: StageBoard) -> None:
+        self.loader, self.stages = loader, stages
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches in order. Raises UserError when the data cannot be used."""
-        for batch in self.loader:
+        """Yield the batches in order. Raises UserError when the data cannot be used, RunError when a worker has died."""
+        if not self.loader.num_workers:
+            self.loader.dataset.watched_by(self.stages.notes(0))  # type: ignore[attr-defined]
+        atexit.register(self._end_workers)  # an error may keep this generator alive until then
+        try:
+            yield from self._pull(_start(self.loader))
+        finally:
+            atexit.unregister(self._end_workers)
+            self._end_workers()
+
+    def _pull(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                raise self._explained(error) from None
+            if batch is None:
+                return
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+    def _end_workers(self) -> None:
+        """Kill the workers that are left: one that hangs in a read hears no request to leave, and would keep this process."""
+        pids = {stage.pid for stage in self.stages.read()}
+        for child in multiprocessing.active_children():
+            if child.pid in pids:
+                child.kill()
+
+    def _explained(self, error: RuntimeError) -> RuntimeError:
+        """torch's complaint about a worker that is gone, in words that help; any other error as it is."""
+        gone = [stage for stage in self.stages.read() if stage.stage == "dead"]
+        if not gone or not str(error).startswith("DataLoader worker"):
+            return error
+        stage = gone[0]
+        return RunError(
+            f"data worker {stage.worker} (pid {stage.pid}) has died at {stage.shard} {stage.key}: when the kernel killed it for "
+            "want of memory (see dmesg), lower data.workers or data.prefetch; the same command goes on from the last checkpoint"
+        )
+
+
+def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError]:
+    """Start the workers. torch would have a worker's death raise wherever the trainer happens to be, in the middle of a save
+    too; without its handler the death is noticed where the next batch is asked for, within five seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler)
+    return batches
 
 
 def train_loader(
@@ -88,32 +160,36 @@ def train_loader(
         from flexiclip.data.sequential import SequentialDataset
 
         stream = SequentialDataset(config, transform, collate, global_batch_size // world, seed, rank, start_step, steps)
-        return Batches(_torch_loader(stream, None, config))
+        return _batches(stream, None, config)
     dataset = TrainDataset(sources or open_sources(config, seed), transform, seed)
     numbers = range(start_step, start_step + steps)
-    return Batches(_torch_loader(_Steps(dataset, collate, global_batch_size, rank, world), numbers, config))
+    return _batches(_Steps(dataset, collate, global_batch_size, rank, world), numbers, config)
 
 
-def _torch_loader(dataset: Dataset[Any], sampler: Sequence[int] | None, config: DataConfig) -> DataLoader[Any]:
+def _batches(dataset: Dataset[Any], sampler: Sequence[int] | None, config: DataConfig) -> Batches:
     """torch's DataLoader over ready batches, in this process when data.workers is 0."""
-    return DataLoader(
+    stages = StageBoard(config.workers)
+    loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=sampler,
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,
         collate_fn=_unchanged,
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(_start_worker, stages),
         pin_memory=torch.cuda.is_available(),
     )
+    return Batches(loader, stages)
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(stages: StageBoard, worker: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer answers them by saving, and needs its workers
     # until then; they leave when it closes their queue or dies. torch already holds a worker to one thread.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    info: Any = get_worker_info()
+    info.dataset.watched_by(stages.notes(worker))

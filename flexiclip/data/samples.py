@@ -23,6 +23,7 @@ from PIL import Image
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.index import index_shards
 from flexiclip.data.shards import read_range, shard_name
+from flexiclip.data.stages import Note, silent
 from flexiclip.errors import one_line
 
 _LARGEST = 2**29  # bytes from a sample's first wanted member to the end of its last
@@ -99,11 +100,14 @@ class SampleStore:
         """The sample's key in its shard."""
         return self.indices[shard].key(sample)
 
-    def read(self, shard: int, sample: int, min_side: int | None = None) -> Sample:
-        """Read and decode one sample. min_side: see decode_image. Raises BadSample."""
+    def read(self, shard: int, sample: int, min_side: int | None = None, note: Note = silent) -> Sample:
+        """Read and decode one sample. min_side: see decode_image; note: is told what is being done. Raises BadSample."""
         wanted = {*self.image_keys, *_caption_members(self.caption_specs), "json"}
         url, key = self.urls[shard], self.key(shard, sample)
-        return build_sample(url, key, self._read(shard, sample, wanted), self.image_keys, self.caption_specs, min_side)
+        note("reading", url, key)
+        members = self._read(shard, sample, wanted)
+        note("decoding", url, key)
+        return build_sample(url, key, members, self.image_keys, self.caption_specs, min_side)
 
     def captions(self, shard: int, sample: int) -> tuple[str, ...]:
         """The captions alone, without touching the image. Raises BadSample."""

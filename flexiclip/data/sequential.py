@@ -23,6 +23,7 @@ from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import split_name
 from flexiclip.data.samples import BadSample, Sample, build_sample, read_captions
 from flexiclip.data.shards import expand_shards, open_shard
+from flexiclip.data.stages import Note, Notes, silent
 from flexiclip.errors import UserError
 
 _SHUFFLE = 1000  # samples in the shuffle buffer of each worker and source, still encoded
@@ -48,11 +49,17 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
     ) -> None:
         self.config, self.transform, self.collate, self.size = config, transform, collate, size
         self.seed, self.rank, self.start_step, self.steps = seed, rank, start_step, steps
+        self._notes: Notes | None = None
+        self.note: Note = silent  # is told what is being done
         sources = source_configs(config)
         self.urls = [expand_shards(source.shards, allow_shell=config.allow_shell) for source in sources]
         self.weights = [source.weight for source in sources]
         if rank == 0:
             _log.info("data.sequential: a resumed run draws fresh shards, so it does not repeat the uninterrupted one exactly")
+
+    def watched_by(self, notes: Notes) -> None:
+        """Note down from now on what is being done."""
+        self._notes = self.note = notes
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         """Yield this worker's steps, or the UserError that ends them."""
@@ -61,19 +68,29 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
         items = self._items(worker)
         try:
             for step in range(self.start_step + worker, self.start_step + self.steps, workers):
-                yield self.collate(step, [next(items) for _ in range(self.size)])
+                yield self._batch(step, items)
         except UserError as error:  # as a value: torch would bury it in a worker's traceback
             yield error
+
+    def _batch(self, step: int, items: Iterator[Item]) -> Batch:
+        if self._notes is not None:
+            self._notes.step = step
+        drawn = [next(items) for _ in range(self.size)]
+        self.note("tokenising", "", "")
+        batch = self.collate(step, drawn)
+        self.note("idle", "", "")
+        return batch
 
     def _items(self, worker: int) -> Iterator[Item]:
         place = (self.rank, worker, self.start_step)
         rng = generator(self.seed, Draw.SEQUENTIAL, *place)
         choice = random.Random(below(2**63, self.seed, Draw.SEQUENTIAL, *place, 1))  # noqa: S311
-        readers = [_Reader() for _ in self.urls]
+        readers = [_Reader(self.note) for _ in self.urls]
         streams = [self._stream(reader, urls, choice) for reader, urls in zip(readers, self.urls, strict=True)]
         while True:
             (source,) = choice.choices(range(len(streams)), self.weights)
             sample = next(streams[source])
+            self.note("augmenting", sample.shard, sample.key)
             yield make_item(sample, self.transform, rng, readers[source].take_bad())
 
     def _stream(self, reader: _Reader, urls: Sequence[str], choice: random.Random) -> Iterator[Sample]:
@@ -100,7 +117,8 @@ def stream_captions(config: DataConfig) -> Iterator[str]:
 class _Reader:
     """webdataset's stages from shard names to samples, with a record of everything that they pass over."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Note = silent) -> None:
+        self.note = note
         self.bad: list[BadSample] = []
         self.shard = ""  # being read
         self.in_a_row = 0
@@ -122,7 +140,9 @@ class _Reader:
 
     def keep(self, raw: Iterator[_Raw], build: Callable[[str, str, _Raw], Any]) -> Iterator[Any]:
         """build(shard, key, members) of every sample that it does not find bad."""
+        self.note("reading", self.shard, "")
         for members in raw:
+            self.note("decoding", members["__url__"], members["__key__"])
             try:
                 built = build(members["__url__"], members["__key__"], members)
             except BadSample as error:
@@ -130,10 +150,12 @@ class _Reader:
                 continue
             self.in_a_row = 0
             yield built
+            self.note("reading", self.shard, "")
 
     def _open(self, shards: Any) -> Iterator[dict[str, Any]]:
         for shard in shards:
             self.shard = shard["url"]
+            self.note("reading", self.shard, "")
             try:
                 stream = _Watched(_open_stream(self.shard))
             except (UserError, OSError) as error:
