@@ -1,41 +1,81 @@
 """Checkpoints that any number of ranks, any engine and any ZeRO stage can go on from.
 
-    checkpoints/step-N/model/                  a model folder (bundle.py): flexiclip eval opens it
-    checkpoints/step-N/optimizer.safetensors   moments by parameter name, float32
-    checkpoints/step-N/state.json              the step; data order, lengths and augmentation follow from it and the seed. Of its
-                                               steps, how many were skipped
-    checkpoints/latest                         the name of the newest complete one, as DeepSpeed writes it
+    step-N/model/                  a model folder (bundle.py): flexiclip eval opens it
+    step-N/optimizer.safetensors   moments by parameter name, float32
+    step-N/state.json              written last: the step, how many steps were skipped, the recipe, the order of the data, the
+                                   size of every other file
 
-A folder is written aside and renamed when it is whole; `latest` is replaced after that. RUN/model is the newest one's model,
-hard-linked.
+Data, lengths and augmentation follow from the step and the seed. Where checkpoints lie and which of them is the newest is the
+business of stores.py; writing them while training goes on, of writer.py. Nothing is unpickled: safetensors and JSON only.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel, read_weights, replace_folder, save_model
+from flexiclip.bundle import LoadedModel, read_weights, save_model
 from flexiclip.errors import UserError
+from flexiclip.train.files import sync_folder
 
-OPTIMIZER, STATE, LATEST = "optimizer.safetensors", "state.json", "latest"
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What state.json says besides the sizes of the files."""
+
+    step: int
+    skipped: int = 0  # steps among them that updated nothing: the optimisers count the others
+    recipe: dict[str, Any] | None = None  # resolved, as plain data; None: written before recipes were kept
+    data_order: str | None = None  # see data_order.py; None: a sequential source
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint will hold, on the CPU. `loaded` gives the config and the tokenizer; its weights are not read."""
+
+    loaded: LoadedModel
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    facts: Facts
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"step-{self.facts.step}"
+
+    def owned(self) -> Snapshot:
+        """The same with tensors of its own, so that training may go on. Empties this one, tensor by tensor.
+
+        `.cpu()` would hand back the live parameter itself where training runs on the CPU, and the next step would write into it.
+        """
+        return replace(self, weights=_copies(self.weights), moments=_copies(self.moments))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint in a local folder. where: what it was opened as, for people; a URL that was fetched, say."""
 
     folder: Path
-    step: int
-    skipped: int
-    """Steps among them that updated nothing: the optimisers count the others."""
+    where: str
+    facts: Facts
+
+    @property
+    def step(self) -> int:
+        """Finished steps."""
+        return self.facts.step
+
+    @property
+    def skipped(self) -> int:
+        """Steps among them that updated nothing."""
+        return self.facts.skipped
 
     @property
     def model(self) -> Path:
@@ -51,70 +91,54 @@ class Checkpoint:
         return read_weights(self.folder / OPTIMIZER)
 
 
-def save_checkpoint(
-    run: Path,
-    loaded: LoadedModel,
-    weights: dict[str, Tensor],
-    moments: dict[str, Tensor],
-    step: int,
-    keep_last: int,
-    skipped: int = 0,
-) -> None:
-    """Write checkpoints/step-N and RUN/model; remove all but the `keep_last` newest. One rank calls it."""
-    root = run / "checkpoints"
-    folder = root / f"step-{step}"
-    aside = root / f".step-{step}.{os.getpid()}"
-    for left in root.glob(".step-*"):  # by a run that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_model(aside / "model", loaded, weights, step=step)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in moments.items()}, aside / OPTIMIZER)
-    (aside / STATE).write_text(json.dumps({"step": step, "skipped": skipped}) + "\n", encoding="utf-8")
-    replace_folder(aside, folder)
-    write_whole(root / LATEST, folder.name + "\n")
-    _publish(folder / "model", run / "model")
-    for old in _complete(root)[:-keep_last]:
-        if old.step != step:
-            shutil.rmtree(old.folder, ignore_errors=True)
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
+    """Write a checkpoint into a new folder and wait until it is on the disk."""
+    folder.mkdir(parents=True)
+    save_model(folder / "model", snapshot.loaded, snapshot.weights, step=snapshot.facts.step)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in snapshot.moments.items()}, folder / OPTIMIZER)
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / STATE).write_text(json.dumps({**vars(snapshot.facts), "files": files}) + "\n", encoding="utf-8")
+    sync_folder(folder)
 
 
-def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint that `train.resume` names: auto (latest, if there is one), never, or a folder."""
-    if resume == "never":
-        return None
-    if resume != "auto":
-        return _open(Path(resume))
-    latest = run / "checkpoints" / LATEST
-    return _open(latest.parent / latest.read_text(encoding="utf-8").strip()) if latest.is_file() else None
-
-
-def _open(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, where: str | None = None) -> Checkpoint:
+    """A checkpoint in a local folder, all of its files there. where: see Checkpoint; default: the folder. Raises UserError."""
+    where = where or str(folder)
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return Checkpoint(folder, int(state["step"]), int(state.get("skipped", 0)))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is no complete checkpoint ({error!r}): give train.resume another one, or never") from None
+        text = (folder / STATE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise incomplete(where, str(error)) from None
+    facts, files = read_state(text, where)
+    for name, size in files.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise incomplete(where, f"{name} has {found} of {size} bytes")
+    return Checkpoint(folder, where, facts)
 
 
-def _complete(root: Path) -> list[Checkpoint]:
-    found = [_open(path) for path in root.glob("step-*") if (path / STATE).is_file()]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
-
-
-def _publish(source: Path, target: Path) -> None:
-    """Put a hard-linked copy of a folder in the place of another; a plain copy where links are not to be had."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+def read_state(text: str, where: str) -> tuple[Facts, dict[str, int]]:
+    """The facts of a state.json, and the size in bytes of every other file of the checkpoint. Raises UserError."""
     try:
-        shutil.copytree(source, aside, copy_function=os.link)
-    except (OSError, shutil.Error):
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-    replace_folder(aside, target)
+        data = json.loads(text)
+        files = {str(name): int(size) for name, size in data.get("files", {}).items()}
+        facts = Facts(int(data["step"]), int(data.get("skipped", 0)), data.get("recipe"), data.get("data_order"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise incomplete(where, f"{STATE}: {error!r}") from None
+    outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name]
+    if outside:  # the names become paths when the checkpoint is fetched
+        raise incomplete(where, f"{STATE} names {outside[0]!r}, which lies outside of it")
+    return facts, files
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file aside and put it in its place: no reader sees half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+def incomplete(where: str, why: str) -> UserError:
+    """The error for what is no checkpoint, or half of one."""
+    return UserError(f"{where} is no complete checkpoint ({why}): give train.resume another one, or never")
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    copies = {}
+    for name in list(tensors):
+        tensor = tensors.pop(name).detach()
+        copies[name] = tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return copies

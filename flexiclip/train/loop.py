@@ -44,7 +44,9 @@ def _loop(run: Run, recorder: Recorder, stop: StopSignal) -> None:
         recorder.record(batch, waited, time.perf_counter() - clock, **values)
         leave, save = run.ranks.agree(stop.asked, recorder.save_is_due())
         done = run.step == run.horizon.steps
-        if leave or save or done:
+        if leave or done:
+            recorder.save_last()
+        elif save:
             recorder.save()
         if done or recorder.evaluation_is_due():
             recorder.evaluate()

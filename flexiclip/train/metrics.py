@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from flexiclip.train.checkpoint import write_whole
+from flexiclip.errors import RunError
+from flexiclip.train.files import reason, write_whole
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line, flushed line by line, cut back when a run resumes."""
+    """An append-only file of one JSON object a line, written line by line, cut back when a run resumes.
+
+    A disk that is full, or gone, ends the run in one line (RunError): rows that are lost would be missing for good.
+    """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         """resume_step: drop the lines whose `step` lies beyond it, and a last line that a crash cut short."""
         self.path = path
         kept = [row for row in read_lines(path) if resume_step is None or row["step"] <= resume_step]
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a", encoding="utf-8")
+        with _one_line(path):
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+            self._file = path.open("ab", buffering=0)  # what could not be written is not tried again at close
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        line = json.dumps(row).encode() + b"\n"
+        with _one_line(self.path):
+            if self._file.write(line) < len(line):  # the disk was full in mid-line
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {reason(error)}: the same command goes on from the newest checkpoint when that is mended"
+        ) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -49,6 +70,7 @@ class Metrics:
     """The run's log files."""
 
     def __init__(self, run: Path, step: int, log_samples: bool) -> None:
+        self.folder = run
         self.lines = JsonLines(run / "metrics.jsonl", step)
         self.samples = JsonLines(run / "samples.jsonl", step) if log_samples else None
         self.results = JsonLines(run / "eval.jsonl", step)
@@ -63,17 +85,15 @@ class Metrics:
         """
         row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         self.lines.write(row)
-        for name, value in row.items():
-            if name not in ("step", "seqhw") and isinstance(value, (int, float)):
-                self.board.add_scalar(name, value, row["step"])
-        if "seqhw" in row and row["loss"] is not None:
-            self.board.add_scalar(f"loss_at_seqhw/{row['seqhw']}", row["loss"], row["step"])
+        curves = {name: value for name, value in row.items() if name not in ("step", "seqhw")}
+        if "seqhw" in row:
+            curves[f"loss_at_seqhw/{row['seqhw']}"] = row["loss"]
+        self._draw(row["step"], curves)
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
         """One row of eval.jsonl, and a TensorBoard curve a value."""
         self.results.write({"step": step, **values})
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        self._draw(step, values)
 
     def log_bad(self, bad: list[dict[str, str]]) -> None:
         """Name each unreadable sample once, however often it is met."""
@@ -92,7 +112,14 @@ class Metrics:
         for file in (self.lines, self.samples, self.results, self.bad):
             if file is not None:
                 file.close()
-        self.board.close()
+        with suppress(OSError):  # a full disk: metrics.jsonl has every number
+            self.board.close()
+
+    def _draw(self, step: int, values: dict[str, Any]) -> None:
+        with _one_line(self.folder / "tensorboard"):
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(name, value, step)
 
 
 def _identity(row: dict[str, str]) -> tuple[str, str]:

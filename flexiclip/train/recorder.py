@@ -9,11 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from flexiclip.bundle import LoadedModel
+from flexiclip.config import to_dict
 from flexiclip.data.batch import Batch
-from flexiclip.train.checkpoint import save_checkpoint
+from flexiclip.errors import RunError
+from flexiclip.train.checkpoint import Facts, Snapshot
 from flexiclip.train.metrics import Metrics
 from flexiclip.train.progress import Progress
 from flexiclip.train.setup import Run, consolidated, model_to_evaluate
+from flexiclip.train.writer import CheckpointWriter, Keep
 
 Evaluators = Callable[[LoadedModel], dict[str, float]]
 """Called on every rank with the model in eval mode; returns the same metrics on each."""
@@ -30,6 +33,9 @@ class Recorder:
         self.eval_every = run.horizon.steps_of(every) if every is not None else None
         self.progress = Progress(run.horizon.steps, run.step, run.ranks.main)
         self.metrics = Metrics(run.folder, run.step, train.log_samples) if run.ranks.main else None
+        every_kept = run.horizon.steps_of(train.keep_every) if train.keep_every is not None else None
+        keep = Keep(train.keep_last, every_kept)
+        self.writer = CheckpointWriter(run.store, run.folder, keep, self.say, run.checkpoint) if run.ranks.main else None
         self._bad: list[dict[str, str]] = []  # met by this rank and not yet named
         self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
         self._saved_at = time.monotonic()
@@ -37,7 +43,9 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.writer is not None and kind is not KeyboardInterrupt:  # whoever presses Ctrl-C twice wants to leave at once
+            self.writer.wait()
         self.progress.close()
         if self.metrics is not None:
             self.metrics.close()
@@ -73,15 +81,36 @@ class Recorder:
         return self.run.ranks.main and time.monotonic() - self._saved_at >= 60 * minutes
 
     def save(self) -> None:
-        """Write a checkpoint. Collective."""
+        """Begin to write a checkpoint, or write it whole without train.save_in_background. What fails is said. Collective."""
+        snapshot = self._snapshot()
+        if self.writer is None:
+            return
+        if self.run.config.train.save_in_background:
+            self.writer.write(snapshot.owned())
+        else:
+            self.writer.write(snapshot)
+            self.writer.wait()
+        self._saved_at = time.monotonic()  # by the main rank's clock
+
+    def save_last(self) -> None:
+        """Write the checkpoint that this start ends with. Raises RunError on every rank when it cannot be written. Collective."""
+        snapshot = self._snapshot()
+        failed: list[str] = []
+        if self.writer is not None:
+            try:
+                self.writer.write_last(snapshot)
+            except RunError as error:
+                failed = [str(error)]
+        for said in self.run.ranks.collect(failed):
+            raise RunError(said)
+
+    def _snapshot(self) -> Snapshot:
         run = self.run
         self._name_bad()  # a run that goes on from here does not meet them again
         weights, moments = consolidated(run), run.engine.moments()
         moments |= {f"scalars/{name}": tensor for name, tensor in run.stepper.scalars.state().items()}
-        if run.ranks.main:
-            save_checkpoint(run.folder, run.loaded, weights, moments, run.step, run.config.train.keep_last, run.skips.total)
-        run.ranks.barrier()
-        self._saved_at = time.monotonic()
+        facts = Facts(run.step, run.skips.total, to_dict(run.config), run.data_order)
+        return Snapshot(run.loaded, weights, moments, facts)
 
     def evaluation_is_due(self) -> bool:
         """Whether eval.every has passed."""

@@ -8,7 +8,9 @@ from typing import Any
 from flexiclip.config import Config, dump, to_dict
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoint import LATEST, write_whole
+from flexiclip.train.files import reason, write_whole
+from flexiclip.train.resume import Found, find_checkpoint
+from flexiclip.train.stores import Store
 
 # What may change when a run goes on: where and how fast it runs, what it writes down. Everything else would make it another run.
 FREE = (
@@ -40,30 +42,48 @@ FREE = (
 )
 
 
-def check_run_folder(config: Config) -> Path:
-    """The run folder. Raises UserError that names the keys when it holds a run of another recipe. Writes nothing."""
+def enter_run_folder(config: Config, store: Store) -> Found | None:
+    """Check the run folder, make it ready, and find the checkpoint to go on from. Raises UserError; see check_same_run.
+
+    One rank calls it. What is wrong is found before anything is written.
+    """
     run = Path(config.run_dir)
     if run.exists() and not run.is_dir():
         raise UserError(f"run_dir={run} is a file: name a folder")
-    written = run / "config.yaml"
-    # Without a checkpoint there is nothing to go on with: a first start that failed may be mended and started again.
-    if config.train.resume == "never" or not written.is_file() or not (run / "checkpoints" / LATEST).is_file():
-        return run
-    old = _flat(read_yaml(written.read_text(encoding="utf-8"), str(written)))
-    new = _flat(to_dict(config))
+    found = find_checkpoint(config, store)
+    if found is not None and config.train.resume == "auto":
+        written = run / "config.yaml"
+        recipe = found.facts.recipe
+        if recipe is None and written.is_file():
+            recipe = read_yaml(written.read_text(encoding="utf-8"), str(written))
+        if recipe is not None:
+            check_same_run(config, recipe, str(run) if written.is_file() else f"{store}")
+    try:
+        prepare_run_folder(config)
+    except OSError as error:
+        raise UserError(f"run_dir={run} cannot be written: {reason(error)}") from None
+    store.check_writable()
+    return found
+
+
+def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
+    """Raises UserError that names the keys when `recipe`, of the run at `where`, makes another run than `config` does.
+
+    Without a checkpoint nobody asks: a first start that failed may be mended and started again.
+    """
+    old, new = _flat(recipe), _flat(to_dict(config))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
     if changed:
         key = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise UserError(
-            f"{run} holds a run with {key}={old.get(key)}, not {new.get(key)}{more}: "
+            f"{where} holds a run with {key}={old.get(key)}, not {new.get(key)}{more}: "
             "give another run_dir, or train.resume=never to start anew (the old run is moved aside)"
         )
-    return run
 
 
 def prepare_run_folder(config: Config) -> None:
-    """Make the folder and write config.yaml; with resume=never, first move a run that is there aside. One rank calls it."""
+    """Make the folder and write config.yaml; with resume=never, first move a run that is there aside."""
     run = Path(config.run_dir)
     if config.train.resume == "never" and (run / "config.yaml").exists():
         number = 1

@@ -22,14 +22,18 @@ from flexiclip.losses import LOSSES
 from flexiclip.models.flops import image_tower_flops
 from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate
 from flexiclip.train.blocks import recompute_blocks
-from flexiclip.train.checkpoint import Checkpoint, find_checkpoint
+from flexiclip.train.checkpoint import Checkpoint
+from flexiclip.train.data_order import check_ranks_agree, data_order, say_if_changed
 from flexiclip.train.engine import Engine, TorchEngine
+from flexiclip.train.files import write_whole
 from flexiclip.train.hosts import check_shared_folder, share_file
 from flexiclip.train.nonfinite import Skips
 from flexiclip.train.optim import ScalarOptimizer
 from flexiclip.train.ranks import Ranks
-from flexiclip.train.run_folder import check_run_folder, prepare_run_folder
+from flexiclip.train.resume import fetch_checkpoint, forget_fetched, run_store, shared
+from flexiclip.train.run_folder import enter_run_folder
 from flexiclip.train.step import Stepper, micro_batches
+from flexiclip.train.stores import Store
 from flexiclip.train.text_features import compute_text_features
 from flexiclip.train.towers import LockedTowers, Towers
 
@@ -48,6 +52,9 @@ class Run:
     seqhw: SeqhwSchedule
     lr: Callable[[int], float]
     sources: TrainSources | None
+    data_order: str | None  # see data_order.py
+    store: Store
+    checkpoint: str | None  # in the store, that the run went on from
     step: int
     skips: Skips  # steps that updated nothing
     shadow: LoadedModel | None  # a second model to evaluate with, where the engine holds the first in shards
@@ -78,19 +85,20 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         raise UserError(f"train.global_batch_size={config.train.global_batch_size} does not divide by the {ranks.world} ranks")
     sources = None if config.data.sequential else open_sources(config.data, config.seed)
     horizon = Horizon.of(config.train.steps, config.train.global_batch_size, sources.samples if sources else None)
-    folder = check_run_folder(config)
-    if ranks.main:
-        prepare_run_folder(config)
-    if "://" in (config.train.checkpoint_dir or ""):  # each host may then have a run folder of its own
-        ranks.barrier()
-    else:
+    order = data_order(sources)
+    check_ranks_agree(order, ranks)
+    folder = Path(config.run_dir)
+    store = run_store(config, folder)
+    found = shared(ranks, ranks.main, lambda: enter_run_folder(config, store))
+    if "://" not in (config.train.checkpoint_dir or ""):  # else each host may have a run folder of its own
         check_shared_folder(folder, ranks)
-    checkpoint = find_checkpoint(folder, config.train.resume)
+    checkpoint = fetch_checkpoint(found, folder, ranks) if found is not None else None
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))
     if checkpoint is not None:
-        load_strictly(loaded.model, checkpoint.weights(), f"{checkpoint.folder}")
-        ranks.say(f"going on from {checkpoint.folder}")
+        load_strictly(loaded.model, checkpoint.weights(), checkpoint.where)
+        ranks.say(f"going on from {checkpoint.where}")
+        say_if_changed(order, checkpoint, ranks)
     loaded.model.to(ranks.device).train()
     bf16 = config.train.precision == "bf16"
     features = None
@@ -98,6 +106,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         features = compute_text_features(loaded, iter_captions(config.data), folder, ranks, bf16)
     shadow = _shadow(loaded) if evaluates and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else None
     engine, scalars = _engine(loaded, config, ranks, bf16, checkpoint)
+    forget_fetched(folder, ranks)
     stepper = Stepper(
         engine=engine,
         locked=LockedTowers(loaded.model, bf16, features),
@@ -119,6 +128,9 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         seqhw=SeqhwSchedule(config.patch, config.seed, horizon, lambda s: _cost(config, s)),
         lr=learning_rate(config.optimizer, horizon),
         sources=sources,
+        data_order=order,
+        store=store,
+        checkpoint=found.name if found is not None and found.root == str(store) else None,
         step=checkpoint.step if checkpoint else 0,
         skips=Skips(config.train.on_nonfinite, checkpoint.skipped if checkpoint else 0),
         shadow=shadow,
@@ -131,7 +143,10 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
     if tokenizer.kind != "sentencepiece" or tokenizer.path is not None:
         return config
     path = folder / "tokenizer.model"
-    if ranks.main and (checkpoint is None or not path.is_file()):  # one without a checkpoint may be another recipe's
+    if ranks.main and checkpoint is not None and not path.is_file():  # the run folder is new: the checkpoint lay elsewhere
+        (file,) = (checkpoint.model / "tokenizer").iterdir()
+        write_whole(path, file.read_bytes())
+    elif ranks.main and checkpoint is None:  # a file that is there may be another recipe's
         ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
         train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
     share_file(path, ranks)
@@ -159,7 +174,7 @@ def _engine(
         untrained = [name for name, p in towers.named_parameters() if p.requires_grad and f"exp_avg/{name}" not in moments]
         if untrained:
             raise UserError(
-                f"{checkpoint.folder} has not trained {untrained[0]}, which this recipe trains: "
+                f"{checkpoint.where} has not trained {untrained[0]}, which this recipe trains: "
                 "start a new run from its weights with model.image.init and model.text.init"
             )
         own = {name.removeprefix("scalars/"): t for name, t in moments.items() if name.startswith("scalars/")}

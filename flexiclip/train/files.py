@@ -1,0 +1,59 @@
+"""Files and folders that are whole or not there, whatever kills their writer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from flexiclip.bundle import replace_folder
+from flexiclip.errors import UserError
+
+_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)$")  # how Rust, which writes safetensors, ends an OSError
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file aside and put it in its place: no reader sees half of it. Raises OSError and leaves the old one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until all that a folder holds is on the disk. A network disk tells only here that it is full."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Put a hard-linked copy of a folder in the place of another; a plain copy where links are not to be had."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        shutil.copytree(source, aside, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+    replace_folder(aside, target)
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be read or written, without the wrapping of the library that found out."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    wrapped = _OS_ERROR.search(str(error))
+    return wrapped[1].strip() if wrapped else f"{type(error).__name__}: {error}"
