@@ -53,7 +53,7 @@ def reason(error: BaseException) -> str:
     """Why something could not be read or written, without the wrapping of the library that found out."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and (said := error.strerror or str(error)):
+        return said
     wrapped = _OS_ERROR.search(str(error))
     return wrapped[1].strip() if wrapped else f"{type(error).__name__}: {error}"

@@ -101,6 +101,8 @@ class RemoteStore:
     def steps(self) -> list[int]:
         """See Store."""
         self.fs.invalidate_cache()
+        if not self.fs.exists(self.root):  # no object yet
+            return []
         names = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
         return [step for n in names if (step := step_of(n)) is not None and self.fs.exists(f"{self.root}/{n}/{STATE}")]
 
