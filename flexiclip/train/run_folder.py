@@ -62,7 +62,8 @@ def enter_run_folder(config: Config, store: Store) -> Found | None:
         prepare_run_folder(config)
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written: {reason(error)}") from None
-    store.check_writable()
+    if config.train.checkpoint_dir is not None:  # the run folder has just been written to
+        store.check_writable()
     return found
 
 
