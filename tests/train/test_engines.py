@@ -29,21 +29,6 @@ def test_every_engine_on_every_number_of_ranks_trains_alike(fit: Fit, reference:
     assert_same_weights(run, reference)
 
 
-MICRO_RUNS = [
-    (2, "torch"),
-    (2, "zero2"),
-    (2, "zero3"),
-    *(pytest.param(*run, marks=pytest.mark.slow) for run in ((1, "zero1"), (2, "zero0"), (3, "zero3"))),
-]
-
-
-@pytest.mark.parametrize(("world", "engine"), MICRO_RUNS)
-def test_micro_batches_keep_the_batch_whole(fit: Fit, reference: Trained, world: int, engine: str) -> None:
-    run = fit(world, *ENGINES[engine], MICRO)
-    assert_same_training(run, reference)
-    assert_same_weights(run, reference)
-
-
 def test_bfloat16_trains_alike_within_its_rounding(fit: Fit) -> None:
     """bfloat16 keeps 8 bits, and a matrix product rounds otherwise for another number of rows. So two bf16 runs may differ from
     each other as much as each does from float32, which is the bound here. The low rate keeps training from amplifying it."""

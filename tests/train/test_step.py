@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from launch import Trained
 from torch import Tensor, nn
 from train_shards import sample
 
@@ -162,3 +163,19 @@ def test_masks_depend_on_the_step_and_on_nothing_before_it(make: Make, inputs: I
         losses.append(stepper_of(loaded.model, config, micro_batch=4)(inputs, SEQHW, step=step, lr=LR).loss)
     assert losses[0] == losses[1]
     assert losses[2] != losses[0]
+
+
+@pytest.mark.parametrize("locked", ["image", "text"])
+def test_a_frozen_tower_runs_once_a_micro_batch(make: Make, inputs: Inputs, reference: Trained, locked: str) -> None:
+    """Four micro-batches: the open tower embeds each of them twice."""
+    loaded, config = make(f"model.{locked}.lock=true", f"model.{locked}.init={reference.folder}")
+    stepper = stepper_of(loaded.model, config, micro_batch=3)
+    calls = {"image": 0, "text": 0}
+
+    def count(tower: str) -> None:
+        calls[tower] += 1
+
+    loaded.model.image_tower.register_forward_hook(lambda *_: count("image"))
+    loaded.model.text_tower.register_forward_hook(lambda *_: count("text"))
+    stepper(inputs, SEQHW, step=0, lr=LR)
+    assert calls == {"image": 8, "text": 8} | {locked: 4}
