@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,6 +72,8 @@ class Metrics:
 
     def __init__(self, run: Path, step: int, log_samples: bool) -> None:
         self.folder = run
+        self._hook = threading.excepthook
+        threading.excepthook = self._thread_died
         self.lines = JsonLines(run / "metrics.jsonl", step)
         self.samples = JsonLines(run / "samples.jsonl", step) if log_samples else None
         self.results = JsonLines(run / "eval.jsonl", step)
@@ -114,6 +117,12 @@ class Metrics:
                 file.close()
         with suppress(OSError):  # a full disk: metrics.jsonl has every number
             self.board.close()
+        threading.excepthook = self._hook
+
+    def _thread_died(self, arguments: threading.ExceptHookArgs) -> None:
+        """TensorBoard's own thread dies of a full disk with a traceback; its next call raises the same error, which is said."""
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            self._hook(arguments)
 
     def _draw(self, step: int, values: dict[str, Any]) -> None:
         with _one_line(self.folder / "tensorboard"):

@@ -1,0 +1,204 @@
+"""What a checkpoint holds, when it counts, which ones are kept, and what is said when data changed under it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from alike import ENGINES
+from launch import Command, Trained, flexiclip_main, run_ranks
+from train_shards import sample, write_shard
+
+from flexiclip.errors import UserError
+from flexiclip.train.checkpoint import open_checkpoint, read_state
+from flexiclip.train.stores import LocalStore, expendable
+
+Fit = Callable[..., Trained]
+
+
+def save_and_train_on(*argv: str) -> None:
+    """In each rank: two steps, a snapshot, two steps more; the snapshot must still be what the state was when it was taken."""
+    from flexiclip.config import load
+    from flexiclip.train.loop import _inputs
+    from flexiclip.train.ranks import joined_ranks
+    from flexiclip.train.recorder import Recorder
+    from flexiclip.train.setup import set_up
+
+    config = load(argv[0], argv[1:])
+    with joined_ranks(config.engine.kind == "deepspeed", 1) as ranks:
+        run = set_up(config, ranks, evaluates=False)
+        recorder = Recorder(run, None)
+        batches = iter(run.batches())
+
+        def two_steps() -> None:
+            for _ in range(2):
+                run.stepper(_inputs(run, next(batches)), run.seqhw(run.step), run.step, 1e-2)
+                run.step += 1
+
+        two_steps()
+        snapshot = recorder._snapshot().owned()
+        then = [{name: t.clone() for name, t in part.items()} for part in (snapshot.weights, snapshot.moments)]
+        two_steps()
+        now = recorder._snapshot()
+        for part, before, after in zip((snapshot.weights, snapshot.moments), then, (now.weights, now.moments), strict=True):
+            assert part.keys() == before.keys() == after.keys()
+            assert all(torch.equal(part[name], before[name]) for name in part), "the snapshot follows the training"
+            moved = [name for name in part if not torch.equal(part[name], after[name].cpu())]
+            assert len(moved) == len(part), set(part) - set(moved)
+
+
+@pytest.mark.parametrize(
+    ("world", "engine"),
+    [
+        (1, "torch"),
+        (2, "zero3"),
+        *(pytest.param(world, engine, marks=pytest.mark.slow) for world, engine in ((1, "zero0"), (2, "zero1"), (2, "zero2"))),
+    ],
+)
+def test_training_on_does_not_reach_into_a_snapshot(recipe: list[str], tmp_path: Path, world: int, engine: str) -> None:
+    argv = (*recipe, f"run_dir={tmp_path / 'run'}", *ENGINES[engine])
+    codes = run_ranks(world, tmp_path / "log", save_and_train_on, *argv)
+    assert codes == [0] * world, (tmp_path / "log.0").read_text()
+
+
+@pytest.mark.slow
+def test_written_in_the_background_or_not_it_is_the_same(fit: Fit) -> None:
+    one, other = (
+        fit(1, "train.save_every=5", "train.keep_last=4", f"train.save_in_background={how}") for how in ("true", "false")
+    )
+    for step in (5, 10, 15, 20):
+        first, second = (open_checkpoint(run.checkpoint(step)) for run in (one, other))
+        assert first.weights().keys() == second.weights().keys()
+        for name, tensor in second.weights().items():
+            assert torch.allclose(first.weights()[name], tensor, rtol=0, atol=1e-5), name
+        for name, tensor in second.moments().items():
+            assert torch.allclose(first.moments()[name], tensor, rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("steps", "step", "last", "every", "gone"),
+    [
+        ([10, 20, 30], 30, 2, None, [10]),
+        ([10, 20, 30], 30, 5, None, []),
+        ([3, 6, 9, 12, 15, 18], 18, 1, 5, [3, 9]),  # 6, 12 and 15 are the first at or beyond 5, 10 and 15
+        ([100, 200], 200, 1, 100, []),
+        ([10, 20, 100], 20, 1, None, [10]),  # 100 is of a run that was taken up again from an earlier checkpoint
+    ],
+)
+def test_which_may_go(steps: list[int], step: int, last: int, every: int | None, gone: list[int]) -> None:
+    assert expendable(steps, step, last, every) == gone
+
+
+def test_keep_every_keeps_them_for_good(fit: Fit) -> None:
+    run = fit(1, "train.save_every=3", "train.keep_last=1", "train.keep_every=25%")
+    found = {path.name for path in (run.folder / "checkpoints").iterdir()}
+    assert found == {"step-6", "step-12", "step-15", "step-20", "latest"}
+
+
+def test_killed_while_it_is_written_the_one_before_stays_the_latest(fit: Fit, recipe: list[str], tmp_path: Path) -> None:
+    folder, root = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    often = [f"run_dir={folder}", "train.save_every=1", "train.steps=500"]
+    with Command() as command:
+        command.train(1, tmp_path / "killed", *recipe, *often)
+        command.wait_for(lambda: (root / "latest").is_file() and any(root.glob(".step-*")))
+        command.kill()
+    name = LocalStore(root).latest()
+    assert name is not None
+    checkpoint = open_checkpoint(root / name)
+    assert len(checkpoint.weights()) == len(Trained(folder).weights())
+    assert f"step-{checkpoint.step}" == name
+
+
+@pytest.fixture(scope="module")
+def saved(fit: Fit) -> Trained:
+    return fit(1, "train.save_every=10")
+
+
+def start_again(saved: Trained, recipe: list[str], tmp_path: Path, *argv: str, world: int = 1) -> tuple[list[int], str]:
+    """A new life of a copy of the run; its exit codes and what it said."""
+    if not (tmp_path / "run").exists():
+        shutil.copytree(saved.folder, tmp_path / "run")
+    codes = run_ranks(world, tmp_path / "log", flexiclip_main, "train", *recipe, f"run_dir={tmp_path / 'run'}", *argv)
+    return codes, (tmp_path / "log.0").read_text()
+
+
+def test_a_file_that_lost_its_end_is_found_before_training(saved: Trained, recipe: list[str], tmp_path: Path) -> None:
+    shutil.copytree(saved.folder, tmp_path / "run")
+    cut = tmp_path / "run" / "checkpoints" / "step-20" / "optimizer.safetensors"
+    size = cut.stat().st_size
+    os.truncate(cut, size - 1)
+    codes, said = start_again(saved, recipe, tmp_path)
+    assert codes == [2]
+    assert f"step-20 is no complete checkpoint (optimizer.safetensors has {size - 1} of {size} bytes)" in said
+    assert "Traceback" not in said
+
+
+def test_names_in_a_state_never_leave_its_folder() -> None:
+    for name in ("../other/secret", "/etc/passwd", "model/../../x", "a\\..\\b"):
+        with pytest.raises(UserError, match="lies outside of it"):
+            read_state(json.dumps({"step": 1, "files": {name: 3}}), "there")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"step": "x"}', '{"step": 1, "files": [1]}', '{"step": 1, "files": {"a": null}}']
+)
+def test_a_state_that_is_none_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        read_state(text, "there")
+
+
+def test_latest_never_becomes_a_path(tmp_path: Path) -> None:
+    (tmp_path / "latest").write_text("../../elsewhere\n")
+    with pytest.raises(UserError, match="which is no checkpoint"):
+        LocalStore(tmp_path).latest()
+
+
+def test_never_starts_over_another_runs_checkpoints_elsewhere(fit: Fit, recipe: list[str], tmp_path: Path) -> None:
+    """A folder outside of the run is not moved aside; the new run's first kill would go on from the old run's weights."""
+    place = f"train.checkpoint_dir={tmp_path / 'elsewhere'}"
+    fit(1, "train.steps=2", place)
+    assert (tmp_path / "elsewhere" / "latest").read_text() == "step-2\n"
+    argv = ("train.steps=2", place, f"run_dir={tmp_path / 'new'}")
+    assert run_ranks(1, tmp_path / "log", flexiclip_main, "train", *recipe, *argv, "train.resume=never") == [2]
+    assert "holds step-2 of an earlier run" in (tmp_path / "log.0").read_text()
+
+    assert run_ranks(1, tmp_path / "log", flexiclip_main, "train", *recipe, *argv, "seed=3") == [2]
+    assert f"{tmp_path / 'elsewhere'} holds a run with seed=0, not 3" in (tmp_path / "log.0").read_text()
+
+
+def test_other_shards_are_said_when_a_run_goes_on(saved: Trained, recipe: list[str], tmp_path: Path) -> None:
+    """The same recipe; behind its pattern one sample less. A fresh index is read, for the file has changed."""
+    data = next(key for key in recipe if key.startswith("data.train="))
+    shards = Path(data.removeprefix("data.train=")).parent
+    shutil.copytree(shards, tmp_path / "moved")
+    argv = [f"data.train={tmp_path / 'moved'}/train-{{0000..0002}}.tar", f"train.resume={saved.checkpoint(10)}", "train.steps=12"]
+    _, said = start_again(saved, recipe, tmp_path / "same", *argv, f"run_dir={tmp_path / 'a'}")
+    assert "going on from" in said
+    assert "the training shards are not those" not in said
+
+    write_shard(tmp_path / "moved" / "train-0001.tar", [sample(n) for n in range(37, 47)])
+    _, said = start_again(saved, recipe, tmp_path / "other", *argv, f"run_dir={tmp_path / 'b'}")
+    assert (
+        f"the training shards are not those of {saved.checkpoint(10)} (other names, counts or weights): from step 10 on" in said
+    )
+
+
+def train_in_a_folder_of_its_own(root: str, *argv: str) -> int:
+    """Each rank in a working folder of its own, as on nodes with disks of their own."""
+    os.chdir(Path(root) / os.environ["RANK"])
+    return flexiclip_main("train", *argv)
+
+
+def test_ranks_that_see_other_shards_are_named(recipe: list[str], tmp_path: Path) -> None:
+    for rank, count in enumerate((24, 24, 23)):
+        (tmp_path / str(rank)).mkdir()
+        write_shard(tmp_path / str(rank) / "train-0000.tar", [sample(n) for n in range(count)])
+    argv = (*recipe, "data.train=train-*.tar", f"run_dir={tmp_path / 'run'}")
+    assert run_ranks(3, tmp_path / "log", train_in_a_folder_of_its_own, str(tmp_path), *argv) == [2, 2, 2]
+    assert "data.train: rank 2 (on " in (tmp_path / "log.0").read_text()
+    assert not (tmp_path / "run").exists()
