@@ -79,12 +79,18 @@ class Batches:
         self.loader, self.stages = loader, stages
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches in order. Raises UserError when the data cannot be used, RunError when a worker has died."""
+        """The batches in order. The workers start in this call, as children of the calling thread.
+
+        Iterating raises UserError when the data cannot be used, RunError when a worker has died.
+        """
         if not self.loader.num_workers:
             self.loader.dataset.watched_by(self.stages.notes(0))  # type: ignore[attr-defined]
-        atexit.register(self._end_workers)  # an error may keep this generator alive until then
+        atexit.register(self._end_workers)  # an error may keep this pass alive until then
+        return self._pass(_start(self.loader))
+
+    def _pass(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
         try:
-            yield from self._pull(_start(self.loader))
+            yield from self._pull(batches)
         finally:
             atexit.unregister(self._end_workers)
             self._end_workers()
@@ -93,7 +99,7 @@ class Batches:
         while True:
             try:
                 batch = next(batches, None)
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 raise self._explained(error) from None
             if batch is None:
                 return
@@ -108,10 +114,10 @@ class Batches:
             if child.pid in pids:
                 child.kill()
 
-    def _explained(self, error: RuntimeError) -> RuntimeError:
-        """torch's complaint about a worker that is gone, in words that help; any other error as it is."""
+    def _explained(self, error: Exception) -> Exception:
+        """The complaint about a worker that is gone, or its shared memory, in words that help; any other error as it is."""
         gone = [stage for stage in self.stages.read() if stage.stage == "dead"]
-        if not gone or not str(error).startswith("DataLoader worker"):
+        if not gone or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
             return error
         stage = gone[0]
         return RunError(

@@ -14,47 +14,59 @@ from flexiclip.train.ranks import joined_ranks
 from flexiclip.train.recorder import Evaluators, Recorder
 from flexiclip.train.setup import Run, set_up
 from flexiclip.train.signals import StopSignal
+from flexiclip.train.stalls import PATIENCE, Feed
 from flexiclip.train.step import Inputs
 
 
 def train(config: Config, evaluators: Evaluators | None = None) -> None:
     """Train a recipe to its end, or until SIGINT or SIGTERM, which save first. evaluators: model -> metrics, on every rank."""
-    group = config.engine.kind == "deepspeed"
-    with joined_ranks(group, config.train.threads, config.train.rank_timeout_s) as ranks, StopSignal() as stop:
+    group, patience_s = config.engine.kind == "deepspeed", (PATIENCE + 1) * config.data.stall_s
+    with (
+        joined_ranks(group, config.train.threads, config.train.rank_timeout_s, patience_s) as ranks,
+        StopSignal() as stop,
+    ):
         run = set_up(config, ranks, evaluators is not None)
-        with Recorder(run, evaluators) as recorder:
-            _loop(run, recorder, stop)
+        if run.step == run.horizon.steps:
+            ranks.say(f"{run.folder} is complete at step {run.step}: nothing to train")
+            return
+        with Recorder(run, evaluators) as recorder, Feed(run.batches(), ranks.rank, config.data.stall_s, stop) as feed:
+            _loop(run, recorder, feed, stop)
 
 
-def _loop(run: Run, recorder: Recorder, stop: StopSignal) -> None:
-    if run.step == run.horizon.steps:
-        recorder.say(f"{run.folder} is complete at step {run.step}: nothing to train")
-        return
-    clock = time.perf_counter()
-    for batch in run.batches():
+def _loop(run: Run, recorder: Recorder, feed: Feed, stop: StopSignal) -> None:
+    start = run.step
+    while run.step < run.horizon.steps:
+        clock = time.perf_counter()
+        batch = feed.take(run.step + 1)
         waited = time.perf_counter() - clock
-        seqhw, lr = run.seqhw(run.step), run.lr(run.step)
-        outcome = run.stepper(_inputs(run, batch), seqhw, run.step, lr)
-        run.step += 1
-        if outcome.fault is not None:
-            recorder.say(run.skips.refused(run.ranks, run.step, seqhw, outcome.fault))
-        else:
-            run.skips.healthy()
-        values = {"loss": outcome.loss, "seqhw": seqhw, "lr": lr, "grad_norm": outcome.norm}
-        recorder.record(batch, waited, time.perf_counter() - clock, **values)
-        leave, save = run.ranks.agree(stop.asked, recorder.save_is_due())
-        done = run.step == run.horizon.steps
-        if leave or done:
-            recorder.save_last()
-        elif save:
-            recorder.save()
-        if done or recorder.evaluation_is_due():
-            recorder.evaluate()
-        if leave:
+        # Asked before the step and not after it: a rank whose data hangs can leave together with those that have theirs.
+        if run.ranks.agree(stop.asked)[0]:
+            if run.step > start:
+                recorder.save_last()
             recorder.say(f"stopped by a signal at step {run.step}; the same command goes on from here")
             return
-        clock = time.perf_counter()
+        assert batch is not None, "no batch, and nobody asked to stop"
+        _step(run, recorder, batch, clock, waited)
     recorder.say(f"done: {run.folder / 'model'}")
+
+
+def _step(run: Run, recorder: Recorder, batch: Batch, clock: float, waited: float) -> None:
+    seqhw, lr = run.seqhw(run.step), run.lr(run.step)
+    outcome = run.stepper(_inputs(run, batch), seqhw, run.step, lr)
+    run.step += 1
+    if outcome.fault is not None:
+        recorder.say(run.skips.refused(run.ranks, run.step, seqhw, outcome.fault))
+    else:
+        run.skips.healthy()
+    values = {"loss": outcome.loss, "seqhw": seqhw, "lr": lr, "grad_norm": outcome.norm}
+    recorder.record(batch, waited, time.perf_counter() - clock, **values)
+    done = run.step == run.horizon.steps
+    if done:
+        recorder.save_last()
+    elif run.ranks.agree(recorder.save_is_due())[0]:
+        recorder.save()
+    if done or recorder.evaluation_is_due():
+        recorder.evaluate()
 
 
 def _inputs(run: Run, batch: Batch) -> Inputs:

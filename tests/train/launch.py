@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.process import BaseProcess
@@ -83,19 +84,43 @@ def flexiclip_main(*argv: str) -> int:
 
 def run_ranks(world: int, log: Path, target: Callable[..., int | None], *arguments: Any, timeout: float = TIMEOUT) -> list[int]:
     """Call `target(*arguments)` in `world` ranks, their output in LOG.RANK; returns their exit codes, -9 after the timeout."""
+    with started_ranks(world, log, target, *arguments) as ranks:
+        _wait(ranks, time.monotonic() + timeout)
+    return [int(process.exitcode or 0) for process in ranks]
+
+
+@contextmanager
+def started_ranks(world: int, log: Path, target: Callable[..., int | None], *arguments: Any) -> Iterator[list[BaseProcess]]:
+    """The same ranks while they run. Those left at the end of the block are killed, with the processes that they started."""
     os.environ.update(ENVIRONMENT)  # the server hands its environment down; it starts with the first run
     port = free_port()
     ranks = [_server.Process(target=_rank, args=(r, world, port, f"{log}.{r}", target, arguments)) for r in range(world)]
     try:
         for process in ranks:
             process.start()
-        _wait(ranks, time.monotonic() + timeout)
+        yield ranks
     finally:
         for process in ranks:
-            if process.is_alive():
-                process.kill()
+            for pid in reversed(descendants(process.pid or 0) if process.is_alive() else []):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.join()
-    return [int(process.exitcode or 0) for process in ranks]
+
+
+def leave_in_time(ranks: Sequence[BaseProcess], seconds: float = 60.0) -> float:
+    """Assert that all end within so many seconds; returns how many it took."""
+    began = time.monotonic()
+    for process in ranks:
+        process.join(max(0.0, began + seconds - time.monotonic()))
+    assert all(process.exitcode is not None for process in ranks), "a rank is still there"
+    return time.monotonic() - began
+
+
+def said(log: Path, rank: int) -> list[str]:
+    """The lines that the command line ends a rank with. There is no traceback beside them."""
+    text = Path(f"{log}.{rank}").read_text()
+    assert "Traceback" not in text, text
+    return [line for line in text.splitlines() if line.startswith("flexiclip: ")]
 
 
 def _wait(ranks: Sequence[BaseProcess], deadline: float) -> None:
