@@ -56,6 +56,8 @@ def _check_batch(config: Config) -> None:
     for name in ("steps", "log_every"):
         if getattr(train, name).value <= 0:
             raise UserError(f"train.{name}={getattr(train, name)} must be positive")
+    if train.compile and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3:
+        raise UserError("train.compile=true does not work with engine.zero_stage=3: set a stage below 3, or train.compile=false")
 
 
 def _check_offload(config: Config) -> None:

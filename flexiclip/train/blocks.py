@@ -1,4 +1,4 @@
-"""How the blocks of a model that is built run while it trains: with their activations recomputed.
+"""How the blocks of a model that is built run while it trains: compiled, or with their activations recomputed, or both.
 
 A block's `forward` is replaced on the instance: towers of any library are treated alike, parameters keep their names, and neither
 the model's config nor its saved state knows of it. The hooks by which ZeRO-3 gathers a block's parameters stay outside.
@@ -6,6 +6,8 @@ the model's config nor its saved state knows of it. The hooks by which ZeRO-3 ga
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -13,28 +15,99 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from flexiclip.config import Config
 from flexiclip.errors import UserError
 from flexiclip.models.blocks import blocks_of
 
+GRAPHS = 64
+"""Graphs that one kind of block may need: for each tower, with and without gradients, autocast, and rows in the batch but one."""
 
-def trained_blocks(tower: nn.Module) -> list[nn.Module]:
-    """The tower's blocks with a parameter that trains: backward visits no other. Raises UserError for a tower without blocks."""
+
+def prepare_blocks(towers: list[nn.Module], config: Config, device: torch.device) -> None:
+    """Compile and recompute the blocks of the towers as `train.compile` and `train.activation_checkpointing` say.
+
+    Blocks that are frozen are compiled too, and never recomputed. Raises UserError for what the user must mend.
+    """
+    if config.train.compile:
+        check_compiler(device)
+        for tower in towers:
+            compile_blocks(tower)
+    if config.train.activation_checkpointing:
+        for tower in towers:
+            recompute_blocks(tower)
+
+
+def towers_blocks(tower: nn.Module) -> list[nn.Module]:
+    """The tower's blocks. Raises UserError for a tower that has none."""
     blocks = blocks_of(tower)
     if not blocks:
         raise UserError(
             f"{type(tower).__name__} has no list of blocks: set train.activation_checkpointing=false and train.compile=false"
         )
-    return [block for block in blocks if any(p.requires_grad for p in block.parameters())]
+    return blocks
 
 
 def recompute_blocks(tower: nn.Module) -> None:
-    """Keep only the input of each block that trains, and compute the rest again in backward, under the same random state."""
-    for block in trained_blocks(tower):
-        block.forward = MethodType(_recomputed, block)  # a bound method, which deepcopy binds to the copy
+    """Keep only the input of each block that trains, and compute the rest again in backward, under the same random state.
+
+    Compile the blocks first, if at all: the compiled forward is then what is recomputed. Raises UserError for a tower without
+    blocks.
+    """
+    for block in towers_blocks(tower):
+        if any(p.requires_grad for p in block.parameters()):
+            _replace(block, partial(_recomputed, _function(block)))
 
 
-def _recomputed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    forward = type(self).forward
+def _recomputed(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(self, *args, **kwargs)
-    return checkpoint(forward, self, *args, use_reentrant=False, **kwargs)
+        return forward(block, *args, **kwargs)
+    return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
+
+
+def compile_blocks(tower: nn.Module, backend: str = "inductor") -> None:
+    """Let torch.compile make one graph of each block for all lengths and batch sizes, shared by blocks of one shape.
+
+    The first step that meets a kind of graph takes its time for it. Raises UserError for a tower without blocks.
+    """
+    import torch._dynamo
+    import torch.fx.experimental._config
+
+    torch._dynamo.config.cache_size_limit = max(GRAPHS, torch._dynamo.config.cache_size_limit)  # beyond it blocks would run eager
+    torch._dynamo.config.optimize_ddp = False  # splits graphs by DDP's buckets; a block is less than one
+    torch.fx.experimental._config.use_duck_shape = False  # a batch as large as its length is no reason for another graph
+    compiled: dict[type, Callable[..., Any]] = {}
+    for block in towers_blocks(tower):
+        kind = type(block)
+        if kind not in compiled:
+            compiled[kind] = torch.compile(_function(block), dynamic=True, backend=backend)
+        _replace(block, compiled[kind])
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile one addition. Raises UserError where the compiler that torch.compile needs is missing or does not work."""
+    try:
+        torch.compile(_add_one)(torch.ones(2, device=device))
+    except Exception as error:  # whatever compilers, drivers and headers may do
+        raise UserError(
+            f"train.compile: torch.compile does not work here ({_first_line(error)}): install a C++ compiler "
+            "(apt install g++ python3-dev) or set train.compile=false"
+        ) from None
+
+
+def _add_one(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _function(block: nn.Module) -> Callable[..., Any]:
+    """The block's forward as a function whose first argument is the block."""
+    bound: Any = block.forward
+    return bound.__func__  # type: ignore[no-any-return]
+
+
+def _replace(block: nn.Module, forward: Callable[..., Any]) -> None:
+    block.forward = MethodType(forward, block)  # a bound method, which deepcopy binds to the copy

@@ -21,7 +21,7 @@ from flexiclip.errors import UserError
 from flexiclip.losses import LOSSES
 from flexiclip.models.flops import image_tower_flops
 from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate
-from flexiclip.train.blocks import recompute_blocks
+from flexiclip.train.blocks import prepare_blocks
 from flexiclip.train.checkpoint import Checkpoint
 from flexiclip.train.data_order import check_ranks_agree, data_order, say_if_changed
 from flexiclip.train.engine import Engine, TorchEngine
@@ -157,10 +157,8 @@ def _engine(
     loaded: LoadedModel, config: Config, ranks: Ranks, bf16: bool, checkpoint: Checkpoint | None
 ) -> tuple[Engine, ScalarOptimizer]:
     model = loaded.model
+    prepare_blocks([model.image_tower, model.text_tower], config, ranks.device)
     towers = Towers(model, bf16)
-    if config.train.activation_checkpointing:
-        for tower in towers.trained():
-            recompute_blocks(tower)
     scalars = ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max)
     engine: Engine
     if config.engine.kind == "deepspeed":

@@ -38,10 +38,6 @@ class Towers(nn.Module):
                 text = self.text_tower(text)
             return self._project[0](image), self._project[1](text)
 
-    def trained(self) -> list[nn.Module]:
-        """The towers that are not locked whole."""
-        return [tower for tower in (self.image_tower, self.text_tower) if tower is not None]
-
     def dummy_inputs(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The smallest valid (image, text), for a pass whose result does not matter."""
         image = torch.zeros(1, self.image_width, device=device)

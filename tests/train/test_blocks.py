@@ -91,15 +91,15 @@ def run(tower: nn.Module) -> tuple[Tensor, int]:
     return out, sum(held)
 
 
-def assert_same_gradients(tower: nn.Module, expected: nn.Module) -> None:
-    """To 1e-6 of the largest of each tensor."""
+def assert_same_gradients(tower: nn.Module, expected: nn.Module, tolerance: float = 1e-6) -> None:
+    """To that fraction of the largest of each tensor."""
     other = dict(tower.named_parameters())
     trained = 0
     for name, p in expected.named_parameters():
         assert (p.grad is None) == (other[name].grad is None), name
         if p.grad is not None:
             trained += 1
-            torch.testing.assert_close(other[name].grad, p.grad, rtol=0, atol=1e-6 * float(p.grad.abs().max()), msg=name)
+            torch.testing.assert_close(other[name].grad, p.grad, rtol=0, atol=tolerance * float(p.grad.abs().max()), msg=name)
     assert trained > 10
 
 
