@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -123,11 +124,15 @@ def _lengths(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of grid sides such as 5,8,15") from None
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
+    """A run that a signal has stopped is saved and ends with 0, or with FLEXICLIP_STOPPED_CODE where a scheduler must know."""
     from flexiclip.config import load
     from flexiclip.train.loop import train
 
     config = load(arguments.recipe, arguments.overrides)
+    stopped = os.environ.get("FLEXICLIP_STOPPED_CODE", "0")
+    if not stopped.isdecimal() or int(stopped) > 255:
+        raise UserError(f"FLEXICLIP_STOPPED_CODE={stopped} must be an exit code, 0 to 255")
     evaluators = None
     if config.eval.suites:
         from flexiclip_eval import make_evaluators
@@ -135,7 +140,7 @@ def _train(arguments: argparse.Namespace) -> None:
         evaluators = make_evaluators(
             config.eval.suites, seqhw=config.eval.seqhw, device=_device(None), batch_size=config.eval.batch_size
         )
-    train(config, evaluators)
+    return 0 if train(config, evaluators) else int(stopped)
 
 
 def _show_config(arguments: argparse.Namespace) -> None:

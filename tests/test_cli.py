@@ -174,3 +174,10 @@ def test_a_first_start_that_failed_may_be_mended(in_place: Path, capsys: pytest.
     assert load("mended/config.yaml").tokenizer.vocab_size == 40
     for file in ("tokenizer.model", "model/model.safetensors"):
         assert (in_place / "mended" / file).read_bytes() == (in_place / "run" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("code", ["no", "256", "-1"])
+def test_exit_code_of_a_stopped_run_must_be_one(code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FLEXICLIP_STOPPED_CODE", code)
+    assert main(["train", "debug"]) == 2
+    assert capsys.readouterr().err == f"flexiclip: FLEXICLIP_STOPPED_CODE={code} must be an exit code, 0 to 255\n"

@@ -18,8 +18,11 @@ from flexiclip.train.stalls import PATIENCE, Feed
 from flexiclip.train.step import Inputs
 
 
-def train(config: Config, evaluators: Evaluators | None = None) -> None:
-    """Train a recipe to its end, or until SIGINT or SIGTERM, which save first. evaluators: model -> metrics, on every rank."""
+def train(config: Config, evaluators: Evaluators | None = None) -> bool:
+    """Train a recipe to its end, or until SIGINT or SIGTERM, which save first; returns whether it has come to its end.
+
+    evaluators: model -> metrics, called on every rank.
+    """
     group, patience_s = config.engine.kind == "deepspeed", (PATIENCE + 1) * config.data.stall_s
     with (
         joined_ranks(group, config.train.threads, config.train.rank_timeout_s, patience_s) as ranks,
@@ -28,9 +31,10 @@ def train(config: Config, evaluators: Evaluators | None = None) -> None:
         run = set_up(config, ranks, evaluators is not None)
         if run.step == run.horizon.steps:
             ranks.say(f"{run.folder} is complete at step {run.step}: nothing to train")
-            return
+            return True
         with Recorder(run, evaluators) as recorder, Feed(run.batches(), ranks.rank, config.data.stall_s, stop) as feed:
             _loop(run, recorder, feed, stop)
+    return run.step == run.horizon.steps
 
 
 def _loop(run: Run, recorder: Recorder, feed: Feed, stop: StopSignal) -> None:

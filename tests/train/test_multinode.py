@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -84,21 +85,47 @@ def test_deepspeed_without_ssh(hosts: Hosts, recipe: list[str], reference: Train
     assert_same_weights(Trained(tmp_path / "run"), reference)
 
 
+def test_a_scheduler_can_tell_stopped_from_complete(recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXICLIP_STOPPED_CODE", "75")
+    argv = [*recipe, f"run_dir={tmp_path / 'run'}", "train.save_every=1"]
+    with Command() as command:
+        command.train(1, tmp_path / "stopped", *argv, "train.steps=100000")
+        command.wait_for((tmp_path / "run" / "checkpoints" / "latest").is_file)
+        command.signal(signal.SIGTERM)
+        assert command.wait() == [75]
+
+
 @pytest.mark.slow
-def test_kubernetes_container_command(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
-    """The Job's own shell command, under its own variables but for the addresses that a cluster would give."""
+def test_kubernetes_pods_and_the_drain_of_one(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
+    """The Job's own command, under its own variables but for the addresses that a cluster would give.
+
+    SIGTERM to one pod: no pod may count as complete, or its Job would not make it again. The pods made anew end the run.
+    """
     *_, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     given = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-    name, *overrides = [*recipe, f"run_dir={tmp_path / 'run'}"]
+    run = Trained(tmp_path / "run")
+    name, *overrides = [*recipe, f"run_dir={run.folder}", "train.save_every=1", "train.save_in_background=false"]
     given |= {"RECIPE": name, "OVERRIDES": " ".join(overrides), "NPROC_PER_NODE": "1", "HEAD_ADDR": hosts[0].address, **PATH}
-    logs = [tmp_path / host.address for host in hosts]
-    with Command() as command:
+
+    def start_pods(command: Command, life: str) -> list[Path]:
+        logs = [tmp_path / f"{life}-{host.address}" for host in hosts]
         for index, (host, log) in enumerate(zip(hosts, logs, strict=True)):
             argv = [*container["command"], *container["args"]]
             host.start(command, log, argv, **given, JOB_COMPLETION_INDEX=str(index), POD_IP=host.address)
+        return logs
+
+    with Command() as command:
+        logs = start_pods(command, "drained")
+        command.wait_for((run.folder / "checkpoints" / "latest").is_file)
+        command.started[1].send_signal(signal.SIGTERM)
+        assert 0 not in command.wait()
+    assert "stopped by a signal" in logs[0].read_text()
+    with Command() as command:
+        logs = start_pods(command, "anew")
         assert_ended(command.wait(), *logs)
-    assert_same_training(Trained(tmp_path / "run"), reference)
+    assert "going on from" in logs[0].read_text()
+    assert_same_training(run, reference)
 
 
 @pytest.mark.slow
