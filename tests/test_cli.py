@@ -177,7 +177,9 @@ def test_a_first_start_that_failed_may_be_mended(in_place: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("code", ["no", "256", "-1"])
-def test_exit_code_of_a_stopped_run_must_be_one(code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_code_of_a_stopped_run_must_be_one(
+    code: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FLEXICLIP_STOPPED_CODE", code)
     assert main(["train", "debug"]) == 2
     assert capsys.readouterr().err == f"flexiclip: FLEXICLIP_STOPPED_CODE={code} must be an exit code, 0 to 255\n"
