@@ -129,21 +129,34 @@ def test_kubernetes_pods_and_the_drain_of_one(hosts: Hosts, recipe: list[str], r
 
 
 @pytest.mark.slow
-def test_loss_of_a_host_under_elastic_torchrun(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
-    """All processes of a host are killed: the other goes on alone from the checkpoint, and ends as if nothing had been."""
-    run = Trained(tmp_path / "run")
-    argv = ["bash", str(LAUNCH / "torchrun.sh"), *recipe, f"run_dir={run.folder}", "train.save_every=1"]
-    logs = [tmp_path / host.address for host in hosts]
-    given = {**torchrun(hosts, "1:2"), "MAX_RESTARTS": "3", "LAST_CALL_S": "20"}
-    with Command() as command:
+def test_hosts_with_disks_of_their_own(hosts: Hosts, recipe: list[str], fit: Callable[..., Trained], tmp_path: Path) -> None:
+    """Checkpoints in a store: each host has its own run folder, the tokenizer and the checkpoints reach it all the same."""
+    own = ["tokenizer.path=null", "tokenizer.vocab_size=120"]
+    store = tmp_path / "store"
+    argv = ["sh", "-c", 'cd "$DISK" && exec "$@"', "sh", "bash", str(LAUNCH / "torchrun.sh"), *recipe, *own, "run_dir=run"]
+    argv += [f"train.checkpoint_dir=file://{store}", "train.save_every=1", "train.save_in_background=false"]
+
+    def start_hosts(command: Command, life: str) -> list[Path]:
+        logs = [tmp_path / f"{life}-{host.address}" for host in hosts]
         for host, log in zip(hosts, logs, strict=True):
-            host.start(command, log, argv, **given, LOCAL_ADDR=host.address)
-        command.wait_for((run.folder / "checkpoints" / "latest").is_file)
-        kill_children(command.started[1].pid)
-        assert command.wait()[0] == 0, logs[0].read_text()[-3000:]
+            disk = tmp_path / f"disk-{host.address}"
+            disk.mkdir(exist_ok=True)
+            host.start(command, log, argv, **torchrun(hosts), LOCAL_ADDR=host.address, DISK=str(disk))
+        return logs
+
+    with Command() as command:
+        start_hosts(command, "stopped")
+        command.wait_for((store / "latest").is_file)
+        command.signal(signal.SIGTERM)
+        command.wait()
+    with Command() as command:
+        logs = start_hosts(command, "anew")
+        assert_ended(command.wait(), *logs)
     assert "going on from" in logs[0].read_text()
-    assert_same_training(run, reference)
-    assert_same_weights(run, reference)
+    first, second = (tmp_path / f"disk-{host.address}" / "run" for host in hosts)
+    assert (first / "tokenizer.model").read_bytes() == (second / "tokenizer.model").read_bytes()
+    assert not (second / "metrics.jsonl").exists()
+    assert_same_training(Trained(first), fit(1, *own))
 
 
 def cut(hosts: Hosts, _: Command) -> None:
@@ -154,6 +167,11 @@ def cut(hosts: Hosts, _: Command) -> None:
 def power_off(_: Hosts, command: Command) -> None:
     """Everything on the second host is gone at once."""
     kill_children(command.started[1].pid)
+
+
+def drain(_: Hosts, command: Command) -> None:
+    """As a scheduler does that needs the second host: SIGTERM to its launcher."""
+    command.started[1].send_signal(signal.SIGTERM)
 
 
 def wait_until_alone(launchers: list[int]) -> float:
@@ -202,5 +220,33 @@ def test_loss_of_a_host_is_said_and_one_host_goes_on(
         hosts[0].start(command, tmp_path / "alone", argv, **torchrun(hosts, "1"))
         assert_ended(command.wait(), tmp_path / "alone")
     assert "going on from" in (tmp_path / "alone").read_text()
+    assert_same_training(run, reference)
+    assert_same_weights(run, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [power_off, drain])
+def test_elastic_torchrun_goes_on_with_the_host_that_is_left(
+    hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path, fault: Callable[[Hosts, Command], None]
+) -> None:
+    """Nobody starts anything again: the other goes on alone from the checkpoint, and ends as if nothing had been."""
+    run = Trained(tmp_path / "run")
+    argv = [
+        "bash",
+        str(LAUNCH / "torchrun.sh"),
+        *recipe,
+        f"run_dir={run.folder}",
+        "train.save_every=1",
+        "train.save_in_background=false",
+    ]
+    logs = [tmp_path / host.address for host in hosts]
+    given = {**torchrun(hosts, "1:2"), "MAX_RESTARTS": "3", "LAST_CALL_S": "20", "FLEXICLIP_STOPPED_CODE": "75"}
+    with Command() as command:
+        for host, log in zip(hosts, logs, strict=True):
+            host.start(command, log, argv, **given, LOCAL_ADDR=host.address)
+        command.wait_for((run.folder / "checkpoints" / "latest").is_file)
+        fault(hosts, command)
+        assert command.wait()[0] == 0, logs[0].read_text()[-3000:]
+    assert "going on from" in logs[0].read_text()
     assert_same_training(run, reference)
     assert_same_weights(run, reference)
