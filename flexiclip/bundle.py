@@ -57,7 +57,7 @@ class LoadedModel:
 def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
     """A fresh model of a recipe: random weights from `seed`, then those that `init` and `name` point at. Equal on every rank."""
     tokenizer = tokenizer or build_tokenizer(config.tokenizer)
-    config = _fill_from_tokenizer(config, tokenizer)
+    config = fill_from_tokenizer(config, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = FlexiCLIP(config.model, build_text_tower(config.model.text))
@@ -70,7 +70,7 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
 
 def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str) -> LoadedModel:
     """A model in eval mode whose every parameter comes from `weights`, by FlexiCLIP's names. UserError where they do not fit."""
-    config = _fill_from_tokenizer(config, tokenizer)
+    config = fill_from_tokenizer(config, tokenizer)
     model = FlexiCLIP(config.model, build_text_tower(config.model.text, pretrained=False))
     load_strictly(model, weights, where)
     return LoadedModel(model.eval(), _transform(config), tokenizer, config)
@@ -160,7 +160,8 @@ def _transform(config: Config) -> EvalTransform:
     return EvalTransform(pair(config.model.image.image_size), config.model.preprocess)
 
 
-def _fill_from_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
+def fill_from_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
+    """The config with the ids and sizes that the text tower takes from its tokenizer. UserError where the two do not fit."""
     text = config.model.text
     if text is None:
         return config

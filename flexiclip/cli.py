@@ -61,7 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--image-size", type=int, help="pixels; default: what kernel and grid cover")
     _add_export(commands)
     _add_data(commands)
+    _add_plan(add("plan", _plan, "what a recipe needs of a cluster: memory, traffic, images/s and hours"))
     return parser
+
+
+def _add_plan(sub: _Parser) -> None:
+    sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="dotted.key=value, for example engine.zero_stage=3")
+    sub.add_argument("--nodes", type=int, default=1)
+    sub.add_argument("--gpus-per-node", type=int, default=1, help="ranks of a node; with --device cpu they share it")
+    sub.add_argument("--device", required=True, help="h100, a100 or cpu; a CPU's speed is measured here")
+    sub.add_argument("--mfu", type=float, help="share of the peak FLOP/s that training reaches; default: 0.4, for cpu 0.6")
+    sub.add_argument("--samples", help="training pairs of an epoch, for example 400M, where train.steps is in epochs")
+    sub.add_argument(
+        "--json", type=Path, nargs="?", const=Path("-"), help="write all figures to this file; without one, print them"
+    )
 
 
 def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -141,6 +155,36 @@ def _train(arguments: argparse.Namespace) -> int:
             config.eval.suites, seqhw=config.eval.seqhw, device=_device(None), batch_size=config.eval.batch_size
         )
     return 0 if train(config, evaluators) else int(stopped)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    import json
+
+    from flexiclip.config import load
+    from flexiclip.plan.plan import Cluster, make_plan
+    from flexiclip.plan.table import show
+
+    cluster = Cluster(arguments.nodes, arguments.gpus_per_node, arguments.device, arguments.mfu)
+    plan = make_plan(load(arguments.recipe, arguments.overrides), cluster, _samples(arguments.samples))
+    if arguments.json is not None:
+        text = json.dumps(plan.to_dict(), indent=2) + "\n"
+        if str(arguments.json) == "-":
+            print(text, end="")
+            return
+        arguments.json.write_text(text, encoding="utf-8")
+    show(plan)
+
+
+def _samples(text: str | None) -> int | None:
+    """A number of pairs as durations write it: 400M, or 400M samples."""
+    from flexiclip.config import parse_duration
+
+    if text is None:
+        return None
+    duration = parse_duration(text)
+    if duration.unit not in ("steps", "samples") or duration.value < 1:  # a bare number reads as steps
+        raise UserError(f"--samples {text}: give a number of pairs, for example 400M")
+    return int(duration.value)
 
 
 def _show_config(arguments: argparse.Namespace) -> None:

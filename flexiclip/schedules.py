@@ -1,4 +1,4 @@
-"""What changes over training, each a pure function of the step: the sequence length and the learning rate.
+"""What changes over training, each a pure function of the step: the sequence length, the micro-batch and the learning rate.
 
 Sequence length: one seqhw a step, drawn from (seed, step) as in FlexiViT (arXiv 2212.08013, section 3.2), so every rank knows it
 without being told and a resumed run draws the same list. Learning rate: warm-up and cool-down around cosine, rsqrt or constant,
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexiclip.config import Duration, OptimizerConfig, PatchConfig, to_steps
+from flexiclip.config import Duration, OptimizerConfig, PatchConfig, TrainConfig, to_steps
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,15 @@ def _probabilities(seqhw: Sequence[int], weights: str | Sequence[float], cost: C
     else:
         raw = np.array(weights, dtype=np.float64)
     return raw / raw.sum()
+
+
+def micro_batches(train: TrainConfig, world: int) -> Callable[[int], int]:
+    """seqhw -> samples that a rank encodes at once: a fixed number, what a budget of image tokens holds, or its whole share."""
+    local = train.global_batch_size // world
+    if train.micro_tokens is not None:
+        budget = train.micro_tokens
+        return lambda seqhw: min(local, max(1, budget // seqhw**2))
+    return lambda _: train.micro_batch_size or local
 
 
 def learning_rate(config: OptimizerConfig, horizon: Horizon) -> Callable[[int], float]:

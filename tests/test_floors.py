@@ -25,10 +25,11 @@ FLOORS: dict[str, set[str]] = {
     "train": CONFIG | PARTS | {"bundle"},
     "imports": CONFIG | PARTS | {"bundle"},
     "export": CONFIG | PARTS | {"bundle"},
+    "plan": CONFIG | PARTS | {"bundle"},
     "flexiclip_eval": CONFIG | PARTS | {"bundle", "."},
     "flexiclip_recipes": set(),
     ".": CONFIG | PARTS | {"bundle"},
-    "cli": CONFIG | PARTS | {"bundle", "train", "imports", "export", "flexiclip_eval", "flexiclip_recipes", "."},
+    "cli": CONFIG | PARTS | {"bundle", "train", "imports", "export", "plan", "flexiclip_eval", "flexiclip_recipes", "."},
     "__main__": {"cli", "errors"},
 }
 PACKAGES = {"flexiclip": ROOT / "flexiclip", "flexiclip_eval": ROOT / "eval", "flexiclip_recipes": ROOT / "recipes"}

@@ -1,24 +1,114 @@
-"""Floating point operations of the image tower, counted from its shapes: a multiply-add is 2; norms and activations are left out.
+"""Floating point operations of the towers, counted from their shapes: a multiply-add is 2; norms and activations are left out.
 
-So is the resize of kernel and grid, which a whole batch pays once.
+So is the resize of kernel and grid, which a whole batch pays once. Forward costs of one image or caption, by part, because a
+backward pass treats them differently: each matrix product costs two of its kind, one for the gradient of its weights and one for
+that of its input, and the stem's input, pixels, needs none.
 """
 
 from __future__ import annotations
 
-from flexiclip.config import ImageTowerConfig
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from flexiclip.config import ImageTowerConfig, TextTowerConfig
 from flexiclip.config.schema import Size, pair
-from flexiclip.models.variants import shape_of
+from flexiclip.errors import UserError
+from flexiclip.models.blocks import blocks_of
+from flexiclip.models.variants import HEAD_WIDTH, Shape, shape_of
+
+
+@dataclass(frozen=True)
+class TowerFlops:
+    """Forward FLOPs of one sample: the patch embedding, one block and their number, and what follows the blocks."""
+
+    stem: int
+    block: int
+    depth: int
+    head: int
+    block_end: int  # of `block`: its last layer, which a checkpointed block need not run again
+
+    @property
+    def forward(self) -> int:
+        """Of the whole tower."""
+        return self.stem + self.depth * self.block + self.head
+
+    def backward(self, open_blocks: int | None = None) -> int:
+        """Of the gradients. open_blocks: how many of the last blocks train, in a tower that is locked but for them; None: all."""
+        if open_blocks is None:
+            return self.stem + 2 * (self.depth * self.block + self.head)
+        return 2 * (open_blocks * self.block + self.head) if open_blocks else 0
+
+    def recomputation(self, open_blocks: int | None = None) -> int:
+        """Of a second pass through the blocks that train, as activation checkpointing takes it."""
+        return (self.depth if open_blocks is None else open_blocks) * (self.block - self.block_end)
 
 
 def image_tower_flops(config: ImageTowerConfig, seqhw: Size, embed_dim: int) -> int:
     """FLOPs to encode one image at grid side `seqhw`, projection to `embed_dim` included (0 for a tower without one)."""
+    projection = projection_flops(config, shape_of(config, "model.image").width, embed_dim)
+    return image_flops(config, seqhw).forward + projection
+
+
+def image_flops(config: ImageTowerConfig, seqhw: Size) -> TowerFlops:
+    """The image tower at grid side `seqhw`, without its projection."""
     shape, (gh, gw) = shape_of(config, "model.image"), pair(seqhw)
-    width, tokens = shape.width, gh * gw
     height_px, width_px = pair(config.image_size)
-    total = 2 * width * 3 * height_px * width_px  # patch embedding: every pixel meets every channel once, at any patch size
-    length = tokens + (config.pool == "tok")
-    linear = 4 * width * width + 2 * width * shape.mlp_dim
-    total += shape.depth * (2 * length * linear + 4 * length * length * width)
-    if config.pool == "map":
-        total += 2 * length * 2 * width * width + 4 * length * width + 2 * (2 * width * width + 2 * width * shape.mlp_dim)
-    return total + (2 * width * embed_dim if config.projection == "linear" else 0)
+    length = gh * gw + (config.pool == "tok")
+    # Every pixel meets every channel once, at any patch size.
+    stem = 2 * shape.width * 3 * height_px * width_px
+    return _tower(shape, stem, length, config.pool)
+
+
+def text_flops(config: TextTowerConfig, length: int) -> TowerFlops:
+    """Our own text tower on a caption of `length` tokens. Masked and causal attention count in full, as torch counts them."""
+    return _tower(shape_of(config, "model.text"), 0, length, config.pool)
+
+
+def foreign_text_flops(tower: nn.Module, length: int) -> TowerFlops:
+    """A text tower of another library: its blocks as `foreign_shape` sees them; every matrix after them meets a caption once."""
+    known = _tower(foreign_shape(tower), 0, length, "last")
+    inside = {id(p) for block in blocks_of(tower) for p in block.parameters()}
+    after = sum(p.numel() for p in _matrices(tower) if id(p) not in inside)
+    return replace(known, head=2 * after)
+
+
+def foreign_shape(tower: nn.Module) -> Shape:
+    """The transformer of our kind that has as many weights a block as another library's tower, read from its parameters.
+
+    Exact for stacks of equal blocks whose attention has as many channels as the tower is wide; a gated MLP counts as a wider one.
+    Raises UserError where no stack of blocks is to be seen.
+    """
+    blocks = blocks_of(tower)
+    if not blocks:
+        raise UserError(f"{type(tower).__name__} has no list of blocks: its FLOPs cannot be counted")
+    norms = [m for m in blocks[0].modules() if "norm" in type(m).__name__.lower()]
+    width = sum(p.numel() for p in norms[0].parameters() if p.ndim == 1) // len(list(norms[0].parameters())) if norms else 0
+    if not width:
+        raise UserError("the text tower's blocks have no norm to read its width from: its FLOPs cannot be counted")
+    weights = sum(p.numel() for p in _matrices(blocks[0]))
+    heads = max(1, width // HEAD_WIDTH)
+    return Shape(width, len(blocks), heads, (weights - 4 * width * width) // (2 * width))
+
+
+def projection_flops(config: ImageTowerConfig | TextTowerConfig, width: int, embed_dim: int) -> int:
+    """Of one vector's way into the joint space."""
+    return 2 * width * embed_dim if config.projection == "linear" else 0
+
+
+def _tower(shape: Shape, stem: int, length: int, pool: str) -> TowerFlops:
+    width, mlp = shape.width, shape.mlp_dim
+    block = 2 * length * (4 * width * width + 2 * width * mlp) + 4 * length * length * width
+    head = 0
+    if pool == "map":
+        head = 2 * length * 2 * width * width + 4 * length * width + 2 * (2 * width * width + 2 * width * mlp)
+    return TowerFlops(stem, block, shape.depth, head, 2 * length * width * mlp)
+
+
+def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights of its layers: no embedding table and no learned positions."""
+    tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    for name, p in module.named_parameters():
+        if p.ndim == 2 and id(p) not in tables and not name.endswith(("positional_embedding", "cls_emb")):
+            yield p

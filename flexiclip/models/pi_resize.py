@@ -23,20 +23,20 @@ AxisMatrix = Callable[[int, int], Tensor]
 @lru_cache(maxsize=512)
 def _interpolation(old: int, new: int, mode: str, antialias: bool) -> Tensor:
     # From a square identity, in float32: torch's antialiased resize is wrong on images one pixel wide.
-    identity = torch.eye(old)[None, None]
+    identity = torch.eye(old, device="cpu")[None, None]  # whatever torch.device is in force: the result is cached
     return F.interpolate(identity, size=(new, old), mode=mode, align_corners=False, antialias=antialias)[0, 0]
 
 
 def interpolation_matrix(old: int, new: int, mode: str = "bilinear", antialias: bool = False) -> Tensor:
     """B, [new, old] float32: `B @ x` resizes a signal of `old` samples (half-pixel centres, as tf.image and jax.image)."""
-    return torch.eye(old) if old == new else _interpolation(old, new, mode, antialias)
+    return torch.eye(old, device="cpu") if old == new else _interpolation(old, new, mode, antialias)
 
 
 @lru_cache(maxsize=512)
 def pi_matrix(old: int, new: int, mode: str = "bilinear", antialias: bool = False) -> Tensor:
     """pinv(B^T), [new, old] float32: the matrix that resizes one axis of a patch embedding kernel."""
     if old == new:
-        return torch.eye(old)
+        return torch.eye(old, device="cpu")
     return torch.linalg.pinv(_interpolation(old, new, mode, antialias).double().T).float()
 
 

@@ -20,7 +20,7 @@ from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
 from flexiclip.losses import LOSSES
 from flexiclip.models.flops import image_tower_flops
-from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate
+from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate, micro_batches
 from flexiclip.train.blocks import prepare_blocks
 from flexiclip.train.checkpoint import Checkpoint
 from flexiclip.train.data_order import check_ranks_agree, data_order, say_if_changed
@@ -32,7 +32,7 @@ from flexiclip.train.optim import ScalarOptimizer
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.resume import fetch_checkpoint, forget_fetched, run_store, shared
 from flexiclip.train.run_folder import enter_run_folder
-from flexiclip.train.step import Stepper, micro_batches
+from flexiclip.train.step import Stepper
 from flexiclip.train.stores import Store
 from flexiclip.train.text_features import compute_text_features
 from flexiclip.train.towers import LockedTowers, Towers

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexiclip.config import TrainConfig
 from flexiclip.data.draws import Draw, below
 from flexiclip.train import nonfinite
 from flexiclip.train.engine import Engine
@@ -143,12 +142,3 @@ class _Share:
         engine.backward(float("nan") * (zimg.sum() + ztxt.sum()))  # certain to be refused, which clears what was added up
         engine.step(lr)
         return watch.bad(ranks)
-
-
-def micro_batches(train: TrainConfig, world: int) -> Callable[[int], int]:
-    """seqhw -> samples that a rank encodes at once: a fixed number, what a budget of image tokens holds, or its whole share."""
-    local = train.global_batch_size // world
-    if train.micro_tokens is not None:
-        budget = train.micro_tokens
-        return lambda seqhw: min(local, max(1, budget // seqhw**2))
-    return lambda _: train.micro_batch_size or local

@@ -1,0 +1,108 @@
+"""The devices a plan knows: peaks of their data sheets, dense (without sparsity), and links as their usual servers have them.
+
+h100  NVIDIA's data sheet, SXM 80 GB: 989 TFLOP/s bf16, 67 fp32, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100: 400 Gb/s a GPU
+a100  NVIDIA's data sheet, SXM 80 GB: 312 TFLOP/s bf16, 19.5 fp32, 2.04 TB/s, NVLink 600 GB/s both ways; DGX A100: 200 Gb/s a GPU
+cpu   this machine, shared by its ranks: peaks and bandwidth are measured when the plan is made; between hosts 10 Gb/s Ethernet
+
+fp32 means fp32: torch does not use TF32 in matrix products unless asked to, and nothing here asks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from flexiclip.errors import UserError
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Device:
+    """One rank's hardware. FLOP/s, bytes, bytes/s; links are one way, a rank's share of them."""
+
+    name: str
+    bf16_flops: float
+    fp32_flops: float
+    memory: float
+    memory_bandwidth: float
+    node_link: float
+    network_link: float
+    host_link: float  # PCIe, for offloaded states
+    mfu: float  # assumed share of the peak that training reaches, unless --mfu says otherwise
+    source: str
+
+    def peak(self, precision: str) -> float:
+        """FLOP/s of matrix products at `train.precision`."""
+        return self.bf16_flops if precision == "bf16" else self.fp32_flops
+
+
+USABLE_MEMORY = 0.9
+"""The rest is the driver's, the communication library's and lost between blocks of the allocator."""
+
+LINK_EFFICIENCY = 0.8
+"""Of a link's bandwidth, for large messages: about what NCCL's own tests (nccl-tests, busbw) show."""
+
+_GPUS = {
+    "h100": Device(
+        "h100", 989e12, 67e12, 80 * GB, 3.35e12, 450 * GB, 50 * GB, 50 * GB, 0.4, "NVIDIA H100 SXM data sheet, DGX H100"
+    ),
+    "a100": Device(
+        "a100", 312e12, 19.5e12, 80 * GB, 2.039e12, 300 * GB, 25 * GB, 25 * GB, 0.4, "NVIDIA A100 SXM data sheet, DGX A100"
+    ),
+}
+DEVICES = (*_GPUS, "cpu")
+
+
+def device_of(name: str, ranks_per_node: int, mfu: float | None = None) -> Device:
+    """The device by name; of a CPU, a rank's share. Raises UserError that lists the choices, or for an mfu outside (0, 1]."""
+    if mfu is not None and not 0 < mfu <= 1:
+        raise UserError(
+            f"--mfu {mfu:g}: the share of peak FLOP/s that training reaches lies above 0 and up to 1, for example 0.4"
+        )
+    if name not in DEVICES:
+        raise UserError(f"--device {name}: choose one of {', '.join(DEVICES)}")
+    device = _GPUS[name] if name in _GPUS else _this_machine(ranks_per_node)
+    return device if mfu is None else replace(device, mfu=mfu)
+
+
+def _this_machine(ranks: int) -> Device:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    source = f"measured: {torch.get_num_threads()} threads, a matrix product of 768 and a copy of 64 MB"
+    bandwidth = _copy_bandwidth()
+    return Device(
+        name="cpu",
+        bf16_flops=_matmul_flops(torch.bfloat16) / ranks,
+        fp32_flops=_matmul_flops(torch.float32) / ranks,
+        memory=memory / ranks,
+        memory_bandwidth=bandwidth / ranks,
+        node_link=bandwidth / ranks,
+        network_link=1.25 * GB / ranks,
+        host_link=bandwidth / ranks,
+        mfu=0.6,
+        source=source,
+    )
+
+
+def _matmul_flops(dtype: torch.dtype, side: int = 768) -> float:
+    a, b = (torch.ones(side, side, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / _fastest(lambda: torch.mm(a, b))
+
+
+def _copy_bandwidth(size: int = 1 << 26) -> float:
+    source, target = torch.ones(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
+    return 2 * size / _fastest(lambda: target.copy_(source))
+
+
+def _fastest(run: Callable[[], object], repeats: int = 4) -> float:
+    """Seconds of the fastest of a few runs: what disturbs a run only slows it."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

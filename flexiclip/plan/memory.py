@@ -1,0 +1,177 @@
+"""Activations of a micro-batch, and the peak of a step.
+
+A pre-norm block keeps for its backward pass, a token (D width, M the MLP's, H heads, e bytes: 2 under bf16 autocast, else 4):
+
+    two norms' inputs        8 D           the residual stream is float32 under autocast too
+    their statistics         16
+    the norms' outputs       2 e D         inputs of two linear layers
+    q, k, v                  3 e D
+    attention's output       e D           with 4 H for its log-sum-exp; no L^2: SDPA is a flash kernel on GPUs and on CPUs
+    the MLP                  2 e M         around its activation (3 e M for quick_gelu)
+
+With M = 4 D that is 36 D bytes a token in bf16, 64 D in float32; Korthikanti et al. (arXiv 2205.05198, equation 1) count 34 D for
+half precision with dropout's masks and a residual stream in it. A checkpointed block keeps its input, 4 D. Under autocast the
+backward pass also holds a bf16 copy of each weight. Towers of other libraries are taken for one of ours of the same size.
+
+The backward pass walks the parts from the last to the first: each frees its activations and leaves its gradients. The first
+micro-batch of several leaves all gradients, so that the others carry them and the activations at once. tests/plan/test_memory.py
+compares the peak with torch's own account of a step's allocations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flexiclip.config.schema import ImageTowerConfig, TextTowerConfig
+from flexiclip.losses import GPU_TILE
+from flexiclip.models.variants import Shape
+from flexiclip.plan.states import FLOAT, Engine, States, block_weights, states
+from flexiclip.plan.towers import Model, open_blocks
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the backward pass. Bytes: what it kept, the gradients that it leaves, what it needs while it runs."""
+
+    saved: int
+    gradients: int
+    scratch: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A rank's peak in a step, by what takes it. Bytes."""
+
+    states: States
+    inputs: int  # the rank's share of the batch, uint8 pixels and tokens
+    embeddings: int  # of the whole batch, their gradients, and the loss
+    activations: int  # kept for the backward pass of one micro-batch
+    peak: int
+
+
+def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpointing: bool) -> Memory:
+    """The peak of a step at one length with micro-batches of `micro`."""
+    config = model.config
+    local = config.train.global_batch_size // engine.world
+    micro = min(micro, local)
+    several = micro < local
+    kept = states(model, engine, several)
+    halves = _parts(model, "image", seqhw, micro, checkpointing), _parts(model, "text", seqhw, micro, checkpointing)
+    kept_by = tuple(0 if several else sum(p.saved for p in half) for half in halves)
+    parts = [*halves[0], *halves[1]]
+    if engine.stage >= 2:  # gradients leave through the bucket
+        parts = [Part(p.saved, 0, p.scratch) for p in parts]
+    activations = sum(p.saved for p in parts)
+    inputs = local * (model.pixels() + 2 * 8 * model.caption_tokens)
+    embeddings = _embeddings(model, local)
+    loss = _loss(model, local)
+    # In a step of one micro-batch the activations wait for the loss; otherwise they come after it, on top of the gradients.
+    at_loss = embeddings + loss + (0 if several else activations)
+    first = _walk(parts)
+    again = activations + max((p.scratch for p in parts), default=0)
+    whole = kept.gradients + (again if several else 0)
+    backward = embeddings + max(first, whole)
+    if engine.stage:
+        backward = embeddings + max(first, again) + kept.gradients
+    forward = _forward_peak(model, seqhw, micro, (kept_by[0], kept_by[1]))
+    peak = kept.device + inputs + max(at_loss, backward, forward, kept.gradients)
+    return Memory(kept, inputs, embeddings + loss, activations, peak)
+
+
+def _walk(parts: Sequence[Part]) -> int:
+    """The highest point of a backward pass through the parts, last to first."""
+    held = highest = sum(p.saved for p in parts)
+    for part in reversed(parts):
+        highest = max(highest, held + part.scratch + part.gradients)
+        held += part.gradients - part.saved
+    return max(highest, held)
+
+
+def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool) -> list[Part]:
+    """A half of the model in the order of its forward pass. What has no open block before it keeps nothing."""
+    config = model.config
+    size = 2 if config.train.precision == "bf16" else FLOAT
+    section: ImageTowerConfig | TextTowerConfig = config.model.image if half == "image" else model.text_config
+    shape, tokens = (model.image, model.image_tokens(seqhw)) if half == "image" else (model.text, model.caption_tokens)
+    opened = open_blocks(section)
+    blocks = shape.depth if opened is None else opened
+    parts = []
+    if opened is None:
+        parts.append(_stem(model, half, shape, micro, size))
+    parts += [_block(section, shape, tokens * micro, size, checkpointing)] * blocks
+    if blocks:
+        parts.append(_head(section, shape, tokens, micro, size))
+    return [*parts, _projection(model, half, micro, size)]
+
+
+def block_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
+    """What a block keeps for its backward pass, a token: the table above."""
+    mlp = 3 if section.activation == "quick_gelu" else 2
+    return 8 * shape.width + 16 + size * (6 * shape.width + mlp * shape.mlp_dim) + 4 * shape.heads
+
+
+def _block(section: ImageTowerConfig | TextTowerConfig, shape: Shape, tokens: int, size: int, checkpointing: bool) -> Part:
+    saved = tokens * block_bytes(section, shape, size) + (size < FLOAT) * size * block_weights(shape)
+    # The gradients of the residual stream and, in the linear layers' type, of the MLP's input and hidden layer.
+    scratch = tokens * (FLOAT * shape.width + size * (shape.width + shape.mlp_dim))
+    gradients = FLOAT * (block_weights(shape) + 9 * shape.width + shape.mlp_dim)
+    if checkpointing:
+        kept = FLOAT * tokens * shape.width
+        return Part(kept, gradients, saved - kept + scratch)
+    return Part(saved, gradients, scratch)
+
+
+def _stem(model: Model, half: str, shape: Shape, micro: int, size: int) -> Part:
+    """The patches that meet the kernel; nothing of an embedding table. Its gradients: what the blocks do not have."""
+    parameters = next(part.total for part in model.parts if part.part == f"{half}_tower")
+    outside = parameters - shape.depth * (block_weights(shape) + 9 * shape.width + shape.mlp_dim)
+    saved = size * micro * model.pixels() if half == "image" else 0
+    return Part(saved, FLOAT * max(0, outside), 0)
+
+
+def _head(section: ImageTowerConfig | TextTowerConfig, shape: Shape, tokens: int, micro: int, size: int) -> Part:
+    """The last norm and the pool."""
+    token = FLOAT * shape.width + 8
+    sample = FLOAT * shape.width
+    if section.pool == "map":
+        token += 3 * size * shape.width
+        sample += (FLOAT + 3 * size) * shape.width + 2 * size * shape.mlp_dim
+    return Part(micro * (tokens * token + sample), 0, 2 * FLOAT * micro * tokens * shape.width)
+
+
+def _projection(model: Model, half: str, micro: int, size: int) -> Part:
+    layer = getattr(model.module, f"{half}_projection")
+    weights = sum(p.numel() for p in layer.parameters())
+    width = int(getattr(model.module, f"{half}_tower").width)
+    return Part(micro * (size * width + 3 * FLOAT * model.config.model.embed_dim), FLOAT * weights, 0)
+
+
+def _embeddings(model: Model, local: int) -> int:
+    """Both halves of the rank's rows, joined, and their gradients."""
+    return 2 * 2 * FLOAT * local * model.config.model.embed_dim
+
+
+def _loss(model: Model, local: int) -> int:
+    """The gathered captions with their gradients, and two tiles of logits, of a GPU's size."""
+    rows = model.config.train.global_batch_size
+    return 2 * FLOAT * (rows * model.config.model.embed_dim + min(GPU_TILE, rows * local))
+
+
+def _forward_peak(model: Model, seqhw: int, micro: int, kept: tuple[int, int]) -> int:
+    """The highest point of the forward pass; kept: what the image tower and the text tower leave for the backward pass.
+
+    Besides that a tower holds its pixels in float32, the stream before and after a block, and what the block's MLP works on, of
+    which a block that keeps its activations has counted all but the last layer's output.
+    """
+    size = 2 if model.config.train.precision == "bf16" else FLOAT
+    highest = held = 0
+    for shape, tokens, pixels, own in (
+        (model.image, model.image_tokens(seqhw), model.pixels(), kept[0]),
+        (model.text, model.caption_tokens, 0, kept[1]),
+    ):
+        passing = FLOAT * pixels + tokens * (2 * FLOAT * shape.width + size * (shape.width + 2 * shape.mlp_dim))
+        keeping = FLOAT * pixels + tokens * (FLOAT + size) * shape.width
+        highest = max(highest, held + micro * passing if own < micro * passing else 0, held + own + micro * keeping)
+        held += own
+    return highest

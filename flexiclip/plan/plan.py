@@ -1,0 +1,217 @@
+"""A plan: one recipe on one cluster, from the formulas of this package.
+
+    plan = make_plan(load("flexiclip_b"), Cluster(nodes=2, gpus_per_node=8, device="h100"), samples=400_000_000)
+
+A step's time is `total FLOPs / (peak x MFU)`, plus the time of the update and of the embeddings' traffic, plus what of the
+gradients' traffic (under ZeRO-3 the gathers' too) does not fit behind the backward passes that it runs beside. It leaves out
+stragglers, evaluation, checkpoints and a loader that cannot keep up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from flexiclip.config import Config
+from flexiclip.errors import UserError
+from flexiclip.models.flops import image_tower_flops
+from flexiclip.plan.compute import loss_flops, pair_flops, text_is_cached
+from flexiclip.plan.hardware import USABLE_MEMORY, Device, device_of
+from flexiclip.plan.memory import Memory, step_memory
+from flexiclip.plan.result import Cluster, LengthPlan, Plan, StagePlan
+from flexiclip.plan.states import FLOAT, Engine, states
+from flexiclip.plan.towers import Model, build
+from flexiclip.plan.traffic import Collective, seconds, step_collectives
+from flexiclip.schedules import Horizon, SeqhwSchedule, micro_batches
+
+
+def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> Plan:
+    """Plan a recipe. samples: of an epoch, for train.steps in epochs. Raises UserError for what cannot run there."""
+    _check(config, cluster)
+    device = device_of(cluster.device, cluster.gpus_per_node, cluster.mfu)
+    model = build(config)
+    config = model.config
+    engine = Engine.of(config.engine, cluster.world)
+    horizon = _horizon(config, samples)
+    shares = _shares(config, horizon or Horizon(1, config.train.global_batch_size, None))
+    usable = USABLE_MEMORY * device.memory
+    lengths = tuple(_length(model, engine, cluster, device, s, share) for s, share in shares.items())
+    mean_step = sum(length.share * length.step_s for length in lengths)
+    first = _text_features_hours(model, cluster, device, samples)
+    return Plan(
+        cluster=cluster,
+        device=device,
+        usable_memory=usable,
+        global_batch_size=config.train.global_batch_size,
+        local_batch=config.train.global_batch_size // cluster.world,
+        precision=config.train.precision,
+        activation_checkpointing=config.train.activation_checkpointing,
+        parameters=model.parts,
+        caption_tokens=model.caption_tokens,
+        lengths=lengths,
+        stages=tuple(_stage(model, other, tuple(shares), usable, other == engine) for other in _engines(engine)),
+        mean_tokens=sum(length.share * length.tokens for length in lengths),
+        mean_step_s=mean_step,
+        images_per_s=config.train.global_batch_size / mean_step,
+        steps=horizon.steps if horizon else None,
+        hours=horizon.steps * mean_step / 3600 if horizon else None,
+        text_features_hours=first,
+        notes=_notes(model, engine, horizon),
+    )
+
+
+def _check(config: Config, cluster: Cluster) -> None:
+    batch, world = config.train.global_batch_size, cluster.world
+    if batch % world:
+        below, above = batch // world * world, (batch // world + 1) * world
+        near = f"{below} or {above}" if below else str(above)
+        raise UserError(f"train.global_batch_size={batch} does not divide by the {world} ranks: {near} would")
+
+
+def _horizon(config: Config, samples: int | None) -> Horizon | None:
+    train = config.train
+    if train.steps.unit == "epochs" and samples is None:
+        if config.patch.stages:
+            raise UserError(f"train.steps={train.steps}: the stages of patch.stages need the size of an epoch; give --samples")
+        return None
+    return Horizon.of(train.steps, train.global_batch_size, samples)
+
+
+def _shares(config: Config, horizon: Horizon) -> dict[int, float]:
+    """seqhw -> its share of the steps of the whole run, by the schedule that training draws from."""
+    image = config.model.image
+    schedule = SeqhwSchedule(
+        config.patch, config.seed, horizon, lambda s: float(image_tower_flops(image, s, config.model.embed_dim))
+    )
+    found: dict[int, float] = {}
+    starts = [stage.start for stage in schedule.stages if stage.start < horizon.steps]
+    for start, end in zip(starts, [*starts[1:], horizon.steps], strict=True):
+        for seqhw in sorted({*config.patch.seqhw, *(s for stage in config.patch.stages for s in stage.seqhw)}):
+            drawn = schedule.expected(start, _indicator(seqhw))
+            if drawn and end > start:
+                found[seqhw] = found.get(seqhw, 0.0) + drawn * (end - start) / horizon.steps
+    return dict(sorted(found.items()))
+
+
+def _indicator(seqhw: int) -> Callable[[int], float]:
+    return lambda drawn: float(drawn == seqhw)
+
+
+def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqhw: int, share: float) -> LengthPlan:
+    train = model.config.train
+    local = train.global_batch_size // cluster.world
+    micro = min(local, micro_batches(train, cluster.world)(seqhw))
+    count = -(-local // micro)
+    flops = pair_flops(model, seqhw, count > 1, train.activation_checkpointing)
+    loss = loss_flops(model.config.loss.kind, local, cluster.world, model.config.model.embed_dim)
+    peak, fp32 = device.peak(train.precision) * device.mfu, device.fp32_flops * device.mfu
+    compute = local * flops.total / peak + loss / fp32
+    collectives = step_collectives(model, engine, count)
+    network = _exposed(collectives, engine, cluster, device, local * flops.total / peak, count)
+    memory = step_memory(model, engine, seqhw, micro, train.activation_checkpointing)
+    return LengthPlan(
+        seqhw=seqhw,
+        tokens=model.image_tokens(seqhw),
+        share=share,
+        flops=flops,
+        micro_batch=micro,
+        micro_batches=count,
+        memory=memory,
+        traffic=sum(round(c.sent(cluster.world)) for c in collectives),
+        compute_s=compute,
+        network_s=network + _update_s(memory, engine, device),
+        images_per_s=train.global_batch_size / (compute + network + _update_s(memory, engine, device)),
+    )
+
+
+def _exposed(
+    collectives: list[Collective], engine: Engine, cluster: Cluster, device: Device, towers_s: float, count: int
+) -> float:
+    """Seconds of traffic that nothing hides. What leaves with the last micro-batch alone can hide behind that one only."""
+    window = 2 / 3 * towers_s / (1 if engine.stage >= 2 else count)  # the backward pass
+    hidden = seconds(collectives, engine, cluster.nodes, device, "gradients", "gathers")
+    open_ = seconds(collectives, engine, cluster.nodes, device, "loss", "parameters")
+    return open_ + max(0.0, hidden - window)
+
+
+def _update_s(memory: Memory, engine: Engine, device: Device) -> float:
+    """AdamW reads and writes weights, gradients and moments once; offloaded ones cross to the host and back besides."""
+    kept = memory.states
+    moved = 2 * kept.optimizer + 2 * kept.gradients
+    return moved / device.memory_bandwidth + kept.host / device.host_link
+
+
+def _engines(own: Engine) -> list[Engine]:
+    """The recipe's engine, and every ZeRO stage beside it."""
+    staged = [replace(own, kind="deepspeed", stage=stage, offload=_offload(own.offload, stage)) for stage in range(4)]
+    return staged if own.kind == "deepspeed" else [own, *staged]
+
+
+def _offload(offload: str, stage: int) -> str:
+    if stage == 0 or offload == "none":
+        return "none"
+    return offload if stage == 3 else "optimizer"
+
+
+def _stage(model: Model, engine: Engine, lengths: tuple[int, ...], usable: float, own: bool) -> StagePlan:
+    train = model.config.train
+    local = train.global_batch_size // engine.world
+    checkpointing = train.activation_checkpointing
+    micro = micro_batches(train, engine.world)
+
+    def peak(size: Callable[[int], int], recompute: bool = checkpointing) -> Memory:
+        found = [step_memory(model, engine, s, min(local, size(s)), recompute) for s in lengths]
+        return max(found, key=lambda memory: memory.peak)
+
+    def fixed(recompute: bool) -> int | None:
+        return _largest(lambda size: peak(lambda _: size, recompute).peak <= usable, local)
+
+    longest = max(lengths) ** 2
+    tokens = _largest(lambda budget: peak(lambda s: max(1, budget // s**2)).peak <= usable, local * longest)
+    memory = peak(micro)
+    count = -(-local // min(local, micro(max(lengths))))
+    return StagePlan(
+        engine=engine.name,
+        own=own,
+        memory=memory,
+        fits=memory.peak <= usable,
+        micro_batch_size=fixed(checkpointing),
+        micro_tokens=tokens if tokens is not None and tokens >= longest else None,
+        checkpointed_micro_batch_size=fixed(True),
+        traffic=sum(round(c.sent(engine.world)) for c in step_collectives(model, engine, count)),
+    )
+
+
+def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
+    """The largest number up to `limit` that fits, by bisection; None when 1 does not."""
+    if fits(limit):
+        return limit
+    low, high = 0, limit
+    while high - low > max(1, low // 256):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low or None
+
+
+def _text_features_hours(model: Model, cluster: Cluster, device: Device, samples: int | None) -> float | None:
+    if samples is None or not text_is_cached(model):
+        return None
+    peak = device.peak(model.config.train.precision) * device.mfu
+    return samples * model.text_flops().forward / (peak * cluster.world) / 3600
+
+
+def _notes(model: Model, engine: Engine, horizon: Horizon | None) -> tuple[str, ...]:
+    found = []
+    if horizon is None:
+        found.append(f"train.steps={model.config.train.steps}: give --samples, the size of an epoch, for the hours")
+    if model.text_config.kind != "transformer":
+        found.append("a foreign text tower's activations are taken for those of our own of its size")
+    buffers = states(model, engine, several=False).buffers
+    if engine.stage and buffers > FLOAT * model.total("trained"):
+        found.append(
+            f"DeepSpeed's buckets take {buffers / 1e9:.1f} GB, more than the gradients: set "
+            "engine.deepspeed.zero_optimization.reduce_bucket_size (elements), for example 5e7"
+        )
+    if engine.offload != "none":
+        found.append("the update on the host is counted as its transfers alone")
+    return tuple(found)

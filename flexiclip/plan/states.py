@@ -1,0 +1,137 @@
+"""What a rank keeps between the steps under each engine: parameters, gradients, optimiser, and the engine's own buffers.
+
+P parameters in the engine, T of them trained, W ranks, all in float32 (bf16 is an autocast):
+
+                     parameters        gradients           optimiser            buffers
+    torch, W > 1     4 P               4 T                 8 T                  4 T: DistributedDataParallel's buckets
+    ZeRO 0           4 P               4 T                 8 T                  4 min(T, bucket)
+    ZeRO 1           4 P               4 T + 4 T/W         12 T/W               bucket (two with overlap_comm)
+    ZeRO 2           4 P               4 T/W               12 T/W               the same; gradients pass through it
+    ZeRO 3           4 P/W + gathered  4 T/W               12 T/W               one bucket
+
+The optimiser's 12 are two moments and DeepSpeed's own copy of the weights, which it keeps even where they are float32 already. A
+bucket is `reduce_bucket_size` elements (5e8, or 2 GB, unless engine.deepspeed says otherwise), however small the model.
+ZeRO-3 gathers what it runs: all parameters at once while a step has one micro-batch, because DeepSpeed keeps what it will reuse
+within 1e9 parameters; block by block when there are several. A tower that is locked whole comes on top, on every rank.
+
+Sources: ZeRO (arXiv 1910.02054, section 5); DeepSpeed 0.19 runtime/zero/stage_1_and_2.py, stage3.py and
+partitioned_param_coordinator.py; tests/plan/test_ranks.py reads the sizes from running engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flexiclip.config import EngineConfig
+from flexiclip.models.variants import Shape
+from flexiclip.plan.towers import Model
+
+FLOAT = 4
+BUCKET, PREFETCH, REUSE = 500_000_000, 50_000_000, 1_000_000_000
+"""DeepSpeed's defaults, in elements: reduce_bucket_size, stage3_prefetch_bucket_size, stage3_max_reuse_distance."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes a rank. `host` is what offloading moves to the host's memory, a rank's share."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    host: int = 0
+
+    @property
+    def device(self) -> int:
+        """All but the gradients, whose moment of being is the step's affair (memory.py)."""
+        return self.parameters + self.optimizer + self.buffers
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine of a plan: `torch`, or `deepspeed` at a stage, over `world` ranks."""
+
+    kind: str
+    stage: int
+    world: int
+    offload: str = "none"
+    settings: dict[str, Any] | None = None  # engine.deepspeed's zero_optimization
+
+    @classmethod
+    def of(cls, config: EngineConfig, world: int) -> Engine:
+        """A recipe's own."""
+        stage = config.zero_stage if config.kind == "deepspeed" else 0
+        return cls(config.kind, stage, world, config.offload, config.deepspeed.get("zero_optimization", {}))
+
+    @property
+    def name(self) -> str:
+        """As a table shows it."""
+        offloaded = "" if self.offload == "none" else f", {self.offload} on the host"
+        return ("torch" if self.kind == "torch" else f"ZeRO-{self.stage}") + offloaded
+
+    def setting(self, key: str, default: Any) -> Any:
+        """A value of the recipe's zero_optimization."""
+        value = (self.settings or {}).get(key)
+        return default if value is None else value
+
+    def keeps_gathered(self, parameters: int) -> bool:
+        """Whether ZeRO-3 keeps what it gathered from the forward to the backward pass of a step of one micro-batch."""
+        return parameters <= min(
+            self.setting("stage3_max_reuse_distance", REUSE), self.setting("stage3_max_live_parameters", REUSE)
+        )
+
+
+def states(model: Model, engine: Engine, several: bool) -> States:
+    """What a rank keeps. several: a step has more than one micro-batch."""
+    held, open_, world = model.total("in_engine"), trained(model), engine.world
+    outside = FLOAT * (model.total("total") - held)
+    own = -(-open_ // world)
+    if engine.stage == 0:
+        buffers = FLOAT * open_ if world > 1 else 0
+        if engine.kind == "deepspeed":
+            buffers = FLOAT * min(open_, BUCKET) if world > 1 else 0
+        return States(FLOAT * held + outside, FLOAT * open_, 2 * FLOAT * open_, buffers)
+    bucket = FLOAT * int(engine.setting("reduce_bucket_size", BUCKET))
+    if engine.stage == 3:
+        shard = FLOAT * -(-held // world)
+        found = States(shard + outside + FLOAT * gathered(model, engine, several), FLOAT * own, 3 * FLOAT * own, bucket)
+    else:
+        buffers = bucket * (2 if engine.setting("overlap_comm", False) else 1)
+        gradients = FLOAT * own + (FLOAT * open_ if engine.stage == 1 else 0)
+        found = States(FLOAT * held + outside, gradients, 3 * FLOAT * own, buffers)
+    return _offloaded(found, engine, FLOAT * own, FLOAT * -(-held // world))
+
+
+def gathered(model: Model, engine: Engine, several: bool) -> int:
+    """Parameters that ZeRO-3 has whole on a rank at once."""
+    held = model.total("in_engine")
+    if not several and engine.keeps_gathered(held):
+        return held
+    return min(held, int(engine.setting("stage3_prefetch_bucket_size", PREFETCH)) + largest_block(model))
+
+
+def largest_block(model: Model) -> int:
+    """Weights of the largest block."""
+    return max(block_weights(model.image), block_weights(model.text))
+
+
+def block_weights(shape: Shape) -> int:
+    """Weights of a block's matrices."""
+    return 4 * shape.width * shape.width + 2 * shape.width * shape.mlp_dim
+
+
+def trained(model: Model) -> int:
+    """Parameters that the engine trains: all that train but the scalars of the loss."""
+    return sum(part.trained for part in model.parts if part.part != "scalars")
+
+
+def _offloaded(found: States, engine: Engine, own: int, shard: int) -> States:
+    """optimizer: the moments, the copy of the weights and its gradients go to the host; parameters: the shards as well."""
+    if engine.offload == "none":
+        return found
+    host = found.optimizer + own
+    parameters = found.parameters
+    if engine.offload == "parameters":
+        host, parameters = host + shard, parameters - shard
+    return States(parameters, found.gradients - own, 0, found.buffers, host)

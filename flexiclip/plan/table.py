@@ -1,0 +1,156 @@
+"""A plan as tables: rich on a terminal, plain lines in a log or a document."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from flexiclip.plan.result import LengthPlan, Plan, StagePlan
+
+Rows = list[list[str]]
+
+
+def show(plan: Plan) -> None:
+    """Print a plan on stdout."""
+    if sys.stdout.isatty():
+        _show_rich(plan)
+    else:
+        print(render(plan))
+
+
+def render(plan: Plan) -> str:
+    """A plan as plain text, columns aligned."""
+    pieces = [heading(plan)]
+    for title, head, rows in tables(plan):
+        pieces += ["", title, "", *_aligned(head, rows)]
+    return "\n".join([*pieces, "", *summary(plan)])
+
+
+def heading(plan: Plan) -> str:
+    """The cluster and the batch in two lines."""
+    cluster, device = plan.cluster, plan.device
+    peak = device.peak(plan.precision)
+    recomputed = ", activations recomputed" if plan.activation_checkpointing else ""
+    captions = f"captions of {plan.caption_tokens} tokens"
+    return (
+        f"{cluster.nodes} x {cluster.gpus_per_node} {device.name} ({device.source}): {plan.precision} {peak / 1e12:,.3g} TFLOP/s "
+        f"at {device.mfu:.0%} MFU, {plan.usable_memory / 1e9:,.0f} of {device.memory / 1e9:,.0f} GB usable a rank\n"
+        f"batch {plan.global_batch_size:,} = {cluster.world:,} ranks x {plan.local_batch:,}, {captions}{recomputed}"
+    )
+
+
+def tables(plan: Plan) -> list[tuple[str, list[str], Rows]]:
+    """(title, heading, rows) of each table."""
+    stage_head = ["engine", "states GB", "peak GB", "fits", "micro_batch_size", "micro_tokens", "recomputing", "sent GB/step"]
+    length_head = [
+        "seqhw",
+        "tokens",
+        "share",
+        "GFLOPs/pair",
+        "micro-batch",
+        "activ. GB",
+        "peak GB",
+        "step s",
+        "network",
+        "images/s",
+    ]
+    return [
+        ("Parameters, million", ["part", "trained", "frozen"], [_part(plan, i) for i in range(len(plan.parameters))]),
+        (
+            "Engines: the recipe's setting at its worst length; the largest micro-batches that fit; `recomputing`: with "
+            "train.activation_checkpointing",
+            stage_head,
+            [_stage(stage) for stage in plan.stages],
+        ),
+        ("Lengths, with the recipe's engine", length_head, [_length(length) for length in plan.lengths]),
+    ]
+
+
+def summary(plan: Plan) -> list[str]:
+    """The whole run in a few lines, and what the reader should know."""
+    lines = [
+        f"on average {plan.mean_tokens:,.0f} tokens an image, {plan.mean_step_s:.3g} s a step, {plan.images_per_s:,.0f} images/s "
+        f"({plan.images_per_s / plan.cluster.nodes:,.0f} a node to read and decode)"
+    ]
+    if plan.hours is not None:
+        lines.append(f"{plan.steps:,} steps: {plan.hours:,.3g} hours, {plan.hours * plan.cluster.world:,.4g} rank-hours")
+    if plan.text_features_hours is not None:
+        lines.append(f"before the first step, features of the locked text tower: {plan.text_features_hours:.2g} hours")
+    own = next(stage for stage in plan.stages if stage.own)
+    if not own.fits:
+        lines.append(f"the recipe does NOT fit: {_advice(own)}")
+    return [*lines, *(f"note: {note}" for note in plan.notes)]
+
+
+def _advice(own: StagePlan) -> str:
+    if own.micro_batch_size is not None:
+        return f"set train.micro_batch_size={own.micro_batch_size}, or train.micro_tokens={own.micro_tokens}"
+    if own.checkpointed_micro_batch_size is not None:
+        return f"set train.activation_checkpointing=true and train.micro_batch_size={own.checkpointed_micro_batch_size}"
+    return "not one sample fits under this engine; take a higher engine.zero_stage, more ranks, or engine.offload"
+
+
+def _part(plan: Plan, i: int) -> list[str]:
+    part = plan.parameters[i]
+    return [part.part.replace("_", " "), _million(part.trained), _million(part.frozen)]
+
+
+def _million(number: int) -> str:
+    return "–" if not number else f"{number / 1e6:,.2f}" if number >= 1e4 else f"{number / 1e6:.6f}"
+
+
+def _stage(stage: StagePlan) -> list[str]:
+    kept = stage.memory.states
+    limits = [stage.micro_batch_size, stage.micro_tokens, stage.checkpointed_micro_batch_size]
+    return [
+        stage.engine + (" *" if stage.own else ""),
+        f"{(kept.device + kept.gradients) / 1e9:.2f}" + (f" + {kept.host / 1e9:.2f} host" if kept.host else ""),
+        f"{stage.memory.peak / 1e9:.2f}",
+        "yes" if stage.fits else "NO",
+        *("none" if limit is None else f"{limit:,}" for limit in limits),
+        f"{stage.traffic / 1e9:.3g}",
+    ]
+
+
+def _length(length: LengthPlan) -> list[str]:
+    return [
+        str(length.seqhw),
+        f"{length.tokens}",
+        f"{length.share:.0%}",
+        f"{length.flops.total / 1e9:,.3g}",
+        f"{length.micro_batches} x {length.micro_batch:,}",
+        f"{length.memory.activations / 1e9:.2f}",
+        f"{length.memory.peak / 1e9:.2f}",
+        f"{length.step_s:.3g}",
+        f"{length.network_s / length.step_s:.0%}",
+        f"{length.images_per_s:,.0f}",
+    ]
+
+
+def _aligned(head: Sequence[str], rows: Rows) -> list[str]:
+    """A Markdown table whose columns are also aligned for a terminal."""
+    widths = [max(len(row[i]) for row in [list(head), *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True)))
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return [line(head), rule, *(line(row) for row in rows)]
+
+
+def _show_rich(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(heading(plan), markup=False)
+    for title, head, rows in tables(plan):
+        table = Table(title=title, title_justify="left")
+        for i, name in enumerate(head):
+            table.add_column(name, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*row, style="bold" if row[0].endswith("*") else None)
+        console.print(table)
+    for line in summary(plan):
+        console.print(line, markup=False)

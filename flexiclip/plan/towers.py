@@ -1,0 +1,138 @@
+"""A recipe's model on the meta device: its parameters and shapes, without weights, data or network.
+
+A text tower of Hugging Face or open_clip needs its configuration (a folder, a package, the library's own list), not its weights;
+where that is not to be had offline, `UserError` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from flexiclip.bundle import fill_from_tokenizer
+from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig
+from flexiclip.config.schema import pair
+from flexiclip.data.tokenizers import build_tokenizer
+from flexiclip.errors import UserError
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.flops import TowerFlops, foreign_shape, foreign_text_flops, image_flops, projection_flops, text_flops
+from flexiclip.models.text import build_text_tower
+from flexiclip.models.variants import Shape, shape_of
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters of one part of the model."""
+
+    part: str
+    trained: int
+    frozen: int
+    in_engine: int  # of both: what the engine holds, and ZeRO-3 shards
+
+    @property
+    def total(self) -> int:
+        """Trained and frozen."""
+        return self.trained + self.frozen
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the formulas need to know of a model. `text_config` has what the tokenizer fills in."""
+
+    config: Config
+    text_config: TextTowerConfig
+    module: FlexiCLIP
+    image: Shape
+    text: Shape
+    parts: tuple[Parameters, ...]
+
+    @property
+    def caption_tokens(self) -> int:
+        """Columns of a batch of captions: its longest caption fills the context in any batch of some hundreds."""
+        return int(self.module.text_tower.context_length)
+
+    def image_tokens(self, seqhw: int) -> int:
+        """Length of the image tower's sequence."""
+        return seqhw * seqhw + (self.config.model.image.pool == "tok")
+
+    def image_flops(self, seqhw: int) -> TowerFlops:
+        """Forward FLOPs of an image, projection left out."""
+        return image_flops(self.config.model.image, seqhw)
+
+    def text_flops(self) -> TowerFlops:
+        """Forward FLOPs of a caption, projection left out."""
+        if self.text_config.kind == "transformer":
+            return text_flops(self.text_config, self.caption_tokens)
+        return foreign_text_flops(self.module.text_tower, self.caption_tokens)
+
+    def projection_flops(self, half: str) -> int:
+        """Forward FLOPs of one vector's projection."""
+        section = self.config.model.image if half == "image" else self.text_config
+        tower: nn.Module = getattr(self.module, f"{half}_tower")
+        return projection_flops(section, int(tower.width), self.config.model.embed_dim)  # type: ignore[arg-type]
+
+    def pixels(self) -> int:
+        """Values of an image."""
+        height, width = pair(self.config.model.image.image_size)
+        return 3 * height * width
+
+    def total(self, what: str) -> int:
+        """The sum of one field of Parameters over the parts."""
+        return sum(getattr(part, what) for part in self.parts)
+
+
+def open_blocks(section: ImageTowerConfig | TextTowerConfig) -> int | None:
+    """Blocks that train in a locked tower, from its end; None: the whole tower trains."""
+    return section.unlock_last if section.lock else None
+
+
+def build(config: Config) -> Model:
+    """The model of a recipe on the meta device. Raises UserError where its tokenizer or a foreign tower's config is not here."""
+    config = _with_vocabulary(config)
+    text_config = config.model.text
+    assert text_config is not None, "validate() refuses a recipe without a text tower"
+    try:
+        with torch.device("meta"):
+            module = FlexiCLIP(config.model, build_text_tower(text_config, pretrained=False))
+    except UserError as error:
+        if text_config.kind == "transformer":
+            raise
+        raise UserError(f"{error} (a plan needs the text tower's configuration, not its weights)") from None
+    own = text_config.kind == "transformer"
+    return Model(
+        config=config,
+        text_config=text_config,
+        module=module,
+        image=shape_of(config.model.image, "model.image"),
+        text=shape_of(text_config, "model.text") if own else foreign_shape(module.text_tower),
+        parts=_parameters(module),
+    )
+
+
+def _with_vocabulary(config: Config) -> Config:
+    """With what the tokenizer fills in; a sentencepiece model that the run would train is as large as the recipe says."""
+    tokenizer, text = config.tokenizer, config.model.text
+    if tokenizer.kind != "sentencepiece" or tokenizer.path is not None or text is None:
+        return fill_from_tokenizer(config, build_tokenizer(tokenizer))
+    filled = replace(
+        text,
+        vocab_size=text.vocab_size or tokenizer.vocab_size,
+        context_length=text.context_length or tokenizer.context_length,
+        pad_id=0 if text.pad_id is None else text.pad_id,  # no size depends on the ids, but that the two differ
+        eos_id=1 if text.eos_id is None else text.eos_id,
+    )
+    return replace(config, model=replace(config.model, text=filled))
+
+
+def _parameters(module: FlexiCLIP) -> tuple[Parameters, ...]:
+    frozen_whole = {"image_tower": module.config.image.frozen, "text_tower": module.config.text_frozen}
+    parts = []
+    for name in ("image_tower", "text_tower", "image_projection", "text_projection"):
+        sizes = {True: 0, False: 0}
+        for p in getattr(module, name).parameters():
+            sizes[p.requires_grad] += p.numel()
+        inside = 0 if frozen_whole.get(name, False) else sum(sizes.values())
+        parts.append(Parameters(name, sizes[True], sizes[False], inside))
+    return (*parts, Parameters("scalars", sum(p.numel() for p in module.scalars()), 0, 0))

@@ -1,0 +1,135 @@
+"""The plan's traffic and ZeRO shards against what real engines send and hold, on two and three ranks over gloo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plan_kit import IMAGE, TEXT, config_of, inputs, real_model, stepper
+
+from flexiclip.config import Config, EngineConfig
+from flexiclip.plan.states import Engine, gathered, states
+from flexiclip.plan.towers import build
+from flexiclip.plan.traffic import step_collectives
+
+sys.path.append(str(Path(__file__).parents[1] / "train"))
+from launch import run_ranks
+
+ROWS = 4
+"""Of a rank."""
+
+# Parameters below a threshold stay whole on every rank; at 0 even a small model's are sharded.
+_SHARDED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+ENGINES: dict[str, EngineConfig] = {
+    "torch": EngineConfig(kind="torch"),
+    **{f"zero{stage}": EngineConfig(zero_stage=stage) for stage in (0, 1, 2)},  # type: ignore[arg-type]
+    "zero3": EngineConfig(zero_stage=3, deepspeed=_SHARDED),
+}
+
+
+def recipe(engine: str, micro: int, world: int) -> Config:
+    """Both towers; of the image tower the last blocks only, but under ZeRO-3, counted high where blocks are frozen."""
+    image = IMAGE if engine == "zero3" else replace(IMAGE, lock=True, unlock_last=3)
+    return config_of(image, TEXT, ENGINES[engine], global_batch_size=ROWS * world, micro_batch_size=micro)
+
+
+def run_engine(engine_name: str, micro: int, out: str) -> int:
+    """On a rank: three steps, then one whose collectives are counted; rank 0 leaves the numbers in a file."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from flexiclip.train.engine import TorchEngine
+    from flexiclip.train.ranks import joined_ranks
+    from flexiclip.train.towers import Towers
+    from flexiclip.train.zero import DeepSpeedEngine
+
+    with joined_ranks(engine_name != "torch", 1) as ranks:
+        config = recipe(engine_name, micro, ranks.world)
+        model = real_model(config)
+        towers = Towers(model, bf16=False)
+        made = TorchEngine if engine_name == "torch" else DeepSpeedEngine
+        engine: Any = made(towers, config, ranks)
+        step, given = stepper(model, engine, config, ranks), inputs(config, ROWS)
+        for number in range(3):
+            step(given, 4, number, 1e-3)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as prof:
+            step(given, 4, 3, 1e-3)
+        if ranks.main:
+            inner = engine.optimizer if engine_name == "torch" else engine._inner()
+            moments = sum(t.numel() * 4 for state in inner.state.values() for t in state.values() if t.ndim)
+            Path(out).write_text(json.dumps({"moments": moments, "sent": elements(prof, ranks.world)}))
+    return 0
+
+
+def elements(prof: Any, world: int) -> dict[str, int]:
+    """Elements of the whole tensor of each kind of collective: gloo's own events name the tensors."""
+    found: Counter[str] = Counter()
+    for event in prof.events():
+        shapes = event.input_shapes
+        if event.name == "gloo:all_gather":
+            found["all_gather"] += world * numel(shapes[0])
+        elif event.name == "gloo:all_reduce":
+            found["all_reduce"] += numel(shapes[0])
+        elif event.name == "c10d::_reduce_scatter_base_":
+            found["reduce_scatter"] += numel(shapes[1])
+            found["all_reduce"] -= numel(shapes[1])  # gloo does it as an all-reduce
+    return dict(found)
+
+
+def numel(shape: list[int]) -> int:
+    """Elements; a shape [] is a scalar, one element."""
+    return int(torch.Size(shape).numel())
+
+
+CASES = [
+    ("torch", 4, 2),
+    ("torch", 2, 3),
+    ("zero0", 2, 2),
+    ("zero1", 2, 2),
+    ("zero2", 2, 2),
+    ("zero3", 2, 2),
+    *(pytest.param(name, micro, 3, marks=pytest.mark.slow) for name in ENGINES for micro in (4, 2, 1)),
+]
+
+
+@pytest.mark.parametrize(("engine", "micro", "world"), CASES)
+def test_traffic_and_shards(engine: str, micro: int, world: int, tmp_path: Path) -> None:
+    """Bytes by kind of collective to 1 %: partitions are padded, and DeepSpeed sends a few flags and norms besides.
+
+    ZeRO-3's gathers are an upper bound: what is still whole from the pass before is not gathered again.
+    """
+    out = tmp_path / "numbers.json"
+    codes = run_ranks(world, tmp_path / "log", run_engine, engine, micro, str(out))
+    assert codes == [0] * world, (tmp_path / "log.0").read_text()[-2000:]
+    numbers = json.loads(out.read_text())
+
+    config = recipe(engine, micro, world)
+    model, planned = build(config), Engine.of(config.engine, world)
+    expected: Counter[str] = Counter()
+    for collective in step_collectives(model, planned, -(-ROWS // micro)):
+        expected[collective.kind] += collective.bytes // 4
+    print(f"{engine}, {world} ranks, micro-batches of {micro}: planned {dict(expected)}, counted {numbers['sent']}")
+    assert expected.keys() == {kind for kind, count in numbers["sent"].items() if count > 4}
+    for kind, count in expected.items():
+        counted = numbers["sent"][kind]
+        if planned.stage == 3 and kind == "all_gather":
+            assert 0.85 * count <= counted <= 1.01 * count
+        elif kind != "all_reduce" or count > 100:  # under ZeRO-3 the scalars' alone, beside DeepSpeed's flags
+            assert count == pytest.approx(counted, rel=0.01), kind
+    kept = states(model, planned, several=micro < ROWS)
+    moments = kept.optimizer if planned.stage == 0 else kept.optimizer * 2 // 3  # DeepSpeed's copy of the weights aside
+    assert moments == pytest.approx(numbers["moments"], rel=1e-3)
+
+
+def test_what_zero_3_gathers() -> None:
+    """All at once for one micro-batch, the prefetch and a block for several, never more than there is."""
+    model, engine = build(config_of()), Engine("deepspeed", 3, 8)
+    assert gathered(model, engine, several=False) == model.total("in_engine")
+    assert gathered(model, engine, several=True) == model.total("in_engine")
+    narrow = replace(engine, settings={"stage3_prefetch_bucket_size": 0})
+    assert gathered(model, narrow, several=True) == 4 * 64 * 64 + 2 * 64 * 256
