@@ -26,6 +26,7 @@ log = logging.getLogger("flexiclip.eval")
 
 Label = str | int | None
 
+_DIGITS = 18  # of a label that is a number; int() refuses some thousand of them
 TIMED_BATCHES = 3  # at least, for a speed that one hiccup of the machine does not decide
 
 
@@ -115,7 +116,7 @@ class ImageBlock:
         if not key.startswith("json:"):
             raw = self.store.member(*self.store.locate(index), key)
             text = "" if raw is None else raw.decode("utf-8", "replace").strip()
-            return int(text) if text.isdecimal() else text or None
+            return int(text) if text.isdecimal() and len(text) <= _DIGITS else text or None
         value: Any = sample.meta
         for part in key.removeprefix("json:").split("."):
             value = value.get(part) if isinstance(value, dict) else None

@@ -94,6 +94,7 @@ def print_report(report: Report) -> None:
     """A table a task on the terminal, 80 columns wide: lengths down, cost and metrics across, chance as the last line."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -101,7 +102,7 @@ def print_report(report: Report) -> None:
         rows = rows_of(report, task)
         names = list(rows[0].metrics)
         title = f"{task.dataset} · {task.task} · {rows[0].n} images"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
         for heading in ("seqhw", "tokens", "patch", "GFLOPs", "images/s", *map(short_name, names)):
             table.add_column(heading.replace("→", "→\n").replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
         for row in rows:

@@ -141,7 +141,11 @@ def _members(url: str) -> Iterator[tuple[str, int, int]]:
     with open_shard(url) as stream:
         try:
             tar = tarfile.open(fileobj=cast("IO[bytes]", _Headers(stream)), mode="r:")  # noqa: SIM115 (`stream` is closed)
+            read = 0
             while (member := tar.next()) is not None:
+                if tar.offset <= read:  # tarfile follows a negative size back, and forth again, without end
+                    raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
+                read = tar.offset
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
                 if member.isreg():
                     yield member.name, member.offset_data, member.size

@@ -123,7 +123,7 @@ def read_state(text: str, where: str) -> tuple[Facts, dict[str, int]]:
         data = json.loads(text)
         files = {str(name): int(size) for name, size in data.get("files", {}).items()}
         facts = Facts(int(data["step"]), int(data.get("skipped", 0)), data.get("recipe"), data.get("data_order"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise incomplete(where, f"{STATE}: {error!r}") from None
     outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name]
     if outside:  # the names become paths when the checkpoint is fetched

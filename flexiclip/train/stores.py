@@ -21,7 +21,7 @@ from flexiclip.train.checkpoint import STATE, Checkpoint, incomplete, open_check
 from flexiclip.train.files import reason, write_whole
 
 LATEST = "latest"
-_NAME = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"step-([0-9]{1,15})")
 
 
 class Store(Protocol):
@@ -107,7 +107,7 @@ class LocalStore:
     def latest(self) -> str | None:
         """See Store."""
         path = self.root / LATEST
-        return checked_name(path.read_text(encoding="utf-8"), f"{path}") if path.is_file() else None
+        return checked_name(path.read_text(encoding="utf-8", errors="replace"), f"{path}") if path.is_file() else None
 
     def open(self, name: str, fetched: Path) -> Checkpoint:
         """See Store."""

@@ -44,6 +44,12 @@ def weight_seeds() -> list[Case]:
     timm_state = _timm_state()
     open_clip_state = _open_clip_state()
     arrays = _big_vision_arrays()
+    checkpoint = {"checkpoints/latest": b"step-3\n"}
+    files = dict(model)
+    files["optimizer.safetensors"] = save({"exp_avg/image_tower.kernel": torch.zeros(8, 3, 4, 4)})
+    state = {"step": 3, "skipped": 1, "recipe": {}, "data_order": "x", "files": {name: len(data) for name, data in files.items()}}
+    files["state.json"] = json.dumps(state).encode()
+    checkpoint |= {f"checkpoints/step-3/{name}": content for name, content in files.items()}
     good: list[Case] = [
         {"w.npz": _npz(arrays)},
         {"w.npz": _npz({f"params/{name}": array for name, array in arrays.items()} | {"opt/0": np.zeros(1)})},
@@ -56,6 +62,7 @@ def weight_seeds() -> list[Case]:
         {"open_clip.safetensors": save(open_clip_state), "text.model": vocabulary},
         hugging_face | {"text.model": vocabulary},
         model,
+        checkpoint,
     ]
     return good + _attacks(model)
 
@@ -112,6 +119,14 @@ def _attacks(model: Case) -> list[Case]:
             "hf/config.json": b'{"model_type": "clip_vision_model"}',
             "hf/model.safetensors.index.json": b'{"weight_map": {"a": "../x"}}',
         },
+        {"checkpoints/latest": b"../../outside\n"},
+        {"checkpoints/latest": b"step-1\0\n"},
+        {"checkpoints/latest": b"step-" + b"9" * 5000},
+        {"checkpoints/latest": b"step-\xff"},
+        *(
+            {"checkpoints/latest": b"step-1", "checkpoints/step-1/state.json": text}
+            for text in (b'{"step": 1e999}', b"[" * 100_000, b"[]", b'{"step": 1, "files": {"../../../outside/secret": 22}}')
+        ),
     ]
 
 

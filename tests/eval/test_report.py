@@ -48,7 +48,7 @@ def _report(peak: float = 0.4, trained: tuple[int, ...] = (3, 6, 15), lengths: t
         TaskInfo("emoji", "zeroshot_retrieval", dict.fromkeys(RECALLS, 0.02), captions=240),
         TaskInfo("emoji", "zeroshot_classification", {"acc1": 0.1, "mean_per_class_recall": 0.1}, ("a", "b & c"), 0.3),
     ]
-    bad = [{"dataset": "emoji", "shard": "part-0.tar", "key": "0007<", "reason": "cut short"}]
+    bad = [{"dataset": "emoji", "shard": "part-0.tar", "key": "0007<script><!-- config -->", "reason": "cut short"}]
     return Report(rows, tasks, bad, "flexiclip eval runs/x --suite emoji", {"run_dir": "runs/x"}, trained)
 
 
@@ -113,7 +113,7 @@ def test_the_page_loads_nothing_and_says_everything(tmp_path: Path) -> None:
     for text in (
         "FlexiViT-&lt;b&gt;",
         "b &amp; c",
-        "0007&lt;",
+        "0007&lt;script&gt;",
         "flexiclip eval runs/x --suite emoji",
         "run_dir: runs/x",
         "13.3%",
