@@ -24,7 +24,7 @@ from fuzzing.worker import save_finding
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parent.parent / "fuzz.py")]
 _HANG_CPU, _HANG_WALL = 15.0, 120.0  # seconds on one input after which a worker is taken for hung
-_START = 180.0  # seconds for imports and seeds
+_START = 900.0  # seconds for imports and seeds
 
 
 @dataclass
@@ -120,6 +120,8 @@ def _one_life(target: str, folder: Path, seed: int, seconds: float, engine: str,
             if time.monotonic() - begun > patience or (stat and _cpu(worker.pid) - cpu > _HANG_CPU):
                 worker.send_signal(signal.SIGKILL)
                 worker.wait()
+                if stat is None:
+                    raise RuntimeError(f"the worker of {target} has not started after {_START:.0f} s")
                 return Outcome("finding", "hang", f"no end after {time.monotonic() - begun:.0f} s")
     finally:
         if worker.poll() is None:
