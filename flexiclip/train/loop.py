@@ -64,6 +64,7 @@ def _step(run: Run, recorder: Recorder, batch: Batch, clock: float, waited: floa
         run.skips.healthy()
     values = {"loss": outcome.loss, "seqhw": seqhw, "lr": lr, "grad_norm": outcome.norm}
     recorder.record(batch, waited, time.perf_counter() - clock, **values)
+    recorder.check_data()
     done = run.step == run.horizon.steps
     if done:
         recorder.save_last()

@@ -11,7 +11,8 @@ from torch import Tensor
 from flexiclip.bundle import LoadedModel
 from flexiclip.config import to_dict
 from flexiclip.data.batch import Batch
-from flexiclip.errors import RunError
+from flexiclip.errors import RunError, UserError
+from flexiclip.train.bad_samples import BadShare
 from flexiclip.train.checkpoint import Facts, Snapshot
 from flexiclip.train.metrics import Metrics
 from flexiclip.train.progress import Progress
@@ -37,6 +38,7 @@ class Recorder:
         keep = Keep(train.keep_last, every_kept)
         self.writer = CheckpointWriter(run.store, run.folder, keep, self.say, run.checkpoint) if run.ranks.main else None
         self._bad: list[dict[str, str]] = []  # met by this rank and not yet named
+        self._bad_share, self._start = BadShare(run.config.data.max_bad_fraction), run.step
         self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
         self._saved_at = time.monotonic()
 
@@ -72,6 +74,15 @@ class Recorder:
             self.metrics.log(row)
         self.progress.show(row)
         self._times = []
+
+    def check_data(self) -> None:
+        """Save and raise UserError when too many samples cannot be used; decided at each logged row. Collective."""
+        run = self.run
+        try:
+            self._bad_share.check((run.step - self._start) * run.horizon.batch)
+        except UserError:
+            self.save_last()
+            raise
 
     def save_is_due(self) -> bool:
         """Whether train.save_every has passed; by the clock only the main rank knows."""
@@ -128,6 +139,7 @@ class Recorder:
 
     def _name_bad(self) -> None:
         bad = self.run.ranks.collect(self._bad)
+        self._bad_share.add(bad)
         if self.metrics is not None:
             self.metrics.log_bad(bad)
         self._bad = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch import Command, Trained
+from launch import Command, Trained, flexiclip_main, run_ranks
 from train_shards import sample, write_shard
 
 from flexiclip.__main__ import main
@@ -36,7 +37,7 @@ def assert_named(rows: list[dict[str, str]]) -> None:
 
 def test_training_runs_through_and_names_each_once(fit: Callable[..., Trained], faulty: str) -> None:
     """Three epochs on two ranks: every step is a full batch of good samples, the same on one rank."""
-    argv = (f"data.train={faulty}", "train.steps=3 epochs", "data.workers=1")
+    argv = (f"data.train={faulty}", "train.steps=3 epochs", "data.workers=1", "data.max_bad_fraction=0.2")
     run, alone = fit(2, *argv), fit(1, *argv)
     assert len(run.rows) == 6
     assert_named(read_lines(run.folder / "bad_samples.jsonl"))
@@ -50,12 +51,41 @@ def test_training_runs_through_and_names_each_once(fit: Callable[..., Trained], 
 def test_samples_met_before_a_checkpoint_are_named_by_it(recipe: list[str], faulty: str, tmp_path: Path) -> None:
     """A resumed run does not meet them again, so they must not wait for the next logged row."""
     folder = tmp_path / "run"
-    rare = ["train.steps=100000", "train.log_every=100000", "train.save_every=2", f"data.train={faulty}"]
+    rare = [
+        "train.steps=100000",
+        "train.log_every=100000",
+        "train.save_every=2",
+        "data.max_bad_fraction=0.2",
+        f"data.train={faulty}",
+    ]
     with Command() as command:
         command.train(1, tmp_path / "log", *recipe, f"run_dir={folder}", *rare)
         command.wait_for((folder / "checkpoints" / "latest").is_file)
         command.kill()
     assert_named(read_lines(folder / "bad_samples.jsonl"))
+
+
+def test_too_many_end_the_run_with_the_reason_and_lose_nothing(
+    fit: Callable[..., Trained], recipe: list[str], faulty: str, tmp_path: Path
+) -> None:
+    """Three of 24 are bad, and no run ends for fewer than eight. It is saved, and goes on with a higher limit."""
+    folder = tmp_path / "run"
+    argv = [f"data.train={faulty}", "train.steps=6", "train.save_every=0"]
+    codes = run_ranks(2, tmp_path / "log", flexiclip_main, "train", *recipe, f"run_dir={folder}", *argv)
+    assert codes == [2, 2]
+    said = (tmp_path / "log.0").read_text()
+    (line,) = (line for line in said.splitlines() if "data.max_bad_fraction=0.1" in line)
+    met, read = (int(number) for number in re.search(r"(\d+) of (\d+) samples", line).groups())  # type: ignore[union-attr]
+    stopped = Trained(folder).rows[-1]["step"]
+    assert 8 <= met < 12
+    assert read == 12 * stopped + met
+    assert all(reason in line for reason in BAD.values())
+    assert "Traceback" not in said
+    assert_named(read_lines(folder / "bad_samples.jsonl"))
+
+    run = fit(2, *argv, "data.max_bad_fraction=0.2", folder=folder)
+    assert [row["step"] for row in run.rows] == list(range(1, 7))
+    assert f"going on from {folder}/checkpoints/step-{stopped}\n" in (tmp_path / "log.0").read_text()
 
 
 def test_data_check_names_them_and_exits_with_1(faulty: str, capsys: pytest.CaptureFixture[str]) -> None:
