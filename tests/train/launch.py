@@ -38,7 +38,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_AC
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["deepspeed", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.zero", "flexiclip_eval.run"]
+    ["deepspeed", "s3fs", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.zero", "flexiclip_eval.run"]
 )
 
 
