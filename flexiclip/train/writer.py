@@ -40,9 +40,10 @@ class CheckpointWriter:
         self._thread.start()
 
     def write_last(self, snapshot: Snapshot) -> None:
-        """Write the checkpoint that the run ends with. Raises RunError."""
+        """Write the checkpoint that the run ends with, unless it has just been written. Raises RunError."""
         self.wait()
-        self._write(snapshot)
+        if self.newest != snapshot.name:
+            self._write(snapshot)
 
     def wait(self) -> None:
         """Until nothing is being written."""
