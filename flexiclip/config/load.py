@@ -32,14 +32,23 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """The checked Config of a recipe (file or installed name) with `dotted.key=value` overrides. Raises UserError."""
     data = read_recipe(str(recipe))
+    may_run_shell = _allows_shell(data)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise UserError(f"override {override!r}: write dotted.key=value, for example train.steps=20")
         _set(data, key.split("."), parse_yaml(value, f"override {key}"), key)
+    if _allows_shell(data) and not may_run_shell:
+        raise UserError(f"data.allow_shell=true: a command line cannot allow shell commands; write it into the recipe {recipe}")
     config = from_dict(Config, data)
     validate(config)
     return config
+
+
+def _allows_shell(data: Mapping[str, Any]) -> bool:
+    """Whether the recipe permits `pipe:` sources: only its file, or the one that its `base` names, may say so."""
+    section = data.get("data")
+    return isinstance(section, Mapping) and section.get("allow_shell") is True
 
 
 def read_recipe(recipe: str, readers: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from flexiclip.data.batch import Item
 from flexiclip.data.draws import Draw, below, generator
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.plan import Place, Plan, Source
+from flexiclip.data.reading import Retries, prefetch, reads_in_parallel
 from flexiclip.data.samples import BadSample, Sample, SampleStore
-from flexiclip.data.shards import expand_shards, prefetch, reads_in_parallel
+from flexiclip.data.shards import expand_shards
 from flexiclip.data.stages import Note, silent
 from flexiclip.errors import UserError
 
@@ -58,12 +59,13 @@ def open_sources(config: DataConfig, seed: int) -> TrainSources:
     """Index the training shards. Raises UserError for missing or damaged shards, and for shards that only stream."""
     if config.sequential:
         raise UserError("data.sequential=true has no epoch and no index: give durations in steps or samples")
+    retries = Retries(config.read_attempts, config.read_timeout_s)
     stores = []
     for source in source_configs(config):
         urls = expand_shards(source.shards, allow_shell=config.allow_shell)
         if any(url.startswith("pipe:") for url in urls):
             raise UserError("a pipe: source cannot seek: set data.sequential=true")
-        stores.append(SampleStore(urls, config.image_keys, config.captions, config.index_cache))
+        stores.append(SampleStore(urls, config.image_keys, config.captions, config.index_cache, retries))
     weights = [source.weight for source in source_configs(config)]
     plan = Plan([Source(s.counts, w) for s, w in zip(stores, weights, strict=True)], seed, config.window_shards)
     return TrainSources(tuple(stores), plan)

@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from flexiclip.arrays import read_npz
 from flexiclip.data.progress import progress
-from flexiclip.data.shards import is_remote, local_path, open_shard, shard_name, shard_stamp
+from flexiclip.data.reading import DEFAULT, Retries, open_ranges, shard_stamp
+from flexiclip.data.shards import is_remote, local_path, shard_name
 from flexiclip.errors import UserError
 
 _VERSION = 1  # of the cache's layout
@@ -80,29 +81,29 @@ def split_name(path: str) -> tuple[str, str] | None:
     return folder + slash + stem, extension.lower()
 
 
-def index_shard(url: str, cache: str | None = None) -> ShardIndex:
+def index_shard(url: str, cache: str | None = None, retries: Retries = DEFAULT) -> ShardIndex:
     """The shard's index, from the cache when it is fresh. Raises UserError for a missing, compressed or damaged shard."""
-    stamp = shard_stamp(url)
+    stamp = shard_stamp(url, retries)
     paths = _cache_paths(url, cache)
     for path in paths:
         index = _load(path, url, stamp)
         if index is not None:
             return index
-    index = read_index(url)
+    index = read_index(url, retries)
     for path in paths:
         if _save(path, index, stamp):
             break
     return index
 
 
-def index_shards(urls: Sequence[str], cache: str | None = None, workers: int = 8) -> list[ShardIndex]:
+def index_shards(urls: Sequence[str], cache: str | None = None, retries: Retries = DEFAULT, workers: int = 8) -> list[ShardIndex]:
     """The indices of several shards, in order. `workers` threads: the work is waiting for storage."""
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        found = pool.map(lambda url: index_shard(url, cache), urls)
+        found = pool.map(lambda url: index_shard(url, cache, retries), urls)
         return list(progress(found, len(urls), "indexing shards"))
 
 
-def read_index(url: str) -> ShardIndex:
+def read_index(url: str, retries: Retries = DEFAULT) -> ShardIndex:
     """Read the shard's headers, past any cache. Raises UserError that names a damaged shard."""
     keys: list[bytes] = []
     first: list[int] = []
@@ -110,7 +111,7 @@ def read_index(url: str) -> ShardIndex:
     rows: list[tuple[int, int, int]] = []
     current: str | None = None
     seen: set[str] = set()
-    for name, offset, size in _members(url):
+    for name, offset, size in _members(url, retries):
         parts = split_name(name)
         if parts is None:
             continue
@@ -136,27 +137,36 @@ def read_index(url: str) -> ShardIndex:
     )
 
 
-def _members(url: str) -> Iterator[tuple[str, int, int]]:
+def _members(url: str, retries: Retries) -> Iterator[tuple[str, int, int]]:
     """(name, offset of the content, size) of every regular file; a shard that ends early is an error, not a shorter shard."""
-    with open_shard(url) as stream:
-        try:
-            tar = tarfile.open(fileobj=cast("IO[bytes]", _Headers(stream)), mode="r:")  # noqa: SIM115 (`stream` is closed)
-            read = 0
-            while (member := tar.next()) is not None:
-                if tar.offset <= read:  # tarfile follows a negative size back, and forth again, without end
-                    raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
-                read = tar.offset
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-                if member.isreg():
-                    yield member.name, member.offset_data, member.size
-            stream.seek(tar.offset)
-            end = stream.read(_BLOCK)
-        except Exception as error:  # tarfile's own, and whatever a header that lies makes it stumble over
-            raise UserError(
-                f"shard {url}: damaged, truncated or not a plain tar file (compressed ones cannot seek): {error}"
-            ) from None
-        if len(end) < _BLOCK or end.strip(b"\0"):  # tarfile stops in silence at a broken header and at a missing end mark
-            raise UserError(f"shard {url}: damaged or truncated at byte {tar.offset}: fetch or write it again")
+    try:
+        with open_ranges(url, retries) as stream:
+            yield from _walk(url, stream)
+    except OSError as error:
+        raise UserError(f"shard {url}: cannot be read: {error}") from None
+
+
+def _walk(url: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
+    try:
+        tar = tarfile.open(fileobj=cast("IO[bytes]", _Headers(stream)), mode="r:")  # noqa: SIM115 (`stream` is closed)
+        read = 0
+        while (member := tar.next()) is not None:
+            if tar.offset <= read:  # tarfile follows a negative size back, and forth again, without end
+                raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
+            read = tar.offset
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+            if member.isreg():
+                yield member.name, member.offset_data, member.size
+        stream.seek(tar.offset)
+        end = stream.read(_BLOCK)
+    except OSError:
+        raise
+    except Exception as error:  # tarfile's own, and whatever a header that lies makes it stumble over
+        raise UserError(
+            f"shard {url}: damaged, truncated or not a plain tar file (compressed ones cannot seek): {error}"
+        ) from None
+    if len(end) < _BLOCK or end.strip(b"\0"):  # tarfile stops in silence at a broken header and at a missing end mark
+        raise UserError(f"shard {url}: damaged or truncated at byte {tar.offset}: fetch or write it again")
 
 
 class _Headers:

@@ -22,7 +22,8 @@ from PIL import Image
 
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.index import index_shards
-from flexiclip.data.shards import read_range, shard_name
+from flexiclip.data.reading import DEFAULT, Retries, read_range
+from flexiclip.data.shards import shard_name
 from flexiclip.data.stages import Note, silent
 from flexiclip.errors import one_line
 
@@ -65,16 +66,23 @@ class SampleStore:
     """The samples of a list of shards, in the shards' order.
 
     urls: expanded shards. image_keys: extensions tried in turn for the image. captions: see the module; () reads none and asks
-    for none. index_cache: see index.py. Picklable and safe to use from forked workers. Raises UserError for a damaged shard.
+    for none. index_cache: see index.py. retries: of each read. Picklable and safe to use from forked workers.
+    Raises UserError for a damaged shard.
     """
 
     def __init__(
-        self, urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str], index_cache: str | None = None
+        self,
+        urls: Sequence[str],
+        image_keys: Sequence[str],
+        captions: Sequence[str],
+        index_cache: str | None = None,
+        retries: Retries = DEFAULT,
     ) -> None:
         self.urls = tuple(urls)
         self.image_keys = tuple(key.lower() for key in image_keys)
         self.caption_specs = tuple(captions)
-        self.indices = index_shards(self.urls, index_cache)
+        self.retries = retries
+        self.indices = index_shards(self.urls, index_cache, retries)
         self.counts = np.array([len(index) for index in self.indices], dtype=np.int64)  # samples of each shard
         self._ends = np.cumsum(self.counts)
 
@@ -128,7 +136,7 @@ class SampleStore:
         if end - start > _LARGEST:
             raise BadSample(self.urls[shard], self.key(shard, sample), f"its members span {end - start} bytes: too many to read")
         try:
-            data = read_range(self.urls[shard], start, end - start)
+            data = read_range(self.urls[shard], start, end - start, self.retries)
         except OSError as error:
             raise BadSample(self.urls[shard], self.key(shard, sample), f"cannot be read: {error}") from None
         return {name: data[offset - start : offset - start + size] for name, (offset, size) in members.items()}

@@ -21,8 +21,9 @@ from flexiclip.data.dataset import MAX_BAD, make_item, source_configs
 from flexiclip.data.draws import Draw, below, generator
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import split_name
+from flexiclip.data.reading import open_stream
 from flexiclip.data.samples import BadSample, Sample, build_sample, read_captions
-from flexiclip.data.shards import expand_shards, open_shard
+from flexiclip.data.shards import PIPE, SHELL, expand_shards
 from flexiclip.data.stages import Note, Notes, silent
 from flexiclip.errors import UserError
 
@@ -85,7 +86,7 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
         place = (self.rank, worker, self.start_step)
         rng = generator(self.seed, Draw.SEQUENTIAL, *place)
         choice = random.Random(below(2**63, self.seed, Draw.SEQUENTIAL, *place, 1))  # noqa: S311
-        readers = [_Reader(self.note) for _ in self.urls]
+        readers = [_Reader(self.config.allow_shell, self.note) for _ in self.urls]
         streams = [self._stream(reader, urls, choice) for reader, urls in zip(readers, self.urls, strict=True)]
         while True:
             (source,) = choice.choices(range(len(streams)), self.weights)
@@ -108,7 +109,7 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
 def stream_captions(config: DataConfig) -> Iterator[str]:
     """Every readable caption of the shards, once, in order."""
     for source in source_configs(config):
-        reader = _Reader()
+        reader = _Reader(config.allow_shell)
         raw = reader.samples({"url": url} for url in expand_shards(source.shards, allow_shell=config.allow_shell))
         for captions in reader.keep(raw, lambda url, key, members: read_captions(url, key, members, config.captions)):
             yield from captions
@@ -117,8 +118,8 @@ def stream_captions(config: DataConfig) -> Iterator[str]:
 class _Reader:
     """webdataset's stages from shard names to samples, with a record of everything that they pass over."""
 
-    def __init__(self, note: Note = silent) -> None:
-        self.note = note
+    def __init__(self, allow_shell: bool, note: Note = silent) -> None:
+        self.allow_shell, self.note = allow_shell, note
         self.bad: list[BadSample] = []
         self.shard = ""  # being read
         self.in_a_row = 0
@@ -157,7 +158,7 @@ class _Reader:
             self.shard = shard["url"]
             self.note("reading", self.shard, "")
             try:
-                stream = _Watched(_open_stream(self.shard))
+                stream = _Watched(_open(self.shard, self.allow_shell))
             except (UserError, OSError) as error:
                 self._note(BadSample(self.shard, "", str(error)))
                 continue
@@ -204,9 +205,11 @@ class _Watched:
         return bool(self.tail.strip(b"\0"))
 
 
-def _open_stream(url: str) -> IO[bytes]:
-    if url.startswith("pipe:"):  # expand_shards lets it come this far only with data.allow_shell
-        from webdataset.gopen import gopen
+def _open(url: str, allow_shell: bool) -> IO[bytes]:
+    if not url.startswith(PIPE):  # never by webdataset's gopen, which starts curl, gsutil and ais by the URL's scheme
+        return open_stream(url)
+    if not allow_shell:
+        raise UserError(SHELL.format(url))
+    from webdataset.gopen import gopen
 
-        return cast("IO[bytes]", gopen(url, "rb"))
-    return open_shard(url)
+    return cast("IO[bytes]", gopen(url, "rb"))

@@ -99,6 +99,23 @@ def test_base_may_name_an_installed_recipe(tmp_path):
     assert load(write(tmp_path, "base: debug\nseed: 11\n")) == load("debug", ["seed=11"])
 
 
+def test_only_a_recipe_file_may_allow_the_shell(tmp_path):
+    """The file itself or the one that its `base` names, whatever the command line says besides."""
+    allows = write(tmp_path, "data: {allow_shell: true}\n", "allows.yaml")
+    inherits = write(tmp_path, "base: allows\n", "inherits.yaml")
+    forbids = write(tmp_path, "base: allows\ndata: {allow_shell: false}\n", "forbids.yaml")
+    silent = write(tmp_path, "data: {train: a.tar}\n", "silent.yaml")
+    for recipe in (allows, inherits):
+        assert load(recipe).data.allow_shell
+        assert load(recipe, ["data.allow_shell=true", "data.train=pipe:cat a.tar"]).data.allow_shell
+        assert not load(recipe, ["data.allow_shell=false"]).data.allow_shell
+    for recipe in (forbids, silent, "debug"):
+        assert not load(recipe).data.allow_shell
+        for override in ("data.allow_shell=true", "data.allow_shell=yes", "data={allow_shell: true}"):
+            assert "a command line cannot allow shell commands" in refused(recipe, override)
+    assert "data.allow_shell='true'" in refused(write(tmp_path, "data: {allow_shell: '${NOWHERE:-true}'}\n"))
+
+
 def test_base_that_leads_in_a_circle(tmp_path):
     write(tmp_path, "base: b\n", "a.yaml")
     assert "leads back to" in refused(write(tmp_path, "base: a\n", "b.yaml"))

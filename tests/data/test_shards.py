@@ -15,8 +15,9 @@ import fsspec
 import pytest
 import torch
 
+from flexiclip.data.reading import prefetch, read_range
 from flexiclip.data.samples import SampleStore
-from flexiclip.data.shards import expand_shards, prefetch, read_range
+from flexiclip.data.shards import expand_shards
 from flexiclip.errors import UserError
 
 
@@ -38,7 +39,7 @@ def test_expansion_is_sorted_and_unique(tmp_path: Path) -> None:
         ("gone-*.tar", r"gone-\*\.tar: the pattern matches no file"),
         (".", "a folder: name its shards"),
         ("memory://nowhere/*.tar", r"memory://nowhere/\*\.tar: the pattern matches nothing"),
-        ("pipe:cat x.tar", "data.allow_shell=true"),
+        ("pipe:cat x.tar", "data.allow_shell: true"),
         ("nosuch://bucket/*.tar", "nosuch"),
         ([], "no shards given"),
     ],

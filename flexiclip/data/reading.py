@@ -1,0 +1,215 @@
+"""Reading byte ranges of shards, local or remote, for as long as it makes sense to try.
+
+A read that fails, takes too long or comes back short is tried again after a pause that doubles; what no further attempt can mend
+(no such file, not allowed, a file that really ends there) fails at once. So a hiccup of the network does not change which samples
+are trained on, and storage that is gone does not keep a run waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar, cast
+
+from flexiclip.data.remote import FinalError, bounded, filesystem, read_remote
+from flexiclip.data.shards import is_remote, local_path
+from flexiclip.errors import UserError
+
+T = TypeVar("T")
+
+_OPEN_FILES = 256  # descriptors kept per process; far below the usual limit of 1024
+_LARGE = 2**20  # bytes
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
+_BUFFER = 2**22  # bytes read at once from a remote shard whose headers are wanted
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PASSING_STATUS = (408, 425, 429)  # of HTTP's 4xx: timed out, too early, too many requests
+
+
+@dataclass(frozen=True)
+class Retries:
+    """attempts at a read, timeout_s seconds each where the shard is remote (`data.read_attempts`, `data.read_timeout_s`).
+
+    A local read cannot be interrupted, and a `filecache::` fetches a whole shard at once: those have no limit of ours.
+    """
+
+    attempts: int = 4
+    timeout_s: float = 60.0
+
+
+DEFAULT = Retries()
+
+
+def read_range(url: str, offset: int, size: int, retries: Retries = DEFAULT) -> bytes:
+    """`size` bytes from `offset`. Raises OSError when the shard is gone, unreachable or too short, after all attempts."""
+    if not is_remote(url):
+        return retried(lambda: _read_local(local_path(url), offset, size), f"{url}:{offset}", retries, OSError)
+    return retried(lambda: read_remote(url, offset, size, retries.timeout_s), f"{url}:{offset}", retries)
+
+
+def retried(action: Callable[[], T], place: str, retries: Retries, failures: type[Exception] = Exception) -> T:
+    """The action's result, after as many attempts as it takes and `retries` allows. Raises UserError at once, else OSError.
+
+    place: seeds the jitter of the pauses, so that a thousand workers do not knock again all at once.
+    """
+    for attempt in range(1, retries.attempts + 1):
+        try:
+            return action()
+        except UserError:
+            raise
+        except failures as error:  # each backend has exceptions of its own (aiohttp, botocore, ...)
+            if _is_final(error):
+                raise error if isinstance(error, OSError) else OSError(_said(error)) from None
+            if attempt == retries.attempts:
+                raise OSError(f"{_said(error)} ({attempt} attempts)") from error
+        jitter = 0.5 + zlib.crc32(f"{place}:{attempt}".encode()) / 2**32
+        time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1)) * jitter)
+    raise AssertionError("data.read_attempts is positive")
+
+
+def _is_final(error: Exception) -> bool:
+    status = getattr(error, "status", None)  # aiohttp's
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS
+    return refused or isinstance(error, (FinalError, *_PERMANENT))
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError) and str(error) else f"{type(error).__name__}: {error}"
+
+
+class _Descriptor:
+    """An open file, closed when the last user lets go of it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+@functools.lru_cache(maxsize=_OPEN_FILES)
+def _descriptor(path: str) -> _Descriptor:
+    return _Descriptor(path)
+
+
+def _read_local(path: str, offset: int, size: int) -> bytes:
+    file = _descriptor(path)
+    try:
+        if size > _LARGE and size > os.fstat(file.number).st_size - offset:  # pread would take memory for all of it first
+            raise FinalError(f"short read: {size} bytes at offset {offset} lie beyond the end of the file")
+        # pread takes its own offset: descriptors inherited over a fork, or shared by threads, do not disturb each other.
+        data = os.pread(file.number, size, offset)
+        while len(data) < size:  # the kernel may return less than asked for
+            more = os.pread(file.number, size - len(data), offset + len(data))
+            if not more:
+                raise FinalError(f"short read: {len(data)} of {size} bytes at offset {offset}")
+            data += more
+    except FinalError:
+        raise
+    except OSError:  # a stale handle of a network file system, among others
+        reopen()
+        raise
+    return data
+
+
+def reopen() -> None:
+    """Let the next read of a local shard open it anew: what was opened may have been replaced."""
+    _descriptor.cache_clear()
+
+
+class _Ranges(io.RawIOBase):
+    """A remote shard as a seekable file of `size` bytes over read_range: every read of it is retried and timed."""
+
+    def __init__(self, url: str, size: int, retries: Retries) -> None:
+        self.url, self.size, self.retries = url, size, retries
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self.size - self.position))
+        data = read_range(self.url, self.position, wanted, self.retries) if wanted else b""
+        buffer[:wanted] = data
+        self.position += wanted
+        return wanted
+
+
+def open_ranges(url: str, retries: Retries = DEFAULT) -> IO[bytes]:
+    """The shard as a seekable stream, read by ranges. Raises OSError when it cannot be reached or does not say its size."""
+    if not is_remote(url):
+        return open(local_path(url), "rb")
+    fs, path = filesystem(url)
+    size = retried(lambda: bounded(fs, "info", retries.timeout_s, path), url, retries).get("size")
+    if size is None:
+        raise OSError("the server does not say how large it is: set data.sequential=true")
+    return io.BufferedReader(_Ranges(url, int(size), retries), _BUFFER)
+
+
+def reads_in_parallel(url: str) -> bool:
+    """Whether threads may read the shard at once, and gain by it: object stores and HTTP, not fsspec's caches and memory."""
+    return is_remote(url) and bool(filesystem(url)[0].async_impl)
+
+
+def open_stream(url: str) -> IO[bytes]:
+    """The shard as a stream from front to back, by fsspec's own means. Raises UserError when it cannot be opened."""
+    try:
+        if not is_remote(url):
+            return open(local_path(url), "rb")
+        fs, path = filesystem(url)
+        return cast("IO[bytes]", fs.open(path, "rb"))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"shard {url}: cannot be opened: {type(error).__name__}: {error}") from None
+
+
+def shard_stamp(url: str, retries: Retries = DEFAULT) -> str:
+    """A text that changes when the shard's content does: size and mtime of a file, size and entity tag of an object.
+
+    Raises UserError when the shard cannot be reached.
+    """
+    try:
+        if not is_remote(url):
+            stat = os.stat(local_path(url))
+            return f"{stat.st_size}-{stat.st_mtime_ns}"
+        fs, path = filesystem(url)
+        info = retried(lambda: bounded(fs, "info", retries.timeout_s, path), url, retries)
+    except OSError as error:
+        raise UserError(f"shard {url}: cannot be reached: {type(error).__name__}: {error}") from None
+    tags = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+    return f"{info.get('size')}-{next((info[tag] for tag in tags if info.get(tag)), '')}"
+
+
+def prefetch(urls: Iterable[str]) -> None:
+    """Ask the kernel to read these local shards ahead, unless they would fill more than a quarter of the memory.
+
+    A remote shard needs nothing here: its URL may be prefixed with `filecache::`, which keeps what was read. A shard that cannot
+    be opened is left to the read that wants it.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    sizes: dict[str, int] = {}
+    for path in [local_path(url) for url in urls if not is_remote(url)]:
+        with contextlib.suppress(OSError):
+            sizes[path] = os.path.getsize(path)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if sum(sizes.values()) > memory / 4:
+        return
+    for path in sizes:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(_descriptor(path).number, 0, 0, os.POSIX_FADV_WILLNEED)

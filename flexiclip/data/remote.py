@@ -1,0 +1,111 @@
+"""Remote shards through fsspec, each call within a time that is up to the caller.
+
+fsspec itself waits for ever on a server that accepts and never answers, and takes in whatever a server sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from flexiclip.errors import UserError
+
+T = TypeVar("T")
+
+
+class FinalError(OSError):
+    """A failure that another attempt would only repeat."""
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system (cached by fsspec per process and thread, so safe after a fork) and the path inside it."""
+    import fsspec
+
+    try:
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
+    except Exception as error:  # an unknown protocol, one whose package is missing, or one that wants options
+        raise UserError(f"shard {url}: {error}") from None
+
+
+def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
+    """`size` bytes from `offset`, in one attempt. Raises OSError, and what the backend raises."""
+    fs, path = filesystem(url)
+    if "http" in fs.protocol:
+        data = _bounded(fs, lambda: _http_range(fs, path, offset, size), timeout_s)
+    else:
+        data = bounded(fs, "cat_file", timeout_s, path, start=offset, end=offset + size)
+    if len(data) < size:
+        raise OSError(f"short read: {len(data)} of {size} bytes at offset {offset}")
+    if len(data) > size:
+        raise FinalError(f"{url}: more bytes than asked for: {len(data)}, not {size}")
+    return cast(bytes, data)
+
+
+async def _http_range(fs: Any, url: str, offset: int, size: int) -> bytes:
+    """The range by fsspec's session. fsspec's own request would take in the whole shard where the server ignores ranges."""
+    session = await fs.set_session()
+    given = dict(fs.kwargs)
+    headers = {**given.pop("headers", {}), "Range": f"bytes={offset}-{offset + size - 1}"}
+    async with session.get(fs.encode_url(url), headers=headers, **given) as response:
+        if response.status == 404:
+            raise FileNotFoundError(f"no such file: {url}")
+        response.raise_for_status()
+        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            raise FinalError(
+                f"{url}: the server ignores byte ranges, so samples cannot be read one by one: set data.sequential=true"
+            )
+        data = bytearray()
+        async for chunk in response.content.iter_any():
+            data += chunk
+            if len(data) > size:
+                break
+    return bytes(data)
+
+
+def bounded(fs: Any, method: str, timeout_s: float, *arguments: Any, **options: Any) -> Any:
+    """fs.method(*arguments) within timeout_s seconds. Raises TimeoutError, and whatever the method raises."""
+    if fs.async_impl:
+        return _bounded(fs, lambda: getattr(fs, f"_{method}")(*arguments, **options), timeout_s)
+    call = functools.partial(getattr(fs, method), *arguments, **options)
+    return call() if _fetches_whole_files(fs) else _in_thread(fs, call, timeout_s)
+
+
+def _bounded(fs: Any, coroutine: Callable[[], Any], timeout_s: float) -> Any:
+    """A coroutine on fsspec's loop, cancelled, connection and all, when its time is over."""
+    from fsspec.asyn import sync
+
+    try:
+        return sync(fs.loop, coroutine, timeout=timeout_s)
+    except asyncio.TimeoutError:
+        raise TimeoutError(f"no answer, or not the whole of it, within {timeout_s:g} s") from None
+
+
+def _in_thread(fs: Any, call: Callable[[], T], timeout_s: float) -> T:
+    """A blocking call, left behind in its thread when its time is over."""
+    results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((call(), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = results.get(timeout=timeout_s)
+    except queue.Empty:
+        fs.clear_instance_cache()  # its connection is in use: the next attempt makes another
+        raise TimeoutError(f"no answer, or not the whole of it, within {timeout_s:g} s") from None
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+def _fetches_whole_files(fs: Any) -> bool:
+    from fsspec.implementations.cached import WholeFileCacheFileSystem
+
+    return isinstance(fs, WholeFileCacheFileSystem)

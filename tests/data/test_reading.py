@@ -1,0 +1,165 @@
+"""Reads that fail, stall or come back short: tried again, then substituted and named; the order of training is unharmed."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from flaky_server import FlakyServer
+
+from flexiclip.config import DataConfig
+from flexiclip.data.dataset import open_sources
+from flexiclip.data.index import read_index
+from flexiclip.data.reading import Retries, read_range
+from flexiclip.data.remote import bounded
+from flexiclip.errors import UserError
+
+ONCE, TWICE = Retries(1, 30), Retries(2, 30)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyServer]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with FlakyServer(tmp_path) as running:
+        yield running
+
+
+RECOVERING = [("503", "503"), ("close", "429"), ("short", "promise"), ("500", "close", "short")]
+
+
+@pytest.mark.parametrize("faults", [("503", "close"), *(pytest.param(each, marks=pytest.mark.slow) for each in RECOVERING)])
+def test_a_server_that_recovers_gives_the_same_batches(
+    uneven: str, server: FlakyServer, loader_of: Any, faults: tuple[str, ...]
+) -> None:
+    """Every read of the index and of the samples fails so often before it succeeds; nothing is substituted."""
+    server.faults = faults
+    for local, remote in zip(loader_of(uneven), loader_of(f"{server.url}/{Path(uneven).name}"), strict=True):
+        assert remote.samples == local.samples
+        assert remote.captions == local.captions
+        assert not remote.bad
+        assert torch.equal(remote.images, local.images)
+    assert min(server.requests.values()) == len(faults) + 1
+
+
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_server_that_hangs_and_recovers(uneven: str, server: FlakyServer, loader_of: Any, workers: int) -> None:
+    """It accepts and never answers, then answers a byte at a time: each attempt ends by the clock."""
+    remote = f"{server.url}/{Path(uneven).name}"
+    sources = open_sources(DataConfig(train=remote, window_shards=2, read_timeout_s=2.0), 3)
+    server.faults = ("hang", "trickle")
+    given = {"steps": 1, "workers": workers, "sources": sources}
+    (local,), (batch,) = loader_of(uneven, steps=1), loader_of(remote, **given)
+    assert (batch.samples, batch.bad) == (local.samples, [])
+
+
+PERSISTENT = {
+    "404": ("no such file", 1),
+    "403": ("403", 1),
+    "whole": ("ignores byte ranges", 1),
+    "shifted": ("ignores byte ranges", 1),
+    "503": ("503.*2 attempts", 2),
+    "close": ("2 attempts", 2),
+    "short": ("short read.*2 attempts", 2),
+    "loop": ("TooManyRedirects.*2 attempts", 20),  # aiohttp follows ten
+    "hang": ("no answer, or not the whole of it, within 1 s.*2 attempts", 1),  # it may connect anew in between
+}
+SLOW = ("hang", "503", "403", "loop")
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in PERSISTENT])
+def test_what_stays_broken_is_substituted_and_named(uneven: str, server: FlakyServer, loader_of: Any, fault: str) -> None:
+    """One of four shards is lost after it was indexed: its nine samples are replaced, all others stand where they stood."""
+    remote = f"{server.url}/{Path(uneven).name}"
+    config = DataConfig(train=remote, window_shards=2, read_attempts=2, read_timeout_s=1.0 if fault == "hang" else 30.0)
+    sources = open_sources(config, 3)
+    server.requests.clear()
+    server.always, server.only = fault, "train-0001"
+    reason, requests = PERSISTENT[fault]
+    (local,) = loader_of(uneven, steps=1, global_batch_size=23)
+    (batch,) = loader_of(remote, steps=1, global_batch_size=23, sources=sources)
+    lost = [name for name in local.samples if name.startswith("train-0001")]
+    assert len(lost) == 9
+    for expected, found in zip(local.samples, batch.samples, strict=True):
+        assert found == expected if expected not in lost else not found.startswith("train-0001")
+    assert {f"train-0001.tar/{bad['key']}" for bad in batch.bad} == set(lost)
+    assert {bad["shard"] for bad in batch.bad} == {f"{server.url}/train-0001.tar"}
+    for bad in batch.bad:
+        assert re.match(f"cannot be read: .*{reason}", bad["reason"]), bad
+    asked = {count for (path, _), count in server.requests.items() if "train-0001" in path}
+    assert all(count % requests == 0 for count in asked), asked
+
+
+def test_an_index_that_cannot_be_read_is_refused_in_one_line(uneven: str, server: FlakyServer) -> None:
+    """Not left out like a damaged shard: another rank might reach it."""
+    url = f"{server.url}/train-0003.tar"
+    server.always = "503"
+    with pytest.raises(UserError, match=r"train-0003\.tar: cannot be read: .*503.*\(2 attempts\)"):
+        read_index(url, TWICE)
+    server.always = "whole"
+    with pytest.raises(UserError, match=r"cannot be read: .*ignores byte ranges.*data\.sequential=true"):
+        read_index(url, TWICE)
+    with pytest.raises(UserError, match=r"train-0009\.tar: cannot be reached"):
+        open_sources(DataConfig(train=f"{server.url}/train-0009.tar"), 0)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/x\.tar: cannot be reached"):
+        open_sources(DataConfig(train="http://127.0.0.1:9/x.tar", read_attempts=1), 0)
+
+
+def test_a_blocking_backend_is_left_behind_in_time(tmp_path: Path) -> None:
+    """fsspec's local files stand for any backend without asyncio; opening a FIFO that nobody writes to never returns."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_bytes(b"0123456789")
+    fs = fsspec.filesystem("file")
+    assert bounded(fs, "cat_file", 30, str(tmp_path / "file"), start=2, end=5) == b"234"
+    with pytest.raises(FileNotFoundError):
+        bounded(fs, "cat_file", 30, str(tmp_path / "gone"))
+    with pytest.raises(TimeoutError, match=r"within 0\.3 s"):
+        bounded(fs, "cat_file", 0.3, str(tmp_path / "fifo"))
+
+
+def test_a_local_read_that_fails_for_a_while() -> None:
+    """/proc/self/mem answers EIO where nothing is mapped: real errors of a real file, until something is mapped there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    place = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, anonymous, -1, 0)
+    libc.munmap(place, mmap.PAGESIZE)
+    with pytest.raises(OSError, match=r"Input/output error.*\(2 attempts\)"):
+        read_range("/proc/self/mem", place, 4, TWICE)
+
+    def mend() -> None:
+        time.sleep(0.1)
+        fixed = 0x10
+        libc.mmap(place, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, anonymous | fixed, -1, 0)
+        ctypes.memmove(place, b"fine", 4)
+
+    thread = threading.Thread(target=mend)
+    thread.start()
+    assert read_range("/proc/self/mem", place, 4, Retries(attempts=8)).strip(b"\0") in (b"fine", b"")
+    thread.join()
+    assert read_range("/proc/self/mem", place, 4, ONCE) == b"fine"
+    libc.munmap(place, mmap.PAGESIZE)
+
+
+def test_local_files_fail_at_once_where_waiting_helps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"0123456789")
+    patient = Retries(attempts=50)  # minutes, were they used
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError):
+        read_range(str(tmp_path / "gone.tar"), 0, 1, patient)
+    with pytest.raises(OSError, match="short read: 3 of 5 bytes at offset 7"):
+        read_range(str(tmp_path / "x.tar"), 7, 5, patient)
+    with pytest.raises(OSError, match="beyond the end of the file"):
+        read_range(str(tmp_path / "x.tar"), 7, 2**40, patient)  # no memory is taken for it
+    assert time.monotonic() - began < 30
