@@ -53,8 +53,9 @@ def _check_batch(config: Config) -> None:
     train = config.train
     if train.micro_batch_size and train.micro_batch_size > train.global_batch_size:
         raise UserError(f"train.micro_batch_size={train.micro_batch_size} exceeds global_batch_size={train.global_batch_size}")
-    for name in ("steps", "log_every"):
-        if getattr(train, name).value <= 0:
+    for name in ("steps", "log_every", "keep_every"):
+        duration = getattr(train, name)
+        if duration is not None and duration.value <= 0:
             raise UserError(f"train.{name}={getattr(train, name)} must be positive")
     if train.compile and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3:
         raise UserError("train.compile=true does not work with engine.zero_stage=3: set a stage below 3, or train.compile=false")

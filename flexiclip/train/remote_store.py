@@ -7,6 +7,7 @@ configuration (FSSPEC_S3_ENDPOINT_URL, ~/.config/fsspec).
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from collections.abc import Callable
@@ -81,6 +82,8 @@ class RemoteStore:
         point_elsewhere(self, name)
         self.drop(name)  # what an interrupted upload, or an earlier life of the run, left there
         files = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
+        if STATE not in files:  # somebody tidied up meanwhile
+            raise FileNotFoundError(errno.ENOENT, f"{aside / STATE} is gone")
         for file in sorted(files, key=lambda file: file == STATE):
             self._make_folder(f"{self.root}/{name}/{file}".rpartition("/")[0])
             self.fs.put_file(str(aside / file), f"{self.root}/{name}/{file}")

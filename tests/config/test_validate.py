@@ -36,6 +36,7 @@ BROKEN = {
     "engine.offload=parameters needs engine.zero_stage=3, not 2": {"engine": {"zero_stage": 2, "offload": "parameters"}},
     "train.steps=0 must be positive": {"train": {"steps": 0}},
     "train.log_every=0% must be positive": {"train": {"log_every": "0%"}},
+    "train.keep_every=0 must be positive": {"train": {"keep_every": 0}},
     "train.global_batch_size=0 must be positive": {"train": {"global_batch_size": 0}},
     "optimizer.lr=-1.0 must be positive": {"optimizer": {"lr": -1}},
     "optimizer.weight_decay=-0.1 must be 0 or more": {"optimizer": {"weight_decay": -0.1}},

@@ -1,0 +1,71 @@
+"""Both kinds of store keep the same promises: latest is whole, re-writing and removing leave nothing that looks complete."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from flexiclip.errors import UserError
+from flexiclip.train.stores import Store, open_store
+
+
+@pytest.fixture(params=["folder", "file://", "memory://"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    places = {"folder": f"{tmp_path}/place", "file://": f"file://{tmp_path}/place", "memory://": f"memory://{uuid4().hex}/run"}
+    return open_store(places[request.param], tmp_path / "staging")
+
+
+def put(store: Store, step: int, content: str) -> None:
+    """A checkpoint as far as a store cares: files, and their sizes in state.json."""
+    aside = store.aside(f"step-{step}")
+    (aside / "model").mkdir(parents=True)
+    (aside / "model" / "weights").write_text(content)
+    (aside / "state.json").write_text(json.dumps({"step": step, "files": {"model/weights": len(content)}}))
+    written = store.put(aside, f"step-{step}")
+    assert (written / "model" / "weights").read_text() == content
+
+
+def test_what_is_put_is_the_latest_and_comes_back(store: Store, tmp_path: Path) -> None:
+    store.check_writable()
+    assert store.latest() is None
+    assert store.steps() == []
+    put(store, 5, "five")
+    put(store, 10, "ten")
+    assert store.latest() == "step-10"
+    assert sorted(store.steps()) == [5, 10]
+    for name, content in (("step-5", "five"), ("step-10", "ten")):
+        checkpoint = store.open(name, tmp_path / "fetched" / name)
+        assert f"step-{checkpoint.step}" == name
+        assert (checkpoint.model / "weights").read_text() == content
+    with pytest.raises(UserError, match="step-7 is no complete checkpoint"):
+        store.open("step-7", tmp_path / "fetched" / "step-7")
+
+
+def test_one_that_is_written_again_is_replaced_whole(store: Store, tmp_path: Path) -> None:
+    put(store, 5, "five")
+    put(store, 10, "a longer content of an earlier life")
+    put(store, 10, "ten")
+    assert store.latest() == "step-10"
+    assert (store.open("step-10", tmp_path / "fetched").model / "weights").read_text() == "ten"
+
+
+def test_while_the_latest_is_written_again_the_one_before_is_the_latest(store: Store, tmp_path: Path) -> None:
+    """Here the write fails because what should be put is not there."""
+    put(store, 5, "five")
+    put(store, 10, "ten")
+    with pytest.raises(FileNotFoundError):
+        store.put(tmp_path / "absent", "step-10")
+    assert store.latest() == "step-5"
+    assert store.steps() == [5]
+
+
+def test_dropped_is_gone(store: Store) -> None:
+    put(store, 5, "five")
+    put(store, 10, "ten")
+    store.drop("step-5")
+    store.drop("step-5")
+    assert store.steps() == [10]
+    assert store.latest() == "step-10"
