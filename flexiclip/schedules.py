@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexiclip.config import Duration, OptimizerConfig, PatchConfig, TrainConfig, to_steps
+from flexiclip.config import Config, Duration, OptimizerConfig, PatchConfig, to_steps
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,18 @@ def _probabilities(seqhw: Sequence[int], weights: str | Sequence[float], cost: C
     return raw / raw.sum()
 
 
-def micro_batches(train: TrainConfig, world: int) -> Callable[[int], int]:
-    """seqhw -> samples that a rank encodes at once: a fixed number, what a budget of image tokens holds, or its whole share."""
+def pair_tokens(config: Config, seqhw: int) -> int:
+    """Tokens of an image at grid side `seqhw`, and of its caption at full length where the text tower trains."""
+    return seqhw**2 + (0 if config.model.text_frozen else config.tokenizer.context_length)
+
+
+def micro_batches(config: Config, world: int) -> Callable[[int], int]:
+    """seqhw -> samples that a rank encodes at once: a fixed number, what a budget of tokens holds, or its whole share."""
+    train = config.train
     local = train.global_batch_size // world
     if train.micro_tokens is not None:
         budget = train.micro_tokens
-        return lambda seqhw: min(local, max(1, budget // seqhw**2))
+        return lambda seqhw: min(local, max(1, budget // pair_tokens(config, seqhw)))
     return lambda _: train.micro_batch_size or local
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiclip.config import Config, OptimizerConfig, PatchConfig, from_dict, parse_duration
+from flexiclip.config import Config, OptimizerConfig, PatchConfig, from_dict, load, parse_duration
 from flexiclip.errors import UserError
-from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate
+from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate, micro_batches
 
 EXTRAS = np.load(Path(__file__).parent / "golden" / "extras.npz")
 HORIZON = Horizon(steps=1000, batch=8, samples=400)
@@ -131,3 +131,17 @@ def test_what_no_schedule_can_be_made_of_is_refused() -> None:
         optimizer(timescale=0)
     with pytest.raises(UserError, match="seed=-1 must be 0 or more"):  # numpy takes no other
         from_dict(Config, {"seed": -1})
+
+
+def test_a_budget_of_tokens_sets_the_micro_batch_of_each_length() -> None:
+    """An image costs seqhw^2 tokens, a caption its context length where the text tower trains; a rank has at most its share."""
+    config = load("flexiclip_b", ["train.micro_tokens=125056"])
+    sizes = micro_batches(config, world=64)
+    assert [sizes(s) for s in (5, 15, 24, 30)] == [512, 414, 191, 128]
+    assert micro_batches(config, world=256)(5) == 128
+    locked = load("flexilit_text_b", ["train.micro_tokens=9000", "train.micro_batch_size=null", "train.global_batch_size=64"])
+    assert locked.model.text_frozen
+    assert [micro_batches(locked, world=2)(s) for s in (5, 20, 30)] == [32, 22, 10]
+    assert micro_batches(load("flexiclip_b", ["train.micro_tokens=100"]), world=64)(30) == 1
+    fixed = load("flexiclip_b", ["train.micro_tokens=null", "train.micro_batch_size=7"])
+    assert {micro_batches(fixed, world=64)(s) for s in (5, 30)} == {7}

@@ -276,7 +276,7 @@ class TrainConfig:
     steps: Duration = parse_duration(1000)
     global_batch_size: int = 256
     micro_batch_size: int | None = None  # samples a rank encodes at once; default: the whole local batch
-    micro_tokens: int | None = None  # or image tokens a rank encodes at once: shorter lengths take larger micro-batches
+    micro_tokens: int | None = None  # or tokens, those of captions that train too: shorter lengths, larger micro-batches
     activation_checkpointing: bool = False  # recompute a block's activations in backward: less memory, a third more time
     compile: bool = False  # torch.compile of each block, for all lengths at once
     on_nonfinite: Literal["stop", "skip"] = "stop"  # what a step with a NaN or Inf loss or gradient does

@@ -22,7 +22,7 @@ from flexiclip.plan.result import Cluster, LengthPlan, Plan, StagePlan
 from flexiclip.plan.states import FLOAT, Engine, states
 from flexiclip.plan.towers import Model, build
 from flexiclip.plan.traffic import Collective, seconds, step_collectives
-from flexiclip.schedules import Horizon, SeqhwSchedule, micro_batches
+from flexiclip.schedules import Horizon, SeqhwSchedule, micro_batches, pair_tokens
 
 
 def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> Plan:
@@ -100,7 +100,7 @@ def _indicator(seqhw: int) -> Callable[[int], float]:
 def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqhw: int, share: float) -> LengthPlan:
     train = model.config.train
     local = train.global_batch_size // cluster.world
-    micro = min(local, micro_batches(train, cluster.world)(seqhw))
+    micro = min(local, micro_batches(model.config, cluster.world)(seqhw))
     count = -(-local // micro)
     flops = pair_flops(model, seqhw, count > 1, train.activation_checkpointing)
     loss = loss_flops(model.config.loss.kind, local, cluster.world, model.config.model.embed_dim)
@@ -157,7 +157,7 @@ def _stage(model: Model, engine: Engine, lengths: tuple[int, ...], usable: float
     train = model.config.train
     local = train.global_batch_size // engine.world
     checkpointing = train.activation_checkpointing
-    micro = micro_batches(train, engine.world)
+    micro = micro_batches(model.config, engine.world)
 
     def peak(size: Callable[[int], int], recompute: bool = checkpointing) -> Memory:
         found = [step_memory(model, engine, s, min(local, size(s)), recompute) for s in lengths]
@@ -166,8 +166,10 @@ def _stage(model: Model, engine: Engine, lengths: tuple[int, ...], usable: float
     def fixed(recompute: bool) -> int | None:
         return _largest(lambda size: peak(lambda _: size, recompute).peak <= usable, local)
 
-    longest = max(lengths) ** 2
-    tokens = _largest(lambda budget: peak(lambda s: max(1, budget // s**2)).peak <= usable, local * longest)
+    longest = pair_tokens(model.config, max(lengths))
+    tokens = _largest(
+        lambda budget: peak(lambda s: max(1, budget // pair_tokens(model.config, s))).peak <= usable, local * longest
+    )
     memory = peak(micro)
     count = -(-local // min(local, micro(max(lengths))))
     return StagePlan(

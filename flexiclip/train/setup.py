@@ -113,7 +113,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         scalars=scalars,
         loss=LOSSES[config.loss.kind],
         mask_identical=config.loss.mask_identical,
-        micro_batch=micro_batches(config.train, ranks.world),
+        micro_batch=micro_batches(config, ranks.world),
         seed=config.seed,
         ranks=ranks,
     )

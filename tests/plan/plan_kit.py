@@ -53,7 +53,7 @@ def stepper(model: FlexiCLIP, engine: Engine, config: Config, ranks: Ranks = ALO
         scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
         loss=softmax_loss,
         mask_identical=False,
-        micro_batch=micro_batches(config.train, ranks.world),
+        micro_batch=micro_batches(config, ranks.world),
         seed=0,
         ranks=ranks,
     )

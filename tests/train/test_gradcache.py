@@ -39,7 +39,7 @@ STILL = [
 ]
 """Steps that do not move the weights: each has the gradients of one model, which with beta1 = 0 are what exp_avg holds."""
 
-MICRO = {"size": "train.micro_batch_size=2", "tokens": "train.micro_tokens=24"}
+MICRO = {"size": "train.micro_batch_size=2", "tokens": "train.micro_tokens=96"}
 """24 tokens are 6 samples of 2 x 2, 2 of 3 x 3, and one of 4 x 4; 6 x 6 exceeds them and takes one at a time too."""
 
 

@@ -36,7 +36,7 @@ LOCKED = {
 """The towers that are locked; `-last` opens their last block again."""
 PRECISIONS = ("fp32", "bf16")
 ACTIVATIONS = {"kept": [], "recomputed": ["train.activation_checkpointing=true"]}
-MICRO = {"whole": [], "size": ["train.micro_batch_size=2"], "tokens": ["train.micro_tokens=24"]}
+MICRO = {"whole": [], "size": ["train.micro_batch_size=2"], "tokens": ["train.micro_tokens=96"]}
 
 Row = tuple[str, str, int, str, str, str]
 

@@ -112,7 +112,7 @@ def test_keep_last_keeps_the_newest(fit: Fit) -> None:
     assert (run.folder / "checkpoints" / "latest").read_text().strip() == "step-20"
 
 
-HOW = {"": [], "workers": ["data.workers=2"], "micro": ["train.micro_batch_size=2"], "tokens": ["train.micro_tokens=36"]}
+HOW = {"": [], "workers": ["data.workers=2"], "micro": ["train.micro_batch_size=2"], "tokens": ["train.micro_tokens=100"]}
 """What else may change between two lives."""
 
 COVERING = [(1, "torch", "workers"), (1, "zero1", "micro"), (3, "zero3", "tokens")]
