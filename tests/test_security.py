@@ -301,6 +301,29 @@ def test_open_clip_alone_would_run_that_code(tmp_path: Path) -> None:
     assert marker.exists()
 
 
+def test_nobody_is_asked_whether_foreign_code_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip says nothing about code, and transformers then asks; a text tower of an unknown kind is refused unasked."""
+    marker = tmp_path / "code_was_run"
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
+    (encoder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}))
+    settings = {
+        "embed_dim": 8,
+        "vision_cfg": {"layers": 1, "width": 8, "head_width": 4},
+        "text_cfg": {"hf_model_name": str(encoder)},
+    }
+    (tmp_path / "oc").mkdir()
+    (tmp_path / "oc" / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+    torch.save({}, tmp_path / "oc" / "open_clip_pytorch_model.bin")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(str(question)) or "y")
+    arguments = ["import", f"local-dir:{tmp_path / 'oc'}", "--format", "open_clip", "--output", str(tmp_path / "m")]
+    assert main(arguments) == 2
+    assert not asked
+    assert not marker.exists()
+
+
 def test_the_options_of_open_clips_own_tokenizers_are_let_through(tmp_path: Path) -> None:
     settings = {
         config["text_cfg"]["hf_tokenizer_name"]: config["text_cfg"].get("tokenizer_kwargs", {})

@@ -10,6 +10,7 @@ Shapes: B captions, L tokens, D the joint dimension of the open_clip model.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -71,6 +72,7 @@ def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bo
         return _from_folder(config, folder)
     import open_clip
 
+    refuse_foreign_code()
     name, tag = _split(str(config.name))
     try:
         described = open_clip.get_model_config(name)
@@ -83,9 +85,22 @@ def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bo
             text = open_clip.create_model(name, pretrained=tag, **options).text
         else:
             text = _text_without_weights(model_cfg)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"model.text.name={config.name}: open_clip cannot build it: {error}") from None
     return OpenClipText(config, text, model_cfg)
+
+
+def refuse_foreign_code() -> None:
+    """Answer no, for this process, where transformers would ask on the terminal whether code that comes with a model may run.
+
+    It asks when its caller says nothing about that, as open_clip does.
+    """
+    with suppress(ImportError):
+        from transformers import dynamic_module_utils
+
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no time for an answer: it raises ValueError without a question
 
 
 def _split(name: str) -> tuple[str, str | None]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import PreprocessConfig, TokenizerConfig, pair
 from flexiclip.errors import UserError
+from flexiclip.models.text.open_clip import refuse_foreign_code
 from flexiclip.models.weights import timm
 from flexiclip.models.weights.files import read_license, read_state
 from flexiclip.models.weights.imported import (
@@ -105,6 +106,7 @@ def _load(name: str, weights: str | None, source: str) -> tuple[Any, dict[str, A
         import open_clip
         from open_clip.factory import load_checkpoint
 
+        refuse_foreign_code()
         described = open_clip.get_model_config(name)
         if described is None:
             raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")
