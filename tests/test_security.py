@@ -324,6 +324,48 @@ def test_nobody_is_asked_whether_foreign_code_may_run(tmp_path: Path, monkeypatc
     assert not marker.exists()
 
 
+PEAK = """
+import re, sys
+from flexiclip.data.images import ImageError, decode_image
+data, small = open(sys.argv[1], "rb").read(), open(sys.argv[2], "rb").read()
+def peak():  # not ru_maxrss, which starts from that of the parent process
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+decode_image(small)
+before = peak()
+try:
+    said = str(decode_image(data).size)
+except ImageError as error:
+    said = str(error)
+print(peak() - before, said)
+"""
+LARGEST: dict[str, tuple[str, str, int, dict[str, Any]]] = {  # format, mode, side, options
+    "1 bit, transparent": ("PNG", "1", 8192, {"transparency": 0}),
+    "palette, transparent": ("PNG", "P", 8192, {"transparency": 0}),
+    "16 bits": ("PNG", "I;16", 8192, {}),
+    "RGBA": ("PNG", "RGBA", 8192, {}),
+    "CMYK": ("JPEG", "CMYK", 8192, {}),
+    "progressive": ("JPEG", "RGB", 8192, {"progressive": True}),
+    "TIFF": ("TIFF", "I;16", 8192, {"compression": "tiff_deflate"}),
+    "GIF": ("GIF", "P", 8192, {}),
+    "WebP": ("WEBP", "RGBA", 5792, {"lossless": True, "method": 0}),
+    "WebP, too large": ("WEBP", "RGB", 8192, {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_pictures_that_are_decoded_take_less_than_a_gigabyte(name: str, tmp_path: Path) -> None:
+    kind, mode, side, options = LARGEST[name]
+    for path, size in (("large", side), ("small", 2)):
+        Image.new(mode, (size, size)).save(tmp_path / path, kind, **options)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "large"), str(tmp_path / "small")]
+    kilobytes, said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
+    print(name, (tmp_path / "large").stat().st_size, "bytes, peak", int(kilobytes) // 1024, "MB", said)
+    assert int(kilobytes) < 900 * 1024
+    assert "too large" in name or int(kilobytes) > 100 * 1024, "the picture was decoded"
+    assert ("exceeds" in said) == ("too large" in name)
+
+
 def test_the_options_of_open_clips_own_tokenizers_are_let_through(tmp_path: Path) -> None:
     settings = {
         config["text_cfg"]["hf_tokenizer_name"]: config["text_cfg"].get("tokenizer_kwargs", {})

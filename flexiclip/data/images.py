@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from flexiclip.config import PreprocessConfig
 
-MAX_PIXELS = 2**26  # 8192 x 8192: 200 MB as RGB. A larger image is an error, not a worker that runs out of memory.
+MAX_PIXELS = 2**26  # 8192 x 8192: 268 MB as Pillow holds it. A larger image is an error, not a worker out of memory.
+_SEVERAL_TIMES = ("WEBP", "AVIF")  # their decoders hold the picture several times over: half as many pixels
+_BAND = 2**22  # pixels that are converted at once, where a conversion makes several pictures of one
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # never EPS and its like, which start programs
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -47,12 +49,13 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
 
     min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, much faster, as long as its short side keeps this many
     pixels. Colour profiles are ignored. Raises ImageError for damaged or truncated data, unknown formats and images of more
-    than MAX_PIXELS pixels.
+    than MAX_PIXELS pixels (WebP and AVIF: half of that).
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width} x {image.height} exceeds {MAX_PIXELS} pixels")
+        most = MAX_PIXELS // 2 if image.format in _SEVERAL_TIMES else MAX_PIXELS
+        if image.width * image.height > most:
+            raise ImageError(f"{image.width} x {image.height} exceeds {most} pixels")
         if min_side is not None and image.format in ("JPEG", "MPO"):
             image.draft(None, (min_side, min_side))
         image.load()
@@ -82,14 +85,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        return _in_bands(image, _on_white)
+    if image.mode.startswith("I"):
+        return _in_bands(image, _grey)
     if image.mode == "F":
         raise ImageError("float pixels have no agreed range")
     return image.convert("RGB")
+
+
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert`, a function of single pixels to RGB, some rows at a time."""
+    converted = Image.new("RGB", image.size)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(convert(band), (0, top))
+    return converted
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """16 bits to 8; Pillow's own conversion would clip at 255."""
+    grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 @dataclass(frozen=True)
