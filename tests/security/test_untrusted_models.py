@@ -1,0 +1,184 @@
+"""What weights, a model folder or a tokenizer from elsewhere must not be able to do (docs/security.md)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip.tokenizer import HFTokenizer
+from safetensors.torch import load_file, save_file
+from yaml import safe_dump, safe_load
+
+from flexiclip.__main__ import main
+from flexiclip.bundle import build_model, load_model, save_model
+from flexiclip.config import Config, TokenizerConfig, from_dict
+from flexiclip.data.tokenizers import build_tokenizer, load_tokenizer, train_sentencepiece
+from flexiclip.errors import UserError
+from flexiclip.models.weights.files import read_state
+
+CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("fox", "owl", "apple", "boat", "house")]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small model folder."""
+    vocabulary = train_sentencepiece(CAPTIONS, tmp_path / "captions.model", 60, lowercase=True)
+    small = {"width": 16, "depth": 1, "heads": 2}
+    image = {**small, "image_size": 24, "base_patch_size": 8, "base_grid": 3}
+    tokenizer = {"path": str(vocabulary), "context_length": 10}
+    data = {"model": {"image": image, "text": small, "embed_dim": 12}, "tokenizer": tokenizer, "patch": {"seqhw": [2, 3]}}
+    save_model(tmp_path / "m", build_model(from_dict(Config, data)))
+    return tmp_path / "m"
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = safe_load((folder / "config.yaml").read_text())
+    change(data)
+    (folder / "config.yaml").write_text(safe_dump(data))
+
+
+def test_a_torch_file_takes_no_more_memory_than_it_accounts_for(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"x": torch.zeros(1).expand(2**40)}, path)  # stride 0: four bytes that are four terabytes
+    with pytest.raises(UserError, match="would take"):
+        read_state(path)
+    torch.save({"x": torch.zeros(2**22)}, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for info in stored.infolist():
+            packed.writestr(info.filename, stored.read(info))
+    with pytest.raises(UserError, match="compressed archive"):
+        read_state(tmp_path / "z.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model"]["image"].update(width=800_000_000), "has no room"),
+        (lambda c: c["model"]["image"].update(depth=800_000_000), "the most are 1000"),
+        (lambda c: c["model"]["text"].update(depth=800_000_000), "the most are 1000"),
+        (lambda c: c["model"].update(embed_dim=80_000_000_000), "has no room"),
+        (lambda c: c["model"]["image"].update(base_grid=8_000_000), "has no room"),
+        (lambda c: c["model"]["text"].update(vocab_size=80_000_000_000), "has no room"),
+    ],
+)
+def test_a_model_folder_cannot_ask_for_more_than_its_weights(change: Callable[[Any], Any], message: str, model: Path) -> None:
+    edit(model, change)
+    with pytest.raises(UserError, match=message):
+        load_model(model)
+
+
+def test_a_text_tower_that_is_missing_is_not_looked_for_on_the_hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`m/text_tower`, relative to the working folder, is also the form of a repository's name."""
+    edit(model, lambda c: c["model"].update(text={"kind": "huggingface", "name": "x", "pad_id": 0, "context_length": 10}))
+    monkeypatch.chdir(model.parent)
+    with pytest.raises(UserError, match=r"no text_tower/config\.json"):
+        load_model("m")
+
+
+def test_an_open_clip_text_tower_names_no_other_place_and_no_code(model: Path) -> None:
+    tower = model / "text_tower"
+    tower.mkdir()
+    edit(model, lambda c: c["model"].update(text={"kind": "open_clip", "name": "x", "projection": "none", "context_length": 10}))
+    described = {"embed_dim": 12, "text_cfg": {"hf_model_name": "somebody/else"}, "vision_cfg": {"timm_model_name": "hf-hub:a/b"}}
+    (tower / "open_clip_config.json").write_text(json.dumps({"model_cfg": described}))
+    with pytest.raises(UserError, match=r"config\.json: no configuration"):
+        load_model(model)
+    (tower / "config.json").write_text(json.dumps({"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}))
+    with pytest.raises(UserError, match="code of its own"):
+        load_model(model)
+
+
+EVIL = (
+    "import pathlib\npathlib.Path({marker!r}).touch()\nfrom transformers import BertTokenizer\nclass Evil(BertTokenizer): pass\n"
+)
+
+
+def evil_tokenizer(folder: Path, marker: Path) -> None:
+    """A folder for open_clip whose tokenizer brings code, and switches on that it is run."""
+    folder.mkdir()
+    settings = {"hf_tokenizer_name": "x", "context_length": 8, "tokenizer_kwargs": {"trust_remote_code": True}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": settings}}))
+    (folder / "evil.py").write_text(EVIL.format(marker=str(marker)))
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfox\n")
+    described = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+
+
+def test_an_open_clip_tokenizer_cannot_switch_on_its_own_code(tmp_path: Path) -> None:
+    marker = tmp_path / "code_was_run"
+    evil_tokenizer(tmp_path / "tokenizer", marker)
+    config = TokenizerConfig("open_clip", path=f"local-dir:{tmp_path / 'tokenizer'}", context_length=8)
+    for refused in (lambda: load_tokenizer(tmp_path / "tokenizer", config, ""), lambda: build_tokenizer(config)):
+        with pytest.raises(UserError, match="tokenizer_kwargs"):
+            refused()
+    assert not marker.exists()
+
+
+@pytest.mark.slow
+def test_open_clip_alone_would_run_that_code(tmp_path: Path) -> None:
+    """The attack of the test above is real: open_clip hands tokenizer_kwargs on to transformers, which then runs evil.py."""
+    marker = tmp_path / "code_was_run"
+    evil_tokenizer(tmp_path / "tokenizer", marker)
+    code = f"import open_clip; open_clip.get_tokenizer('local-dir:{tmp_path / 'tokenizer'}')"
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert marker.exists()
+
+
+def test_nobody_is_asked_whether_foreign_code_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip says nothing about code, and transformers then asks; a text tower of an unknown kind is refused unasked."""
+    marker = tmp_path / "code_was_run"
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
+    (encoder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}))
+    settings = {
+        "embed_dim": 8,
+        "vision_cfg": {"layers": 1, "width": 8, "head_width": 4},
+        "text_cfg": {"hf_model_name": str(encoder)},
+    }
+    (tmp_path / "oc").mkdir()
+    (tmp_path / "oc" / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+    torch.save({}, tmp_path / "oc" / "open_clip_pytorch_model.bin")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(str(question)) or "y")
+    arguments = ["import", f"local-dir:{tmp_path / 'oc'}", "--format", "open_clip", "--output", str(tmp_path / "m")]
+    assert main(arguments) == 2
+    assert not asked
+    assert not marker.exists()
+
+
+def test_the_options_of_open_clips_own_tokenizers_are_let_through(tmp_path: Path) -> None:
+    settings = {
+        config["text_cfg"]["hf_tokenizer_name"]: config["text_cfg"].get("tokenizer_kwargs", {})
+        for name in open_clip.list_models()
+        if (config := open_clip.get_model_config(name))["text_cfg"].get("hf_tokenizer_name")
+    }
+    assert {key for options in settings.values() for key in options} <= {"clean", "strip_sep_token", "language"}
+    assert HFTokenizer.__init__.__code__.co_varnames[3:6] == ("clean", "strip_sep_token", "language")
+
+
+def test_merges_that_inflate_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(b"\0" * 2**25))
+    with pytest.raises(UserError, match="inflates to more than"):
+        load_tokenizer(tmp_path / "t", TokenizerConfig("clip"), "")
+
+
+def test_weights_without_a_model_are_told_from_a_model_without_weights(model: Path) -> None:
+    """The check of sizes stands before the comparison of names; both leave a good model alone."""
+    weights = load_file(model / "model.safetensors")
+    assert torch.equal(load_model(model).model.image_tower.kernel, weights["image_tower.kernel"])
+    save_file({"x": torch.zeros(1)}, model / "model.safetensors")
+    with pytest.raises(UserError, match="missing: "):
+        load_model(model)
