@@ -85,15 +85,15 @@ class Batches:
         """
         if not self.loader.num_workers:
             self.loader.dataset.watched_by(self.stages.notes(0))  # type: ignore[attr-defined]
-        atexit.register(self._end_workers)  # an error may keep this pass alive until then
+        atexit.register(self.end_workers)  # an error may keep this pass alive until then
         return self._pass(_start(self.loader))
 
     def _pass(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
         try:
             yield from self._pull(batches)
         finally:
-            atexit.unregister(self._end_workers)
-            self._end_workers()
+            atexit.unregister(self.end_workers)
+            self.end_workers()
 
     def _pull(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
         while True:
@@ -107,7 +107,7 @@ class Batches:
                 raise batch
             yield batch
 
-    def _end_workers(self) -> None:
+    def end_workers(self) -> None:
         """Kill the workers that are left: one that hangs in a read hears no request to leave, and would keep this process."""
         pids = {stage.pid for stage in self.stages.read()}
         for child in multiprocessing.active_children():

@@ -1,7 +1,10 @@
-"""The run folder: its config, and whether it may be gone on with."""
+"""The run folder: its config, whether it may be gone on with, and whether all ranks mean the same run."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from flexiclip.config import Config, dump, to_dict
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
 from flexiclip.train.files import reason, write_whole
+from flexiclip.train.ranks import Ranks
 from flexiclip.train.resume import Found, find_checkpoint
 from flexiclip.train.stores import Store
 
@@ -40,6 +44,29 @@ FREE = (
     "train.rank_timeout_s",
     "train.log_samples",
 )
+
+# What each rank may have in its own way. The shards that it sees are compared in data_order.py, whatever their folder is called.
+OWN = ("data.train", "data.workers", "data.prefetch", "data.index_cache", "train.threads")
+
+
+def check_one_recipe(config: Config, ranks: Ranks) -> None:
+    """Raises UserError on every rank when one was started with another recipe than rank 0. Collective, and the first one.
+
+    Ranks of different recipes would wait for each other in different places, or train a mixture without anybody noticing.
+    """
+    own = {key: value for key, value in _flat(to_dict(config)).items() if not _is_under(key, OWN)}
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+    said = ranks.collect([(digest, socket.gethostname())])
+    others = [rank for rank, (each, _) in enumerate(said) if each != said[0][0]]
+    if not others:
+        return
+    (main,), (other,) = (ranks.collect([own] if ranks.rank == rank else []) for rank in (0, others[0]))
+    key = next(key for key in sorted(main.keys() | other.keys()) if main.get(key) != other.get(key))
+    more = f" and {len(others) - 1} more ranks have another recipe" if len(others) > 1 else ""
+    raise UserError(
+        f"rank {others[0]} (on {said[others[0]][1]}) was started with {key}={other.get(key)}, rank 0 (on {said[0][1]}) with "
+        f"{main.get(key)}{more}: start every rank with the same command"
+    )
 
 
 def enter_run_folder(config: Config, store: Store) -> Found | None:
@@ -73,7 +100,7 @@ def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
     Without a checkpoint nobody asks: a first start that failed may be mended and started again.
     """
     old, new = _flat(recipe), _flat(to_dict(config))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_under(key, FREE)]
     if changed:
         key = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -95,8 +122,9 @@ def prepare_run_folder(config: Config) -> None:
     write_whole(run / "config.yaml", dump(config))
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE)
+def _is_under(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of the names or stands in a section that is."""
+    return any(key == name or key.startswith(name + ".") for name in names)
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

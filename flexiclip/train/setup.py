@@ -31,7 +31,7 @@ from flexiclip.train.nonfinite import Skips
 from flexiclip.train.optim import ScalarOptimizer
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.resume import fetch_checkpoint, forget_fetched, run_store, shared
-from flexiclip.train.run_folder import enter_run_folder
+from flexiclip.train.run_folder import check_one_recipe, enter_run_folder
 from flexiclip.train.step import Stepper
 from flexiclip.train.stores import Store
 from flexiclip.train.text_features import compute_text_features
@@ -81,6 +81,7 @@ class Run:
 
 def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     """Build a run, or go on with one that is there. Raises UserError for what the user must mend. Collective."""
+    check_one_recipe(config, ranks)
     if config.train.global_batch_size % ranks.world:
         raise UserError(f"train.global_batch_size={config.train.global_batch_size} does not divide by the {ranks.world} ranks")
     sources = None if config.data.sequential else open_sources(config.data, config.seed)

@@ -28,10 +28,11 @@ class Feed:
 
     def __init__(self, batches: Batches, rank: int, stall_s: float, stop: StopSignal) -> None:
         self.rank, self.stall_s, self.stop = rank, stall_s, stop
-        self._board = batches.stages
+        self._batches = batches
         self._iterator = iter(batches)  # here, because workers are children of the main thread
         self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._fetched: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._fetching = False
         threading.Thread(target=self._fetch, name="feed", daemon=True).start()
 
     def __enter__(self) -> Feed:
@@ -39,6 +40,8 @@ class Feed:
 
     def __exit__(self, *_: object) -> None:
         self._wanted.put(False)  # a thread that hangs in a read never takes it: it ends with the process
+        if self._fetching:
+            self._batches.end_workers()
 
     def take(self, step: int) -> Batch | None:
         """The next batch, which is that of `step`; None when a signal asked to stop before there was one.
@@ -48,6 +51,7 @@ class Feed:
         if self.stop.asked:
             return None
         self._wanted.put(True)
+        self._fetching = True
         began, reports = time.monotonic(), 0
         while True:
             try:
@@ -62,12 +66,13 @@ class Feed:
                     reports += 1
                     print(self._report(step, waited), file=sys.stderr, flush=True)
                 continue
+            self._fetching = False
             if isinstance(fetched, BaseException):
                 raise fetched
             return fetched
 
     def _report(self, step: int, waited: float) -> str:
-        stages = "; ".join(str(stage) for stage in self._board.read())
+        stages = "; ".join(str(stage) for stage in self._batches.stages.read())
         return f"rank {self.rank} has no batch for step {step} after {waited:.0f} s (data.stall_s={self.stall_s:g}): {stages}"
 
     def _fetch(self) -> None:

@@ -175,6 +175,13 @@ class Command:
         launcher = ["torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())]
         self.start([sys.executable, "-m", *launcher, "-m", "flexiclip", *argv], str(log), ENVIRONMENT)
 
+    def deepspeed(self, world: int, log: Path, *argv: str) -> None:
+        """`deepspeed --module flexiclip ARGV` on this host, whose slots a hostfile counts."""
+        hosts = Path(f"{log}.hosts")
+        hosts.write_text(f"localhost slots={world}\n")
+        launcher = ["deepspeed.launcher.runner", "--hostfile", str(hosts)]
+        self.start([sys.executable, "-m", *launcher, "--module", "flexiclip", *argv], str(log), ENVIRONMENT)
+
     def start(self, command: list[str], log: str, environment: dict[str, str]) -> None:
         """Any command, under our own environment and the given one, its output in LOG."""
         with open(log, "w") as file:
