@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ ENDLESS = ["train.steps=100000", "train.save_every=3", "train.save_in_background
 """Stopped by what the test does, after a checkpoint."""
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], ranks: list[BaseProcess]) -> None:
+    """Until the condition holds; all ranks must still run by then."""
     deadline = time.monotonic() + 240
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, "the run does not get there"
+        assert all(process.exitcode is None for process in ranks), "a rank ended before"
         time.sleep(0.02)
 
 
@@ -56,7 +59,7 @@ def test_kill_9_of_one_of_three_is_named_by_the_others(recipe: list[str], tmp_pa
     folder, log = tmp_path / "run", tmp_path / "log"
     argv = ["train", *recipe, f"run_dir={folder}", *ENGINES[engine], "data.workers=1", *ENDLESS]
     with started_ranks(3, log, flexiclip_main, *argv) as ranks:
-        wait_until(lambda: newest(folder) > 0, "the run does not get there")
+        wait_until(lambda: newest(folder) > 0, ranks)
         ranks[victim].kill()
         print(f"the others left after {leave_in_time(ranks):.1f} s")
     name = f"rank {victim} ({socket.gethostname()}, pid {ranks[victim].pid})"
@@ -118,7 +121,7 @@ def train_until_data_hangs(*argv: str) -> int:
     import sys
 
     from flexiclip.config import load
-    from flexiclip.data.shards import _descriptor
+    from flexiclip.data.reading import reopen
     from flexiclip.errors import RunError
     from flexiclip.train.loop import train
 
@@ -133,7 +136,7 @@ def train_until_data_hangs(*argv: str) -> int:
                 os.mkfifo(f"{shard}.fifo")
                 os.replace(f"{shard}.fifo", shard)
         if os.environ["RANK"] == "1":  # as if only this rank had lost its disk: the others hold theirs open
-            _descriptor.cache_clear()
+            reopen()
         return {}
 
     try:
@@ -162,7 +165,7 @@ def hanging(recipe: list[str], small_shards: str, tmp_path: Path) -> list[str]:
 def test_data_that_hangs_is_reported_by_stage_and_a_signal_still_saves(hanging: list[str], tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     with started_ranks(1, log, train_until_data_hangs, *hanging, "data.workers=2", "data.stall_s=2") as ranks:
-        wait_until(lambda: "has no batch" in text(log, 0), "nothing is reported")
+        wait_until(lambda: "has no batch" in text(log, 0), ranks)
         os.kill(ranks[0].pid or 0, signal.SIGTERM)
         leave_in_time(ranks)
     assert ranks[0].exitcode == 0, text(log, 0)
@@ -190,7 +193,7 @@ def test_a_rank_whose_data_hangs_stops_and_saves_with_the_others(hanging: list[s
     folder, log = tmp_path / "run", tmp_path / "log"
     argv = [*hanging, "data.window_shards=16", "data.stall_s=2"]  # open on all ranks from the start
     with started_ranks(2, log, train_until_data_hangs, *argv) as ranks:
-        wait_until(lambda: "rank 1 has no batch" in text(log, 1), "nothing is reported")
+        wait_until(lambda: "rank 1 has no batch" in text(log, 1), ranks)
         for process in ranks:
             os.kill(process.pid or 0, signal.SIGTERM)
         leave_in_time(ranks)
