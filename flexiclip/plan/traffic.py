@@ -12,7 +12,7 @@ engine, T of them trained, k micro-batches, N pairs in the global batch, D the j
     ZeRO 3     reduce-scatter k T; all-gather P once for one micro-batch (P + T where it does not keep them, states.py), else
                k (2 P + T): forward of the gradient cache, forward, backward. Parameters smaller than
                stage3_param_persistence_threshold are whole on every rank and gathered once; that is left out. An upper bound:
-               what is still whole from the pass before is not gathered again (12 % of a small model).
+               what is still whole from the pass before is not gathered again (13 % of a small model).
 
 tests/plan/test_ranks.py counts the bytes of running engines. Under ZeRO 1 and 2 DeepSpeed all-reduces buckets that belong
 to several ranks, twice as much as the paper's reduce-scatter.

@@ -86,15 +86,9 @@ def numel(shape: list[int]) -> int:
     return int(torch.Size(shape).numel())
 
 
-CASES = [
-    ("torch", 4, 2),
-    ("torch", 2, 3),
-    ("zero0", 2, 2),
-    ("zero1", 2, 2),
-    ("zero2", 2, 2),
-    ("zero3", 2, 2),
-    *(pytest.param(name, micro, 3, marks=pytest.mark.slow) for name in ENGINES for micro in (4, 2, 1)),
-]
+QUICK = [("torch", 4, 2), ("zero2", 2, 2), ("zero3", 2, 2)]
+ALL = [(name, micro, world) for world in (2, 3) for name in ENGINES for micro in (4, 2, 1)]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in QUICK)]
 
 
 @pytest.mark.parametrize(("engine", "micro", "world"), CASES)
