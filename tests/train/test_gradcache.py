@@ -40,7 +40,7 @@ STILL = [
 """Steps that do not move the weights: each has the gradients of one model, which with beta1 = 0 are what exp_avg holds."""
 
 MICRO = {"size": "train.micro_batch_size=2", "tokens": "train.micro_tokens=96"}
-"""24 tokens are 6 samples of 2 x 2, 2 of 3 x 3, and one of 4 x 4; 6 x 6 exceeds them and takes one at a time too."""
+"""With 16 for a caption, 96 tokens are four pairs at a length of 2 x 2, three at 3 x 3 and at 4 x 4, and one at 6 x 6."""
 
 
 @pytest.fixture(scope="module")
