@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexiclip.data.samples import BadSample, Sample, SampleStore
+from flexiclip.data.samples import BadSample, Sample, open_samples
 from flexiclip.data.shards import expand_shards
 from flexiclip.errors import UserError
 
@@ -49,7 +49,7 @@ class ImageBlock:
     def __init__(self, config: DatasetConfig, transform: Callable[[Any], Tensor], *, workers: int, cache_bytes: int) -> None:
         self.config = config
         captions = config.captions if config.has_retrieval else ()
-        self.store = SampleStore(expand_shards(config.shards), config.image_keys, captions, index_cache=config.index_cache)
+        self.store = open_samples(expand_shards(config.shards), config.image_keys, captions, index_cache=config.index_cache)
         self.total = len(self.store)
         if self.total == 0:
             raise UserError(f"data set {config.name}: the shards {config.shards} hold no sample")

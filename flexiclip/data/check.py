@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from flexiclip.data.index import index_shards
+from flexiclip.data.index import index_shard, index_shards, require_whole
 from flexiclip.data.progress import progress
 from flexiclip.data.samples import BadSample, SampleStore
 from flexiclip.errors import UserError
@@ -29,7 +29,7 @@ class ShardRow:
 def check_shards(
     urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str], index_cache: str | None = None, workers: int = 4
 ) -> list[BadSample]:
-    """Every sample that training would replace, and every shard that it would refuse (its `key` is empty), in the shards' order.
+    """Every sample that training would replace, and every shard that it would not use whole (its `key` is empty), in their order.
 
     urls: expanded shards. workers: threads; Pillow decodes outside Python's lock.
     """
@@ -37,11 +37,14 @@ def check_shards(
     with ThreadPoolExecutor(workers) as pool:
         for url in progress(urls, len(urls), "checking shards"):
             try:
-                store = SampleStore([url], image_keys, captions, index_cache)
+                index = index_shard(url, index_cache)
             except UserError as error:
                 bad.append(BadSample(url, "", str(error)))
                 continue
-            bad += _check_store(store, pool)
+            if index.damage:
+                bad.append(BadSample(url, "", index.damage))
+            if len(index):
+                bad += _check_store(SampleStore([index], image_keys, captions), pool)
     return bad
 
 
@@ -61,4 +64,4 @@ def _check_sample(store: SampleStore, number: int) -> BadSample | None:
 
 def describe_shards(urls: Sequence[str], index_cache: str | None = None) -> list[ShardRow]:
     """Index the shards (and cache the index) and count them. Raises UserError that names a damaged shard."""
-    return [ShardRow(index.url, len(index), index.content_bytes) for index in index_shards(urls, index_cache)]
+    return [ShardRow(index.url, len(index), index.content_bytes) for index in require_whole(index_shards(urls, index_cache))]

@@ -8,6 +8,7 @@ batch is short.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.batch import Item
 from flexiclip.data.draws import Draw, below, generator
 from flexiclip.data.images import TrainTransform
+from flexiclip.data.index import ShardIndex, index_shards
 from flexiclip.data.plan import Place, Plan, Source
 from flexiclip.data.reading import Retries, prefetch, reads_in_parallel
 from flexiclip.data.samples import BadSample, Sample, SampleStore
@@ -23,6 +25,7 @@ from flexiclip.data.shards import expand_shards
 from flexiclip.data.stages import Note, silent
 from flexiclip.errors import UserError
 
+_MANY_DAMAGED = 3  # shards: fewer are an accident even where there are few shards
 MAX_BAD = 100  # substitutes in a row that may fail; by then it is the recipe or the storage that is wrong
 
 
@@ -32,6 +35,7 @@ class TrainSources:
 
     stores: tuple[SampleStore, ...]
     plan: Plan
+    damaged: tuple[BadSample, ...] = ()  # shards that are not used whole; `key` is empty
 
     @property
     def samples(self) -> int:
@@ -56,7 +60,10 @@ def source_configs(config: DataConfig) -> tuple[SourceConfig, ...]:
 
 
 def open_sources(config: DataConfig, seed: int) -> TrainSources:
-    """Index the training shards. Raises UserError for missing or damaged shards, and for shards that only stream."""
+    """Index the training shards. Of a damaged one the samples before the damage are used.
+
+    Raises UserError for shards that are missing, unreachable or only stream, and when too many are damaged (see _check_damage).
+    """
     if config.sequential:
         raise UserError("data.sequential=true has no epoch and no index: give durations in steps or samples")
     retries = Retries(config.read_attempts, config.read_timeout_s)
@@ -65,10 +72,25 @@ def open_sources(config: DataConfig, seed: int) -> TrainSources:
         urls = expand_shards(source.shards, allow_shell=config.allow_shell)
         if any(url.startswith("pipe:") for url in urls):
             raise UserError("a pipe: source cannot seek: set data.sequential=true")
-        stores.append(SampleStore(urls, config.image_keys, config.captions, config.index_cache, retries))
+        indices = index_shards(urls, config.index_cache, retries)
+        stores.append(SampleStore(indices, config.image_keys, config.captions, retries))
+    damaged = _check_damage([index for store in stores for index in store.indices], config.max_bad_fraction)
     weights = [source.weight for source in source_configs(config)]
     plan = Plan([Source(s.counts, w) for s, w in zip(stores, weights, strict=True)], seed, config.window_shards)
-    return TrainSources(tuple(stores), plan)
+    return TrainSources(tuple(stores), plan, damaged)
+
+
+def _check_damage(indices: Sequence[ShardIndex], most: float) -> tuple[BadSample, ...]:
+    """The damaged shards. Raises UserError when no shard is left, or when at least three and more than `most` of all are."""
+    damaged = [index for index in indices if index.damage]
+    if damaged and not any(map(len, indices)):
+        raise UserError(f"data.train: no shard can be used; the first, {damaged[0].url}: {damaged[0].damage}")
+    if len(damaged) >= _MANY_DAMAGED and len(damaged) > most * len(indices):
+        raise UserError(
+            f"data.train: {len(damaged)} of {len(indices)} shards are damaged, more than data.max_bad_fraction={most:g}; the "
+            f"first, {damaged[0].url}: {damaged[0].damage}. flexiclip data check names all: write them again, or leave them out"
+        )
+    return tuple(BadSample(index.url, "", f"{index.damage} ({len(index)} samples before that are used)") for index in damaged)
 
 
 class TrainDataset:

@@ -1,7 +1,9 @@
 """Where every member of every sample stands in a tar shard, found once and cached.
 
 Reading the headers alone lets training jump to any sample, count an epoch exactly and resume anywhere. Samples are grouped as
-webdataset groups them: neighbouring members that share their path up to the first dot of the file name.
+webdataset groups them: neighbouring members that share their path up to the first dot of the file name. Where webdataset would
+merge or refuse, samples are kept apart: a member that its sample has already begins another one, and a key that comes again is
+told from the first by a number (`KEY#2`).
 
     flexiclip data index 'data/train-{0000..0015}.tar'
 
@@ -11,36 +13,40 @@ or its folder is read-only. It is dropped when the shard's size, mtime or entity
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import secrets
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from flexiclip.arrays import read_npz
+from flexiclip.data.index_cache import DTYPES, cache_paths, load_arrays, save_arrays
 from flexiclip.data.progress import progress
-from flexiclip.data.reading import DEFAULT, Retries, open_ranges, shard_stamp
-from flexiclip.data.shards import is_remote, local_path, shard_name
+from flexiclip.data.reading import DEFAULT, Retries, open_ranges, retried, shard_stamp
+from flexiclip.data.shards import is_remote
+from flexiclip.data.tar_walk import DamageError, Member, walk
 from flexiclip.errors import UserError
 
-_VERSION = 1  # of the cache's layout
 _META = re.compile(r"__[^/]*__(/|$)")  # __MACOSX__-like folders and webdataset's own metadata
-_BLOCK = 512  # bytes of a tar header
-_FARTHEST = 2**50  # bytes of any shard
-_LONGEST_HEADER = 2**20  # bytes of a long name or of pax records
+_EXTENSIONS = 2**16  # in a shard: with so many, what follows the first dot is no kind of file
+_LARGEST = 2**32 - 1  # bytes of a member of a sample; a larger one is neither an image nor a caption
+
+
+class Place(NamedTuple):
+    """Where a member's content stands in its shard, in bytes, and the CRC-32 of the header block right before it."""
+
+    offset: int
+    size: int
+    header: int
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The members of a shard's N samples, M in all, as flat arrays: some 60 bytes a sample, so 10^7 samples fit in memory.
+    """The members of a shard's N samples, M in all, as flat arrays: some 70 bytes a sample, so 10^7 samples fit in memory.
 
     Sample i owns the members `first[i]:first[i + 1]` and the key `key_bytes[key_first[i]:key_first[i + 1]]` (UTF-8).
     """
@@ -52,24 +58,29 @@ class ShardIndex:
     first: npt.NDArray[np.uint32]  # [N + 1]
     extension: npt.NDArray[np.uint16]  # [M], into extensions
     offset: npt.NDArray[np.int64]  # [M], bytes from the start of the shard
-    size: npt.NDArray[np.int64]  # [M], bytes
+    size: npt.NDArray[np.uint32]  # [M], bytes
+    header: npt.NDArray[np.uint32]  # [M], CRC-32 of the header block: what is read later must still stand behind it
+    damage: str = ""  # why the shard ends with these samples, where it ends too early
 
     def __len__(self) -> int:
         return len(self.first) - 1
 
     def key(self, sample: int) -> str:
-        """The sample's key: the members' path up to the first dot of the file name."""
+        """The sample's key: the members' path up to the first dot of the file name, `#2` and so on for one that comes again."""
         return self.key_bytes[self.key_first[sample] : self.key_first[sample + 1]].tobytes().decode("utf-8", "surrogateescape")
 
-    def members(self, sample: int) -> dict[str, tuple[int, int]]:
-        """Extension -> (offset, size) in bytes, in the order of the tar file."""
+    def members(self, sample: int) -> dict[str, Place]:
+        """Extension -> place, in the order of the tar file."""
         rows = range(self.first[sample], self.first[sample + 1])
-        return {self.extensions[self.extension[row]]: (int(self.offset[row]), int(self.size[row])) for row in rows}
+        return {
+            self.extensions[self.extension[row]]: Place(int(self.offset[row]), int(self.size[row]), int(self.header[row]))
+            for row in rows
+        }
 
     @property
     def content_bytes(self) -> int:
         """Bytes of all members, headers and padding left out."""
-        return int(self.size.sum())
+        return int(self.size.sum(dtype=np.int64))
 
 
 def split_name(path: str) -> tuple[str, str] | None:
@@ -82,167 +93,120 @@ def split_name(path: str) -> tuple[str, str] | None:
 
 
 def index_shard(url: str, cache: str | None = None, retries: Retries = DEFAULT) -> ShardIndex:
-    """The shard's index, from the cache when it is fresh. Raises UserError for a missing, compressed or damaged shard."""
+    """The shard's index, from the cache when it is fresh. A damaged shard gives the samples before the damage, and its reason.
+
+    Raises UserError for a shard that cannot be reached or read.
+    """
     stamp = shard_stamp(url, retries)
-    paths = _cache_paths(url, cache)
+    paths = cache_paths(url, cache)
     for path in paths:
-        index = _load(path, url, stamp)
-        if index is not None:
-            return index
+        found = load_arrays(path, url, stamp)
+        if found is not None:
+            arrays, extensions, damage = found
+            return ShardIndex(url, extensions, damage=damage, **arrays)
     index = read_index(url, retries)
-    for path in paths:
-        if _save(path, index, stamp):
-            break
+    arrays = {name: getattr(index, name) for name in DTYPES}
+    any(save_arrays(path, arrays, index.extensions, index.damage, stamp) for path in paths)
     return index
 
 
 def index_shards(urls: Sequence[str], cache: str | None = None, retries: Retries = DEFAULT, workers: int = 8) -> list[ShardIndex]:
-    """The indices of several shards, in order. `workers` threads: the work is waiting for storage."""
+    """The indices of several shards, in order, see index_shard. `workers` threads: the work is waiting for storage."""
     with ThreadPoolExecutor(max_workers=workers) as pool:
         found = pool.map(lambda url: index_shard(url, cache, retries), urls)
         return list(progress(found, len(urls), "indexing shards"))
 
 
+def require_whole(indices: Iterable[ShardIndex]) -> list[ShardIndex]:
+    """The same indices. Raises UserError that names the first damaged shard."""
+    found = list(indices)
+    for index in found:
+        if index.damage:
+            raise UserError(f"shard {index.url}: {index.damage}")
+    return found
+
+
 def read_index(url: str, retries: Retries = DEFAULT) -> ShardIndex:
-    """Read the shard's headers, past any cache. Raises UserError that names a damaged shard."""
-    keys: list[bytes] = []
-    first: list[int] = []
-    extensions: dict[str, int] = {}
-    rows: list[tuple[int, int, int]] = []
-    current: str | None = None
-    seen: set[str] = set()
-    for name, offset, size in _members(url, retries):
-        parts = split_name(name)
-        if parts is None:
-            continue
-        key, extension = parts
-        if key != current:
-            keys.append(key.encode("utf-8", "surrogateescape"))
-            first.append(len(rows))
-            current, seen = key, set()
-        if extension in seen:
-            raise UserError(f"shard {url}: sample {key!r} has two members {extension!r}")
-        seen.add(extension)
-        rows.append((extensions.setdefault(extension, len(extensions)), offset, size))
-    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-    return ShardIndex(
-        url=url,
-        extensions=tuple(extensions),
-        key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),
-        key_first=np.cumsum([0, *map(len, keys)]).astype(np.uint32),
-        first=np.array([*first, len(rows)], dtype=np.uint32),
-        extension=table[:, 0].astype(np.uint16),
-        offset=table[:, 1].copy(),
-        size=table[:, 2].copy(),
-    )
-
-
-def _members(url: str, retries: Retries) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the content, size) of every regular file; a shard that ends early is an error, not a shorter shard."""
+    """Read the shard's headers, past any cache; see index_shard."""
     try:
-        with open_ranges(url, retries) as stream:
-            yield from _walk(url, stream)
+        # Remote ranges are retried one by one; a local file that fails is read again from its start.
+        return _scan(url, retries) if is_remote(url) else retried(lambda: _scan(url, retries), url, retries, OSError)
     except OSError as error:
         raise UserError(f"shard {url}: cannot be read: {error}") from None
 
 
-def _walk(url: str, stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
-    try:
-        tar = tarfile.open(fileobj=cast("IO[bytes]", _Headers(stream)), mode="r:")  # noqa: SIM115 (`stream` is closed)
-        read = 0
-        while (member := tar.next()) is not None:
-            if tar.offset <= read:  # tarfile follows a negative size back, and forth again, without end
-                raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
-            read = tar.offset
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-            if member.isreg():
-                yield member.name, member.offset_data, member.size
-        stream.seek(tar.offset)
-        end = stream.read(_BLOCK)
-    except OSError:
-        raise
-    except Exception as error:  # tarfile's own, and whatever a header that lies makes it stumble over
-        raise UserError(
-            f"shard {url}: damaged, truncated or not a plain tar file (compressed ones cannot seek): {error}"
-        ) from None
-    if len(end) < _BLOCK or end.strip(b"\0"):  # tarfile stops in silence at a broken header and at a missing end mark
-        raise UserError(f"shard {url}: damaged or truncated at byte {tar.offset}: fetch or write it again")
+def _scan(url: str, retries: Retries) -> ShardIndex:
+    groups, damage = _Groups(), ""
+    with open_ranges(url, retries) as stream:
+        try:
+            for member in walk(stream):
+                groups.add(member)
+        except DamageError as error:
+            damage = str(error)
+            groups.drop_if_cut(stream.seek(0, os.SEEK_END))
+    return groups.index(url, damage)
 
 
-class _Headers:
-    """A shard as tarfile may read it: it asks for as many bytes at once as a header says, and a header may say 8 EB."""
+class _Groups:
+    """Members in the order of the file, grouped into samples."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.seek, self.tell = stream.seek, stream.tell
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self.first: list[int] = []
+        self.extensions: dict[str, int] = {}
+        self.rows: list[tuple[int, int, int, int]] = []
+        self._current: str | None = None
+        self._seen: set[str] = set()  # extensions of the current sample
+        self._times: Counter[str] = Counter()
+        self._names: set[str] = set()
 
-    def read(self, size: int) -> bytes:
-        """At most _LONGEST_HEADER bytes; more are no file name and no pax record."""
-        if not 0 <= size <= _LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._stream.read(size)
+    def add(self, member: Member) -> None:
+        """Take in the next member of the file."""
+        parts = split_name(member.name)
+        if parts is None or member.size > _LARGEST:
+            return
+        key, extension = parts
+        if extension not in self.extensions and len(self.extensions) == _EXTENSIONS:
+            return
+        if key != self._current or extension in self._seen:
+            self.keys.append(self._distinct(key).encode("utf-8", "surrogateescape"))
+            self.first.append(len(self.rows))
+            self._current, self._seen = key, set()
+        self._seen.add(extension)
+        self.rows.append((self.extensions.setdefault(extension, len(self.extensions)), member.offset, member.size, member.header))
 
+    def _distinct(self, key: str) -> str:
+        self._times[key] += 1
+        name = key if self._times[key] == 1 else f"{key}#{self._times[key]}"
+        while name in self._names:
+            self._times[key] += 1
+            name = f"{key}#{self._times[key]}"
+        self._names.add(name)
+        return name
 
-def _cache_paths(url: str, cache: str | None) -> list[Path]:
-    """Where the index may lie, best place first."""
-    absolute = url if is_remote(url) else os.path.abspath(local_path(url))
-    name = f"{hashlib.sha256(absolute.encode()).hexdigest()[:16]}-{shard_name(url).split('?')[0]}.index.npz"
-    if cache is not None:
-        return [Path(cache).expanduser() / name]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flexiclip" / name
-    return [home] if is_remote(url) else [Path(local_path(url) + ".index.npz"), home]
+    def drop_if_cut(self, end: int) -> None:
+        """Forget the last sample unless it is whole: it lies before `end`, and has the members that the one before it has."""
+        if not self.first:
+            return
+        last = self.rows[self.first[-1] :]
+        before = self.rows[self.first[-2] : self.first[-1]] if len(self.first) > 1 else []
+        _, offset, size, _ = last[-1]
+        if offset + size > end or {row[0] for row in last} != {row[0] for row in before}:
+            del self.rows[self.first.pop() :]
+            self.keys.pop()
 
-
-def _load(path: Path, url: str, stamp: str) -> ShardIndex | None:
-    try:
-        data = read_npz(path)
-        if int(data["version"]) != _VERSION or str(data["stamp"]) != stamp:
-            return None
-        arrays = {name: data[name] for name in ("key_bytes", "key_first", "first", "extension", "offset", "size")}
-        index = ShardIndex(url=url, extensions=tuple(str(e) for e in data["extensions"]), **arrays)
-        return index if _is_sound(index) else None
-    except (OSError, ValueError, TypeError, KeyError):  # absent, of another version or damaged: it is written anew
-        return None
-
-
-def _is_sound(index: ShardIndex) -> bool:
-    """Whether an index that came with its shard from elsewhere is one: arrays that fit each other, places inside the shard."""
-    arrays: list[npt.NDArray[Any]] = [index.key_bytes, index.key_first, index.first, index.extension, index.offset, index.size]
-    kinds = (np.uint8, np.uint32, np.uint32, np.uint16, np.int64, np.int64)
-    if any(array.ndim != 1 or array.dtype != kind for array, kind in zip(arrays, kinds, strict=True)):
-        return False
-    members = len(index.size)
-    if not len(index.key_first) == len(index.first) > 0 or not len(index.offset) == len(index.extension) == members:
-        return False
-    for ends, count in ((index.key_first, len(index.key_bytes)), (index.first, members)):
-        if ends[0] != 0 or ends[-1] != count or (ends[1:] <= ends[:-1]).any():
-            return False
-    # Places past the shard's end are found when they are read; sums of larger numbers would wrap around.
-    end = os.path.getsize(local_path(index.url)) if not is_remote(index.url) else _FARTHEST
-    fits = (index.offset >= 0) & (index.size >= 0) & (index.offset <= end) & (index.size <= end - index.offset)
-    return bool(fits.all() and (index.extension < len(index.extensions)).all())
-
-
-def _save(path: Path, index: ShardIndex, stamp: str) -> bool:
-    """Write and rename, so that a reader in another process never meets half a file. False where writing is not allowed."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                version=_VERSION,
-                stamp=stamp,
-                extensions=np.array(index.extensions, dtype=np.str_),
-                key_bytes=index.key_bytes,
-                key_first=index.key_first,
-                first=index.first,
-                extension=index.extension,
-                offset=index.offset,
-                size=index.size,
-            )
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        return False
-    return True
+    def index(self, url: str, damage: str) -> ShardIndex:
+        """All of it as arrays."""
+        extension, offset, size, header = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
+        return ShardIndex(
+            url=url,
+            extensions=tuple(self.extensions),
+            key_bytes=np.frombuffer(b"".join(self.keys), dtype=np.uint8),
+            key_first=np.cumsum([0, *map(len, self.keys)]).astype(np.uint32),
+            first=np.array([*self.first, len(self.rows)], dtype=np.uint32),
+            extension=extension.astype(np.uint16),
+            offset=offset.copy(),
+            size=size.astype(np.uint32),
+            header=header.astype(np.uint32),
+            damage=damage,
+        )

@@ -6,7 +6,8 @@ Captions are named by `data.captions`, each entry `MEMBER` or `MEMBER:SELECTOR`:
     txt:lines        one caption a line, as CLIP_benchmark's retrieval shards have it
     json:caption     a field of a JSON member: a text or a list of texts; `json:a.b` descends
 
-Captions are stripped and empty ones dropped. A sample that misses some of the entries is fine, one without any caption is bad.
+Captions are stripped, cut after 8,192 characters, and empty ones dropped. A sample that misses some of the entries is fine, one
+without any caption is bad.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import numpy as np
 from PIL import Image
 
 from flexiclip.data.images import ImageError, decode_image
-from flexiclip.data.index import index_shards
-from flexiclip.data.reading import DEFAULT, Retries, read_range
+from flexiclip.data.index import ShardIndex, index_shards, require_whole
+from flexiclip.data.members import ChangedError, read_members
+from flexiclip.data.reading import DEFAULT, Retries
 from flexiclip.data.shards import shard_name
 from flexiclip.data.stages import Note, silent
 from flexiclip.errors import one_line
 
-_LARGEST = 2**29  # bytes from a sample's first wanted member to the end of its last
+_LONGEST_TEXT = 2**24  # bytes of a member that holds captions, or of a sample's json
+_LONGEST_CAPTION = 2**13  # characters; what lies beyond is cut off, no text tower reads so far
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,7 +42,8 @@ class BadSample(Exception):  # noqa: N818 (a fact about the data, met in every l
         self.shard, self.key, self.reason = shard, key, reason
 
     def __str__(self) -> str:
-        return one_line(f"{self.shard}: {self.key}: {self.reason}")  # a key may hold anything, a terminal's commands too
+        # A key may hold anything, a terminal's commands too.
+        return one_line(": ".join(filter(None, (self.shard, self.key, self.reason))))
 
     def as_dict(self) -> dict[str, str]:
         """The line of bad_samples.jsonl."""
@@ -65,24 +69,18 @@ class Sample:
 class SampleStore:
     """The samples of a list of shards, in the shards' order.
 
-    urls: expanded shards. image_keys: extensions tried in turn for the image. captions: see the module; () reads none and asks
-    for none. index_cache: see index.py. retries: of each read. Picklable and safe to use from forked workers.
-    Raises UserError for a damaged shard.
+    indices: of the shards, from index.py. image_keys: extensions tried in turn for the image. captions: see the module; () reads
+    none and asks for none. retries: of each read. Picklable and safe to use from forked workers.
     """
 
     def __init__(
-        self,
-        urls: Sequence[str],
-        image_keys: Sequence[str],
-        captions: Sequence[str],
-        index_cache: str | None = None,
-        retries: Retries = DEFAULT,
+        self, indices: Sequence[ShardIndex], image_keys: Sequence[str], captions: Sequence[str], retries: Retries = DEFAULT
     ) -> None:
-        self.urls = tuple(urls)
+        self.indices = tuple(indices)
+        self.urls = tuple(index.url for index in self.indices)
         self.image_keys = tuple(key.lower() for key in image_keys)
         self.caption_specs = tuple(captions)
         self.retries = retries
-        self.indices = index_shards(self.urls, index_cache, retries)
         self.counts = np.array([len(index) for index in self.indices], dtype=np.int64)  # samples of each shard
         self._ends = np.cumsum(self.counts)
 
@@ -127,19 +125,20 @@ class SampleStore:
         return self._read(shard, sample, {extension}).get(extension)
 
     def _read(self, shard: int, sample: int, wanted: set[str]) -> dict[str, bytes]:
-        """The wanted members in one read: a sample's members are neighbours, and a remote read costs a round trip."""
-        members = {name: place for name, place in self.indices[shard].members(sample).items() if name in wanted}
-        if not members:
-            return {}
-        start = min(offset for offset, _ in members.values())
-        end = max(offset + size for offset, size in members.values())
-        if end - start > _LARGEST:
-            raise BadSample(self.urls[shard], self.key(shard, sample), f"its members span {end - start} bytes: too many to read")
+        places = {name: place for name, place in self.indices[shard].members(sample).items() if name in wanted}
         try:
-            data = read_range(self.urls[shard], start, end - start, self.retries)
+            return read_members(self.urls[shard], places, self.retries)
+        except ChangedError as error:
+            raise BadSample(self.urls[shard], self.key(shard, sample), str(error)) from None
         except OSError as error:
             raise BadSample(self.urls[shard], self.key(shard, sample), f"cannot be read: {error}") from None
-        return {name: data[offset - start : offset - start + size] for name, (offset, size) in members.items()}
+
+
+def open_samples(
+    urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str], index_cache: str | None = None
+) -> SampleStore:
+    """The samples of expanded shards, all of them whole; index_cache: see index.py. Raises UserError for a damaged shard."""
+    return SampleStore(require_whole(index_shards(urls, index_cache)), image_keys, captions)
 
 
 def build_sample(
@@ -167,7 +166,7 @@ def read_captions(shard: str, key: str, members: Mapping[str, bytes], specs: Seq
         if name in members:
             found = _select(shard, key, name, members[name], selector)
             present = present or bool(found)
-            texts += [stripped for text in found if (stripped := text.strip())]
+            texts += [stripped[:_LONGEST_CAPTION] for text in found if (stripped := text.strip())]
     if specs and not texts:
         raise BadSample(shard, key, "empty caption" if present else f"no caption: none of {', '.join(specs)}")
     if any(_LONE_SURROGATE.search(text) for text in texts):  # JSON can escape what UTF-8 cannot hold
@@ -198,6 +197,8 @@ def _parse_json(shard: str, key: str, data: bytes) -> Any:
 
 
 def _decode(shard: str, key: str, name: str, data: bytes) -> str:
+    if len(data) > _LONGEST_TEXT:
+        raise BadSample(shard, key, f"{name} has {len(data)} bytes: too many for captions")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

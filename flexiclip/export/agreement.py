@@ -22,7 +22,7 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.config import DataConfig
 from flexiclip.config.schema import Size
 from flexiclip.data.images import decode_image, normalize
-from flexiclip.data.samples import SampleStore
+from flexiclip.data.samples import open_samples
 from flexiclip.data.shards import expand_shards
 from flexiclip.errors import UserError
 
@@ -158,7 +158,7 @@ def _read(source: str) -> list[Image.Image]:
         files = [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower().lstrip(".") in DataConfig().image_keys]
         found = [decode_image(path.read_bytes()) for path in files[:COUNT]]
     else:
-        store = SampleStore(expand_shards(source), DataConfig().image_keys, ())
+        store = open_samples(expand_shards(source), DataConfig().image_keys, ())
         found = [store[number].image for number in range(min(COUNT, len(store)))]
     if not found:
         raise UserError(f"--images {source}: no images there (looked for {', '.join(DataConfig().image_keys)})")

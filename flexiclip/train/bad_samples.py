@@ -26,7 +26,7 @@ class BadShare:
         self._examples: dict[str, str] = {}
 
     def add(self, bad: list[dict[str, str]]) -> None:
-        """Unusable samples of any rank, as {shard, key, reason}; a shard that is damaged has an empty key."""
+        """Unusable samples of any rank, as {shard, key, reason}."""
         for row in bad:
             kind = row["reason"].split(":")[0]
             self.bad += 1

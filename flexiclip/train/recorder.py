@@ -39,6 +39,7 @@ class Recorder:
         self.writer = CheckpointWriter(run.store, run.folder, keep, self.say, run.checkpoint) if run.ranks.main else None
         self._bad: list[dict[str, str]] = []  # met by this rank and not yet named
         self._bad_share, self._start = BadShare(run.config.data.max_bad_fraction), run.step
+        self._name_damaged()
         self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
         self._saved_at = time.monotonic()
 
@@ -136,6 +137,13 @@ class Recorder:
         if self.metrics is not None:
             self.metrics.log_evaluation(self.run.step, values)
         self.say("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def _name_damaged(self) -> None:
+        damaged = self.run.sources.damaged if self.run.sources is not None else ()
+        if damaged and self.metrics is not None:
+            self.metrics.log_bad([shard.as_dict() for shard in damaged])
+            more = f", and {len(damaged) - 1} more (bad_samples.jsonl)" if len(damaged) > 1 else ""
+            self.say(f"a damaged shard, {damaged[0]}{more}")
 
     def _name_bad(self) -> None:
         bad = self.run.ranks.collect(self._bad)

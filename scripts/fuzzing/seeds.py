@@ -123,16 +123,19 @@ def _sparse() -> bytes:
 
 def _caches(shard: bytes) -> list[bytes]:
     """Index caches that carry the shard's stamp: a good one, and one whose numbers lead elsewhere."""
+    offsets = [512, 2048, 3072, 5120]
     good: dict[str, Any] = {
-        "version": 1,
+        "version": 2,
         "stamp": f"{len(shard)}-1",
+        "damage": "",
         "extensions": np.array(["jpg", "txt"]),
         "key_bytes": np.frombuffer(b"s0s1", dtype=np.uint8),
         "key_first": np.array([0, 2, 4], dtype=np.uint32),
         "first": np.array([0, 2, 4], dtype=np.uint32),
         "extension": np.array([0, 1, 0, 1], dtype=np.uint16),
-        "offset": np.array([512, 2048, 3072, 5120], dtype=np.int64),
-        "size": np.array([700, 9, 700, 18], dtype=np.int64),
+        "offset": np.array(offsets, dtype=np.int64),
+        "size": np.array([700, 9, 700, 18], dtype=np.uint32),
+        "header": np.array([zlib.crc32(shard[offset - 512 : offset]) for offset in offsets], dtype=np.uint32),
     }
     changes: list[dict[str, Any]] = [
         {},

@@ -53,11 +53,11 @@ TARGETS = ("index", "samples", "recipe", "weights")
 
 def _index(files: Case, folder: Path) -> str:
     """shard.tar is indexed, with what lies beside it as its cache, and every member that the index names is read."""
-    from flexiclip.data.samples import BadSample, SampleStore
+    from flexiclip.data.samples import BadSample, open_samples
 
     if (folder / "shard.tar").is_file():
         os.utime(folder / "shard.tar", ns=(1, 1))  # what the caches of the seeds are stamped with: others would be dropped unread
-    store = SampleStore([str(folder / "shard.tar")], ("jpg", "png"), ())
+    store = open_samples([str(folder / "shard.tar")], ("jpg", "png"), ())
     outcomes = set()
     for number in range(min(len(store), 50)):
         shard, sample = store.locate(number)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from shardkit import good_sample, write_samples
 
 from flexiclip.data.check import ShardRow, check_shards, describe_shards
 from flexiclip.data.shards import expand_shards
+from flexiclip.errors import UserError
 
 
 def test_good_shards_pass(uneven: str) -> None:
@@ -25,6 +27,13 @@ def test_every_bad_sample_and_shard_is_named_in_order(broken: str, tmp_path: Pat
         ("cut.tar", ""),
     ]
     assert "truncated" in found[-1].reason
+
+
+def test_index_refuses_a_damaged_shard(tmp_path: Path) -> None:
+    whole = write_samples(tmp_path / "cut.tar", [good_sample(n) for n in range(4)])
+    whole.write_bytes(whole.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"cut\.tar: damaged"):
+        describe_shards([str(whole)])
 
 
 def test_shards_are_counted(uneven: str, tmp_path: Path) -> None:

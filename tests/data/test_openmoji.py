@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flexiclip.data.samples import Sample, SampleStore
+from flexiclip.data.samples import Sample, open_samples
 from flexiclip.data.shards import expand_shards
 from flexiclip.data.sources.emoji_names import concept_words, known_emoji
 from flexiclip.data.sources.openmoji import OpenMojiBuild, build_openmoji
@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OpenMojiBuild
 
 
 def samples(folder: Path, name: str) -> list[Sample]:
-    store = SampleStore(expand_shards(str(folder / f"{name}-*.tar")), ("png",), ("txt", "json:captions"))
+    store = open_samples(expand_shards(str(folder / f"{name}-*.tar")), ("png",), ("txt", "json:captions"))
     return [store[number] for number in range(len(store))]
 
 
@@ -44,7 +44,7 @@ def test_the_held_out_set_is_fit_for_scoring(built: tuple[Path, OpenMojiBuild]) 
     assert len({s.captions[0] for s in held_out}) == len({s.image.tobytes() for s in held_out}) == len(held_out)
     assert not any("skin tone" in caption for s in held_out for caption in s.captions)
     classes = (folder / "classnames.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    store = SampleStore(expand_shards(str(folder / "heldout-0000.tar")), ("png",), ())
+    store = open_samples(expand_shards(str(folder / "heldout-0000.tar")), ("png",), ())
     for number, sample in enumerate(held_out):
         label = store.member(*store.locate(number), "cls")
         assert label is not None

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 from shardkit import good_sample, jpeg, write_samples
 
-from flexiclip.data.samples import BadSample, SampleStore
+from flexiclip.data.samples import BadSample, SampleStore, open_samples
 from flexiclip.data.shards import expand_shards
 
 
 def store_of(tmp_path: Path, *samples: dict[str, Any], captions: tuple[str, ...] = ("txt",)) -> SampleStore:
-    return SampleStore([str(write_samples(tmp_path / "x.tar", samples))], ("jpg", "png"), captions)
+    return open_samples([str(write_samples(tmp_path / "x.tar", samples))], ("jpg", "png"), captions)
 
 
 def test_a_store_is_a_flat_list(uneven: str) -> None:
-    store = SampleStore(expand_shards(uneven), ("jpg",), ("txt",))
+    store = open_samples(expand_shards(uneven), ("jpg",), ("txt",))
     assert store.counts.tolist() == [1, 9, 2, 11]
     assert len(store) == 23
     for number in range(23):
@@ -87,7 +87,7 @@ def test_a_shard_that_changes_underneath(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(BadSample, match="short read"):
         store[3]
-    gone = SampleStore([str(write_samples(tmp_path / "y.tar", [good_sample(0)]))], ("jpg",), ("txt",))
+    gone = open_samples([str(write_samples(tmp_path / "y.tar", [good_sample(0)]))], ("jpg",), ("txt",))
     (tmp_path / "y.tar").unlink()
     with pytest.raises(BadSample, match="No such file"):
         gone[0]

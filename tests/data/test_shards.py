@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from flexiclip.data.reading import prefetch, read_range
-from flexiclip.data.samples import SampleStore
+from flexiclip.data.samples import open_samples
 from flexiclip.data.shards import expand_shards
 from flexiclip.errors import UserError
 
@@ -135,7 +135,7 @@ def test_a_server_without_ranges_is_named(uneven: str, http: str, tmp_path: Path
     with pytest.raises(OSError, match="ignores byte ranges"):
         read_range(f"{http}/whole/train-0003.tar", 512, 100)
     with pytest.raises(UserError, match=r"train-0009\.tar: cannot be reached"):
-        SampleStore([f"{http}/train-0009.tar"], ("jpg",), ("txt",), str(tmp_path / "cache"))
+        open_samples([f"{http}/train-0009.tar"], ("jpg",), ("txt",), str(tmp_path / "cache"))
 
 
 def test_memory_shards(uneven: str, loader_of: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from shardkit import good_sample, write_samples
 
-from flexiclip.data.samples import SampleStore
+from flexiclip.data.samples import open_samples
 from flexiclip.data.shards import expand_shards
 from flexiclip.data.stages import Stage, StageBoard, StageName
 from flexiclip.errors import RunError
@@ -125,7 +125,7 @@ def test_a_read_that_hangs_is_seen(tmp_path: Path, uneven: str, loader_of: Any) 
     """A FIFO takes a shard's place after it was indexed: opening it waits for a writer that never comes."""
     batches = loader_of(uneven, workers=1)
     for path in map(Path, expand_shards(uneven)):
-        SampleStore([str(path)], (), ())  # the index stays in its cache
+        open_samples([str(path)], (), ())  # the index stays in its cache
         path.unlink()
         os.mkfifo(path)
     ended: list[BaseException] = []

@@ -23,7 +23,7 @@ from flexiclip.arrays import read_npz
 from flexiclip.config import load
 from flexiclip.config.paths import resolve_folder
 from flexiclip.data.index import index_shard, read_index
-from flexiclip.data.samples import BadSample, SampleStore
+from flexiclip.data.samples import BadSample, open_samples
 from flexiclip.errors import UserError
 
 
@@ -42,7 +42,7 @@ def test_names_in_a_shard_never_become_paths_nor_commands_of_a_terminal(
     names = ("../../escaped", "/etc/passwd", "\x1b[2J\x1b]0;owned\x07s", "a\rb")
     shard = shard_of(tmp_path / "x.tar", {f"{name}.txt": b"no image" for name in names})
     before = sorted(tmp_path.rglob("*"))
-    store = SampleStore([shard], ("png",), ("txt",), str(tmp_path / "cache"))
+    store = open_samples([shard], ("png",), ("txt",), str(tmp_path / "cache"))
     assert [store.key(0, n) for n in range(4)] == list(names)
     for number in range(4):
         with pytest.raises(BadSample):
@@ -79,8 +79,7 @@ def test_a_member_of_negative_size_does_not_lead_back(tmp_path: Path) -> None:
     header[148:156] = b"%06o\0 " % sum(header)
     content[1024:1536] = header
     Path(shard).write_bytes(content)
-    with pytest.raises(UserError, match="damaged"):
-        read_index(shard)
+    assert "negative size" in read_index(shard).damage
 
 
 def test_an_index_cache_that_lies_is_written_anew(tmp_path: Path) -> None:
@@ -90,8 +89,9 @@ def test_an_index_cache_that_lies_is_written_anew(tmp_path: Path) -> None:
     arrays = read_npz(cache)
     for lie in (
         {"offset": np.array([0, 2**40])},
-        {"size": np.array([3, 2**62])},
+        {"size": np.array([3, 2**31], dtype=np.uint32)},
         {"size": np.array([3, -1])},
+        {"header": np.array([0], dtype=np.uint32)},
         {"extension": np.array([0, 7], dtype=np.uint16)},
         {"first": np.array([0, 2**31, 2], dtype=np.uint32)},
         {"key_first": np.array([0, 0, 2], dtype=np.uint32)},

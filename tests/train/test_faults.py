@@ -88,6 +88,38 @@ def test_too_many_end_the_run_with_the_reason_and_lose_nothing(
     assert f"going on from {folder}/checkpoints/step-{stopped}\n" in (tmp_path / "log.0").read_text()
 
 
+def test_a_damaged_shard_is_named_and_what_is_whole_of_it_is_trained(fit: Callable[..., Trained], tmp_path: Path) -> None:
+    """13 samples in one shard, 5 whole ones in another that ends early, a third that is an error page: one epoch of 18."""
+    write_shard(tmp_path / "a.tar", [sample(n) for n in range(13)])
+    cut = Path(write_shard(tmp_path / "b.tar", [sample(n) for n in range(13, 24)]))
+    content = cut.read_bytes()
+    cut.write_bytes(content[: content.index(b"s0018.txt") - 100])
+    (tmp_path / "c.tar").write_text("<html>503</html>" * 99)
+    argv = (f"data.train={tmp_path / '[abc].tar'}", "train.steps=1", "train.global_batch_size=18")
+    run, alone = fit(2, *argv), fit(1, *argv)
+    assert run.samples == alone.samples
+    assert sorted(run.samples[0]["samples"]) == [f"{'a' if n < 13 else 'b'}.tar/s{n:04d}" for n in range(18)]
+    rows = read_lines(run.folder / "bad_samples.jsonl")
+    assert [(Path(row["shard"]).name, row["key"]) for row in rows] == [("b.tar", ""), ("c.tar", "")]
+    assert rows[0]["reason"].startswith("damaged or truncated at byte")
+    assert rows[0]["reason"].endswith("(5 samples before that are used)")
+    assert "not a plain tar file" in rows[1]["reason"]
+    said = Path(f"{run.folder.with_name('log')}.0").read_text()
+    assert f"a damaged shard, {cut}: damaged or truncated" in said
+    assert "and 1 more (bad_samples.jsonl)" in said
+
+
+def test_too_many_damaged_shards_are_refused(recipe: list[str], tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.tar").write_bytes(b"")
+    write_shard(tmp_path / "d.tar", [sample(n) for n in range(12)])
+    argv = [f"data.train={tmp_path / '*.tar'}", f"run_dir={tmp_path / 'run'}"]
+    assert run_ranks(1, tmp_path / "log", flexiclip_main, "train", *recipe, *argv) == [2]
+    said = (tmp_path / "log.0").read_text()
+    assert "3 of 4 shards are damaged, more than data.max_bad_fraction=0.1" in said
+    assert "Traceback" not in said
+
+
 def test_data_check_names_them_and_exits_with_1(faulty: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", faulty]) == 1
     lines = capsys.readouterr().out.splitlines()
