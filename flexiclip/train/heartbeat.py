@@ -80,6 +80,7 @@ class Heartbeat:
         if error is None:
             self._leave({"done": True})
             return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the launcher, which has seen it too: we leave, but not without a word
         caused = self._lies_behind(error)
         self._told = True
         # Nothing is left to do but to say the line: what hangs on the way out, a library's threads perhaps, must not keep us.

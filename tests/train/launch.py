@@ -176,10 +176,8 @@ class Command:
         self.start([sys.executable, "-m", *launcher, "-m", "flexiclip", *argv], str(log), ENVIRONMENT)
 
     def deepspeed(self, world: int, log: Path, *argv: str) -> None:
-        """`deepspeed --module flexiclip ARGV` on this host, whose slots a hostfile counts."""
-        hosts = Path(f"{log}.hosts")
-        hosts.write_text(f"localhost slots={world}\n")
-        launcher = ["deepspeed.launcher.runner", "--hostfile", str(hosts)]
+        """`deepspeed --num_gpus WORLD --module flexiclip ARGV`, which on a CPU counts processes."""
+        launcher = ["deepspeed.launcher.runner", "--num_gpus", str(world), "--master_port", str(free_port())]
         self.start([sys.executable, "-m", *launcher, "--module", "flexiclip", *argv], str(log), ENVIRONMENT)
 
     def start(self, command: list[str], log: str, environment: dict[str, str]) -> None:
