@@ -48,6 +48,16 @@ def make_target(name: str) -> Target:
     return Target(run[name], documented[name])
 
 
+def import_libraries() -> None:
+    """Import what the weight readers stand on, which none of the inputs should pay for."""
+    import open_clip
+    import timm
+    import torch
+    import transformers
+
+    assert all((open_clip, timm, torch, transformers.CLIPModel, transformers.AutoTokenizer))
+
+
 TARGETS = ("index", "samples", "recipe", "weights")
 
 
