@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from flexiclip.data.jpeg import more_scans_than
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 2**26  # 8192 x 8192: 268 MB as Pillow holds it. A larger image is an error, not a worker out of memory.
 _SEVERAL_TIMES = ("WEBP", "AVIF")  # their decoders hold the picture several times over: half as many pixels
+_MOST_SCANS = 100  # of a JPEG; a progressive one has about ten
 _BAND = 2**22  # pixels that are converted at once, where a conversion makes several pictures of one
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # never EPS and its like, which start programs
@@ -56,8 +59,11 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
         most = MAX_PIXELS // 2 if image.format in _SEVERAL_TIMES else MAX_PIXELS
         if image.width * image.height > most:
             raise ImageError(f"{image.width} x {image.height} exceeds {most} pixels")
-        if min_side is not None and image.format in ("JPEG", "MPO"):
-            image.draft(None, (min_side, min_side))
+        if image.format in ("JPEG", "MPO"):
+            if more_scans_than(data, _MOST_SCANS):
+                raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take too long to decode")
+            if min_side is not None:
+                image.draft(None, (min_side, min_side))
         image.load()
         return to_rgb(_upright(image))
     except ImageError:

@@ -198,7 +198,7 @@ def _parse_json(shard: str, key: str, data: bytes) -> Any:
 
 def _decode(shard: str, key: str, name: str, data: bytes) -> str:
     if len(data) > _LONGEST_TEXT:
-        raise BadSample(shard, key, f"{name} has {len(data)} bytes: too many for captions")
+        raise BadSample(shard, key, f"caption too long: {name} has {len(data)} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

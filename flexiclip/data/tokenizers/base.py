@@ -22,6 +22,9 @@ from torch import Tensor
 from flexiclip.config import TokenizerConfig
 from flexiclip.errors import UserError
 
+_CHARACTERS = 16  # of a text, a column of the output
+_LONGEST_TEXT = 1024  # characters that are looked at in any case
+
 
 class Tokenizer(ABC):
     """Texts to ids, padded or cut to one length.
@@ -49,8 +52,13 @@ class Tokenizer(ABC):
         """At least one text to ids, int64 [N, context_length]."""
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """One text or N of them to ids, int64 [N, context_length]."""
-        batch = [texts] if isinstance(texts, str) else list(texts)
+        """One text or N of them to ids, int64 [N, context_length].
+
+        Of a text only as much is looked at as can fill the columns: the time that a byte-pair encoding in Python takes for a word
+        grows with the square of its length, and the web's captions hold words of a megabyte.
+        """
+        longest = max(_LONGEST_TEXT, _CHARACTERS * self.context_length)
+        batch = [text[:longest] for text in ([texts] if isinstance(texts, str) else texts)]
         if not batch:
             return torch.empty((0, self.context_length), dtype=torch.int64)
         return self.encode(batch)
