@@ -5,7 +5,7 @@ gradients are those of that loss with respect to this rank's rows and to the sca
 from all rows. (An engine that averages gradients over ranks must therefore multiply by the number of ranks; train/step.py does.)
 
 Method. Rank r holds its b image rows and all N gathered captions. The b x N block of logits, visited tile by tile, gives
-everything: the normalisers of its images directly, those of the captions after one exchange of N partial sums, dzimg directly
+everything: the normalisers of its images directly, those of the captions after an exchange of N partial sums, dzimg directly
 and dztxt after one reduction. Every tile is written over the one before, so the logits take the memory of one tile whatever the
 batch, and on a CPU they stay in its cache; the second visit recomputes them (as in Inf-CL, arXiv 2410.17243, and DisCo-CLIP,
 arXiv 2304.08480). Gradients are formed in forward, where the embeddings are at hand. `scripts/bench/losses.py` measures it.
@@ -151,7 +151,7 @@ def _softmax(block: _Block, needs_grad: bool) -> Result:
         for norm, part, dim in ((image_norm, tile.rows, 1), (text_norm, tile.columns, 0)):
             torch.logaddexp(norm[part], tile.logsumexp(dim), out=norm[part])
         positives_sum += tile.positives.sum()
-    text_norm = torch.stack(_gather(text_norm)).logsumexp(dim=0)
+    text_norm = _logsumexp_over_ranks(text_norm)
     own = text_norm[block.first : block.first + local]
     loss = (image_norm.sum() + own.sum() - 2 * positives_sum) / (2 * total)
     if not needs_grad:
@@ -275,6 +275,15 @@ def _sum(x: Tensor) -> Tensor:
     if _world() > 1:
         dist.all_reduce(x)
     return x
+
+
+def _logsumexp_over_ranks(x: Tensor) -> Tensor:
+    """Two sums of x's size whatever the number of ranks, where gathering all their x would take as many times its memory."""
+    if _world() == 1:
+        return x
+    highest = x.clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return _sum((x - highest).exp_()).log_().add_(highest)
 
 
 def _reduce_rows(x: Tensor, rows: int) -> Tensor:

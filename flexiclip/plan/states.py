@@ -15,7 +15,7 @@ ZeRO-3 gathers what it runs: all parameters at once while a step has one micro-b
 within 1e9 parameters; block by block when there are several. A tower that is locked whole comes on top, on every rank.
 
 Sources: ZeRO (arXiv 1910.02054, section 5); DeepSpeed 0.19 runtime/zero/stage_1_and_2.py, stage3.py and
-partitioned_param_coordinator.py; tests/plan/test_ranks.py reads the sizes from running engines.
+partitioned_param_coordinator.py; tests/plan/test_traffic.py reads the sizes from running engines.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A collective over n bytes makes each of W ranks send (W - 1) / W n as an all-gat
 all-reduce: what NCCL's rings do, and no algorithm less (Patarasuk and Yuan, doi 10.1016/j.jpdc.2008.09.002). P parameters in the
 engine, T of them trained, k micro-batches, N pairs in the global batch, D the joint space, all float32:
 
-    loss       all-gather N D and, for softmax, W N (each rank's partial normalisers of all captions); reduce-scatter N D;
-               all-reduce of three numbers
+    loss       all-gather N D; reduce-scatter N D; all-reduce of three numbers and, for softmax, of 2 N (the normalisers of all
+               captions: their maxima and their sums)
     torch      all-reduce T, with the last micro-batch
     ZeRO 0, 1  all-reduce T with the last micro-batch; ZeRO 1 all-gathers T after the update
     ZeRO 2     all-reduce k T (gradients that are not kept whole leave with each micro-batch), all-gather T after the update
@@ -14,7 +14,7 @@ engine, T of them trained, k micro-batches, N pairs in the global batch, D the j
                stage3_param_persistence_threshold are whole on every rank and gathered once; that is left out. An upper bound:
                what is still whole from the pass before is not gathered again (13 % of a small model).
 
-tests/plan/test_ranks.py counts the bytes of running engines. Under ZeRO 1 and 2 DeepSpeed all-reduces buckets that belong
+tests/plan/test_traffic.py counts the bytes of running engines. Under ZeRO 1 and 2 DeepSpeed all-reduces buckets that belong
 to several ranks, twice as much as the paper's reduce-scatter.
 """
 
@@ -46,21 +46,19 @@ def step_collectives(model: Model, engine: Engine, micro_batches: int) -> list[C
     """All collectives of a step of `micro_batches`; none on a single rank."""
     if engine.world == 1:
         return []
-    return _loss(model, engine.world) + _engine(model, engine, micro_batches)
+    return _loss(model) + _engine(model, engine, micro_batches)
 
 
-def _loss(model: Model, world: int) -> list[Collective]:
+def _loss(model: Model) -> list[Collective]:
     config = model.config
     rows, dim = config.train.global_batch_size, config.model.embed_dim
     found = [Collective("all_gather", "loss", FLOAT * rows * dim)]
-    if config.loss.kind == "softmax":
-        found.append(Collective("all_gather", "loss", FLOAT * rows * world))
     if config.loss.mask_identical:
         found.append(Collective("all_gather", "loss", 8 * rows))
     return [
         *found,
         Collective("reduce_scatter", "loss", FLOAT * rows * dim),
-        Collective("all_reduce", "loss", FLOAT * 3),
+        Collective("all_reduce", "loss", FLOAT * (3 + 2 * rows * (config.loss.kind == "softmax"))),
     ]
 
 
