@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "whole":
             self._send(200, content)
         elif fault == "shifted":
-            self._send(206, content[: len(part)], 0, len(content))
+            self._send(206, content[start + 512 : end + 512], start + 512, len(content))
         elif fault == "short":
             self._send(206, part[: len(part) // 2], start, len(content))
         elif fault in ("close", "promise", "trickle"):

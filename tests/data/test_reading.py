@@ -55,7 +55,7 @@ def test_a_server_that_recovers_gives_the_same_batches(
 def test_a_server_that_hangs_and_recovers(uneven: str, server: FlakyServer, loader_of: Any, workers: int) -> None:
     """It accepts and never answers, then answers a byte at a time: each attempt ends by the clock."""
     remote = f"{server.url}/{Path(uneven).name}"
-    sources = open_sources(DataConfig(train=remote, window_shards=2, read_timeout_s=2.0), 3)
+    sources = open_sources(DataConfig(train=remote, window_shards=2, read_timeout_s=1.5), 3)
     server.faults = ("hang", "trickle")
     given = {"steps": 1, "workers": workers, "sources": sources}
     (local,), (batch,) = loader_of(uneven, steps=1), loader_of(remote, **given)

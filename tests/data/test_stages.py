@@ -151,6 +151,7 @@ def test_a_read_that_hangs_is_seen(tmp_path: Path, uneven: str, loader_of: Any) 
     assert f"data worker 0 (pid {stage.pid}) has died at {stage.shard} {stage.key}" in str(ended[0])
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_pass(uneven: str, loader_of: Any) -> None:
     """Noticed where a batch is asked for, not in the middle of whatever the trainer is doing."""
     batches = loader_of(uneven, workers=2, prefetch=1, steps=1000)
@@ -190,6 +191,7 @@ list(batches)
 """
 
 
+@pytest.mark.slow
 def test_a_hanging_worker_does_not_keep_the_trainer(tmp_path: Path) -> None:
     """The trainer fails while its worker waits for ever in a read: the process must end all the same."""
     shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(3)])

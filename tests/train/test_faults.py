@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch import Command, Trained, flexiclip_main, run_ranks
+from launch import Command, Trained, descendants, flexiclip_main, run_ranks
 from train_shards import sample, write_shard
 
 from flexiclip.__main__ import main
@@ -118,6 +120,27 @@ def test_too_many_damaged_shards_are_refused(recipe: list[str], tmp_path: Path) 
     said = (tmp_path / "log.0").read_text()
     assert "3 of 4 shards are damaged, more than data.max_bad_fraction=0.1" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_data_worker_that_is_killed_ends_the_run_in_one_line(recipe: list[str], tmp_path: Path) -> None:
+    """As the kernel does for want of memory. The checkpoint before it is what the next start goes on from."""
+    folder = tmp_path / "run"
+    argv = [f"run_dir={folder}", "data.workers=1", "data.prefetch=1", "train.steps=100000", "train.save_every=2"]
+    with Command() as command:
+        command.train(1, tmp_path / "log", *recipe, *argv)
+        command.wait_for((folder / "checkpoints" / "latest").is_file)
+        (trainer,) = command.started
+        workers = [
+            pid for pid in descendants(trainer.pid)[1:] if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+        assert len(workers) == 1, workers
+        os.kill(workers[0], signal.SIGKILL)
+        assert command.wait() == [1]
+    said = (tmp_path / "log.0").read_text()
+    assert f"data worker 0 (pid {workers[0]}) has died at " in said
+    assert "Traceback" not in said
+    assert (folder / "checkpoints" / "latest").is_file()
 
 
 def test_data_check_names_them_and_exits_with_1(faulty: str, capsys: pytest.CaptureFixture[str]) -> None:
