@@ -140,6 +140,7 @@ def _caches(shard: bytes) -> list[bytes]:
     changes: list[dict[str, Any]] = [
         {},
         {"size": np.array([2**62] * 4)},
+        {"size": np.array([2**32 - 1] * 4, dtype=np.uint32)},
         {"offset": np.array([-(2**62)] * 4)},
         {"first": np.array([0, 2**31, 4], dtype=np.uint32)},
         {"extension": np.array([9] * 4, dtype=np.uint16)},

@@ -62,12 +62,17 @@ TARGETS = ("index", "samples", "recipe", "weights")
 
 
 def _index(files: Case, folder: Path) -> str:
-    """shard.tar is indexed, with what lies beside it as its cache, and every member that the index names is read."""
-    from flexiclip.data.samples import BadSample, open_samples
+    """shard.tar is indexed, with what lies beside it as its cache, and every member that the index names is read.
+
+    Of a damaged shard the samples before the damage are read, as in training.
+    """
+    from flexiclip.data.index import index_shards, require_whole
+    from flexiclip.data.samples import BadSample, SampleStore
 
     if (folder / "shard.tar").is_file():
         os.utime(folder / "shard.tar", ns=(1, 1))  # what the caches of the seeds are stamped with: others would be dropped unread
-    store = open_samples([str(folder / "shard.tar")], ("jpg", "png"), ())
+    indices = index_shards([str(folder / "shard.tar")])
+    store = SampleStore(indices, ("jpg", "png"), ())
     outcomes = set()
     for number in range(min(len(store), 50)):
         shard, sample = store.locate(number)
@@ -77,6 +82,7 @@ def _index(files: Case, folder: Path) -> str:
         except BadSample:
             outcomes.add("unreadable")
         assert store.key(shard, sample), "a sample has a key"
+    require_whole(indices)
     return ", ".join(sorted(outcomes)) or "no samples"
 
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).parent / "corpus"
 TARGETS = ("index", "samples", "recipe", "weights")
-MUTATIONS = 300
+MUTATIONS = 200
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
