@@ -50,12 +50,17 @@ def check_layers(layers: object, where: str) -> None:
 
 
 def build_within(build: Callable[[], M], weights: Path, where: str) -> M:
-    """What `build` makes, unless it needs more than the file `weights` could hold: asked of the meta device first."""
+    """What `build` makes, unless it needs more than the file `weights` could hold."""
+    check_build(build, weights, where)
+    return build()
+
+
+def check_build(build: Callable[[], nn.Module], weights: Path, where: str) -> None:
+    """Raise UserError when what `build` makes needs more than the file `weights` could hold: asked of the meta device."""
     with torch.device("meta"):
         shell = build()
     _check_room(sum(p.numel() for p in shell.parameters()), weights, where)
     _check_room(sum(b.numel() for b in shell.buffers()) - _MASKS, weights, where)
-    return build()
 
 
 def _check_room(numbers: int, weights: Path, where: str) -> None:

@@ -130,13 +130,17 @@ def _recipe(files: Case, folder: Path) -> str:
 
 
 def _weights(files: Case, folder: Path) -> str:
-    """A weight file, a Hugging Face folder, a model folder or checkpoints, by the name of the case's first file."""
+    """A weight file, a Hugging Face or open_clip folder, a model folder or checkpoints, by the name of the case's first file."""
     first = next(iter(files), "")
     text = folder / "text.model" if "text.model" in files else None
     if first.startswith("model/"):
         return _model_folder(folder / "model")
     if first.startswith("checkpoints/"):
         return _checkpoint(folder / "checkpoints")
+    if first.startswith("local/"):
+        from flexiclip.models.weights.open_clip import import_open_clip
+
+        return _built(import_open_clip(f"local-dir:{folder / 'local'}", None, text))
     if first.startswith("hf/"):
         from flexiclip.models.weights.transformers import import_transformers
 

@@ -61,6 +61,8 @@ def weight_seeds() -> list[Case]:
         {"open_clip.pt": _torch(open_clip_state), "text.model": vocabulary},
         {"open_clip.safetensors": save(open_clip_state), "text.model": vocabulary},
         hugging_face | {"text.model": vocabulary},
+        _local_dir(json.dumps(_OPEN_CLIP))
+        | {"local/open_clip_model.safetensors": save(open_clip_state), "text.model": vocabulary},
         model,
         checkpoint,
     ]
@@ -75,6 +77,10 @@ def register_open_clip() -> None:
         path = Path(folder) / f"{OPEN_CLIP_ARCH}.json"
         path.write_text(json.dumps(_OPEN_CLIP), encoding="utf-8")
         open_clip.add_model_config(path)
+
+
+def _local_dir(model_cfg: str) -> Case:
+    return {"local/open_clip_config.json": f'{{"model_cfg": {model_cfg}, "preprocess_cfg": {{}}}}'.encode()}
 
 
 def _attacks(model: Case) -> list[Case]:
@@ -97,6 +103,9 @@ def _attacks(model: Case) -> list[Case]:
         config.replace("kind: transformer", "kind: huggingface\n    name: ../outside"),
         config + "x: &x [*x]\n",
     ]
+    local = json.dumps(_OPEN_CLIP)
+    changes = [('"width": 8', '"width": 8000000'), ('"layers": 1', '"layers": 9000000'), ('"heads": 2', '"heads": 0')]
+    changes += [('"image_size": 8', '"image_size": 8e9'), ('"text_cfg": {', '"text_cfg": {"hf_tokenizer_name": "a/b", ')]
     headers: list[object] = [header, overlap, zero, {}, []]
     return [
         *({"w.safetensors": _safetensors(json.dumps(h).encode())} for h in headers),
@@ -111,6 +120,7 @@ def _attacks(model: Case) -> list[Case]:
         *({name: _torch(bomb, legacy)} for legacy in (False, True) for name in ("w.pt", "open_clip.pt")),
         {"w.npz": _npz({"x": np.array([MarkerBomb()], dtype=object)})},
         *(model | {"model/config.yaml": text.encode()} for text in huge),
+        *(_local_dir(local.replace(a, b)) | {"local/open_clip_pytorch_model.bin": _torch({})} for a, b in changes),
         {
             "hf/config.json": b'{"model_type": "clip", "auto_map": {"AutoConfig": "evil.X"}}',
             "hf/evil.py": b"import os; os.abort()",
