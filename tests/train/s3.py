@@ -32,16 +32,24 @@ class S3Server:
         with log.open("w") as file:
             command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
             self._process = subprocess.Popen(command, stdout=file, stderr=file)
+        try:
+            self._wait(log)
+            self.fs.mkdir(BUCKET)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self, log: Path) -> None:
+        """Until it listens."""
         deadline = time.monotonic() + 120
         while True:
             assert self._process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, "the S3 server does not start"
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
-                break
+                return
             except OSError:
                 time.sleep(0.05)
-        self.fs.mkdir(BUCKET)
 
     @property
     def fs(self):

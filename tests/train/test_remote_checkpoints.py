@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from alike import ENGINES
 from launch import ENVIRONMENT, Command, Trained, flexiclip_main, free_port, run_ranks
 from s3 import BUCKET, Road, S3Server, credentials
 
-Fit = Callable[..., Trained]
+PLACE = f"train.checkpoint_dir=s3://{BUCKET}/run"
+KEEP = ("train.save_every=5", "train.keep_last=1", "train.keep_every=10")
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +44,22 @@ def assert_goes_on_like(run: Trained, reference: Trained, start: int) -> None:
         assert (run.weights()[name] - tensor).abs().max() < 1e-5, name
 
 
-def test_saved_there_and_gone_on_from_elsewhere(server: S3Server, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
-    """Two ranks under ZeRO-2 save; three ranks of plain torch go on from the newest in a run folder that is new, as on another
-    host; one rank goes on from an older one by its URL. The tokenizer trained for the run comes with the checkpoint."""
-    own = [key for key in recipe if not key.startswith("tokenizer.path")]
-    place = f"train.checkpoint_dir=s3://{BUCKET}/run"
-    keep = ("train.save_every=5", "train.keep_last=1", "train.keep_every=10")
-    codes, said = train(server.port, 2, own, tmp_path / "a", f"run_dir={tmp_path / 'one'}", place, *keep, *ENGINES["zero2"])
+@pytest.fixture(scope="module")
+def saved(server: S3Server, recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Two ranks under ZeRO-2 that keep step 10 for good and 20 as the last, with a tokenizer trained for the run."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    argv = (*own_tokenizer(recipe), f"run_dir={folder}", PLACE, *KEEP, *ENGINES["zero2"])
+    codes, said = train(server.port, 2, list(argv), folder.with_name("log"))
     assert codes == [0, 0], said
-    whole = Trained(tmp_path / "one")
+    return Trained(folder)
+
+
+def own_tokenizer(recipe: list[str]) -> list[str]:
+    return [key for key in recipe if not key.startswith("tokenizer.path")]
+
+
+def test_saved_there_and_gone_on_from_elsewhere(server: S3Server, recipe: list[str], saved: Trained, tmp_path: Path) -> None:
+    """Three ranks of plain torch go on from the newest in a run folder that is new, as on other hosts."""
     assert server.names("run") == {"latest", "step-10", "step-20"}
     assert server.text("run/latest") == "step-20\n"
     sizes = json.loads(server.text("run/step-10/state.json") or "")["files"]
@@ -60,27 +68,32 @@ def test_saved_there_and_gone_on_from_elsewhere(server: S3Server, recipe: list[s
         for path, info in server.fs.find(f"{BUCKET}/run/step-10", detail=True).items()
         if not path.endswith("state.json")
     }
-    assert {path.name for path in (tmp_path / "one").iterdir()} & {"checkpoints", ".saving", ".fetched"} == set()
+    assert {path.name for path in saved.folder.iterdir()} & {"checkpoints", ".saving", ".fetched"} == set()
 
     server.fs.pipe_file(f"{BUCKET}/run/latest", b"step-10\n")  # as it was when step 10 had just been written
-    codes, said = train(server.port, 3, own, tmp_path / "b", f"run_dir={tmp_path / 'two'}", place, *keep, *ENGINES["torch"])
+    folder = tmp_path / "run"
+    argv = (f"run_dir={folder}", PLACE, *KEEP, *ENGINES["torch"])
+    codes, said = train(server.port, 3, own_tokenizer(recipe), tmp_path / "log", *argv)
     assert codes == [0, 0, 0], said
     assert f"going on from s3://{BUCKET}/run/step-10\n" in said
     assert "training a sentencepiece tokenizer" not in said
-    assert_goes_on_like(Trained(tmp_path / "two"), whole, 10)
-    assert not (tmp_path / "two" / ".fetched").exists()
+    assert_goes_on_like(Trained(folder), saved, 10)
+    assert not (folder / ".fetched").exists()
 
-    resume = f"train.resume=s3://{BUCKET}/run/step-10"
-    codes, said = train(server.port, 1, own, tmp_path / "c", f"run_dir={tmp_path / 'three'}", resume)
+
+@pytest.mark.slow
+def test_one_of_them_by_its_url(server: S3Server, recipe: list[str], saved: Trained, tmp_path: Path) -> None:
+    own, resume = own_tokenizer(recipe), f"train.resume=s3://{BUCKET}/run/step-10"
+    codes, said = train(server.port, 1, own, tmp_path / "a", f"run_dir={tmp_path / 'a-run'}", resume)
     assert codes == [0], said
-    assert_goes_on_like(Trained(tmp_path / "three"), whole, 10)
+    assert_goes_on_like(Trained(tmp_path / "a-run"), saved, 10)
 
-    codes, said = train(server.port, 1, own, tmp_path / "d", f"run_dir={tmp_path / 'four'}", place, "seed=1")
+    codes, said = train(server.port, 1, own, tmp_path / "b", f"run_dir={tmp_path / 'b-run'}", PLACE, "seed=1")
     assert codes == [2]
     assert f"s3://{BUCKET}/run holds a run with seed=0, not 1" in said
 
     server.fs.pipe_file(f"{BUCKET}/run/step-10/optimizer.safetensors", b"cut")
-    codes, said = train(server.port, 2, own, tmp_path / "e", f"run_dir={tmp_path / 'five'}", resume)
+    codes, said = train(server.port, 2, own, tmp_path / "c", f"run_dir={tmp_path / 'c-run'}", resume)
     assert codes == [2, 2]
     assert "step-10 is no complete checkpoint (optimizer.safetensors has 3 of " in said
 
