@@ -85,7 +85,8 @@ class Soak:
 
     def strike(self, life: Life, how: str, moment: str) -> None:
         """One life that does not end by itself."""
-        (self.folder / "evaluating").unlink(missing_ok=True)
+        for left in (self.folder / "evaluating", *self.log.parent.glob(f"{self.log.name}.*")):  # of the life before
+            left.unlink(missing_ok=True)
         world, overrides = life(self.rng)
         with started_ranks(world, self.log, train_and_evaluate, *self.argv, *overrides) as ranks:
             self._wait_for(moment, ranks)
