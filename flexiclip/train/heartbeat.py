@@ -31,6 +31,7 @@ from typing import Any
 import torch.distributed as dist
 
 from flexiclip.errors import RunError, UserError
+from flexiclip.train.signals import Stopped
 
 BEAT_S = 2.0
 JOIN_S = 600.0
@@ -48,7 +49,8 @@ class Heartbeat:
     """The watch of one rank among `world` > 1, for the time of a `with` block.
 
     Whatever ends the block is told to the other ranks. An exception that a lost rank has caused leaves it as a RunError that
-    names that rank; where the main thread does not come out, the process is ended with the same line and code 1.
+    names that rank; where the main thread does not come out, the process is ended with the same line and code 1. A rank that
+    a signal has stopped before the first step stops all.
     """
 
     def __init__(self, store: Any, rank: int, world: int, timeout_s: float) -> None:
@@ -57,6 +59,7 @@ class Heartbeat:
         self.beat_s = min(BEAT_S, timeout_s / 5)
         self.name = f"rank {rank} ({socket.gethostname()}, pid {os.getpid()})"
         self.loss: str | None = None  # which rank the run has lost, and how
+        self._stopped = False  # by a signal that it was sent
         self._links: list[_Link] = []
         self._awaited = set(range(1, world)) if rank == 0 else set()
         self._listener: socket.socket | None = None
@@ -85,13 +88,13 @@ class Heartbeat:
         self._told = True
         # Nothing is left to do but to say the line: what hangs on the way out, a library's threads perhaps, must not keep us.
         signal.alarm(GRACE_S)
-        self._leave({"lost": f"{self.name} left: {_in_one_line(error)}"})
+        self._leave({"lost": f"{self.name} left: {_in_one_line(error)}", "stopped": isinstance(error, Stopped)})
         if caused:
-            raise RunError(str(self.loss)) from None
+            raise (Stopped() if self._stopped else RunError(str(self.loss))) from None
 
     def _lies_behind(self, error: BaseException) -> bool:
         """Whether a lost rank caused the error. One of the network waits for the news, which may come later than the error."""
-        if isinstance(error, (UserError, RunError, KeyboardInterrupt, SystemExit)):
+        if isinstance(error, (UserError, RunError)) or not isinstance(error, Exception):
             return False
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _NETWORK.search(str(error))):
             self._known.wait(self.timeout_s + 2 * self.beat_s)
@@ -199,17 +202,17 @@ class Heartbeat:
             self._awaited.discard(int(message["rank"]))
         elif "lost" in message:
             link.done = True
-            self._lose(str(message["lost"]))
+            self._lose(str(message["lost"]), bool(message.get("stopped")))
         elif "done" in message:
             link.done = True
             raise ConnectionAbortedError  # nothing more is to be said on either side
 
-    def _lose(self, loss: str) -> None:
+    def _lose(self, loss: str, stopped: bool = False) -> None:
         if self.loss is not None or self._over.is_set():
             return
         for link in self._links:
-            link.send({"lost": loss})
-        self.loss, self._end_at = loss, time.monotonic() + GRACE_S
+            link.send({"lost": loss, "stopped": stopped})
+        self.loss, self._stopped, self._end_at = loss, stopped, time.monotonic() + GRACE_S
         self._known.set()
 
     def _end(self) -> None:
@@ -217,7 +220,7 @@ class Heartbeat:
             print(f"flexiclip: {self.loss}", file=sys.stderr, flush=True)
         for worker in multiprocessing.active_children():
             worker.kill()
-        os._exit(1)
+        os._exit(int(os.environ.get("FLEXICLIP_STOPPED_CODE", "0")) if self._stopped else 1)  # as the command line would
 
     def _let_go(self) -> None:
         """Close the sockets of this process; a fork's copies, or the watch's own at its end."""
@@ -266,7 +269,7 @@ class _Link:
 
 
 def _in_one_line(error: BaseException) -> str:
-    if isinstance(error, (UserError, RunError)):
+    if isinstance(error, (UserError, RunError, Stopped)):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"

@@ -6,6 +6,7 @@ samples from (seed, step), and its learning rate from the step: the only state i
 
 from __future__ import annotations
 
+import sys
 import time
 
 from flexiclip.config import Config
@@ -13,7 +14,7 @@ from flexiclip.data.batch import Batch
 from flexiclip.train.ranks import joined_ranks
 from flexiclip.train.recorder import Evaluators, Recorder
 from flexiclip.train.setup import Run, set_up
-from flexiclip.train.signals import StopSignal
+from flexiclip.train.signals import Stopped, StopSignal
 from flexiclip.train.stalls import PATIENCE, Feed
 from flexiclip.train.step import Inputs
 
@@ -24,16 +25,21 @@ def train(config: Config, evaluators: Evaluators | None = None) -> bool:
     evaluators: model -> metrics, called on every rank.
     """
     group, patience_s = config.engine.kind == "deepspeed", (PATIENCE + 1) * config.data.stall_s
-    with (
-        joined_ranks(group, config.train.threads, config.train.rank_timeout_s, patience_s) as ranks,
-        StopSignal() as stop,
-    ):
-        run = set_up(config, ranks, evaluators is not None)
-        if run.step == run.horizon.steps:
-            ranks.say(f"{run.folder} is complete at step {run.step}: nothing to train")
-            return True
-        with Recorder(run, evaluators) as recorder, Feed(run.batches(), ranks.rank, config.data.stall_s, stop) as feed:
-            _loop(run, recorder, feed, stop)
+    try:
+        with (
+            joined_ranks(group, config.train.threads, config.train.rank_timeout_s, patience_s) as ranks,
+            StopSignal() as stop,
+        ):
+            run = set_up(config, ranks, evaluators is not None)
+            stop.defer()
+            if run.step == run.horizon.steps:
+                ranks.say(f"{run.folder} is complete at step {run.step}: nothing to train")
+                return True
+            with Recorder(run, evaluators) as recorder, Feed(run.batches(), ranks.rank, config.data.stall_s, stop) as feed:
+                _loop(run, recorder, feed, stop)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return False
     return run.step == run.horizon.steps
 
 

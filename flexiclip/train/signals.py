@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A second Ctrl-C leaves at once."""
+"""Ctrl-C and SIGTERM: finish the step, save, leave; before the first step, just leave. A second Ctrl-C leaves at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from types import FrameType
 from typing import Any
 
 
+class Stopped(BaseException):
+    """A signal asked to stop while there was nothing to save. No error: it passes `except Exception`."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped by a signal before the first step")
+
+
 class StopSignal:
-    """`asked` becomes true on SIGINT or SIGTERM while the block runs."""
+    """SIGINT and SIGTERM while the block runs: they raise Stopped, but after `defer` they only set `asked`."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._deferred = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -23,7 +31,15 @@ class StopSignal:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
+    def defer(self) -> None:
+        """From now on there is something to save: the run looks at `asked` between its steps."""
+        self._deferred = True
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.asked:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.asked = True
+        if not self._deferred:
+            raise Stopped

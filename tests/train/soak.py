@@ -93,7 +93,7 @@ class Soak:
             victims = [self.rng.choice(ranks)] if how == "kill one" else self.rng.sample(ranks, world)
             for victim in victims:
                 (victim.terminate if how == "SIGTERM" else victim.kill)()
-            leave_in_time(ranks)
+            leave_in_time(ranks, 120)
         trained = self._read_log()
         self.counts.update([how, f"at {moment}", f"on {world}", "strikes"])
         self._check(how, trained, ranks, ranks.index(victims[0]))

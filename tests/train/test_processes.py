@@ -109,6 +109,18 @@ def test_sigint_under_a_launcher_saves(recipe: list[str], tmp_path: Path, launch
     assert newest(folder) == reached(folder) >= 3
 
 
+def test_a_signal_before_the_first_step_stops_all_ranks(recipe: list[str], tmp_path: Path) -> None:
+    """Sent to one of them while the engine is being made: nothing is to be saved, and nobody waits for its start."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    with started_ranks(2, log, flexiclip_main, "train", *recipe, f"run_dir={folder}", *ENGINES["zero1"], *ENDLESS) as ranks:
+        wait_until((folder / "config.yaml").is_file, ranks)
+        ranks[1].terminate()
+        leave_in_time(ranks)
+    assert [process.exitcode for process in ranks] == [0, 0], text(log, 0) + text(log, 1)
+    assert "stopped by a signal" in text(log, 0)
+    assert "Traceback" not in text(log, 0) + text(log, 1)
+
+
 # --- Data that hangs
 
 
