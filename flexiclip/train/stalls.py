@@ -20,6 +20,7 @@ from flexiclip.train.signals import StopSignal
 PATIENCE = 10
 """Times data.stall_s without a batch after which the run ends."""
 
+_LEAVE_S = 10.0  # for a batch that is being read when the run ends
 _POLL_S = 0.1  # how soon a signal to stop is noticed while there is no batch
 
 
@@ -33,15 +34,18 @@ class Feed:
         self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._fetched: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         self._fetching = False
-        threading.Thread(target=self._fetch, name="feed", daemon=True).start()
+        self._thread = threading.Thread(target=self._fetch, name="feed", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wanted.put(False)  # a thread that hangs in a read never takes it: it ends with the process
+        self._wanted.put(False)
         if self._fetching:
             self._batches.end_workers()
+        # An interpreter that ends under a thread inside of torch aborts. One that hangs in a read ends with the process.
+        self._thread.join(_LEAVE_S)
 
     def take(self, step: int) -> Batch | None:
         """The next batch, which is that of `step`; None when a signal asked to stop before there was one.
