@@ -8,10 +8,12 @@ from __future__ import annotations
 import atexit
 import functools
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -192,10 +194,20 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+def _leave_with_the_trainer() -> None:
+    """Wait for the trainer's end. torch has a worker look at its parent's number between two batches: one that hangs in a read
+    would outlive a trainer that was killed, and so would every worker whose parent is a fork server."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None, "not a worker"
+    connection.wait([trainer.sentinel])
+    os._exit(1)
+
+
 def _start_worker(stages: StageBoard, worker: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer answers them by saving, and needs its workers
     # until then; they leave when it closes their queue or dies. torch already holds a worker to one thread.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_the_trainer, daemon=True).start()
     info: Any = get_worker_info()
     info.dataset.watched_by(stages.notes(worker))

@@ -205,3 +205,48 @@ def test_a_hanging_worker_does_not_keep_the_trainer(tmp_path: Path) -> None:
     assert done.stdout == "hangs\n"
     assert "KeyboardInterrupt" in done.stderr
     assert done.returncode not in (0, None)
+
+
+KILLED_TRAINER = """
+import multiprocessing, os, sys, time
+from flexiclip.config import DataConfig
+from flexiclip.data.dataset import open_sources
+from flexiclip.data.loader import train_loader
+from shardkit import word_tokenizer
+
+multiprocessing.set_start_method(sys.argv[2])
+config = DataConfig(train=sys.argv[1], workers=2)
+sources = open_sources(config, 0)
+os.remove(sys.argv[1])
+os.mkfifo(sys.argv[1])
+batches = train_loader(
+    config, image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, trim=False, pad_id=0, seed=0, rank=0,
+    world=1, global_batch_size=2, start_step=0, steps=9, sources=sources,
+)
+iterator = iter(batches)
+while {stage.stage for stage in batches.stages.read()} != {"reading"}:
+    time.sleep(0.01)
+print(*(stage.pid for stage in batches.stages.read()), flush=True)
+next(iterator)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_hanging_workers_leave_with_a_trainer_that_is_killed(tmp_path: Path, method: str) -> None:
+    """kill -9 of a trainer must not leave processes behind, for each has a gigabyte mapped and the machine is used again."""
+    shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(3)])
+    command = [sys.executable, "-c", KILLED_TRAINER, str(shard), method]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        pids = [int(pid) for pid in trainer.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(alive(pid) for pid in pids)
+        trainer.kill()
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
