@@ -112,7 +112,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none."""
     folder = model_folder(path)
     config, provenance = _read_config(folder)
-    check_sizes(config.model, folder / WEIGHTS, str(folder))
+    check_sizes(config.model, (folder / WEIGHTS).stat().st_size, str(folder))
     tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
     if config.model.text is not None:
         tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, str(provenance.get("tokenizer_sha256", "")))

@@ -21,6 +21,7 @@ from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.tokenizers import AbsentTokenizer, build_tokenizer
 from flexiclip.errors import UserError
+from flexiclip.models.sizes import check_sizes
 from flexiclip.models.weights.imported import Imported
 
 
@@ -76,6 +77,7 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
         logit_scale_max=max(100.0, factor),
         logit_bias_init=bias,
     )
+    check_sizes(model, sum(tensor.nbytes for tensor in state.values()), where)
     config = Config(model=model, tokenizer=imported.tokenizer, patch=PatchConfig(seqhw=imported.seqhw or (own,)))
     if imported.text is None:  # an image tower has no scale of its own; 1 is as good as any
         state = {"logit_scale": torch.zeros(1)} | state

@@ -24,8 +24,8 @@ _SLACK = 2**20  # parameters that a model may have beside those that are stored,
 _MASKS = 2**26  # numbers of its buffers: attention masks, positions
 
 
-def check_sizes(config: ModelConfig, weights: Path, where: str) -> None:
-    """Raise UserError when our own towers need more parameters than the file `weights` has bytes."""
+def check_sizes(config: ModelConfig, stored: int, where: str) -> None:
+    """Raise UserError when our own towers need more parameters than their weights, `stored`, have bytes."""
     image, text = config.image, config.text
     (p, q), (gh, gw) = pair(image.base_patch_size), pair(image.base_grid)
     width = shape_of(image, where).width
@@ -33,7 +33,7 @@ def check_sizes(config: ModelConfig, weights: Path, where: str) -> None:
     if text is not None and text.kind == "transformer":
         rows = (text.vocab_size or 0) + (text.context_length or 0) + config.embed_dim
         numbers += shape_of(text, where).width * rows + _blocks(text, where)
-    _check_room(numbers, weights, where)
+    _check_room(numbers, stored, where)
 
 
 def _blocks(config: ImageTowerConfig | TextTowerConfig, where: str) -> int:
@@ -59,10 +59,14 @@ def check_build(build: Callable[[], nn.Module], weights: Path, where: str) -> No
     """Raise UserError when what `build` makes needs more than the file `weights` could hold: asked of the meta device."""
     with torch.device("meta"):
         shell = build()
-    _check_room(sum(p.numel() for p in shell.parameters()), weights, where)
-    _check_room(sum(b.numel() for b in shell.buffers()) - _MASKS, weights, where)
+    if weights.is_file():  # a folder of the architecture alone has none
+        stored = weights.stat().st_size
+        _check_room(sum(p.numel() for p in shell.parameters()), stored, where)
+        _check_room(sum(b.numel() for b in shell.buffers()) - _MASKS, stored, where)
 
 
-def _check_room(numbers: int, weights: Path, where: str) -> None:
-    if weights.is_file() and numbers > weights.stat().st_size + _SLACK:  # a folder of the architecture alone has no weights
-        raise UserError(f"{where}: the model of the config has {numbers} parameters, for which {weights.name} has no room")
+def _check_room(numbers: int, stored: int, where: str) -> None:
+    if numbers > stored + _SLACK:
+        raise UserError(
+            f"{where}: the model of the config has {numbers} parameters, its weights of {stored} bytes have no room for them"
+        )

@@ -24,7 +24,9 @@ from flexiclip.bundle import build_model, load_model, save_model
 from flexiclip.config import Config, TokenizerConfig, from_dict
 from flexiclip.data.tokenizers import build_tokenizer, load_tokenizer, train_sentencepiece
 from flexiclip.errors import UserError
+from flexiclip.imports import build_imported
 from flexiclip.models.weights.files import read_state
+from flexiclip.models.weights.timm import import_timm
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("fox", "owl", "apple", "boat", "house")]
 
@@ -63,12 +65,12 @@ def test_a_torch_file_takes_no_more_memory_than_it_accounts_for(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["model"]["image"].update(width=800_000_000), "has no room"),
+        (lambda c: c["model"]["image"].update(width=800_000_000), "no room for them"),
         (lambda c: c["model"]["image"].update(depth=800_000_000), "the most are 1000"),
         (lambda c: c["model"]["text"].update(depth=800_000_000), "the most are 1000"),
-        (lambda c: c["model"].update(embed_dim=80_000_000_000), "has no room"),
-        (lambda c: c["model"]["image"].update(base_grid=8_000_000), "has no room"),
-        (lambda c: c["model"]["text"].update(vocab_size=80_000_000_000), "has no room"),
+        (lambda c: c["model"].update(embed_dim=80_000_000_000), "no room for them"),
+        (lambda c: c["model"]["image"].update(base_grid=8_000_000), "no room for them"),
+        (lambda c: c["model"]["text"].update(vocab_size=80_000_000_000), "no room for them"),
     ],
 )
 def test_a_model_folder_cannot_ask_for_more_than_its_weights(change: Callable[[Any], Any], message: str, model: Path) -> None:
@@ -182,3 +184,25 @@ def test_weights_without_a_model_are_told_from_a_model_without_weights(model: Pa
     save_file({"x": torch.zeros(1)}, model / "model.safetensors")
     with pytest.raises(UserError, match="missing: "):
         load_model(model)
+
+
+def test_weights_whose_shapes_multiply_are_refused_before_the_model_is_built(tmp_path: Path) -> None:
+    """A kernel of a million channels and a bias of a million hidden units: 16 MB that ask for a matrix of four terabytes."""
+    wide = 10**6
+    state = {"patch_embed.proj.weight": torch.zeros(wide, 3, 1, 1), "pos_embed": torch.zeros(1, 1, wide)}
+    for name, rows in (("attn.qkv", 3 * wide), ("attn.proj", wide), ("mlp.fc1", wide), ("mlp.fc2", wide)):
+        state[f"blocks.0.{name}.weight"], state[f"blocks.0.{name}.bias"] = torch.zeros(1, 1), torch.zeros(rows)
+    for norm in ("blocks.0.norm1", "blocks.0.norm2", "norm"):
+        state[f"{norm}.weight"] = state[f"{norm}.bias"] = torch.zeros(wide)
+    save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="no room for them"):
+        build_imported(import_timm(tmp_path / "w.safetensors"), "w")
+
+
+def test_shapes_that_do_not_go_together_are_one_line(tmp_path: Path) -> None:
+    for shape in ((), (5,), (2, 3), (1, 4, 9)):
+        save_file(
+            {"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4), "pos_embed": torch.zeros(shape)}, tmp_path / "w.safetensors"
+        )
+        with pytest.raises(UserError, match=r"w\.safetensors"):
+            import_timm(tmp_path / "w.safetensors")

@@ -155,7 +155,7 @@ def _auto_tokenizer(source: str, name: str) -> Any:
         raise UserError("tokenizer.kind=huggingface needs transformers: run `pip install 'flexiclip[hf]'`") from None
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers, the hub's library and tokenizers each have errors of their own
         raise UserError(f"tokenizer.path={name}: no Hugging Face tokenizer there: {error}") from None
 
 

@@ -78,7 +78,7 @@ def build_huggingface(config: TextTowerConfig, folder: Path | None, pretrained: 
         raise UserError(f"{folder}: no {SUBFOLDER}/config.json; was the model folder copied whole?")
     try:
         described = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=folder is not None)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # transformers and the hub's library each have errors of their own
         raise UserError(f"model.text.name={config.name}: no Hugging Face model in {source}: {error}") from None
     auto = _auto_class(described, str(config.name))
     encoder: Any

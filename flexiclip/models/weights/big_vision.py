@@ -29,6 +29,7 @@ from flexiclip.models.weights.imported import (
     joint_dim,
     prefixed,
     projection_settings,
+    reader,
     square_grid,
     text_config,
 )
@@ -40,6 +41,7 @@ _GEMMA_VOCABULARY = 256_000
 _FLEXIVIT = (32, 7, 240)  # base kernel, base grid and image size of the released FlexiViTs
 
 
+@reader
 def import_big_vision(path: Path, text: Path | None = None, heads: int | None = None, image_size: int | None = None) -> Imported:
     """Read a tower or a two-tower file. `text` is the sentencepiece model that the text tower was trained with.
 

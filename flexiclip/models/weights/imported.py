@@ -8,9 +8,10 @@ Shapes: D width, gh x gw position grid, [p, q] kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from flexiclip.config.schema import PreprocessConfig, Size, TokenizerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.variants import HEAD_WIDTH
 
+P = ParamSpec("P")
 State = dict[str, Tensor]
 
 # Published ViTs whose heads are not 64 wide: big_vision's mu, So400m, H, g, G-opt, G and e.
@@ -54,6 +56,26 @@ class Imported:
     seqhw: tuple[int, ...] = ()
     license: str | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def reader(read: Callable[P, Imported]) -> Callable[P, Imported]:
+    """A reader whose errors are all UserErrors; its first argument is what it reads.
+
+    Tensors whose shapes do not go together end somewhere in torch's arithmetic, settings of another type anywhere: it is the file
+    that is wrong, and no list of checks would name every way of that.
+    """
+
+    @functools.wraps(read)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Imported:
+        try:
+            return read(*args, **kwargs)
+        except UserError:
+            raise
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            what = next(iter((*args, *kwargs.values())))
+            raise UserError(f"{what}: its tensors or settings are not those of this format: {error!r}") from error
+
+    return checked
 
 
 class Source:

@@ -35,6 +35,7 @@ from flexiclip.models.weights.imported import (
     image_config,
     prefixed,
     projection_settings,
+    reader,
     square_grid,
     text_config,
 )
@@ -44,6 +45,7 @@ _CLIP_CONTEXT, _CLIP_VOCABULARY, _GEMMA_VOCABULARY = 77, 49_408, 256_000
 _OPENAI_LICENSE = "MIT"
 
 
+@reader
 def import_open_clip(source: str, arch: str | None = None, text: Path | None = None) -> Imported:
     """Read NAME/PRETRAINED (a tag or a file), hf-hub:ORG/REPO, local-dir:FOLDER, or a bare file of the architecture `arch`.
 

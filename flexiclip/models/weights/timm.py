@@ -28,6 +28,7 @@ from flexiclip.models.weights.imported import (
     image_config,
     prefixed,
     projection_settings,
+    reader,
     square_grid,
 )
 
@@ -43,6 +44,7 @@ _ACTIVATIONS = {
 _RESIZABLE = ("patch_embed.proj.weight", "pos_embed", "head.")
 
 
+@reader
 def import_timm(path: Path, arch: str | None = None, heads: int | None = None, image_size: int | None = None) -> Imported:
     """Read an image tower; a classifier in the file becomes the projection. Raises UserError."""
     tensors, license = (read_folder(path), read_license(path)) if path.is_dir() else (read_state(path), None)

@@ -28,6 +28,7 @@ from flexiclip.models.weights.imported import (
     joint_dim,
     prefixed,
     projection_settings,
+    reader,
     square_grid,
     text_config,
 )
@@ -40,6 +41,7 @@ _BILINEAR = 2  # Pillow's number
 _GEMMA_VOCABULARY = 256_000
 
 
+@reader
 def import_transformers(folder: Path, text: Path | None = None) -> Imported:
     """Read a folder with config.json and weights. text: a sentencepiece model in place of the folder's tokenizer. UserError."""
     if not folder.is_dir():
@@ -82,7 +84,7 @@ def _describe(folder: Path) -> Any:
         raise UserError(f"{folder}: a {kind or 'nameless'} model; the kinds that can be imported are {', '.join(_TYPES)}")
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers and the hub's library each have errors of their own
         raise UserError(f"{folder}: transformers cannot read its config.json: {error}") from None
 
 
