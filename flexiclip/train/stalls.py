@@ -45,7 +45,7 @@ class Feed:
         if self._fetching:
             self._batches.end_workers()
         # An interpreter that ends under a thread inside of torch aborts. One that hangs in a read ends with the process.
-        self._thread.join(_LEAVE_S)
+        self._thread.join(min(_LEAVE_S, self.stall_s))
 
     def take(self, step: int) -> Batch | None:
         """The next batch, which is that of `step`; None when a signal asked to stop before there was one.

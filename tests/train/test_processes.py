@@ -189,6 +189,7 @@ def test_data_that_hangs_is_reported_by_stage_and_a_signal_still_saves(hanging: 
     assert newest(folder) == reached(folder)
 
 
+@pytest.mark.slow
 def test_data_that_hangs_ends_the_run_after_a_while(hanging: list[str], tmp_path: Path) -> None:
     """In the trainer's own process nothing can interrupt the read either."""
     with started_ranks(1, tmp_path / "log", train_until_data_hangs, *hanging, "data.stall_s=0.8") as ranks:

@@ -59,11 +59,12 @@ def report(soaked: Soak, what: str) -> None:
     print(f"\nsoak, {what}: {soaked.counts['strikes'] + 1} lives: {soaked}")
 
 
-@pytest.mark.parametrize(("strikes", "engine"), [(4, "torch"), pytest.param(40, "zero2", marks=pytest.mark.slow)])
+# Seed 3 begins with a strike of each kind, in a step, an evaluation and a save.
+@pytest.mark.parametrize(("strikes", "engine", "seed"), [(3, "torch", 3), pytest.param(40, "zero2", 0, marks=pytest.mark.slow)])
 @pytest.mark.timeout(3600)
-def test_one_number_of_ranks_gives_the_same_bits(recipe: list[str], tmp_path: Path, strikes: int, engine: str) -> None:
+def test_one_number_of_ranks_gives_the_same_bits(recipe: list[str], tmp_path: Path, strikes: int, engine: str, seed: int) -> None:
     argv = arguments(recipe, tmp_path, strikes)
-    soaked = soak(argv, tmp_path / "run", strikes, 0, one_number_of_ranks(engine))
+    soaked = soak(argv, tmp_path / "run", strikes, seed, one_number_of_ranks(engine))
     report(soaked, f"two ranks under {engine}")
     run, reference = Trained(tmp_path / "run"), undisturbed(argv, tmp_path / "reference", 2, engine)
     assert_nothing_is_lost(run, steps_for(strikes))
