@@ -21,6 +21,7 @@ from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.sizes import build_within, check_layers
 from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower
+from flexiclip.models.weights.open_clip_checks import check_activation
 
 CONFIG_FILE = "open_clip_config.json"
 # open_clip builds whole models only; the image half that we throw away is made as small as it will go.
@@ -80,7 +81,7 @@ def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bo
             raise UserError(f"model.text.name={config.name}: open_clip knows no model {name!r}; see open_clip.list_models()")
         model_cfg = _text_only(described)
         if pretrained and (tag or ":" in name):
-            _check_activation(name, tag, described)
+            check_activation(name, tag, described, f"model.text.name={config.name}")
             options = {"force_custom_text": True, "pretrained_text": False, "require_pretrained": True}
             text = open_clip.create_model(name, pretrained=tag, **options).text
         else:
@@ -109,16 +110,6 @@ def _split(name: str) -> tuple[str, str | None]:
         return name, None
     base, _, tag = name.partition("/")
     return base, tag or None
-
-
-def _check_activation(name: str, tag: str | None, described: dict[str, Any]) -> None:
-    """open_clip only warns where weights meet the wrong GELU; the tower would be off by some percent for good."""
-    import open_clip
-
-    trained = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") if tag else None
-    if trained is not None and trained != described.get("quick_gelu", False):
-        mend = f"{name}-quickgelu/{tag}" if trained else f"{name.removesuffix('-quickgelu')}/{tag}"
-        raise UserError(f"model.text.name={name}/{tag}: these weights were trained with the other GELU; name {mend}")
 
 
 def _text_only(described: dict[str, Any]) -> dict[str, Any]:

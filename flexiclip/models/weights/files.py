@@ -49,7 +49,9 @@ def _load_torch(path: Path) -> Any:
     """What torch.save wrote, nothing of it run, and no more memory taken than the file accounts for."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of unusual pickles; either they are read, or the error says it
-        if zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\3\4"  # what torch goes by; zipfile also takes what only ends like an archive
+        if zipped:
             with zipfile.ZipFile(path) as archive:
                 inflated = sum(member.file_size for member in archive.infolist())
             if inflated > path.stat().st_size:

@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import PreprocessConfig, TokenizerConfig, pair
 from flexiclip.errors import UserError
-from flexiclip.models.sizes import check_build, check_layers
 from flexiclip.models.text.open_clip import refuse_foreign_code
 from flexiclip.models.weights import timm
 from flexiclip.models.weights.files import read_license, read_state
@@ -39,8 +38,8 @@ from flexiclip.models.weights.imported import (
     square_grid,
     text_config,
 )
+from flexiclip.models.weights.open_clip_checks import check_activation, check_file, check_folder
 
-_WEIGHTS = (".safetensors", ".bin", ".pth")
 _CLIP_CONTEXT, _CLIP_VOCABULARY, _GEMMA_VOCABULARY = 77, 49_408, 256_000
 _OPENAI_LICENSE = "MIT"
 
@@ -112,60 +111,21 @@ def _load(name: str, weights: str | None, source: str) -> tuple[Any, dict[str, A
         if described is None:
             raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")
         if name.startswith("local-dir:"):
-            _check_folder(Path(name.removeprefix("local-dir:")), described, source)
+            check_folder(Path(name.removeprefix("local-dir:")), described, source)
         options: dict[str, Any] = {"force_custom_text": True, "pretrained_text": False}
         if weights is not None and Path(weights).is_file():
             model = open_clip.create_model(name, load_weights=False, **options)
             if not weights.endswith(".npz"):  # open_clip reads big_vision's files as well
-                _check_file(read_state(Path(weights)), model, source)
+                check_file(read_state(Path(weights)), model, source)
             load_checkpoint(model, weights)
         else:
-            _check_activation(name, weights, described, source)
+            check_activation(name, weights, described, source)
             model = open_clip.create_model(name, pretrained=weights, require_pretrained=True, **options)
     except UserError:
         raise
     except Exception as error:  # open_clip checks little of what it reads: each nonsense has an error of its own
         raise UserError(f"{source}: open_clip cannot load it: {str(error)[:400]}") from None
     return model.eval(), described
-
-
-def _check_folder(folder: Path, described: dict[str, Any], source: str) -> None:
-    """Its config came with the folder, so anything may stand there: sizes that its weights have no room for are refused."""
-    import open_clip
-
-    for half in ("vision_cfg", "text_cfg"):
-        settings = described.get(half)
-        if not isinstance(settings, dict):
-            raise UserError(f"{source}: no {half} in its open_clip_config.json")
-        layers = settings.get("layers", 0)
-        for number in layers if isinstance(layers, list) else [layers]:  # a ResNet has four of them
-            check_layers(number, f"{source}: {half}")
-    halves = [dict(described[half]) for half in ("vision_cfg", "text_cfg")]
-    weights = next((path for path in folder.glob("open_clip_*") if path.suffix in _WEIGHTS), None)
-    if weights is None or any(name in half for half in halves for name in ("timm_model_name", "hf_model_name")):
-        return  # open_clip says that there are none; the others are built by their names
-    quick_gelu = described.get("quick_gelu", False)
-    check_build(lambda: open_clip.CustomTextCLIP(described["embed_dim"], *halves, quick_gelu=quick_gelu), weights, source)
-
-
-def _check_file(tensors: dict[str, Tensor], model: nn.Module, source: str) -> None:
-    """Positions of another size open_clip would resize without a word; a kernel of another size says that NAME is wrong."""
-    for name, wanted in model.state_dict().items():
-        found = tensors.get(name)
-        if found is not None and found.ndim == wanted.ndim and found.shape != wanted.shape:
-            raise UserError(
-                f"{source}: {name} is {list(found.shape)} in the file and {list(wanted.shape)} in that model; is it another NAME?"
-            )
-
-
-def _check_activation(name: str, tag: str | None, described: dict[str, Any], source: str) -> None:
-    """open_clip only warns where weights meet the wrong GELU; the model would be off by some percent for good."""
-    import open_clip
-
-    trained = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") if tag else None
-    if trained is not None and trained != described.get("quick_gelu", False):
-        mend = f"{name}-quickgelu/{tag}" if trained else f"{name.removesuffix('-quickgelu')}/{tag}"
-        raise UserError(f"{source}: these weights were trained with the other GELU; name {mend}")
 
 
 def _image_half(visual: Any, tensors: State, what: str) -> tuple[Any, State, list[str]]:
