@@ -75,11 +75,11 @@ def geometry(loaded: EvalModel, length: Length) -> tuple[Side | None, Side | Non
     """(image size, patch size, GFLOPs of an image); None where a foreign model does not say."""
     if loaded.config is None or length is None:
         return None, None, None
-    from flexiclip.models.flops import image_tower_flops
+    from flexiclip.models.flops import image_model_flops
 
     model = loaded.config.model
     height, width = pair(model.image.image_size)
-    flops = image_tower_flops(model.image, length, model.embed_dim)
+    flops = image_model_flops(model, length)
     return _side(height, width), _side(height // length, width // length), flops / 1e9
 
 

@@ -81,13 +81,18 @@ def pair_tokens(config: Config, seqhw: int) -> int:
     return seqhw**2 + (0 if config.model.text_frozen else config.tokenizer.context_length)
 
 
+def within_budget(config: Config, budget: int) -> Callable[[int], int]:
+    """seqhw -> pairs that `budget` tokens hold, at least one."""
+    return lambda seqhw: max(1, budget // pair_tokens(config, seqhw))
+
+
 def micro_batches(config: Config, world: int) -> Callable[[int], int]:
     """seqhw -> samples that a rank encodes at once: a fixed number, what a budget of tokens holds, or its whole share."""
     train = config.train
     local = train.global_batch_size // world
     if train.micro_tokens is not None:
-        budget = train.micro_tokens
-        return lambda seqhw: min(local, max(1, budget // pair_tokens(config, seqhw)))
+        held = within_budget(config, train.micro_tokens)
+        return lambda seqhw: min(local, held(seqhw))
     return lambda _: train.micro_batch_size or local
 
 

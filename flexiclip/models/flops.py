@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from flexiclip.config import ImageTowerConfig, TextTowerConfig
+from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from flexiclip.config.schema import Size, pair
 from flexiclip.errors import UserError
 from flexiclip.models.blocks import blocks_of
@@ -49,6 +49,11 @@ def image_tower_flops(config: ImageTowerConfig, seqhw: Size, embed_dim: int) -> 
     """FLOPs to encode one image at grid side `seqhw`, projection to `embed_dim` included (0 for a tower without one)."""
     projection = projection_flops(config, shape_of(config, "model.image").width, embed_dim)
     return image_flops(config, seqhw).forward + projection
+
+
+def image_model_flops(config: ModelConfig, seqhw: Size) -> int:
+    """image_tower_flops of a model's image half: what a length costs, relative to others."""
+    return image_tower_flops(config.image, seqhw, config.embed_dim)
 
 
 def image_flops(config: ImageTowerConfig, seqhw: Size) -> TowerFlops:

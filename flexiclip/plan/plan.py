@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from flexiclip.config import Config
 from flexiclip.errors import UserError
-from flexiclip.models.flops import image_tower_flops
+from flexiclip.models.flops import image_model_flops
 from flexiclip.plan.compute import loss_flops, pair_flops, text_is_cached
 from flexiclip.plan.hardware import USABLE_MEMORY, Device, device_of
 from flexiclip.plan.memory import Memory, step_memory
@@ -22,7 +23,7 @@ from flexiclip.plan.result import Cluster, LengthPlan, Plan, StagePlan
 from flexiclip.plan.states import FLOAT, Engine, states
 from flexiclip.plan.towers import Model, build
 from flexiclip.plan.traffic import Collective, seconds, step_collectives
-from flexiclip.schedules import Horizon, SeqhwSchedule, micro_batches, pair_tokens
+from flexiclip.schedules import Horizon, SeqhwSchedule, micro_batches, pair_tokens, within_budget
 
 
 def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> Plan:
@@ -79,10 +80,7 @@ def _horizon(config: Config, samples: int | None) -> Horizon | None:
 
 def _shares(config: Config, horizon: Horizon) -> dict[int, float]:
     """seqhw -> its share of the steps of the whole run, by the schedule that training draws from."""
-    image = config.model.image
-    schedule = SeqhwSchedule(
-        config.patch, config.seed, horizon, lambda s: float(image_tower_flops(image, s, config.model.embed_dim))
-    )
+    schedule = SeqhwSchedule(config.patch, config.seed, horizon, partial(image_model_flops, config.model))
     found: dict[int, float] = {}
     starts = [stage.start for stage in schedule.stages if stage.start < horizon.steps]
     for start, end in zip(starts, [*starts[1:], horizon.steps], strict=True):
@@ -109,6 +107,7 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
     collectives = step_collectives(model, engine, count)
     network = _exposed(collectives, engine, cluster, device, local * flops.total / peak, count)
     memory = step_memory(model, engine, seqhw, micro, train.activation_checkpointing)
+    network += _update_s(memory, engine, device)
     return LengthPlan(
         seqhw=seqhw,
         tokens=model.image_tokens(seqhw),
@@ -119,8 +118,8 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
         memory=memory,
         traffic=sum(round(c.sent(cluster.world)) for c in collectives),
         compute_s=compute,
-        network_s=network + _update_s(memory, engine, device),
-        images_per_s=train.global_batch_size / (compute + network + _update_s(memory, engine, device)),
+        network_s=network,
+        images_per_s=train.global_batch_size / (compute + network),
     )
 
 
@@ -167,9 +166,7 @@ def _stage(model: Model, engine: Engine, lengths: tuple[int, ...], usable: float
         return _largest(lambda size: peak(lambda _: size, recompute).peak <= usable, local)
 
     longest = pair_tokens(model.config, max(lengths))
-    tokens = _largest(
-        lambda budget: peak(lambda s: max(1, budget // pair_tokens(model.config, s))).peak <= usable, local * longest
-    )
+    tokens = _largest(lambda budget: peak(within_budget(model.config, budget)).peak <= usable, local * longest)
     memory = peak(micro)
     count = -(-local // min(local, micro(max(lengths))))
     return StagePlan(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexiclip.errors import UserError
+from flexiclip.train.files import write_whole
 
 if TYPE_CHECKING:
     from flexiclip.train.ranks import Ranks  # which imports this module
@@ -69,9 +70,7 @@ def share_file(path: Path, ranks: Ranks) -> None:
     if path.is_file() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(path)
+    write_whole(path, content)
 
 
 def _seen(folder: Path, name: str, patience_s: float) -> bool:

@@ -74,7 +74,7 @@ def _step(run: Run, recorder: Recorder, batch: Batch, clock: float, waited: floa
     done = run.step == run.horizon.steps
     if done:
         recorder.save_last()
-    elif run.ranks.agree(recorder.save_is_due())[0]:
+    elif recorder.save_is_due():
         recorder.save()
     if done or recorder.evaluation_is_due():
         recorder.evaluate()

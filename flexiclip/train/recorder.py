@@ -86,11 +86,12 @@ class Recorder:
             raise
 
     def save_is_due(self) -> bool:
-        """Whether train.save_every has passed; by the clock only the main rank knows."""
+        """Whether train.save_every has passed; by the clock the main rank decides. Collective."""
         if self.save_every is not None:
             return self.save_every > 0 and self.run.step % self.save_every == 0
         minutes = self.run.config.train.save_every.value
-        return self.run.ranks.main and time.monotonic() - self._saved_at >= 60 * minutes
+        passed = self.run.ranks.main and time.monotonic() - self._saved_at >= 60 * minutes
+        return self.run.ranks.agree(passed)[0]
 
     def save(self) -> None:
         """Begin to write a checkpoint, or write it whole without train.save_in_background. What fails is said. Collective."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from flexiclip.data.loader import Batches, train_loader
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
 from flexiclip.losses import LOSSES
-from flexiclip.models.flops import image_tower_flops
+from flexiclip.models.flops import image_model_flops
 from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate, micro_batches
 from flexiclip.train.blocks import prepare_blocks
 from flexiclip.train.checkpoint import Checkpoint
@@ -126,7 +127,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         engine=engine,
         stepper=stepper,
         horizon=horizon,
-        seqhw=SeqhwSchedule(config.patch, config.seed, horizon, lambda s: _cost(config, s)),
+        seqhw=SeqhwSchedule(config.patch, config.seed, horizon, partial(image_model_flops, config.model)),
         lr=learning_rate(config.optimizer, horizon),
         sources=sources,
         data_order=order,
@@ -186,10 +187,6 @@ def _engine(
 def _shadow(loaded: LoadedModel) -> LoadedModel:
     model = copy.deepcopy(loaded.model)
     return replace(loaded, model=model.requires_grad_(False).eval())
-
-
-def _cost(config: Config, seqhw: int) -> float:
-    return float(image_tower_flops(config.model.image, seqhw, config.model.embed_dim))
 
 
 def consolidated(run: Run) -> dict[str, torch.Tensor]:

@@ -165,14 +165,14 @@ def test_a_worker_that_is_killed_ends_the_pass(uneven: str, loader_of: Any) -> N
     wait_until(lambda: all(stage.stage == "dead" for stage in batches.stages.read()))
 
 
-FAILING_TRAINER = """
+HANGING = """
 import os, sys, time
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import train_loader
 from shardkit import word_tokenizer
 
-config = DataConfig(train=sys.argv[1], workers=1)
+config = DataConfig(train=sys.argv[1], workers=int(sys.argv[2]))
 sources = open_sources(config, 0)
 os.remove(sys.argv[1])
 os.mkfifo(sys.argv[1])
@@ -180,6 +180,11 @@ batches = train_loader(
     config, image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, trim=False, pad_id=0, seed=0, rank=0,
     world=1, global_batch_size=2, start_step=0, steps=9, sources=sources,
 )
+"""
+"""A trainer whose so many workers will hang in their first read: the shard has become a FIFO since it was indexed."""
+
+FAILING_TRAINER = f"""
+{HANGING}
 import _thread, threading
 def fail():
     while batches.stages.read()[0].stage != "reading":
@@ -196,7 +201,7 @@ def test_a_hanging_worker_does_not_keep_the_trainer(tmp_path: Path) -> None:
     """The trainer fails while its worker waits for ever in a read: the process must end all the same."""
     shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(3)])
     done = subprocess.run(
-        [sys.executable, "-c", FAILING_TRAINER, str(shard)],
+        [sys.executable, "-c", FAILING_TRAINER, str(shard), "1"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
@@ -207,24 +212,12 @@ def test_a_hanging_worker_does_not_keep_the_trainer(tmp_path: Path) -> None:
     assert done.returncode not in (0, None)
 
 
-KILLED_TRAINER = """
-import multiprocessing, os, sys, time
-from flexiclip.config import DataConfig
-from flexiclip.data.dataset import open_sources
-from flexiclip.data.loader import train_loader
-from shardkit import word_tokenizer
-
-multiprocessing.set_start_method(sys.argv[2])
-config = DataConfig(train=sys.argv[1], workers=2)
-sources = open_sources(config, 0)
-os.remove(sys.argv[1])
-os.mkfifo(sys.argv[1])
-batches = train_loader(
-    config, image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, trim=False, pad_id=0, seed=0, rank=0,
-    world=1, global_batch_size=2, start_step=0, steps=9, sources=sources,
-)
+KILLED_TRAINER = f"""
+import multiprocessing, sys
+multiprocessing.set_start_method(sys.argv[3])
+{HANGING}
 iterator = iter(batches)
-while {stage.stage for stage in batches.stages.read()} != {"reading"}:
+while any(stage.stage != "reading" for stage in batches.stages.read()):
     time.sleep(0.01)
 print(*(stage.pid for stage in batches.stages.read()), flush=True)
 next(iterator)
@@ -235,7 +228,7 @@ next(iterator)
 def test_hanging_workers_leave_with_a_trainer_that_is_killed(tmp_path: Path, method: str) -> None:
     """kill -9 of a trainer must not leave processes behind, for each has a gigabyte mapped and the machine is used again."""
     shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(3)])
-    command = [sys.executable, "-c", KILLED_TRAINER, str(shard), method]
+    command = [sys.executable, "-c", KILLED_TRAINER, str(shard), "2", method]
     with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         pids = [int(pid) for pid in trainer.stdout.readline().split()]

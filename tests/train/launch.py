@@ -82,6 +82,19 @@ def flexiclip_main(*argv: str) -> int:
     return main(list(argv))
 
 
+def trained(config: Any, evaluators: Callable[[Any], dict[str, float]]) -> int:
+    """Train with evaluators of the test's own; the exit code and the line are the console script's."""
+    from flexiclip.errors import RunError
+    from flexiclip.train.loop import train
+
+    try:
+        train(config, evaluators)
+    except RunError as error:
+        print(f"flexiclip: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def run_ranks(world: int, log: Path, target: Callable[..., int | None], *arguments: Any, timeout: float = TIMEOUT) -> list[int]:
     """Call `target(*arguments)` in `world` ranks, their output in LOG.RANK; returns their exit codes, -9 after the timeout."""
     with started_ranks(world, log, target, *arguments) as ranks:

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from launch import leave_in_time, said, started_ranks
+from launch import leave_in_time, said, started_ranks, trained
 
 Life = Callable[[random.Random], tuple[int, list[str]]]
 """How a life is started: its number of ranks, and overrides of the recipe."""
@@ -38,14 +38,11 @@ def steps_for(strikes: int) -> int:
 
 def train_and_evaluate(*argv: str) -> int:
     """The command line's training, with an evaluation that encodes images on every rank and can be seen from outside."""
-    import sys
 
     import torch
 
     from flexiclip.config import load
-    from flexiclip.errors import RunError
     from flexiclip.train import ranks
-    from flexiclip.train.loop import train
 
     os.environ["MKL_CBWR"] = "AVX2,STRICT"  # the same sums wherever in memory a matrix lies
     ranks.JOIN_S = 20.0  # a rank that is killed before it has met the others is not waited for long
@@ -60,12 +57,7 @@ def train_and_evaluate(*argv: str) -> int:
         seen.unlink(missing_ok=True)
         return {"toy/norm": sum(norms)}
 
-    try:
-        train(config, evaluate)
-    except RunError as error:
-        print(f"flexiclip: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return trained(config, evaluate)
 
 
 @dataclass
