@@ -8,8 +8,8 @@ The folder is `eval/`, the package `flexiclip_eval`: a module named `eval` would
 if __name__ == "eval":
     raise ImportError("this folder is installed as flexiclip_eval: import flexiclip_eval, not eval")
 
+from .report.table import Row
 from .run import evaluate_suites, make_evaluators
 from .suite import DatasetConfig, SuiteConfig, TaskConfig, load_suite
-from .table import Row
 
 __all__ = ["DatasetConfig", "Row", "SuiteConfig", "TaskConfig", "evaluate_suites", "load_suite", "make_evaluators"]

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from flexiclip.config import to_dict
 
-from .classification import classification_chance, classification_metrics, largest_class
-from .datasets import ImageBlock, Record, resolve_labels
-from .embed import embed_images, evaluating
-from .model import EvalModel, Length, choose_lengths, geometry, model_names, require_text
-from .prompts import class_embeddings, embed_texts
-from .ranks import rank_and_world
-from .retrieval import pair_captions, retrieval_chance, retrieval_metrics
+from .data.images import ImageBlock, Record, resolve_labels
+from .embeddings.embed import embed_images, evaluating
+from .embeddings.prompts import class_embeddings, embed_texts
+from .embeddings.ranks import rank_and_world
+from .models.protocol import EvalModel, Length, choose_lengths, geometry, model_names, require_text
+from .report.table import Report, Row, TaskInfo
 from .suite import DatasetConfig, TaskConfig, load_datasets
-from .table import Report, Row, TaskInfo
+from .tasks.classification import classification_chance, classification_metrics, largest_class
+from .tasks.retrieval import pair_captions, retrieval_chance, retrieval_metrics
 
 CACHE_BYTES = 1 << 30  # of decoded images a data set and rank, kept between the evaluations of a training run
 
@@ -58,7 +58,7 @@ def evaluate_suites(
     seqhw: lengths, default those the model was trained at. source: what the user called the model; fills `model` and
     `pretrained`. command: the line shown in the report, default this process's own. workers: threads that decode images.
     """
-    from .report import print_report, write_report
+    from .report.files import print_report, write_report
 
     require_text(loaded)
     lengths = choose_lengths(loaded, seqhw)

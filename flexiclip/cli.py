@@ -195,9 +195,9 @@ def _show_config(arguments: argparse.Namespace) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from flexiclip_eval import evaluate_suites
-    from flexiclip_eval.foreign import PREFIX, load_open_clip
+    from flexiclip_eval.models.open_clip import PREFIX, load_open_clip
 
-    from flexiclip.train.ranks import joined_ranks
+    from flexiclip.train.processes.ranks import joined_ranks
 
     with joined_ranks(process_group=False):
         device = _device(arguments.device)

@@ -22,21 +22,21 @@ from flexiclip.errors import UserError
 from flexiclip.losses import LOSSES
 from flexiclip.models.flops import image_model_flops
 from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate, micro_batches
-from flexiclip.train.blocks import prepare_blocks
-from flexiclip.train.checkpoint import Checkpoint
-from flexiclip.train.data_order import check_ranks_agree, data_order, say_if_changed
-from flexiclip.train.engine import Engine, TorchEngine
-from flexiclip.train.files import write_whole
-from flexiclip.train.hosts import check_shared_folder, share_file
+from flexiclip.train.checkpoints.checkpoint import Checkpoint
+from flexiclip.train.checkpoints.files import write_whole
+from flexiclip.train.checkpoints.resume import fetch_checkpoint, forget_fetched, run_store, shared
+from flexiclip.train.checkpoints.run_folder import check_one_recipe, enter_run_folder
+from flexiclip.train.checkpoints.stores import Store
+from flexiclip.train.engines.blocks import prepare_blocks
+from flexiclip.train.engines.engine import Engine, TorchEngine
+from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.engines.towers import LockedTowers, Towers
 from flexiclip.train.nonfinite import Skips
-from flexiclip.train.optim import ScalarOptimizer
-from flexiclip.train.ranks import Ranks
-from flexiclip.train.resume import fetch_checkpoint, forget_fetched, run_store, shared
-from flexiclip.train.run_folder import check_one_recipe, enter_run_folder
+from flexiclip.train.processes.data_order import check_ranks_agree, data_order, say_if_changed
+from flexiclip.train.processes.hosts import check_shared_folder, share_file
+from flexiclip.train.processes.ranks import Ranks
 from flexiclip.train.step import Stepper
-from flexiclip.train.stores import Store
 from flexiclip.train.text_features import compute_text_features
-from flexiclip.train.towers import LockedTowers, Towers
 
 
 @dataclass
@@ -164,7 +164,7 @@ def _engine(
     scalars = ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max)
     engine: Engine
     if config.engine.kind == "deepspeed":
-        from flexiclip.train.zero import DeepSpeedEngine
+        from flexiclip.train.engines.zero import DeepSpeedEngine
 
         engine = DeepSpeedEngine(towers, config, ranks)
     else:

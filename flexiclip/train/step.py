@@ -20,10 +20,10 @@ from torch import Tensor
 
 from flexiclip.data.draws import Draw, below
 from flexiclip.train import nonfinite
-from flexiclip.train.engine import Engine
-from flexiclip.train.optim import ScalarOptimizer
-from flexiclip.train.ranks import Ranks
-from flexiclip.train.towers import LockedTowers
+from flexiclip.train.engines.engine import Engine
+from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.engines.towers import LockedTowers
+from flexiclip.train.processes.ranks import Ranks
 
 LossFunction = Callable[..., Tensor]
 """(zimg, ztxt, *scalars, caption_ids=) -> the loss of the global batch."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from flexiclip.bundle import LoadedModel
 from flexiclip.data.batch import caption_id
 from flexiclip.models.text.base import trim_padding
-from flexiclip.train.ranks import Ranks
-from flexiclip.train.towers import TextFeatures
+from flexiclip.train.engines.towers import TextFeatures
+from flexiclip.train.processes.ranks import Ranks
 
 BATCH = 256
 MAX_BYTES = 2 << 30

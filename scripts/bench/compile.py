@@ -24,8 +24,8 @@ from torch._dynamo.utils import counters
 from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import TextTransformer
-from flexiclip.train.blocks import compile_blocks
-from flexiclip.train.towers import Towers
+from flexiclip.train.engines.blocks import compile_blocks
+from flexiclip.train.engines.towers import Towers
 
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 CONTEXT = 32

@@ -41,11 +41,11 @@ def build(variant: str, micro_batch: int) -> Stepper:
     from flexiclip.losses import LOSSES
     from flexiclip.models.clip import FlexiCLIP
     from flexiclip.models.text import TextTransformer
-    from flexiclip.train.engine import TorchEngine
-    from flexiclip.train.optim import ScalarOptimizer
-    from flexiclip.train.ranks import Ranks
+    from flexiclip.train.engines.engine import TorchEngine
+    from flexiclip.train.engines.optim import ScalarOptimizer
+    from flexiclip.train.engines.towers import LockedTowers, Towers
+    from flexiclip.train.processes.ranks import Ranks
     from flexiclip.train.step import Stepper
-    from flexiclip.train.towers import LockedTowers, Towers
 
     text = TextTowerConfig(variant=variant, vocab_size=4096, pad_id=0, eos_id=1, context_length=TOKENS)
     config = Config(model=ModelConfig(image=ImageTowerConfig(variant=variant), text=text))

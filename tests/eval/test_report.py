@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flexiclip_eval import Row
-from flexiclip_eval.compare import main
-from flexiclip_eval.report import as_json, print_report, read_rows, write_report
-from flexiclip_eval.table import Report, TaskInfo
+from flexiclip_eval.report.compare import main
+from flexiclip_eval.report.files import as_json, print_report, read_rows, write_report
+from flexiclip_eval.report.table import Report, TaskInfo
 from PIL import Image
 
 from flexiclip.errors import UserError

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from flexiclip_eval import DatasetConfig, TaskConfig, load_suite
-from flexiclip_eval.datasets import Record, resolve_labels
-from flexiclip_eval.prompts import fill
+from flexiclip_eval.data.images import Record, resolve_labels
+from flexiclip_eval.embeddings.prompts import fill
 from flexiclip_eval.suite import SUITES, load_datasets
 
 from flexiclip.errors import UserError

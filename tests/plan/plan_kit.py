@@ -11,11 +11,11 @@ from flexiclip.losses import softmax_loss
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
 from flexiclip.schedules import micro_batches
-from flexiclip.train.engine import Engine
-from flexiclip.train.optim import ScalarOptimizer
-from flexiclip.train.ranks import Ranks
+from flexiclip.train.engines.engine import Engine
+from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.engines.towers import LockedTowers
+from flexiclip.train.processes.ranks import Ranks
 from flexiclip.train.step import Inputs, Stepper
-from flexiclip.train.towers import LockedTowers
 
 SIDE, WORDS = 64, 16
 IMAGE = ImageTowerConfig(width=64, depth=4, heads=2, image_size=SIDE, base_patch_size=16, base_grid=4)

@@ -25,7 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from flexiclip.bundle import read_weights
-from flexiclip.train.metrics import read_lines
+from flexiclip.train.records.metrics import read_lines
 
 TIMEOUT = 240.0
 """Seconds for one run: DeepSpeed's first start on a machine compiles an extension for about a minute."""
@@ -38,7 +38,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_AC
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["deepspeed", "s3fs", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.zero", "flexiclip_eval.run"]
+    ["deepspeed", "s3fs", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.engines.zero", "flexiclip_eval.run"]
 )
 
 

@@ -15,8 +15,8 @@ from launch import Command, Trained, flexiclip_main, run_ranks
 from train_shards import sample, write_shard
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoint import open_checkpoint, read_state
-from flexiclip.train.stores import LocalStore, expendable
+from flexiclip.train.checkpoints.checkpoint import open_checkpoint, read_state
+from flexiclip.train.checkpoints.stores import LocalStore, expendable
 
 Fit = Callable[..., Trained]
 
@@ -25,8 +25,8 @@ def save_and_train_on(*argv: str) -> None:
     """In each rank: two steps, a snapshot, two steps more; the snapshot must still be what the state was when it was taken."""
     from flexiclip.config import load
     from flexiclip.train.loop import _inputs
-    from flexiclip.train.ranks import joined_ranks
-    from flexiclip.train.recorder import Recorder
+    from flexiclip.train.processes.ranks import joined_ranks
+    from flexiclip.train.records.recorder import Recorder
     from flexiclip.train.setup import set_up
 
     config = load(argv[0], argv[1:])

@@ -24,7 +24,7 @@ from flexiclip.config import load
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.text import TextTransformer
-from flexiclip.train.blocks import compile_blocks, recompute_blocks
+from flexiclip.train.engines.blocks import compile_blocks, recompute_blocks
 
 Fit = Callable[..., Trained]
 LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20)  # of 120 px: ten, where torch gives up after eight graphs

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from flexiclip.bundle import LoadedModel, read_weights
 from flexiclip.config import load
 from flexiclip.train.loop import train
-from flexiclip.train.metrics import read_lines
+from flexiclip.train.records.metrics import read_lines
 
 STEPS = [6, 12, 18, 20]
 

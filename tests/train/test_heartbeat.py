@@ -18,9 +18,9 @@ import torch.distributed as dist
 from launch import leave_in_time, said, started_ranks
 
 from flexiclip.errors import RunError, UserError
-from flexiclip.train import heartbeat
-from flexiclip.train.heartbeat import Heartbeat
-from flexiclip.train.ranks import Ranks, joined_ranks
+from flexiclip.train.processes import heartbeat
+from flexiclip.train.processes.heartbeat import Heartbeat
+from flexiclip.train.processes.ranks import Ranks, joined_ranks
 
 
 def watched(body: Callable[[Ranks], None], timeout_s: float) -> int:

@@ -15,8 +15,8 @@ from torch import nn
 from flexiclip.config import ImageTowerConfig, ModelConfig, OptimizerConfig, TextTowerConfig
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
-from flexiclip.train.engine import clip_gradients
-from flexiclip.train.optim import ScalarOptimizer, adamw
+from flexiclip.train.engines.engine import clip_gradients
+from flexiclip.train.engines.optim import ScalarOptimizer, adamw
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "optim_adam.npz")
 CONFIG = OptimizerConfig(lr=1e-3, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-8)

@@ -17,7 +17,7 @@ from alike import ENGINES
 from launch import Command, Trained, descendants, flexiclip_main, leave_in_time, run_ranks, said, started_ranks, trained
 from train_shards import sample, write_shard
 
-from flexiclip.train.metrics import read_lines
+from flexiclip.train.records.metrics import read_lines
 
 ENDLESS = ["train.steps=100000", "train.save_every=3", "train.save_in_background=false"]
 """Stopped by what the test does, after a checkpoint."""

@@ -17,11 +17,11 @@ from flexiclip.config import Config, load
 from flexiclip.losses import LOSSES
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.transformer import MLP
-from flexiclip.train.engine import TorchEngine
-from flexiclip.train.optim import ScalarOptimizer
-from flexiclip.train.ranks import Ranks
+from flexiclip.train.engines.engine import TorchEngine
+from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.engines.towers import LockedTowers, Towers
+from flexiclip.train.processes.ranks import Ranks
 from flexiclip.train.step import Inputs, Stepper
-from flexiclip.train.towers import LockedTowers, Towers
 
 BATCH, SEQHW, LR, EPS = 12, 3, 0.01, 1e-3
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from flexiclip.errors import UserError
-from flexiclip.train.stores import Store, open_store
+from flexiclip.train.checkpoints.stores import Store, open_store
 
 
 @pytest.fixture(params=["folder", "file://", "memory://"])

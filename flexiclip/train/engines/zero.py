@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from flexiclip.config import Config
-from flexiclip.train.engine import clip_gradients, load_moments_into, moments_of
-from flexiclip.train.optim import MOMENTS, adamw
-from flexiclip.train.ranks import Ranks
-from flexiclip.train.towers import Towers
+from flexiclip.train.engines.engine import clip_gradients, load_moments_into, moments_of
+from flexiclip.train.engines.optim import MOMENTS, adamw
+from flexiclip.train.engines.towers import Towers
+from flexiclip.train.processes.ranks import Ranks
 
 _CPU = {"device": "cpu"}
 OFFLOADED: dict[str, dict[str, Any]] = {

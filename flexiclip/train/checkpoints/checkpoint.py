@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flexiclip.bundle import LoadedModel, read_weights, save_model
 from flexiclip.errors import UserError
-from flexiclip.train.files import sync_folder
+from flexiclip.train.checkpoints.files import sync_folder
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 

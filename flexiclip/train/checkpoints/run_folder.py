@@ -11,10 +11,10 @@ from typing import Any
 from flexiclip.config import Config, dump, to_dict
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
-from flexiclip.train.files import reason, write_whole
-from flexiclip.train.ranks import Ranks
-from flexiclip.train.resume import Found, find_checkpoint
-from flexiclip.train.stores import Store
+from flexiclip.train.checkpoints.files import reason, write_whole
+from flexiclip.train.checkpoints.resume import Found, find_checkpoint
+from flexiclip.train.checkpoints.stores import Store
+from flexiclip.train.processes.ranks import Ranks
 
 # What may change when a run goes on: where and how fast it runs, what it writes down. Everything else would make it another run.
 FREE = (

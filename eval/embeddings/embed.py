@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from flexiclip.data.images import normalize
 
-from .datasets import ImageBlock
-from .model import EvalModel, Length
+from ..data.images import ImageBlock
+from ..models.protocol import EvalModel, Length
 from .prompts import unit_rows
 from .ranks import gather_objects, gather_rows
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexiclip.errors import UserError
-from flexiclip.train.files import write_whole
+from flexiclip.train.checkpoints.files import write_whole
 
 if TYPE_CHECKING:
-    from flexiclip.train.ranks import Ranks  # which imports this module
+    from flexiclip.train.processes.ranks import Ranks  # which imports this module
 
 PATIENCE_S = 30.0
 """How long another host's new file may stay unseen: network file systems cache what a folder does not hold."""

@@ -1,6 +1,6 @@
 """Several evaluations in one picture, for example a flexible model beside one trained at a single length.
 
-    python -m flexiclip_eval.compare flexible=runs/flexible/eval/results.json "fixed at seqhw 6=runs/fixed/eval/results.json" \
+    python -m flexiclip_eval.report.compare flexible=runs/flexible/eval "fixed at seqhw 6=runs/fixed/eval" \
         --metric image_retrieval_recall@5 --output flexible_vs_fixed.png
 
 The chance level and a fixed model's training length come from the report.json beside each results.json.
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from flexiclip.errors import UserError
 
+from .files import read_about, read_rows
 from .plots import plot_runs, save
-from .report import read_about, read_rows
 from .table import Row
 
 
@@ -53,7 +53,9 @@ def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flexiclip_eval.compare", description="Several evaluations in one picture.")
+    parser = argparse.ArgumentParser(
+        prog="python -m flexiclip_eval.report.compare", description="Several evaluations in one picture."
+    )
     parser.add_argument("runs", nargs="+", metavar="LABEL=RESULTS", help="a label and a results.json or its folder")
     parser.add_argument("--metric", default="image_retrieval_recall@5", help="default: %(default)s")
     parser.add_argument("--dataset", help="needed when the results hold several data sets with the metric")

@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from flexiclip.errors import RunError
-from flexiclip.train.files import reason, write_whole
+from flexiclip.train.checkpoints.files import reason, write_whole
 
 
 class JsonLines:

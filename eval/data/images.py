@@ -19,8 +19,8 @@ from flexiclip.data.samples import BadSample, Sample, open_samples
 from flexiclip.data.shards import expand_shards
 from flexiclip.errors import UserError
 
-from .ranks import block, gather_objects, largest_block
-from .suite import DatasetConfig, TaskConfig, check_classes
+from ..embeddings.ranks import block, gather_objects, largest_block
+from ..suite import DatasetConfig, TaskConfig, check_classes
 
 log = logging.getLogger("flexiclip.eval")
 

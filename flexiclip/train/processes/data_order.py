@@ -13,8 +13,8 @@ import socket
 from flexiclip.data.dataset import TrainSources
 from flexiclip.data.shards import shard_name
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoint import Checkpoint
-from flexiclip.train.ranks import Ranks
+from flexiclip.train.checkpoints.checkpoint import Checkpoint
+from flexiclip.train.processes.ranks import Ranks
 
 
 def data_order(sources: TrainSources | None) -> str | None:

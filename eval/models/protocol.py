@@ -16,7 +16,7 @@ from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.errors import UserError
 
-from .table import Side
+from ..report.table import Side
 
 Length = int | None
 """A seqhw; None: the model's own, for a model that has but one and does not name it."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flexiclip.config import Config
-from flexiclip.train.optim import MOMENTS, adamw, moment
-from flexiclip.train.ranks import Ranks
-from flexiclip.train.towers import Towers
+from flexiclip.train.engines.optim import MOMENTS, adamw, moment
+from flexiclip.train.engines.towers import Towers
+from flexiclip.train.processes.ranks import Ranks
 
 
 class Engine(Protocol):

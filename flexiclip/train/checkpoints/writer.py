@@ -13,9 +13,9 @@ from pathlib import Path
 from threading import Thread
 
 from flexiclip.errors import RunError
-from flexiclip.train.checkpoint import Snapshot, write_checkpoint
-from flexiclip.train.files import link_folder, reason
-from flexiclip.train.stores import Store, expendable
+from flexiclip.train.checkpoints.checkpoint import Snapshot, write_checkpoint
+from flexiclip.train.checkpoints.files import link_folder, reason
+from flexiclip.train.checkpoints.stores import Store, expendable
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint
-from flexiclip.train.files import reason, write_whole
+from flexiclip.train.checkpoints.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint
+from flexiclip.train.checkpoints.files import reason, write_whole
 
 LATEST = "latest"
 _NAME = re.compile(r"step-([0-9]{1,15})")
@@ -68,7 +68,7 @@ def open_store(where: str, staging: Path) -> Store:
     """The store at a folder or URL. staging: a local folder to write into, for a store that is not local. Raises UserError."""
     if "://" not in where or where.startswith("file://"):
         return LocalStore(Path(where.removeprefix("file://")).expanduser())
-    from flexiclip.train.remote_store import RemoteStore
+    from flexiclip.train.checkpoints.remote_store import RemoteStore
 
     return RemoteStore(where, staging)
 

@@ -12,12 +12,12 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.config import to_dict
 from flexiclip.data.batch import Batch
 from flexiclip.errors import RunError, UserError
-from flexiclip.train.bad_samples import BadShare
-from flexiclip.train.checkpoint import Facts, Snapshot
-from flexiclip.train.metrics import Metrics
-from flexiclip.train.progress import Progress
+from flexiclip.train.checkpoints.checkpoint import Facts, Snapshot
+from flexiclip.train.checkpoints.writer import CheckpointWriter, Keep
+from flexiclip.train.records.bad_samples import BadShare
+from flexiclip.train.records.metrics import Metrics
+from flexiclip.train.records.progress import Progress
 from flexiclip.train.setup import Run, consolidated, model_to_evaluate
-from flexiclip.train.writer import CheckpointWriter, Keep
 
 Evaluators = Callable[[LoadedModel], dict[str, float]]
 """Called on every rank with the model in eval mode; returns the same metrics on each."""

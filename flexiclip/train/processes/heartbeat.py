@@ -31,7 +31,7 @@ from typing import Any
 import torch.distributed as dist
 
 from flexiclip.errors import RunError, UserError
-from flexiclip.train.signals import Stopped
+from flexiclip.train.processes.signals import Stopped
 
 BEAT_S = 2.0
 JOIN_S = 600.0

@@ -15,7 +15,7 @@ import time
 from flexiclip.data.batch import Batch
 from flexiclip.data.loader import Batches
 from flexiclip.errors import RunError
-from flexiclip.train.signals import StopSignal
+from flexiclip.train.processes.signals import StopSignal
 
 PATIENCE = 10
 """Times data.stall_s without a batch after which the run ends."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint, read_state
-from flexiclip.train.files import reason
-from flexiclip.train.stores import LATEST, checked_name, point_elsewhere, step_of
+from flexiclip.train.checkpoints.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint, read_state
+from flexiclip.train.checkpoints.files import reason
+from flexiclip.train.checkpoints.stores import LATEST, checked_name, point_elsewhere, step_of
 
 ANSWER_S = 60.0
 """Seconds after which a store that says nothing counts as unreachable: some backends try for minutes."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import EvalModel
+from ..models.protocol import EvalModel
 from .ranks import block, gather_rows, largest_block
 
 

@@ -1,0 +1,1 @@
+"""The images, captions and labels of a data set, read and decoded once."""

@@ -1,0 +1,1 @@
+"""What an evaluation leaves behind: rows, tables, plots and a page."""
