@@ -10,6 +10,8 @@ if __name__ == "eval":
 
 from .report.table import Row
 from .run import evaluate_suites, make_evaluators
-from .suite import DatasetConfig, SuiteConfig, TaskConfig, load_suite
+from .suites.dataset import DatasetConfig
+from .suites.load import SuiteConfig, load_suite
+from .suites.task import TaskConfig
 
 __all__ = ["DatasetConfig", "Row", "SuiteConfig", "TaskConfig", "evaluate_suites", "load_suite", "make_evaluators"]

@@ -8,81 +8,74 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from flexiclip.config import to_dict
 
-from .data.images import ImageBlock, Record, resolve_labels
+from .data.images import ImageBlock
 from .embeddings.embed import embed_images, evaluating
-from .embeddings.prompts import class_embeddings, embed_texts
+from .embeddings.prompts import embed_texts
 from .embeddings.ranks import rank_and_world
 from .models.protocol import EvalModel, Length, choose_lengths, geometry, model_names, require_text
-from .report.table import Report, Row, TaskInfo
-from .suite import DatasetConfig, TaskConfig, load_datasets
-from .tasks.classification import classification_chance, classification_metrics, largest_class
-from .tasks.retrieval import pair_captions, retrieval_chance, retrieval_metrics
+from .report.table import ModelInfo, Report, Row, TaskInfo
+from .suites.dataset import DatasetConfig
+from .suites.load import load_datasets
+from .tasks.base import Context, Result
+from .tasks.registry import TASKS
 
 CACHE_BYTES = 1 << 30  # of decoded images a data set and rank, kept between the evaluations of a training run
 
 
 @dataclass(frozen=True)
-class _Scores:
+class Score:
     """A task at one length."""
 
     info: TaskInfo
     length: Length
-    metrics: dict[str, float]
+    result: Result
     n: int
     images_per_s: float | None
 
 
 def evaluate_suites(
-    loaded: EvalModel,
+    models: Iterable[tuple[str, EvalModel]],
     suites: Sequence[str],
     *,
     seqhw: Sequence[int] | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 128,
     output: Path | None = None,
-    source: str = "",
     command: str | None = None,
     workers: int = 2,
 ) -> list[Row]:
-    """Score a model on suites (names or files); on rank 0 print a table and, given `output`, write the files of report.py.
+    """Score models on suites (names or files); on rank 0 print a table and, given `output`, write the files of report/.
 
-    seqhw: lengths, default those the model was trained at. source: what the user called the model; fills `model` and
-    `pretrained`. command: the line shown in the report, default this process's own. workers: threads that decode images.
+    models: (what the user called it, the model); the name fills `model` and `pretrained` of the rows. seqhw: lengths, default
+    those a model was trained at. command: the line shown in the report, default this process's own. workers: threads that decode.
     """
     from .report.files import print_report, write_report
 
-    require_text(loaded)
-    lengths = choose_lengths(loaded, seqhw)
     datasets = load_datasets(suites)
-    blocks = [ImageBlock(dataset, loaded.transform, workers=workers, cache_bytes=0) for dataset in datasets]
-    rows, tasks, bad = [], [], []
-    for dataset, images in zip(datasets, blocks, strict=True):
-        scores = list(_score(loaded, images, lengths, batch_size, torch.device(device)))
-        rows += [_row(loaded, source, dataset, score) for score in scores]
-        tasks += list({(score.info.dataset, score.info.task): score.info for score in scores}.values())
-        bad += images.gather()[1]
-    report = Report(
-        rows=rows,
-        tasks=tasks,
-        bad_samples=bad,
-        command=command or shlex.join(sys.argv),
-        config=to_dict(loaded.config) if loaded.config is not None else {},
-        trained_seqhw=tuple(loaded.config.patch.seqhw) if loaded.config is not None else (),
-    )
+    report = Report(command=command or shlex.join(sys.argv))
+    for source, loaded in models:
+        require_text(loaded)
+        _add_model(report, source, loaded)
+        lengths = choose_lengths(loaded, seqhw)
+        blocks = [ImageBlock(dataset, loaded.transform, workers=workers, cache_bytes=0) for dataset in datasets]
+        for dataset, images in zip(datasets, blocks, strict=True):
+            for score in score_tasks(loaded, images, lengths, batch_size, torch.device(device)):
+                report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
+            report.add_bad_samples(images.gather()[1])
     if rank_and_world()[0] == 0:
         print_report(report)
         if output is not None:
             write_report(report, Path(output))
-    return rows
+    return report.rows
 
 
 def make_evaluators(
@@ -107,60 +100,35 @@ def make_evaluators(
         lengths = choose_lengths(loaded, seqhw)
         values: dict[str, float] = {}
         for images in blocks:
-            for score in _score(loaded, images, lengths, batch_size, torch.device(device)):
+            for score in score_tasks(loaded, images, lengths, batch_size, torch.device(device)):
                 prefix = f"{score.info.dataset}/{score.info.task.removeprefix('zeroshot_')}"
-                values |= {f"{prefix}/{name}/seqhw={score.length}": value for name, value in score.metrics.items()}
+                values |= {f"{prefix}/{name}/seqhw={score.length}": value for name, value in score.result.metrics.items()}
         return values
 
     return evaluate
 
 
-def _score(
+def score_tasks(
     loaded: EvalModel, images: ImageBlock, lengths: Sequence[Length], batch_size: int, device: torch.device
-) -> Iterator[_Scores]:
-    """The scores of every task and length of one data set."""
+) -> Iterator[Score]:
+    """The scores of every task and length of one data set, from one pass over its images."""
     with evaluating(loaded.model):
         embeddings, speeds = embed_images(loaded, images, lengths, batch_size=batch_size, device=device)
         records = images.gather()[0]
+        texts = partial(embed_texts, loaded, batch_size=batch_size, device=device)
         for task in images.config.tasks:
-            prepare = _retrieval if task.kind == "retrieval" else _classification
-            info, measure = prepare(loaded, images.config, task, records, batch_size, device)
+            prepared = TASKS[task.kind](Context(images.config, task, records, texts))
             for length in lengths:
-                yield _Scores(info, length, measure(embeddings[length]), len(records), speeds[length])
+                yield Score(prepared.info, length, prepared.measure(embeddings[length]), len(records), speeds[length])
 
 
-def _retrieval(
-    loaded: EvalModel,
-    dataset: DatasetConfig,
-    task: TaskConfig,
-    records: Sequence[Record],
-    batch_size: int,
-    device: torch.device,
-) -> tuple[TaskInfo, Callable[[Tensor], dict[str, float]]]:
-    """What the task is, and its metrics as a function of the image embeddings [N, D]."""
-    pairs = pair_captions([record.captions for record in records])
-    text_z = embed_texts(loaded, pairs.captions, batch_size=batch_size, device=device)
-    info = TaskInfo(dataset.row_name(task), "zeroshot_retrieval", retrieval_chance(pairs), captions=len(pairs.captions))
-    return info, lambda image_z: retrieval_metrics(image_z, text_z, pairs)
+def _add_model(report: Report, source: str, loaded: EvalModel) -> None:
+    config = to_dict(loaded.config) if loaded.config is not None else {}
+    trained = tuple(loaded.config.patch.seqhw) if loaded.config is not None else ()
+    report.models.append(ModelInfo(*model_names(loaded, source), config, trained))
 
 
-def _classification(
-    loaded: EvalModel,
-    dataset: DatasetConfig,
-    task: TaskConfig,
-    records: Sequence[Record],
-    batch_size: int,
-    device: torch.device,
-) -> tuple[TaskInfo, Callable[[Tensor], dict[str, float]]]:
-    """What the task is, and its metrics as a function of the image embeddings [N, D]."""
-    classes, words, label = resolve_labels(task, records)
-    class_z = class_embeddings(loaded, words, task.templates, batch_size=batch_size, device=device)
-    chance = classification_chance(len(classes))
-    info = TaskInfo(dataset.row_name(task), "zeroshot_classification", chance, tuple(classes), largest_class(label))
-    return info, lambda image_z: classification_metrics(image_z, class_z, label)
-
-
-def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: _Scores) -> Row:
+def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: Score) -> Row:
     model, pretrained = model_names(loaded, source)
     image_size, patch_size, gflops = geometry(loaded, score.length)
     return Row(
@@ -168,7 +136,7 @@ def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: _Scores)
         model=model,
         pretrained=pretrained,
         task=score.info.task,
-        metrics=score.metrics,
+        metrics=score.result.metrics,
         language=dataset.language,
         n=score.n,
         seqhw=score.length,

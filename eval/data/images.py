@@ -15,18 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexiclip.data.samples import BadSample, Sample, open_samples
-from flexiclip.data.shards import expand_shards
+from flexiclip.data.samples import BadSample
 from flexiclip.errors import UserError
 
 from ..embeddings.ranks import block, gather_objects, largest_block
-from ..suite import DatasetConfig, TaskConfig, check_classes
+from ..suites.dataset import DatasetConfig
+from .source import Label, open_source
 
 log = logging.getLogger("flexiclip.eval")
 
-Label = str | int | None
-
-_DIGITS = 18  # of a label that is a number; int() refuses some thousand of them
 TIMED_BATCHES = 3  # at least, for a speed that one hiccup of the machine does not decide
 
 
@@ -48,11 +45,8 @@ class ImageBlock:
 
     def __init__(self, config: DatasetConfig, transform: Callable[[Any], Tensor], *, workers: int, cache_bytes: int) -> None:
         self.config = config
-        captions = config.captions if config.has_retrieval else ()
-        self.store = open_samples(expand_shards(config.shards), config.image_keys, captions, index_cache=config.index_cache)
-        self.total = len(self.store)
-        if self.total == 0:
-            raise UserError(f"data set {config.name}: the shards {config.shards} hold no sample")
+        self._source = open_source(config)
+        self.total = len(self._source)
         self._to_tensor = getattr(transform, "pixels", transform)
         self._label_keys = sorted({task.label for task in config.tasks if task.label is not None})
         self._workers = max(1, workers)
@@ -98,54 +92,17 @@ class ImageBlock:
         if index in self._cache:
             return self._cache[index]
         try:
-            sample = self.store[index]
-            labels = {key: self._label(index, sample, key) for key in self._label_keys}
+            item = self._source.item(index, self._label_keys)
         except BadSample as bad:
             self._bad[index] = {"dataset": self.config.name, **bad.as_dict()}
             log.warning("data set %s: bad sample, not counted: %s", self.config.name, bad)
             return None
-        image = self._to_tensor(sample.image)
-        self._records[index] = Record(sample.name, sample.captions, labels)
+        image = self._to_tensor(item.image)
+        self._records[index] = Record(item.name, item.captions, item.labels)
         if image.nbytes <= self._room:
             self._room -= image.nbytes
             self._cache[index] = image
         return image
-
-    def _label(self, index: int, sample: Sample, key: str) -> Label:
-        """The label under `json:FIELD` (`json:a.b` descends), or in a member: a name, or a number. None when there is none."""
-        if not key.startswith("json:"):
-            raw = self.store.member(*self.store.locate(index), key)
-            text = "" if raw is None else raw.decode("utf-8", "replace").strip()
-            return int(text) if text.isdecimal() and len(text) <= _DIGITS else text or None
-        value: Any = sample.meta
-        for part in key.removeprefix("json:").split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value if isinstance(value, (str, int)) and not isinstance(value, bool) else None
-
-
-def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[str], Tensor]:
-    """(classes, their words in prompts, label of each record int64 [N]) of a classification task.
-
-    Classes come from the suite, or are the labels found, sorted. UserError names the sample whose label is missing or unknown.
-    """
-    assert task.label is not None, "TaskConfig demands a label for classification"
-    where = f"task {task.name or task.kind}"
-    labels = [record.labels[task.label] for record in records]
-    for record, label in zip(records, labels, strict=True):
-        if label is None:
-            raise UserError(f"{where}: {record.sample} has no {task.label}; name another label in the suite")
-    words = task.words or {name: name for name in sorted({str(label) for label in labels})}
-    classes = list(words)
-    check_classes(classes, where)
-    number: dict[Label, int] = {name: i for i, name in enumerate(classes)}
-    if task.classes is not None:
-        number |= {i: i for i in range(len(classes))}  # a list in the suite gives numbers a meaning
-    else:
-        number |= {label: number[str(label)] for label in labels}
-    for record, label in zip(records, labels, strict=True):
-        if label not in number:
-            raise UserError(f"{where}: the label {label!r} of {record.sample} is not among its {len(classes)} classes")
-    return classes, list(words.values()), torch.tensor([number[label] for label in labels], dtype=torch.int64)
 
 
 def _stack(images: Sequence[Tensor | None]) -> Tensor:

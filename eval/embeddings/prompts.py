@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,9 @@ def fill(templates: Sequence[str], words: str) -> list[str]:
     return [template.replace("{c}", words) for template in templates]
 
 
-def class_embeddings(
-    loaded: EvalModel, words: Sequence[str], templates: Sequence[str], *, batch_size: int, device: torch.device
-) -> Tensor:
+def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], words: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Unit rows [C, D] float32: for each class the mean of its prompts' unit embeddings, normalised again, as CLIP does."""
-    prompts = [prompt for name in words for prompt in fill(templates, name)]
-    each = embed_texts(loaded, prompts, batch_size=batch_size, device=device)
+    each = embed_texts([prompt for name in words for prompt in fill(templates, name)])
     return F.normalize(each.reshape(len(words), len(templates), -1).mean(1), dim=-1)
 
 

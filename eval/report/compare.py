@@ -36,7 +36,8 @@ def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | Non
         for task in each.get("tasks", ())
         if task["dataset"] == datasets[0] and metric in task["chance"]
     ]
-    own = {label: each["trained_seqhw"] for label, each in about.items() if len(each.get("trained_seqhw", ())) == 1}
+    trained = {label: each["models"][0]["trained_seqhw"] for label, each in about.items() if each.get("models")}
+    own = {label: lengths for label, lengths in trained.items() if len(lengths) == 1}
     figure = plot_runs(chosen, metric, chance=chances[0] if chances else None, own=own)
     output.parent.mkdir(parents=True, exist_ok=True)
     save(figure, output)

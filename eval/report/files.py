@@ -41,8 +41,8 @@ def write_report(report: Report, output: Path) -> None:
             rows_folder / f"{_stem(row.dataset, row.task)}_seqhw{row.seqhw or 0:02d}.json", json.dumps(data, ensure_ascii=False)
         )
     write_csv(report.rows, output / "results.csv")
-    about = {field.name: getattr(report, field.name) for field in dataclasses.fields(report) if field.name != "rows"}
-    about["tasks"] = [dataclasses.asdict(task) for task in report.tasks]
+    about = dataclasses.asdict(report)
+    del about["rows"], about["details"]
     _write(output / "report.json", json.dumps(about, indent=2, ensure_ascii=False))
     pictures = {}
     for task in report.tasks:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flexiclip.config import dump
 
-from .table import Report, TaskInfo, cells, rows_of, short_name
+from .table import ModelInfo, Report, TaskInfo, cells, rows_of, short_name
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -23,7 +23,7 @@ def render_page(report: Report, pictures: Mapping[tuple[str, str], bytes]) -> st
         "tasks": "\n".join(_section(report, task, pictures.get((task.dataset, task.task))) for task in report.tasks),
         "bad": _bad_samples(report),
         "command": escape(report.command),
-        "config": escape(dump(report.config) if report.config else "a foreign model: no config of ours"),
+        "config": escape("\n".join(_config(model) for model in report.models)),
     }
     page = _TEMPLATE.read_text(encoding="utf-8")
     for name, text in fields.items():
@@ -35,10 +35,14 @@ def _lead(report: Report) -> str:
     lengths = sorted({row.seqhw for row in report.rows if row.seqhw is not None})
     if not lengths:
         return "One fixed sequence length."
-    trained = ", ".join(map(str, sorted(report.trained_seqhw))) or "unknown"
+    trained = ", ".join(map(str, sorted({length for model in report.models for length in model.trained_seqhw}))) or "unknown"
     size = report.rows[0].image_size
     side = "×".join(map(str, size)) if isinstance(size, list) else size
     return f"Images of {side} pixels at seqhw {', '.join(map(str, lengths))}. Trained at seqhw {trained}."
+
+
+def _config(model: ModelInfo) -> str:
+    return dump(model.config) if model.config else f"{model.model} {model.pretrained}: a foreign model, no config of ours"
 
 
 def _section(report: Report, task: TaskInfo, picture: bytes | None) -> str:

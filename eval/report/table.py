@@ -41,15 +41,36 @@ class TaskInfo:
 
 
 @dataclass(frozen=True)
+class ModelInfo:
+    """A model that was scored; (model, pretrained) are those of its rows."""
+
+    model: str
+    pretrained: str
+    config: dict[str, Any] = field(default_factory=dict)  # resolved; {} for a foreign model
+    trained_seqhw: tuple[int, ...] = ()
+
+
+@dataclass
 class Report:
     """Everything that one evaluation leaves: the rows, and beside them what a reader needs to judge them."""
 
-    rows: list[Row]
-    tasks: list[TaskInfo]
-    bad_samples: list[dict[str, str]]  # dataset, shard, key, reason
     command: str
-    config: dict[str, Any] = field(default_factory=dict)  # the model's, resolved; {} for a foreign model
-    trained_seqhw: tuple[int, ...] = ()
+    rows: list[Row] = field(default_factory=list)
+    models: list[ModelInfo] = field(default_factory=list)
+    tasks: list[TaskInfo] = field(default_factory=list)
+    bad_samples: list[dict[str, str]] = field(default_factory=list)  # dataset, shard, key, reason
+    details: list[dict[str, Any]] = field(default_factory=list)  # one a row, see tasks/base.py Result
+
+    def add(self, row: Row, task: TaskInfo, details: dict[str, Any]) -> None:
+        """One more row, and its task where it is new."""
+        self.rows.append(row)
+        self.details.append(details)
+        if (task.dataset, task.task) not in {(known.dataset, known.task) for known in self.tasks}:
+            self.tasks.append(task)
+
+    def add_bad_samples(self, bad: list[dict[str, str]]) -> None:
+        """Samples that could not be read; those that another model met already are not counted again."""
+        self.bad_samples += [entry for entry in bad if entry not in self.bad_samples]
 
 
 def rows_of(report: Report, task: TaskInfo) -> list[Row]:

@@ -9,7 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..data.labels import resolve_labels
+from ..embeddings.prompts import class_embeddings
+from ..report.table import TaskInfo
+from .base import Context, Prepared, Result
 from .ranking import TIE, hit_probability
+
+
+def prepare_classification(context: Context) -> Prepared:
+    """An image finds its class among prompts. Raises UserError for a label that is no class."""
+    classes, words, label = resolve_labels(context.task, context.records)
+    class_z = class_embeddings(context.embed_texts, words, context.task.templates)
+    chance = classification_chance(len(classes))
+    info = TaskInfo(context.name, "zeroshot_classification", chance, tuple(classes), largest_class(label))
+    return Prepared(info, lambda image_z: Result(classification_metrics(image_z, class_z, label)))
 
 
 def classification_metrics(image_z: Tensor, class_z: Tensor, label: Tensor) -> dict[str, float]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..report.table import TaskInfo
+from .base import Context, Prepared, Result
 from .ranking import TIE, hit_probability
 
 KS = (1, 5, 10)
@@ -27,6 +29,14 @@ class Pairs:
     image: Tensor
     caption: Tensor
     images: int
+
+
+def prepare_retrieval(context: Context) -> Prepared:
+    """Captions find images, and images captions."""
+    pairs = pair_captions([record.captions for record in context.records])
+    text_z = context.embed_texts(pairs.captions)
+    info = TaskInfo(context.name, "zeroshot_retrieval", retrieval_chance(pairs), captions=len(pairs.captions))
+    return Prepared(info, lambda image_z: Result(retrieval_metrics(image_z, text_z, pairs)))
 
 
 def pair_captions(captions: Sequence[Sequence[str]]) -> Pairs:

@@ -28,8 +28,11 @@ def _work(rank: int, folder: Path, suite: str, suite_of_one: str) -> None:
         result = {
             "ragged": ragged[:, 0].tolist(),
             "loop": make_evaluators([suite], batch_size=3)(loaded),
-            "rows": [(r.metrics, r.n) for r in evaluate_suites(loaded, [suite], batch_size=3, output=folder / f"out-{world}")],
-            "one": [r.n for r in evaluate_suites(loaded, [suite_of_one])],
+            "rows": [
+                (r.metrics, r.n)
+                for r in evaluate_suites([("toy", loaded)], [suite], batch_size=3, output=folder / f"out-{world}")
+            ],
+            "one": [r.n for r in evaluate_suites([("toy", loaded)], [suite_of_one])],
         }
         dist.destroy_process_group()
         (folder / f"{world}-{rank}.json").write_text(json.dumps(result))
@@ -42,7 +45,7 @@ def test_every_number_of_ranks_gives_the_same_numbers(tmp_path: Path) -> None:
         (tmp_path / f"rank{rank}").mkdir()
     mp.spawn(_work, (tmp_path, suite, lonely), nprocs=3)
     loaded = toy_model(tmp_path)
-    alone = [[row.metrics, row.n] for row in evaluate_suites(loaded, [suite], batch_size=3)]
+    alone = [[row.metrics, row.n] for row in evaluate_suites([("toy", loaded)], [suite], batch_size=3)]
     loop = make_evaluators([suite], batch_size=64)(loaded)
     assert [n for _, n in alone] == [ITEMS - len(BROKEN)] * 6
     for world in (2, 3):

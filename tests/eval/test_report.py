@@ -14,7 +14,7 @@ import pytest
 from flexiclip_eval import Row
 from flexiclip_eval.report.compare import main
 from flexiclip_eval.report.files import as_json, print_report, read_rows, write_report
-from flexiclip_eval.report.table import Report, TaskInfo
+from flexiclip_eval.report.table import ModelInfo, Report, TaskInfo
 from PIL import Image
 
 from flexiclip.errors import UserError
@@ -49,7 +49,8 @@ def _report(peak: float = 0.4, trained: tuple[int, ...] = (3, 6, 15), lengths: t
         TaskInfo("emoji", "zeroshot_classification", {"acc1": 0.1, "mean_per_class_recall": 0.1}, ("a", "b & c"), 0.3),
     ]
     bad = [{"dataset": "emoji", "shard": "part-0.tar", "key": "0007<script><!-- config -->", "reason": "cut short"}]
-    return Report(rows, tasks, bad, "flexiclip eval runs/x --suite emoji", {"run_dir": "runs/x"}, trained)
+    model = ModelInfo("FlexiViT-<b>", "runs/x", {"run_dir": "runs/x"}, trained)
+    return Report("flexiclip eval runs/x --suite emoji", rows, [model], tasks, bad, [{} for _ in rows])
 
 
 def _colours(data: bytes) -> tuple[tuple[int, int], set[tuple[int, ...]]]:

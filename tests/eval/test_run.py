@@ -71,7 +71,7 @@ def _expected_classification(loaded: LoadedModel, seqhw: int) -> dict[str, float
 
 
 def test_rows_equal_the_same_metrics_sample_by_sample(loaded: LoadedModel, suite: str) -> None:
-    rows = evaluate_suites(loaded, [suite], batch_size=4, source="runs/toy")
+    rows = evaluate_suites([("runs/toy", loaded)], [suite], batch_size=4)
     assert [(row.task, row.seqhw) for row in rows] == [
         (task, seqhw) for task in ("zeroshot_retrieval", "zeroshot_classification") for seqhw in (2, 3, 6)
     ]
@@ -90,7 +90,7 @@ def test_broken_images_are_named_and_not_counted(
     loaded: LoadedModel, suite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "flexiclip.eval"):
-        rows = evaluate_suites(loaded, [suite], seqhw=[3], output=tmp_path / "out")
+        rows = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], output=tmp_path / "out")
     assert {row.n for row in rows} == {21}
     named = [record.message for record in caplog.records if "bad sample" in record.message]
     assert len(named) == 2
@@ -102,7 +102,7 @@ def test_broken_images_are_named_and_not_counted(
 
 
 def test_the_loop_evaluator_reads_the_data_once_and_leaves_the_model_alone(loaded: LoadedModel, suite: str) -> None:
-    rows = evaluate_suites(loaded, [suite])
+    rows = evaluate_suites([("toy", loaded)], [suite])
     evaluate = make_evaluators([suite], batch_size=5)
     loaded.model.train()
     loaded.model.text_tower.eval()  # as a locked tower would be
@@ -150,7 +150,7 @@ def test_a_foreign_model_is_scored_at_its_one_length(suite: str, tmp_path: Path)
         open_clip.CLIPTextCfg(**tower, context_length=16),
     )
     foreign = Foreign(model.eval(), image_transform(24, is_train=False), open_clip.SimpleTokenizer(context_length=16))
-    rows = evaluate_suites(foreign, [suite], source="open_clip:Tiny/none", output=tmp_path / "out", batch_size=6)
+    rows = evaluate_suites([("open_clip:Tiny/none", foreign)], [suite], output=tmp_path / "out", batch_size=6)
     row = rows[0]
     assert (row.model, row.pretrained, row.seqhw, row.patch_size, row.gflops, row.n) == ("Tiny", "none", None, None, None, 21)
     items = _good()
@@ -161,7 +161,7 @@ def test_a_foreign_model_is_scored_at_its_one_length(suite: str, tmp_path: Path)
     positive = np.array([[text in toy.captions for toy in items] for text in captions])
     assert row.metrics["image_retrieval_recall@5"] == pytest.approx(slow_recall(text_z @ image_z.T, positive, 5), abs=1e-9)
     with pytest.raises(UserError, match="one fixed length"):
-        evaluate_suites(foreign, [suite], seqhw=[3])
+        evaluate_suites([("open_clip:Tiny", foreign)], [suite], seqhw=[3])
 
 
 def test_speed_leaves_out_warm_up_and_decoding(loaded: LoadedModel, suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_speed_leaves_out_warm_up_and_decoding(loaded: LoadedModel, suite: str, 
 
     monkeypatch.setattr(loaded.model, "encode_image", slow)
     monkeypatch.setattr(SampleStore, "read", slow_read)
-    row = evaluate_suites(loaded, [suite], seqhw=[3], batch_size=5)[0]
+    row = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], batch_size=5)[0]
     assert row.images_per_s is not None
     assert row.images_per_s <= 5 / 0.02  # at most 5 images in at least 20 ms
     assert row.images_per_s > 23 / (0.6 + 4 * 0.02)  # the whole time, first batch included, without even decoding
@@ -185,28 +185,28 @@ def test_speed_leaves_out_warm_up_and_decoding(loaded: LoadedModel, suite: str, 
 
 def test_classes_by_number_need_no_captions(loaded: LoadedModel, tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "data", toys(12), (12,))
-    by_name = evaluate_suites(loaded, [write_suite(tmp_path / "a.yaml", shards, classes=CATEGORIES)], seqhw=[3])[1]
+    by_name = evaluate_suites([("toy", loaded)], [write_suite(tmp_path / "a.yaml", shards, classes=CATEGORIES)], seqhw=[3])[1]
     file = tmp_path / "b.yaml"
     file.write_text(
         f"datasets: [{{name: b, shards: '{shards}', tasks: [{{kind: classification, label: cls, "
         f"templates: ['a photo of {{c}}', '{{c}}'], classes: [{', '.join(CATEGORIES)}]}}]}}]"
     )
-    by_number = evaluate_suites(loaded, [str(file)], seqhw=[3])[0]
+    by_number = evaluate_suites([("toy", loaded)], [str(file)], seqhw=[3])[0]
     assert by_number.metrics == by_name.metrics
     assert by_number.n == 12
 
 
 def test_mistakes_are_said_in_one_line(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"seqhw \[5, 7\] does not divide .*valid: \[1, 2, 3, 4, 6, 8, 12, 24\]"):
-        evaluate_suites(loaded, [suite], seqhw=[5, 6, 7])
+        evaluate_suites([("toy", loaded)], [suite], seqhw=[5, 6, 7])
     with pytest.raises(UserError, match="no suite"):
         make_evaluators([])
     all_broken = write_suite(tmp_path / "c.yaml", write_shards(tmp_path / "c", toys(3, (0, 1, 2)), (3,)))
     with pytest.raises(UserError, match="none of its 3 samples can be read"):
-        evaluate_suites(loaded, [all_broken], seqhw=[3])
+        evaluate_suites([("toy", loaded)], [all_broken], seqhw=[3])
     missing = write_suite(tmp_path / "d.yaml", str(tmp_path / "nowhere-{0..1}.tar"))
     with pytest.raises(UserError, match=r"nowhere-0\.tar"):
-        evaluate_suites(loaded, [missing], seqhw=[3])
+        evaluate_suites([("toy", loaded)], [missing], seqhw=[3])
 
 
 def test_the_openmoji_suite_fits_what_the_builder_writes(
@@ -216,7 +216,7 @@ def test_the_openmoji_suite_fits_what_the_builder_writes(
 
     build, _ = build_openmoji(tmp_path / "openmoji", pixels=24, heldout=40, limit=300)
     monkeypatch.setenv("FLEXICLIP_DATA", str(tmp_path))
-    retrieval, classification = evaluate_suites(loaded, ["openmoji"], seqhw=[3], output=tmp_path / "out")
+    retrieval, classification = evaluate_suites([("toy", loaded)], ["openmoji"], seqhw=[3], output=tmp_path / "out")
     assert retrieval.n == classification.n == build.heldout > 20
     about = json.loads((tmp_path / "out" / "report.json").read_text())
     assert set(build.heldout_categories) <= set(about["tasks"][1]["classes"])

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from flexiclip_eval import DatasetConfig, TaskConfig, load_suite
-from flexiclip_eval.data.images import Record, resolve_labels
+from flexiclip_eval.data.images import Record
+from flexiclip_eval.data.labels import resolve_labels
 from flexiclip_eval.embeddings.prompts import fill
-from flexiclip_eval.suite import SUITES, load_datasets
+from flexiclip_eval.suites.load import SUITES, load_datasets
 
 from flexiclip.errors import UserError
 

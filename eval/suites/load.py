@@ -1,0 +1,57 @@
+"""Suites: what a model is scored on, in YAML.
+
+A suite lists data sets; a data set names its shards and the tasks that its images serve, so that one pass over the images serves
+them all. `flexiclip eval MODEL --suite NAME|FILE`; the names are those of the files in suites/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexiclip.config import from_dict
+from flexiclip.config.load import parse_yaml
+from flexiclip.errors import UserError
+
+from .dataset import DatasetConfig
+
+SUITES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """A list of data sets."""
+
+    datasets: tuple[DatasetConfig, ...]
+
+    def __post_init__(self) -> None:
+        names = [dataset.row_name(task) + task.kind for dataset in self.datasets for task in dataset.tasks]
+        if not names:
+            raise UserError("the suite has no datasets")
+        if len(set(names)) < len(names):
+            raise UserError("two data sets of the suite share a name; their rows could not be told apart")
+
+
+def load_suite(suite: str) -> SuiteConfig:
+    """Read a suite given by file or by name. Raises UserError with the nearest key for a typo, or the list of names."""
+    path = Path(suite)
+    if not path.is_file():
+        path = SUITES / f"{suite}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in SUITES.glob("*.yaml")))
+        raise UserError(f"no suite {suite!r}: neither a file nor one of {names}")
+    data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a suite is a mapping with the key datasets, not a {type(data).__name__}")
+    try:
+        return from_dict(SuiteConfig, data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load_datasets(suites: Sequence[str]) -> list[DatasetConfig]:
+    """The data sets of several suites together, held to distinct names. Raises UserError."""
+    if not suites:
+        raise UserError("no suite to evaluate: give --suite NAME or eval.suites")
+    return list(SuiteConfig(tuple(dataset for suite in suites for dataset in load_suite(suite).datasets)).datasets)

@@ -1,0 +1,48 @@
+"""What every task is: prepared once for a data set and a model, then measured at each length from image embeddings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..data.images import Record
+from ..report.table import TaskInfo
+from ..suites.dataset import DatasetConfig
+from ..suites.task import TaskConfig
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a task may use. embed_texts: texts -> unit rows [T, D] float32, on every rank; captions and prompts alike."""
+
+    dataset: DatasetConfig
+    task: TaskConfig
+    records: Sequence[Record]
+    """Of the images that could be read, in the order of the rows of embeddings."""
+    embed_texts: Callable[[Sequence[str]], Tensor]
+
+    @property
+    def name(self) -> str:
+        """The `dataset` of the task's rows."""
+        return self.dataset.row_name(self.task)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A task at one length."""
+
+    metrics: dict[str, float]
+    """In 0..1 where they are shares; the names are CLIP_benchmark's where it has one."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """For the report alone, plain data: `per_class` {class: recall}; `found` [{caption, positives, ranked}], record numbers."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task of one data set and model. measure: unit rows of the images [N, D] -> its result."""
+
+    info: TaskInfo
+    measure: Callable[[Tensor], Result]
