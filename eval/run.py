@@ -22,6 +22,7 @@ from .embeddings.embed import embed_images, evaluating
 from .embeddings.prompts import embed_texts
 from .embeddings.ranks import rank_and_world
 from .models.protocol import EvalModel, Length, choose_lengths, geometry, model_names, require_text
+from .progress import Watch, silent, watch
 from .report.table import ModelInfo, Report, Row, TaskInfo
 from .suites.dataset import DatasetConfig
 from .suites.load import load_datasets
@@ -61,6 +62,7 @@ def evaluate_suites(
     from .report.files import print_report, write_report
 
     datasets = load_datasets(suites)
+    main = rank_and_world()[0] == 0
     report = Report(command=command or shlex.join(sys.argv))
     for source, loaded in models:
         require_text(loaded)
@@ -68,10 +70,11 @@ def evaluate_suites(
         lengths = choose_lengths(loaded, seqhw)
         blocks = [ImageBlock(dataset, loaded.transform, workers=workers, cache_bytes=0) for dataset in datasets]
         for dataset, images in zip(datasets, blocks, strict=True):
-            for score in score_tasks(loaded, images, lengths, batch_size, torch.device(device)):
+            seen = watch(f"{source} · {dataset.name}") if main else silent
+            for score in score_tasks(loaded, images, lengths, batch_size, torch.device(device), seen):
                 report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
             report.add_bad_samples(images.gather()[1])
-    if rank_and_world()[0] == 0:
+    if main:
         print_report(report)
         if output is not None:
             write_report(report, Path(output))
@@ -109,11 +112,16 @@ def make_evaluators(
 
 
 def score_tasks(
-    loaded: EvalModel, images: ImageBlock, lengths: Sequence[Length], batch_size: int, device: torch.device
+    loaded: EvalModel,
+    images: ImageBlock,
+    lengths: Sequence[Length],
+    batch_size: int,
+    device: torch.device,
+    seen: Watch = silent,
 ) -> Iterator[Score]:
     """The scores of every task and length of one data set, from one pass over its images."""
     with evaluating(loaded.model):
-        embeddings, speeds = embed_images(loaded, images, lengths, batch_size=batch_size, device=device)
+        embeddings, speeds = embed_images(loaded, images, lengths, batch_size=batch_size, device=device, watch=seen)
         records = images.gather()[0]
         texts = partial(embed_texts, loaded, batch_size=batch_size, device=device)
         for task in images.config.tasks:

@@ -34,6 +34,7 @@ class Record:
     sample: str  # shard and key, for messages
     captions: tuple[str, ...]
     labels: dict[str, Label]
+    number: int  # of the sample in its source, by which the report reads it anew
 
 
 class ImageBlock:
@@ -98,7 +99,7 @@ class ImageBlock:
             log.warning("data set %s: bad sample, not counted: %s", self.config.name, bad)
             return None
         image = self._to_tensor(item.image)
-        self._records[index] = Record(item.name, item.captions, item.labels)
+        self._records[index] = Record(item.name, item.captions, item.labels, index)
         if image.nbytes <= self._room:
             self._room -= image.nbytes
             self._cache[index] = image

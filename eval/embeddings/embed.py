@@ -18,19 +18,27 @@ from flexiclip.data.images import normalize
 
 from ..data.images import ImageBlock
 from ..models.protocol import EvalModel, Length
+from ..progress import Watch, silent
 from .prompts import unit_rows
-from .ranks import gather_objects, gather_rows
+from .ranks import block, gather_objects, gather_rows
 
 
 def embed_images(
-    loaded: EvalModel, images: ImageBlock, lengths: Sequence[Length], *, batch_size: int, device: torch.device
+    loaded: EvalModel,
+    images: ImageBlock,
+    lengths: Sequence[Length],
+    *,
+    batch_size: int,
+    device: torch.device,
+    watch: Watch = silent,
 ) -> tuple[dict[Length, Tensor], dict[Length, float | None]]:
     """(unit rows [N, D] float32 of the whole data set by length, images/s over all ranks by length), on every rank."""
     rows: dict[Length, list[Tensor]] = {length: [] for length in lengths}
     seconds: dict[Length, list[float]] = {length: [] for length in lengths}
     sizes = []
     with torch.no_grad():
-        for decoded in images.batches(images.batch_size(batch_size), ahead=1 if device.type == "cuda" else 0):
+        batches = images.batches(images.batch_size(batch_size), ahead=1 if device.type == "cuda" else 0)
+        for decoded in watch(batches, len(block(images.total))):
             batch = _to_device(loaded, decoded, device)
             sizes.append(len(decoded))
             for length in lengths:

@@ -67,22 +67,22 @@ def test_rows_must_stay_apart(tmp_path: Path) -> None:
 
 def test_labels_by_name_and_by_number() -> None:
     by_number = TaskConfig("classification", label="cls", classes={"cat": "a cat", "dog": "a dog"})
-    records = [Record("s/0", (), {"cls": 1}), Record("s/1", (), {"cls": "cat"})]
+    records = [Record("s/0", (), {"cls": 1}, 0), Record("s/1", (), {"cls": "cat"}, 1)]
     classes, words, labels = resolve_labels(by_number, records)
     assert (classes, words, labels.tolist()) == (["cat", "dog"], ["a cat", "a dog"], [1, 0])
     found = TaskConfig("classification", label="cls")
-    classes, words, labels = resolve_labels(found, [Record("s/0", (), {"cls": "pear"}), Record("s/1", (), {"cls": "fig"})])
+    classes, words, labels = resolve_labels(found, [Record("s/0", (), {"cls": "pear"}, 0), Record("s/1", (), {"cls": "fig"}, 1)])
     assert (classes, words, labels.tolist()) == (["fig", "pear"], ["fig", "pear"], [1, 0])
 
 
 def test_labels_that_are_missing_or_unknown_name_the_sample() -> None:
     task = TaskConfig("classification", label="cls", classes=("cat", "dog"))
     with pytest.raises(UserError, match="s/7 has no cls"):
-        resolve_labels(task, [Record("s/7", (), {"cls": None})])
+        resolve_labels(task, [Record("s/7", (), {"cls": None}, 7)])
     with pytest.raises(UserError, match="'cow' of s/8 is not among its 2 classes"):
-        resolve_labels(task, [Record("s/8", (), {"cls": "cow"})])
+        resolve_labels(task, [Record("s/8", (), {"cls": "cow"}, 8)])
     with pytest.raises(UserError, match="label 2 of s/9"):
-        resolve_labels(task, [Record("s/9", (), {"cls": 2})])
+        resolve_labels(task, [Record("s/9", (), {"cls": 2}, 9)])
 
 
 def test_prompts_leave_other_braces_alone() -> None:
