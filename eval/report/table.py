@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..choices.cascade import CascadeCurve
+from ..choices.length import Choice
+
 Side = int | list[int]
 """Pixels of a square's side, or [height, width]."""
 
@@ -60,6 +63,8 @@ class Report:
     tasks: list[TaskInfo] = field(default_factory=list)
     bad_samples: list[dict[str, str]] = field(default_factory=list)  # dataset, shard, key, reason
     details: list[dict[str, Any]] = field(default_factory=list)  # one a row, see tasks/base.py Result
+    choices: list[Choice] = field(default_factory=list)
+    cascades: list[CascadeCurve] = field(default_factory=list)
 
     def add(self, row: Row, task: TaskInfo, details: dict[str, Any]) -> None:
         """One more row, and its task where it is new."""

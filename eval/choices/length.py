@@ -1,0 +1,140 @@
+"""Choosing a length from a curve: the shortest that is nearly as good as the best, and the best that a budget pays for.
+
+    flexiclip eval MODEL --suite S --tolerance 0.5 --budget "5 GFLOPs"
+
+One metric stands for a task (PRIMARY). A difference below the noise of the data set is no difference: with n queries a share p
+has a standard error of sqrt(p(1-p)/n), so a tolerance much below it chooses by luck.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from flexiclip.errors import UserError
+
+if TYPE_CHECKING:
+    from ..report.table import Row
+
+PRIMARY = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc", "lp_acc1")
+"""The metric that stands for a task: the first of these that its rows have."""
+
+TOLERANCE = 1.0
+"""Points, of the two curves' percentages."""
+
+_UNITS: dict[str, tuple[Literal["GFLOPs", "ms"], float]] = {
+    "mflops": ("GFLOPs", 1e-3),
+    "gflops": ("GFLOPs", 1.0),
+    "tflops": ("GFLOPs", 1e3),
+    "us": ("ms", 1e-3),
+    "ms": ("ms", 1.0),
+    "s": ("ms", 1e3),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A length chosen for one model on one task. seqhw, value and cost are None when no length keeps to the budget."""
+
+    dataset: str
+    task: str
+    model: str
+    pretrained: str
+    metric: str
+    rule: str  # in words: `shortest within 1 point of the best`, `best within 5 GFLOPs`
+    best_seqhw: int  # of the whole curve
+    best_value: float
+    seqhw: int | None = None
+    value: float | None = None  # of the metric, in 0..1
+    gflops: float | None = None  # of one image
+    ms: float | None = None  # an image takes, in this evaluation's batches
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one image may cost. GFLOPs: of the image tower. ms: 1000 / images_per_s of a row, so in batches, over all ranks."""
+
+    limit: float
+    unit: Literal["GFLOPs", "ms"]
+
+    def cost(self, row: Row) -> float | None:
+        """What an image costs at the row's length, in `unit`; None where the row does not know."""
+        return row.gflops if self.unit == "GFLOPs" else _ms(row)
+
+    def __str__(self) -> str:
+        return f"{self.limit:g} {self.unit}"
+
+
+def parse_budget(text: str) -> Budget:
+    """`5 GFLOPs`, `300 MFLOPs`, `20 ms`, `0.1 s`; a space is optional, letter case does not count. Raises UserError."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*([a-z]+)\s*", text.lower())
+    unit = _UNITS.get(match[2] if match[2] in ("us", "ms", "s") else match[2].removesuffix("s") + "s") if match else None
+    if match is None or unit is None or not 0 < float(match[1]) < math.inf:
+        raise UserError(f"--budget {text!r}: write a number and GFLOPs (MFLOPs, TFLOPs) or ms (us, s), for example '5 GFLOPs'")
+    return Budget(float(match[1]) * unit[1], unit[0])
+
+
+def choose(rows: Sequence[Row], *, tolerance: float = TOLERANCE, budget: Budget | None = None) -> list[Choice]:
+    """The choices for every (data set, task, model) of the rows that has at least two lengths, in the order of the rows.
+
+    tolerance: points of the primary metric below the best that are still good enough. Raises UserError for a negative one.
+    """
+    if not 0 <= tolerance < math.inf:
+        raise UserError(f"--tolerance {tolerance:g}: write points of the metric, 0 or more, for example 0.5")
+    curves: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.seqhw is not None:  # a length without a number has no neighbours to choose from
+            curves.setdefault((row.dataset, row.task, row.model, row.pretrained), []).append(row)
+    choices = []
+    for curve in curves.values():
+        if len(curve) > 1:
+            choices.append(shortest_within(curve, tolerance))
+            choices += [best_within(curve, budget)] if budget is not None else []
+    return choices
+
+
+def shortest_within(curve: Sequence[Row], tolerance: float) -> Choice:
+    """The shortest length whose primary metric is at most `tolerance` points below the best of the curve."""
+    metric = primary_metric(curve[0])
+    enough = max(row.metrics[metric] for row in curve) - tolerance / 100 - 1e-9  # 50 % is within 1 point of 51 %, in floats too
+    chosen = min((row for row in curve if row.metrics[metric] >= enough), key=lambda row: row.seqhw or 0)
+    return _choice(curve, chosen, f"shortest within {tolerance:g} {'point' if tolerance == 1 else 'points'} of the best")
+
+
+def best_within(curve: Sequence[Row], budget: Budget) -> Choice:
+    """The length with the best primary metric among those that keep to the budget; of equals the shortest."""
+    metric = primary_metric(curve[0])
+    fitting = [row for row in curve if (cost := budget.cost(row)) is not None and cost <= budget.limit]
+    chosen = max(fitting, key=lambda row: (row.metrics[metric], -(row.seqhw or 0))) if fitting else None
+    return _choice(curve, chosen, f"best within {budget}")
+
+
+def primary_metric(row: Row) -> str:
+    """The metric that stands for the row's task."""
+    return next((name for name in PRIMARY if name in row.metrics), next(iter(row.metrics)))
+
+
+def sentence(choice: Choice) -> str:
+    """The choice as a line: what, where, how good, by which rule."""
+    where = f"{choice.dataset} · {choice.metric}"
+    if choice.seqhw is None or choice.value is None:
+        return f"{where}: no length keeps to the rule ({choice.rule}), or none says what it costs"
+    cost = "" if choice.gflops is None else f", {choice.gflops:.3g} GFLOPs"
+    cost += "" if choice.ms is None else f", {choice.ms:.3g} ms"
+    best = f"{choice.best_value:.1%} at {choice.best_seqhw}"
+    return f"{where}: seqhw {choice.seqhw} ({choice.value:.1%}{cost}), {choice.rule} ({best})"
+
+
+def _choice(curve: Sequence[Row], chosen: Row | None, rule: str) -> Choice:
+    first, metric = curve[0], primary_metric(curve[0])
+    best = max(curve, key=lambda row: (row.metrics[metric], -(row.seqhw or 0)))
+    assert best.seqhw is not None, "a curve has lengths"
+    whole = (first.dataset, first.task, first.model, first.pretrained, metric, rule, best.seqhw, best.metrics[metric])
+    return Choice(*whole, chosen.seqhw, chosen.metrics[metric], chosen.gflops, _ms(chosen)) if chosen else Choice(*whole)
+
+
+def _ms(row: Row) -> float | None:
+    return 1000 / row.images_per_s if row.images_per_s else None
