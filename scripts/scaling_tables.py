@@ -1,7 +1,7 @@
 """The tables of docs/scaling.md: one recipe planned on 1 to 1,024 GPUs.
 
-    python scripts/scaling_tables.py flexiclip_b --device h100 --samples 400000000
-    python scripts/scaling_tables.py flexiclip_b model.image.variant=L ... --device a100
+python scripts/scaling_tables.py flexiclip_b --device h100 --samples 400000000
+python scripts/scaling_tables.py flexiclip_b model.image.variant=L ... --device a100
 """
 
 from __future__ import annotations

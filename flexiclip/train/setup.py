@@ -191,11 +191,7 @@ def _shadow(loaded: LoadedModel) -> LoadedModel:
 
 def consolidated(run: Run) -> dict[str, torch.Tensor]:
     """Every parameter of the model, whole, by name, whatever the engine shards. Collective."""
-    state: dict[str, torch.Tensor] = {}
-    trained = run.engine.weights()
-    for name, tensor in run.loaded.model.state_dict().items():
-        state[name] = trained.get(name, tensor)
-    return state
+    return run.loaded.model.state_dict() | dict(run.engine.weights())
 
 
 def model_to_evaluate(run: Run) -> LoadedModel:

@@ -128,7 +128,7 @@ def _dropout_rank(argv: list[str]) -> None:
         loss.backward()
         assert outcome.loss == pytest.approx(loss.item(), abs=1e-5)
         named = dict(plain.named_parameters())
-        moments = run.engine.moments()
+        moments = dict(run.engine.moments())
         for name in sorted(moments):
             kind, parameter = name.split("/")
             if kind == "exp_avg":

@@ -80,7 +80,7 @@ def plain_loss(model: FlexiCLIP, zimg: Tensor, ztxt: Tensor) -> Tensor:
 def gradients_taken(stepper: Stepper) -> dict[str, Tensor]:
     """What the first step's moments say that the gradients were: exp_avg = (1 - beta1) g."""
     beta = 0.9
-    towers = {name.removeprefix("exp_avg/"): m for name, m in stepper.engine.moments().items() if name.startswith("exp_avg/")}
+    towers = {name.removeprefix("exp_avg/"): m for name, m in stepper.engine.moments() if name.startswith("exp_avg/")}
     state = stepper.scalars.state()
     scalars = {name: state[f"exp_avg/{i}"] for i, name in enumerate(("logit_scale", "logit_bias")) if f"exp_avg/{i}" in state}
     return {name: moment / (1 - beta) for name, moment in {**towers, **scalars}.items()}

@@ -6,8 +6,10 @@ with them is in step.py.
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,10 @@ from flexiclip.config import Config
 from flexiclip.train.engines.optim import MOMENTS, adamw, moment
 from flexiclip.train.engines.towers import Towers
 from flexiclip.train.processes.ranks import Ranks
+
+# The towers' buffers are constants, which no step need send; torch 2.13 has renamed the flag that says so.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 class Engine(Protocol):
@@ -39,12 +45,15 @@ class Engine(Protocol):
         """
         ...
 
-    def weights(self) -> dict[str, Tensor]:
-        """Every trained parameter, whole, float32, by name. Collective."""
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every trained parameter, whole, float32, with its name. Collective, and to be run to its end on every rank.
+
+        One at a time: a rank that writes nothing need not hold what it helps to gather.
+        """
         ...
 
-    def moments(self) -> dict[str, Tensor]:
-        """The optimiser's moments, whole, float32, under "exp_avg/NAME" and "exp_avg_sq/NAME". Zeros at first. Collective."""
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """The optimiser's moments, whole, float32, as "exp_avg/NAME" and "exp_avg_sq/NAME", zeros at first. As `weights`."""
         ...
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
@@ -61,7 +70,7 @@ class TorchEngine:
         device_ids = [ranks.device] if ranks.device.type == "cuda" else None
         self.module: nn.Module = towers
         if ranks.world > 1:
-            self.module = DistributedDataParallel(towers, device_ids=device_ids, broadcast_buffers=False)
+            self.module = DistributedDataParallel(towers, device_ids=device_ids, **_KEEP_BUFFERS)
 
     def embed(self, image: Tensor, text: Tensor, seqhw: int, last: bool) -> tuple[Tensor, Tensor]:
         """See Engine. DDP decides in the forward pass whether the backward pass will reduce."""
@@ -83,13 +92,13 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine."""
-        return {name: p.detach() for name, p in self.towers.named_parameters()}
+        yield from ((name, p.detach()) for name, p in self.towers.named_parameters())
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine."""
-        return moments_of(self.towers, self.optimizer)
+        yield from moments_of(self.towers, self.optimizer)
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """See Engine."""
@@ -102,10 +111,10 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> flo
     return float(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
 
 
-def moments_of(towers: Towers, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def moments_of(towers: Towers, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """The moments of an optimiser that holds whole parameters."""
     trained = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
-    return {f"{key}/{name}": moment(optimizer, p, key) for key in MOMENTS for name, p in trained}
+    yield from ((f"{key}/{name}", moment(optimizer, p, key)) for key in MOMENTS for name, p in trained)
 
 
 def load_moments_into(towers: Towers, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], updates: int) -> None:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -66,23 +67,24 @@ class DeepSpeedEngine:
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine."""
-        if self.stage < 3:
-            return {name: p.detach() for name, p in self.towers.named_parameters()}
-        return {name: _gathered(p) for name, p in self.towers.named_parameters()}
+        whole = _gathered if self.stage == 3 else torch.Tensor.detach
+        yield from ((name, whole(p)) for name, p in self.towers.named_parameters())
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine."""
         if self.stage == 0:
-            return moments_of(self.towers, self._inner())
+            yield from moments_of(self.towers, self._inner())
+            return
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if not self._inner().state:
             self._prime(updates=0)
         self._link_moments()
-        trained = self._trained()
-        return {f"{key}/{name}": _to_cpu(safe_get_full_optimizer_state(p, key)) for key in MOMENTS for name, p in trained}
+        for key in MOMENTS:
+            for name, p in self._trained():
+                yield f"{key}/{name}", _to_cpu(safe_get_full_optimizer_state(p, key))
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """See Engine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -96,7 +97,7 @@ class Recorder:
     def save(self) -> None:
         """Begin to write a checkpoint, or write it whole without train.save_in_background. What fails is said. Collective."""
         snapshot = self._snapshot()
-        if self.writer is None:
+        if self.writer is None or snapshot is None:
             return
         if self.run.config.train.save_in_background:
             self.writer.write(snapshot.owned())
@@ -109,7 +110,7 @@ class Recorder:
         """Write the checkpoint that this start ends with. Raises RunError on every rank when it cannot be written. Collective."""
         snapshot = self._snapshot()
         failed: list[str] = []
-        if self.writer is not None:
+        if self.writer is not None and snapshot is not None:
             try:
                 self.writer.write_last(snapshot)
             except RunError as error:
@@ -117,10 +118,15 @@ class Recorder:
         for said in self.run.ranks.collect(failed):
             raise RunError(said)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> Snapshot | None:
+        """What a checkpoint holds, on the main rank; the others help to gather it and keep none of it. Collective."""
         run = self.run
         self._name_bad()  # a run that goes on from here does not meet them again
-        weights, moments = consolidated(run), run.engine.moments()
+        if not run.ranks.main:
+            for _ in itertools.chain(run.engine.weights(), run.engine.moments()):
+                pass
+            return None
+        weights, moments = consolidated(run), dict(run.engine.moments())
         moments |= {f"scalars/{name}": tensor for name, tensor in run.stepper.scalars.state().items()}
         facts = Facts(run.step, run.skips.total, to_dict(run.config), run.data_order)
         return Snapshot(run.loaded, weights, moments, facts)
