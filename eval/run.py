@@ -8,43 +8,31 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from flexiclip.config import to_dict
+from flexiclip.errors import UserError
 
 from .data.images import ImageBlock
-from .embeddings.embed import embed_images, evaluating
-from .embeddings.prompts import embed_texts
 from .embeddings.ranks import rank_and_world
-from .models.protocol import EvalModel, Length, choose_lengths, geometry, model_names, require_text
-from .progress import Watch, silent, watch
-from .report.table import ModelInfo, Report, Row, TaskInfo
+from .models import open_model
+from .models.protocol import EvalModel, choose_lengths, geometry, has_text, is_fixed, model_names, trained_lengths
+from .progress import silent, watch
+from .report.table import ModelInfo, Report, Row
+from .score import Score, score_tasks
 from .suites.dataset import DatasetConfig
 from .suites.load import load_datasets
-from .tasks.base import Context, Result
-from .tasks.registry import TASKS
+from .tasks.registry import WITHOUT_TEXT
 
 CACHE_BYTES = 1 << 30  # of decoded images a data set and rank, kept between the evaluations of a training run
 
 
-@dataclass(frozen=True)
-class Score:
-    """A task at one length."""
-
-    info: TaskInfo
-    length: Length
-    result: Result
-    n: int
-    images_per_s: float | None
-
-
 def evaluate_suites(
-    models: Iterable[tuple[str, EvalModel]],
+    models: Sequence[str | tuple[str, EvalModel]],
     suites: Sequence[str],
     *,
     seqhw: Sequence[int] | None = None,
@@ -56,29 +44,51 @@ def evaluate_suites(
 ) -> list[Row]:
     """Score models on suites (names or files); on rank 0 print a table and, given `output`, write the files of report/.
 
-    models: (what the user called it, the model); the name fills `model` and `pretrained` of the rows. seqhw: lengths, default
-    those a model was trained at. command: the line shown in the report, default this process's own. workers: threads that decode.
+    models: sources as open_model takes them, each opened when its turn comes and let go after it, or (what it is called, the
+    model); the name fills `model` and `pretrained` of the rows. seqhw: lengths, default those a model was made for; beside other
+    models one of a single length keeps its own. command: the line shown in the report, default this process's own. workers:
+    threads that decode.
     """
     from .report.files import print_report, write_report
 
+    _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
     datasets = load_datasets(suites)
-    main = rank_and_world()[0] == 0
     report = Report(command=command or shlex.join(sys.argv))
-    for source, loaded in models:
-        require_text(loaded)
-        _add_model(report, source, loaded)
-        lengths = choose_lengths(loaded, seqhw)
-        blocks = [ImageBlock(dataset, loaded.transform, workers=workers, cache_bytes=0) for dataset in datasets]
-        for dataset, images in zip(datasets, blocks, strict=True):
-            seen = watch(f"{source} · {dataset.name}") if main else silent
-            for score in score_tasks(loaded, images, lengths, batch_size, torch.device(device), seen):
-                report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
-            report.add_bad_samples(images.gather()[1])
-    if main:
+    plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers)
+    for model in models:
+        _score_model(model, plan, report)
+    if rank_and_world()[0] == 0:
         print_report(report)
         if output is not None:
             write_report(report, Path(output))
     return report.rows
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is done with every model of a command."""
+
+    datasets: list[DatasetConfig]
+    seqhw: Sequence[int] | None
+    several: bool  # models
+    device: torch.device
+    batch_size: int
+    workers: int
+
+
+def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report) -> None:
+    """Add the rows of one model. A model that is opened here is let go at the end, so that two are never held."""
+    source, loaded = (model, open_model(model, str(plan.device))) if isinstance(model, str) else model
+    _require_text(loaded, source, plan.datasets)
+    report.models.append(_model_info(source, loaded))
+    lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
+    blocks = [ImageBlock(dataset, loaded.transform, workers=plan.workers, cache_bytes=0) for dataset in plan.datasets]
+    main = rank_and_world()[0] == 0
+    for dataset, images in zip(plan.datasets, blocks, strict=True):
+        seen = watch(f"{source} · {dataset.name}") if main else silent
+        for score in score_tasks(loaded, images, lengths, plan.batch_size, plan.device, seen):
+            report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
+        report.add_bad_samples(images.gather()[1])
 
 
 def make_evaluators(
@@ -111,34 +121,32 @@ def make_evaluators(
     return evaluate
 
 
-def score_tasks(
-    loaded: EvalModel,
-    images: ImageBlock,
-    lengths: Sequence[Length],
-    batch_size: int,
-    device: torch.device,
-    seen: Watch = silent,
-) -> Iterator[Score]:
-    """The scores of every task and length of one data set, from one pass over its images."""
-    with evaluating(loaded.model):
-        embeddings, speeds = embed_images(loaded, images, lengths, batch_size=batch_size, device=device, watch=seen)
-        records = images.gather()[0]
-        texts = partial(embed_texts, loaded, batch_size=batch_size, device=device)
-        for task in images.config.tasks:
-            prepared = TASKS[task.kind](Context(images.config, task, records, texts))
-            for length in lengths:
-                yield Score(prepared.info, length, prepared.measure(embeddings[length]), len(records), speeds[length])
+def _refuse_twice(sources: Sequence[str]) -> None:
+    seen = set()
+    for source in (source.rstrip("/") for source in sources):
+        if source in seen:
+            raise UserError(f"the model {source} is named twice: its rows could not be told apart; name it once")
+        seen.add(source)
 
 
-def _add_model(report: Report, source: str, loaded: EvalModel) -> None:
+def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConfig]) -> None:
+    """UserError for an image tower alone, where a task compares images with texts."""
+    kinds = {task.kind for dataset in datasets for task in dataset.tasks if task.kind not in WITHOUT_TEXT}
+    if kinds and not has_text(loaded):
+        raise UserError(
+            f"{source}: the model is an image tower alone (model.text is null): {', '.join(sorted(kinds))} needs its text half; "
+            "train one"
+        )
+
+
+def _model_info(source: str, loaded: EvalModel) -> ModelInfo:
     config = to_dict(loaded.config) if loaded.config is not None else {}
-    trained = tuple(loaded.config.patch.seqhw) if loaded.config is not None else ()
-    report.models.append(ModelInfo(*model_names(loaded, source), config, trained))
+    return ModelInfo(*model_names(loaded, source), config, trained_lengths(loaded))
 
 
 def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: Score) -> Row:
     model, pretrained = model_names(loaded, source)
-    image_size, patch_size, gflops = geometry(loaded, score.length)
+    there = geometry(loaded, score.length)
     return Row(
         dataset=score.info.dataset,
         model=model,
@@ -149,8 +157,8 @@ def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: Score) -
         n=score.n,
         seqhw=score.length,
         seq_len=score.length**2 if score.length is not None else None,
-        patch_size=patch_size,
-        image_size=image_size,
-        gflops=gflops,
+        patch_size=there.patch_size,
+        image_size=there.image_size,
+        gflops=there.gflops,
         images_per_s=score.images_per_s,
     )

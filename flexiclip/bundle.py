@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig, from_dict, to_dict
+from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, TextTowerConfig, from_dict, to_dict
 from flexiclip.config.schema import pair
+from flexiclip.config.validate import valid_seqhw
 from flexiclip.config.yaml_text import Dumper, read_yaml
 from flexiclip.data.images import EvalTransform
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
@@ -34,6 +35,7 @@ from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.sizes import check_sizes
 from flexiclip.models.text import build_text_tower
 from flexiclip.models.variants import shape_of
+from flexiclip.models.weights.imported import Imported
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
@@ -76,13 +78,45 @@ def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, 
     return LoadedModel(model.eval(), _transform(config), tokenizer, config)
 
 
+def build_imported(imported: Imported, where: str) -> LoadedModel:
+    """The model of a reader's account, every parameter from its weights."""
+    image = imported.image
+    gh, gw = pair(image.base_grid)
+    if gh != gw:
+        raise UserError(f"{where}: a grid of {gh}x{gw} cells: only square ones can be imported")
+    cells = pair(image.image_size)[0] / pair(image.base_patch_size)[0]
+    own = min(valid_seqhw(image.image_size), key=lambda side: abs(side - cells))
+    state = dict(imported.state)
+    factor = float(state["logit_scale"].exp()) if "logit_scale" in state else 1.0
+    bias = float(state["logit_bias"]) if "logit_bias" in state else None
+    model = ModelConfig(
+        image=image,
+        text=imported.text,
+        preprocess=imported.preprocess,
+        embed_dim=imported.embed_dim,
+        logit_scale_init=factor,
+        logit_scale_max=max(100.0, factor),
+        logit_bias_init=bias,
+    )
+    check_sizes(model, sum(tensor.nbytes for tensor in state.values()), where)
+    config = Config(model=model, tokenizer=imported.tokenizer, patch=PatchConfig(seqhw=imported.seqhw or (own,)))
+    if imported.text is None:  # an image tower has no scale of its own; 1 is as good as any
+        state = {"logit_scale": torch.zeros(1)} | state
+        return model_from_weights(config, AbsentTokenizer(config.tokenizer, {}), state, where)
+    try:
+        tokenizer = build_tokenizer(config.tokenizer)
+    except UserError as error:
+        raise UserError(f"{error}; --text FILE names the text tower's sentencepiece model in its place") from None
+    return model_from_weights(config, tokenizer, state, where)
+
+
 def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:
     """Write a model folder, complete or not at all: it is written aside and then put in its place, over an older model too.
 
     weights: name -> tensor, for an engine whose module holds shards; default: the model's own. Raises UserError when something
     that is no model stands there: it would be lost.
     """
-    if folder.exists() and not (_is_model_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+    if folder.exists() and not (is_model_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError(f"{folder} is there already and is no model folder: name another one, or remove it")
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same id, as in a container
@@ -124,12 +158,13 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 def model_folder(path: str | os.PathLike[str]) -> Path:
     """The model folder that `path` is or, being a run folder, holds."""
     for folder in (Path(path), Path(path) / "model"):
-        if _is_model_folder(folder):
+        if is_model_folder(folder):
             return folder
     raise UserError(f"{path} is no model folder: it has no {WEIGHTS} and {CONFIG}, nor does {Path(path) / 'model'}")
 
 
-def _is_model_folder(folder: Path) -> bool:
+def is_model_folder(folder: Path) -> bool:
+    """Whether weights and config lie right there."""
     return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 

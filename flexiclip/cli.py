@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="dotted.key=value, for example train.steps=20")
 
     sub = add("eval", _eval, "score a model on suites, at every sequence length")
-    sub.add_argument("model", nargs="+", help="model folders, run folders, or open_clip:NAME[/PRETRAINED]; several are compared")
+    sub.add_argument("model", nargs="+", help="model folders, open_clip:NAME[/PRETRAINED], others' folders; A+pi flexes A")
     sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
     sub.add_argument("--seqhw", type=_lengths, help="grid sides, for example 5,8,15; default: those of the training")
     sub.add_argument("--output", type=Path, help="folder for results.json, results.csv, plots and report.html")
@@ -195,17 +195,15 @@ def _show_config(arguments: argparse.Namespace) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from flexiclip_eval import evaluate_suites
-    from flexiclip_eval.models import open_model
 
     from flexiclip.train.processes.ranks import joined_ranks
 
     with joined_ranks(process_group=False):
-        device = _device(arguments.device)
         evaluate_suites(
-            ((source, open_model(source, device)) for source in arguments.model),
+            arguments.model,
             arguments.suite,
             seqhw=arguments.seqhw,
-            device=device,
+            device=_device(arguments.device),
             batch_size=arguments.batch_size,
             output=arguments.output,
             workers=arguments.workers,

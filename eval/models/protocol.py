@@ -1,11 +1,13 @@
 """What the harness asks of a model, and what it can say about one: the lengths it takes, its names and its cost.
 
-flexiclip.LoadedModel is such a model; so is anything with these four attributes, such as a wrapper around another library's.
+flexiclip.LoadedModel is such a model; so is anything with these four attributes, such as a wrapper around another library's. One
+that knows more of itself than its encoders is a ForeignModel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from PIL.Image import Image
@@ -42,17 +44,48 @@ class EvalModel(Protocol):
         """The resolved recipe."""
 
 
-def require_text(loaded: EvalModel) -> None:
-    """UserError for an image tower alone: every task of a suite compares images with texts."""
-    if loaded.config is not None and loaded.config.model.text is None:
-        raise UserError("the model is an image tower alone (model.text is null): zero-shot tasks need its text half; train one")
+@dataclass(frozen=True)
+class Geometry:
+    """A model at one length; None where its architecture does not say."""
+
+    image_size: Side | None = None  # pixels
+    patch_size: Side | None = None  # pixels
+    gflops: float | None = None  # image tower, one image, a multiply-add counting 2
+
+
+@dataclass
+class ForeignModel:
+    """An EvalModel that is no model folder of ours as it stands: another library's, a file's, or one whose patches are flexed.
+
+    lengths: where it can be run, and what it is there. default: those that it is scored at unless others are asked for. config:
+    for a model whose towers are ours.
+    """
+
+    model: Any
+    transform: Callable[[Image], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
+    lengths: dict[Length, Geometry]
+    default: tuple[Length, ...]
+    config: Config | None = None
+
+
+def has_text(loaded: EvalModel) -> bool:
+    """False for an image tower alone."""
+    return loaded.config is None or loaded.config.model.text is not None
+
+
+def is_fixed(loaded: EvalModel) -> bool:
+    """Whether it has one length and no choice."""
+    return len(loaded.lengths) == 1 if isinstance(loaded, ForeignModel) else loaded.config is None
 
 
 def choose_lengths(loaded: EvalModel, seqhw: Sequence[int] | None) -> list[Length]:
-    """The lengths to evaluate: those asked for, else all that the model was trained at. UserError names the valid ones."""
+    """The lengths to evaluate: those asked for, else all that the model was made for. UserError names the valid ones."""
+    if isinstance(loaded, ForeignModel):
+        return _known_lengths(loaded, seqhw)
     if loaded.config is None:
         if seqhw:
-            raise UserError(f"--seqhw {','.join(map(str, seqhw))}: this model has one fixed length; leave the option out")
+            raise UserError(f"--seqhw {_listed(seqhw)}: this model has one fixed length; leave the option out")
         return [None]
     size = loaded.config.model.image.image_size
     lengths = sorted(set(seqhw or loaded.config.patch.seqhw))
@@ -62,26 +95,62 @@ def choose_lengths(loaded: EvalModel, seqhw: Sequence[int] | None) -> list[Lengt
     return list(lengths)
 
 
+def _known_lengths(loaded: ForeignModel, seqhw: Sequence[int] | None) -> list[Length]:
+    if not seqhw:
+        return list(loaded.default)
+    if not set(seqhw) <= loaded.lengths.keys():
+        known = [length for length in loaded.lengths if length is not None]
+        if is_fixed(loaded):
+            own = f", seqhw={known[0]}" if known else ""
+            raise UserError(
+                f"--seqhw {_listed(seqhw)}: this model has one fixed length{own}; leave the option out, or flex a ViT's patches: "
+                "write MODEL+pi or MODEL+bilinear"
+            )
+        raise UserError(f"--seqhw {_listed(seqhw)}: this model runs at {_listed(known)}")
+    return [*sorted(set(seqhw))]
+
+
+def _listed(lengths: Sequence[int]) -> str:
+    return ",".join(map(str, lengths))
+
+
+def trained_lengths(loaded: EvalModel) -> tuple[int, ...]:
+    """The lengths that the model was made for, as far as it names them."""
+    if loaded.config is not None:
+        return tuple(loaded.config.patch.seqhw)
+    known = loaded.default if isinstance(loaded, ForeignModel) else ()
+    return tuple(length for length in known if length is not None)
+
+
 def model_names(loaded: EvalModel, source: str) -> tuple[str, str]:
     """(model, pretrained) of the rows: the two halves of open_clip:NAME/PRETRAINED, else the tower's shape and the folder."""
-    if loaded.config is None:
+    if source.startswith("open_clip:"):
         name, _, pretrained = source.removeprefix("open_clip:").partition("/")
         return name, pretrained
+    if loaded.config is None:
+        return source.rstrip("/").rpartition("/")[2], source
     image = loaded.config.model.image
     return f"FlexiViT-{image.variant or f'{image.width}x{image.depth}'}", source
 
 
-def geometry(loaded: EvalModel, length: Length) -> tuple[Side | None, Side | None, float | None]:
-    """(image size, patch size, GFLOPs of an image); None where a foreign model does not say."""
+def geometry(loaded: EvalModel, length: Length) -> Geometry:
+    """Sizes and cost at one length."""
+    if isinstance(loaded, ForeignModel):
+        return loaded.lengths[length]
     if loaded.config is None or length is None:
-        return None, None, None
+        return Geometry()
+    return geometry_of(loaded.config, length)
+
+
+def geometry_of(config: Config, length: int) -> Geometry:
+    """Of an image tower of ours at one length."""
     from flexiclip.models.flops import image_model_flops
 
-    model = loaded.config.model
-    height, width = pair(model.image.image_size)
-    flops = image_model_flops(model, length)
-    return _side(height, width), _side(height // length, width // length), flops / 1e9
+    height, width = pair(config.model.image.image_size)
+    flops = image_model_flops(config.model, length)
+    return Geometry(side(height, width), side(height // length, width // length), flops / 1e9)
 
 
-def _side(height: int, width: int) -> Side:
+def side(height: int, width: int) -> Side:
+    """A size as the rows have it."""
     return height if height == width else [height, width]

@@ -12,3 +12,6 @@ TASKS: dict[str, Callable[[Context], Prepared]] = {
     "retrieval": prepare_retrieval,
     "classification": prepare_classification,
 }
+
+WITHOUT_TEXT = ("linear_probe",)
+"""The kinds that an image tower alone can be scored on."""

@@ -13,6 +13,9 @@ import webdataset
 from PIL import Image
 
 from flexiclip.__main__ import main
+from flexiclip.bundle import build_imported
+from flexiclip.models.flops import image_model_flops
+from flexiclip.models.weights.open_clip import import_open_clip
 
 NAME = "ViT-S-32-alt"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220), "white": (250, 250, 250)}
@@ -45,7 +48,10 @@ def test_an_open_clip_model_by_name_and_weight_file(suite: Path, tmp_path: Path,
         ztxt = model.encode_text(open_clip.get_tokenizer(NAME)([f"a {name} square" for name in COLOURS]), normalize=True)
     found = (ztxt @ zimg.T).argmax(dim=1) == torch.arange(len(COLOURS))
     assert row["metrics"]["image_retrieval_recall@1"] == pytest.approx(found.float().mean().item(), abs=1e-6)
-    assert (row["model"], row["n"], row["seqhw"]) == (NAME, 4, None)
+    assert (row["model"], row["n"], row["seqhw"], row["seq_len"]) == (NAME, 4, 7, 49)
+    assert (row["patch_size"], row["image_size"]) == (32, 224)
+    imported = build_imported(import_open_clip(f"{NAME}/{weights}"), NAME)
+    assert row["gflops"] == pytest.approx(image_model_flops(imported.config.model, 7) / 1e9, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""Models whose weights our own towers take: model folders, and folders of transformers, timm and open_clip, big_vision's .npz.
+
+The readers of flexiclip/models/weights are strict (a tensor left over is an error) and unpickle nothing; what they cannot express
+they refuse with the reason. The result computes what the original computes, and our towers run it at any length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flexiclip.bundle import LoadedModel, build_imported, is_model_folder, load_model
+from flexiclip.models.weights.files import read_json
+from flexiclip.models.weights.imported import Imported
+
+from .protocol import EvalModel, ForeignModel, Geometry, Length, geometry_of
+
+
+def read_model(source: str, device: str) -> LoadedModel:
+    """The model with our towers, in evaluation mode on `device`. Raises UserError."""
+    if is_ours(Path(source)):
+        return load_model(source, device)
+    loaded = build_imported(_read(source), source)
+    loaded.model.to(device)
+    return loaded
+
+
+def is_ours(path: Path) -> bool:
+    """Whether it is a model folder or a run folder of flexiclip."""
+    return is_model_folder(path) or is_model_folder(path / "model")
+
+
+def fixed(loaded: LoadedModel) -> EvalModel:
+    """The model at its own length alone, where it was made for one: any other would be flexed, and that is said by a suffix."""
+    if len(loaded.config.patch.seqhw) > 1:
+        return loaded
+    own = loaded.config.patch.seqhw[0]
+    lengths: dict[Length, Geometry] = {own: geometry_of(loaded.config, own)}
+    return ForeignModel(loaded.model, loaded.transform, loaded.tokenizer, lengths, (own,), loaded.config)
+
+
+def _read(source: str) -> Imported:
+    path = Path(source)
+    if source.startswith("open_clip:") or (path / "open_clip_config.json").is_file():
+        from flexiclip.models.weights.open_clip import import_open_clip
+
+        return import_open_clip(source.removeprefix("open_clip:") if source.startswith("open_clip:") else f"local-dir:{source}")
+    if path.suffix == ".npz":
+        from flexiclip.models.weights.big_vision import import_big_vision
+
+        return import_big_vision(path, None, None, None)
+    if not (path / "config.json").is_file():
+        from . import no_model
+
+        raise no_model(source)
+    if "model_type" in read_json(path / "config.json"):
+        from flexiclip.models.weights.transformers import import_transformers
+
+        return import_transformers(path)
+    from flexiclip.models.weights.timm import import_timm
+
+    return import_timm(path)

@@ -1,0 +1,48 @@
+"""Every task of a data set at every length, from one pass over its images: what both entries of run.py go through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from .data.images import ImageBlock
+from .embeddings.embed import embed_images, evaluating
+from .embeddings.prompts import embed_texts
+from .models.protocol import EvalModel, Length
+from .progress import Watch, silent
+from .report.table import TaskInfo
+from .tasks.base import Context, Result
+from .tasks.registry import TASKS
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task at one length."""
+
+    info: TaskInfo
+    length: Length
+    result: Result
+    n: int
+    images_per_s: float | None
+
+
+def score_tasks(
+    loaded: EvalModel,
+    images: ImageBlock,
+    lengths: Sequence[Length],
+    batch_size: int,
+    device: torch.device,
+    seen: Watch = silent,
+) -> Iterator[Score]:
+    """The scores of every task and length of one data set, from one pass over its images."""
+    with evaluating(loaded.model):
+        embeddings, speeds = embed_images(loaded, images, lengths, batch_size=batch_size, device=device, watch=seen)
+        records = images.gather()[0]
+        texts = partial(embed_texts, loaded, batch_size=batch_size, device=device)
+        for task in images.config.tasks:
+            prepared = TASKS[task.kind](Context(images.config, task, records, texts))
+            for length in lengths:
+                yield Score(prepared.info, length, prepared.measure(embeddings[length]), len(records), speeds[length])
