@@ -134,8 +134,8 @@ def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConf
     kinds = {task.kind for dataset in datasets for task in dataset.tasks if task.kind not in WITHOUT_TEXT}
     if kinds and not has_text(loaded):
         raise UserError(
-            f"{source}: the model is an image tower alone (model.text is null): {', '.join(sorted(kinds))} needs its text half; "
-            "train one"
+            f"{source}: the model is an image tower alone (model.text is null): zero-shot tasks need its text half "
+            f"({', '.join(sorted(kinds))}); train one"
         )
 
 

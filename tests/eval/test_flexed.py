@@ -1,0 +1,155 @@
+"""Models that are not ours, and fixed ones at other lengths: each against the library that it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from eval_tools import toy_model, toys, write_shards, write_suite
+from flexiclip_eval import evaluate_suites
+from flexiclip_eval.models import open_model
+from flexiclip_eval.models.flex import split_suffix
+from flexiclip_eval.models.protocol import ForeignModel, choose_lengths
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+from safetensors.torch import save_file
+from timm.layers import resample_patch_embed
+from torch import Tensor, nn
+
+from flexiclip.bundle import save_model
+from flexiclip.errors import UserError
+
+
+def _image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+
+
+def _fixed_timm(folder: Path) -> nn.Module:
+    """A ViT of 32-pixel images and patches of 8, class token and all, saved as timm saves it for a hub."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0).eval()
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    return model
+
+
+def _at_patch(model: nn.Module, kernel: Tensor, side: int) -> nn.Module:
+    """timm's own model of that patch size: the kernel is handed in, the grid resampled by torch (bilinear, antialias)."""
+    state = dict(model.state_dict())
+    cls, grid = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
+    old = round(grid.shape[1] ** 0.5)
+    square = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(square, size=(32 // side, 32 // side), mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+    state |= {"pos_embed": torch.cat([cls, grid], 1), "patch_embed.proj.weight": kernel}
+    other = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=side, num_classes=0).eval()
+    other.load_state_dict(state)
+    return other
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_a_timm_tower_is_flexed_as_timm_would_and_as_torch_would(side: int, tmp_path: Path) -> None:
+    source = str(tmp_path / "tower")
+    model = _fixed_timm(tmp_path / "tower")
+    kernel = model.state_dict()["patch_embed.proj.weight"]
+    by_pi = resample_patch_embed(kernel, [side, side], interpolation="bilinear", antialias=False)
+    plainly = F.interpolate(kernel, size=(side, side), mode="bilinear", antialias=False)
+    found = {}
+    for flex, wanted in (("pi", by_pi), ("bilinear", plainly)):
+        loaded = open_model(f"{source}+{flex}", "cpu")
+        x = loaded.transform(_image())[None]
+        with torch.no_grad():
+            expected = _at_patch(model, wanted, side)(x)
+            found[flex] = loaded.model.encode_image(x, seqhw=32 // side)
+            own = loaded.model.encode_image(x, seqhw=4)
+            torch.testing.assert_close(own, model(x), rtol=0, atol=2e-5 * float(own.abs().max()))
+        torch.testing.assert_close(found[flex], expected, rtol=0, atol=5e-5 * float(expected.abs().max()))
+    assert (found["pi"] - found["bilinear"]).abs().max() > 0.01
+    fixed = open_model(source, "cpu")
+    assert choose_lengths(fixed, None) == [4]
+    with pytest.raises(UserError, match=r"one fixed length, seqhw=4; .*MODEL\+pi"):
+        choose_lengths(fixed, [8])
+    assert choose_lengths(open_model(f"{source}+pi", "cpu"), None) == [4, 8, 16]
+
+
+def test_a_transformers_folder_gives_what_transformers_gives(tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": 49_408, "eos_token_id": 49_407, "max_position_embeddings": 16},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    theirs = CLIPModel(config).eval()
+    theirs.save_pretrained(tmp_path / "clip")
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path / "clip")
+    engine = SimpleTokenizer(context_length=16)
+    vocabulary, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    named = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary.write_text(json.dumps({named.get(word, word): number for word, number in engine.encoder.items()}))
+    merges.write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in engine.bpe_ranks))
+    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), pad_token="<|endoftext|>")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    loaded = open_model(str(tmp_path / "clip"), "cpu")
+    texts = ["a red square", "something else entirely"]
+    with torch.no_grad():
+        pixels = processor(_image(), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(loaded.transform(_image())[None], pixels, rtol=0, atol=0.02)  # a grey level
+        image = theirs.get_image_features(pixel_values=pixels)
+        image = getattr(image, "pooler_output", image)
+        ours = loaded.model.encode_image(pixels, seqhw=4)
+        torch.testing.assert_close(ours, image, rtol=0, atol=2e-5 * float(image.abs().max()))
+        tokens = tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt")["input_ids"]
+        assert torch.equal(loaded.tokenizer(texts), tokens)
+        text = theirs.get_text_features(input_ids=tokens)
+        text = getattr(text, "pooler_output", text)
+        torch.testing.assert_close(loaded.model.encode_text(tokens), text, rtol=0, atol=2e-5 * float(text.abs().max()))
+    assert isinstance(loaded, ForeignModel)
+    (own,) = loaded.lengths.items()
+    assert (own[0], own[1].patch_size, own[1].image_size) == (4, 8, 32)
+
+
+def test_our_own_fixed_model_is_flexed_by_name_and_compared_in_one_command(tmp_path: Path) -> None:
+    folder = tmp_path / "fixed"
+    save_model(folder, toy_model(tmp_path))
+    suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(9), (9,)))
+    sources = [str(folder), f"{folder}+pi", f"{folder}+bilinear"]
+    rows = evaluate_suites(sources, [suite], seqhw=[3, 6])
+    assert [(row.pretrained, row.seqhw) for row in rows[::4]] == [(source, 3) for source in sources]
+    assert len(rows) == 12
+    by_source = {source: [row.metrics for row in rows if row.pretrained == source] for source in sources}
+    assert by_source[sources[0]] == by_source[sources[1]]
+    plain, flexed = (open_model(source, "cpu") for source in (sources[0], sources[2]))
+    x = plain.transform(_image())[None]
+    with torch.no_grad():
+        assert torch.equal(plain.model.encode_image(x, seqhw=3), flexed.model.encode_image(x, seqhw=3))  # the kernel's own size
+        assert not torch.allclose(plain.model.encode_image(x, seqhw=6), flexed.model.encode_image(x, seqhw=6), atol=1e-3)
+    with pytest.raises(UserError, match="is named twice"):
+        evaluate_suites([str(folder), f"{folder}/"], [suite])
+
+
+def test_an_image_tower_alone_is_refused_where_text_is_needed(tmp_path: Path) -> None:
+    _fixed_timm(tmp_path / "tower")
+    suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(9), (9,)))
+    with pytest.raises(UserError, match=r"image tower alone .* need its text half .classification, retrieval."):
+        evaluate_suites([str(tmp_path / "tower")], [suite])
+
+
+def test_sources_of_no_kind_and_suffixes(tmp_path: Path) -> None:
+    assert split_suffix("open_clip:ViT-B-32/openai+pi") == ("open_clip:ViT-B-32/openai", "pi")
+    assert split_suffix("runs/a+b") == ("runs/a+b", None)
+    (tmp_path / "odd+pi").mkdir()
+    assert split_suffix(str(tmp_path / "odd+pi")) == (str(tmp_path / "odd+pi"), None)
+    for source in (str(tmp_path / "nowhere"), str(tmp_path / "odd+pi"), f"{tmp_path}/nowhere+bilinear"):
+        with pytest.raises(UserError, match="is no model folder, nor another kind of model; give a model folder, a run folder"):
+            open_model(source, "cpu")
+    with pytest.raises(UserError, match="name the weights too"):
+        open_model("open_clip:ViT-B-32+pi", "cpu")
