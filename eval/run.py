@@ -19,6 +19,7 @@ from flexiclip.errors import UserError
 
 from .data.images import ImageBlock
 from .embeddings.ranks import rank_and_world
+from .embeddings.store import EmbeddingStore
 from .models import open_model
 from .models.protocol import EvalModel, choose_lengths, geometry, has_text, is_fixed, model_names, trained_lengths
 from .progress import silent, watch
@@ -41,20 +42,21 @@ def evaluate_suites(
     output: Path | None = None,
     command: str | None = None,
     workers: int = 2,
+    embeddings: Path | None = None,
 ) -> list[Row]:
     """Score models on suites (names or files); on rank 0 print a table and, given `output`, write the files of report/.
 
     models: sources as open_model takes them, each opened when its turn comes and let go after it, or (what it is called, the
     model); the name fills `model` and `pretrained` of the rows. seqhw: lengths, default those a model was made for; beside other
     models one of a single length keeps its own. command: the line shown in the report, default this process's own. workers:
-    threads that decode.
+    threads that decode. embeddings: a folder where they are kept, and read by the next evaluation of the same model and images.
     """
     from .report.files import print_report, write_report
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
     datasets = load_datasets(suites)
     report = Report(command=command or shlex.join(sys.argv))
-    plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers)
+    plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings)
     for model in models:
         _score_model(model, plan, report)
     if rank_and_world()[0] == 0:
@@ -74,6 +76,7 @@ class _Plan:
     device: torch.device
     batch_size: int
     workers: int
+    embeddings: Path | None
 
 
 def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report) -> None:
@@ -83,10 +86,11 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
     report.models.append(_model_info(source, loaded))
     lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
     blocks = [ImageBlock(dataset, loaded.transform, workers=plan.workers, cache_bytes=0) for dataset in plan.datasets]
+    store = None if plan.embeddings is None else EmbeddingStore(plan.embeddings, loaded)
     main = rank_and_world()[0] == 0
     for dataset, images in zip(plan.datasets, blocks, strict=True):
         seen = watch(f"{source} · {dataset.name}") if main else silent
-        for score in score_tasks(loaded, images, lengths, plan.batch_size, plan.device, seen):
+        for score in score_tasks(loaded, images, lengths, plan.batch_size, plan.device, seen, store):
             report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
         report.add_bad_samples(images.gather()[1])
 

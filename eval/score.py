@@ -11,6 +11,7 @@ import torch
 from .data.images import ImageBlock
 from .embeddings.embed import embed_images, evaluating
 from .embeddings.prompts import embed_texts
+from .embeddings.store import EmbeddingStore
 from .models.protocol import EvalModel, Length
 from .progress import Watch, silent
 from .report.table import TaskInfo
@@ -36,13 +37,20 @@ def score_tasks(
     batch_size: int,
     device: torch.device,
     seen: Watch = silent,
+    store: EmbeddingStore | None = None,
 ) -> Iterator[Score]:
-    """The scores of every task and length of one data set, from one pass over its images."""
+    """The scores of every task and length of one data set, from one pass over its images, or none where the store has them."""
     with evaluating(loaded.model):
-        embeddings, speeds = embed_images(loaded, images, lengths, batch_size=batch_size, device=device, watch=seen)
+        embeddings, speeds = store.read_images(images, lengths) if store is not None else ({}, {})
+        missing = [length for length in lengths if length not in embeddings]
+        if missing:
+            rows, measured = embed_images(loaded, images, missing, batch_size=batch_size, device=device, watch=seen)
+            if store is not None:
+                store.write_images(images, rows, measured)
+            embeddings, speeds = embeddings | rows, speeds | measured
         records = images.gather()[0]
-        texts = partial(embed_texts, loaded, batch_size=batch_size, device=device)
+        texts = partial(embed_texts, loaded, batch_size=batch_size, device=device, store=store)
         for task in images.config.tasks:
             prepared = TASKS[task.kind](Context(images.config, task, records, texts))
             for length in lengths:
-                yield Score(prepared.info, length, prepared.measure(embeddings[length]), len(records), speeds[length])
+                yield Score(prepared.info, length, prepared.measure(embeddings[length].to(device)), len(records), speeds[length])

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
     sub.add_argument("--batch-size", type=int, default=128)
     sub.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    sub.add_argument("--embeddings", type=Path, help="folder that keeps embeddings, so that they are computed once")
     sub = add("import", _import, "turn published weights into a model folder")
     sub.add_argument("source", help="a weight file, a Hugging Face folder, or open_clip's NAME/PRETRAINED (a tag or a file)")
     sub.add_argument("--format", required=True, help="big_vision, timm, open_clip, siglip or transformers")
@@ -207,6 +208,7 @@ def _eval(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             output=arguments.output,
             workers=arguments.workers,
+            embeddings=arguments.embeddings,
         )
 
 

@@ -5,11 +5,15 @@ A sample that cannot be read is counted and named, never replaced: it is absent 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +29,7 @@ from .source import Label, open_source
 log = logging.getLogger("flexiclip.eval")
 
 TIMED_BATCHES = 3  # at least, for a speed that one hiccup of the machine does not decide
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function in the repr of another library's transform
 
 
 @dataclass(frozen=True)
@@ -55,29 +60,40 @@ class ImageBlock:
         self._cache: dict[int, Tensor] = {}
         self._records: dict[int, Record] = {}
         self._bad: dict[int, dict[str, str]] = {}
+        self._adopted: tuple[list[Record], list[dict[str, str]]] | None = None
+        self._settings = _ADDRESS.sub("", repr(transform))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what decides pixels, captions and labels: the samples, how they are read, and the transform."""
+        parts = [self._source.fingerprint(), self.config.captions, self.config.image_keys, self._label_keys, self._settings]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def batch_size(self, wanted: int) -> int:
         """At most `wanted`, and small enough for TIMED_BATCHES and the one before them that warms up."""
         return min(wanted, max(1, -(-largest_block(self.total) // (TIMED_BATCHES + 1))))
 
-    def batches(self, size: int, ahead: int) -> Iterator[Tensor]:
+    def batches(self, size: int, ahead: int, undisturbed: int = 0) -> Iterator[Tensor]:
         """Images [b, 3, H, W], uint8 or float32, b <= size, with as many batches on every rank, so b may be 0.
 
-        ahead: batches decoded while the caller works on this one. For a CPU 0: threads at work would falsify the speeds measured.
+        ahead: batches decoded while the caller works on this one, but on none of the first `undisturbed`: on a CPU, threads at
+        work would falsify the speeds measured.
         """
         mine = block(self.total)
         starts = range(0, largest_block(self.total), size)
         with ThreadPoolExecutor(self._workers) as pool:
             waiting: deque[list[Any]] = deque()
-            for start in starts:
+            for number, start in enumerate(starts):
                 waiting.append([pool.submit(self._image, i) for i in mine[start : start + size]])
-                if len(waiting) > ahead:
+                if len(waiting) > (ahead if number >= undisturbed else 0):
                     yield _stack([future.result() for future in waiting.popleft()])
             while waiting:
                 yield _stack([future.result() for future in waiting.popleft()])
 
     def gather(self) -> tuple[list[Record], list[dict[str, str]]]:
         """The records of all ranks in order, and the bad samples (dataset, shard, key, reason). Call after a pass."""
+        if self._adopted is not None:
+            return self._adopted
         mine = (sorted(self._records.items()), sorted(self._bad.items()))
         parts = gather_objects(mine)
         records = [record for part, _ in parts for _, record in part]
@@ -85,6 +101,10 @@ class ImageBlock:
         if not records:
             raise UserError(f"data set {self.config.name}: none of its {self.total} samples can be read; first: {bad[0]}")
         return records, bad
+
+    def adopt(self, records: list[Record], bad: list[dict[str, str]]) -> None:
+        """Take what `gather` gave after a pass of an earlier evaluation, in the place of a pass."""
+        self._adopted = records, bad
 
     def _image(self, index: int) -> Tensor | None:
         """The image of sample `index`, or None when it is broken. Runs in threads: each index is touched by one of them."""

@@ -5,6 +5,7 @@ All kinds give the same Item, so that tasks and embeddings never know which one 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from flexiclip.data.samples import SampleStore, open_samples
-from flexiclip.data.shards import expand_shards
+from flexiclip.data.shards import expand_shards, shard_name
 from flexiclip.errors import UserError
 
 from ..suites.dataset import DatasetConfig
@@ -41,6 +42,10 @@ class Source(Protocol):
         """Read and decode one sample. Raises flexiclip.data.samples.BadSample."""
         ...
 
+    def fingerprint(self) -> str:
+        """A hash that changes with the samples, for embeddings that are kept: names and sizes, not where they lie."""
+        ...
+
 
 def open_source(config: DatasetConfig) -> Source:
     """The samples that a data set names. Raises UserError for none at all and for what cannot be read as a whole."""
@@ -67,6 +72,15 @@ class ShardSource:
         sample = self.store[number]
         labels = {key: self._label(number, sample.meta, key) for key in label_keys}
         return Item(sample.name, sample.image, sample.captions, labels)
+
+    def fingerprint(self) -> str:
+        """Of the shards' names and indices: every member's name, place, size and header."""
+        digest = hashlib.sha256()
+        for index in self.store.indices:
+            digest.update(f"\n{shard_name(index.url)} {index.extensions}".encode())
+            for array in (index.key_bytes, index.key_first, index.first, index.extension, index.offset, index.size, index.header):
+                digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def _label(self, number: int, meta: dict[str, Any], key: str) -> Label:
         """The label under `json:FIELD` (`json:a.b` descends), or in a member: a name, or a number. None when there is none."""

@@ -1,6 +1,7 @@
 """Image embeddings at every length from one pass over the images.
 
-A batch is decoded and moved to the device once, then encoded at each seqhw while it is resident there.
+A batch is decoded and moved to the device once, then encoded at each seqhw while it is resident there. The next one is decoded
+meanwhile; on a CPU, where that takes the encoder's cores, only after the batches that the speeds are taken from.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from flexiclip.data.images import normalize
 
-from ..data.images import ImageBlock
+from ..data.images import TIMED_BATCHES, ImageBlock
 from ..models.protocol import EvalModel, Length
 from ..progress import Watch, silent
 from .prompts import unit_rows
@@ -37,7 +38,8 @@ def embed_images(
     seconds: dict[Length, list[float]] = {length: [] for length in lengths}
     sizes = []
     with torch.no_grad():
-        batches = images.batches(images.batch_size(batch_size), ahead=1 if device.type == "cuda" else 0)
+        undisturbed = 0 if device.type == "cuda" else TIMED_BATCHES + 1
+        batches = images.batches(images.batch_size(batch_size), ahead=1, undisturbed=undisturbed)
         for decoded in watch(batches, len(block(images.total))):
             batch = _to_device(loaded, decoded, device)
             sizes.append(len(decoded))
@@ -48,7 +50,8 @@ def embed_images(
                 _wait(device)
                 seconds[length].append(time.perf_counter() - start)
                 rows[length].append(unit_rows(z)[: len(decoded)])
-    speeds = gather_objects({length: _speed(sizes, seconds[length]) for length in lengths})
+    timed = undisturbed or len(sizes)
+    speeds = gather_objects({length: _speed(sizes[:timed], seconds[length][:timed]) for length in lengths})
     embeddings = {length: gather_rows(torch.cat(parts)) for length, parts in rows.items()}
     return embeddings, {length: _total([speed[length] for speed in speeds]) for length in lengths}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.protocol import EvalModel
 from .ranks import block, gather_rows, largest_block
+from .store import EmbeddingStore
 
 
 def fill(templates: Sequence[str], words: str) -> list[str]:
@@ -23,8 +24,21 @@ def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], words: Sequ
     return F.normalize(each.reshape(len(words), len(templates), -1).mean(1), dim=-1)
 
 
-def embed_texts(loaded: EvalModel, texts: Sequence[str], *, batch_size: int, device: torch.device) -> Tensor:
-    """Unit rows [T, D] float32 in the order of `texts`, on every rank; each rank encodes its block."""
+def embed_texts(
+    loaded: EvalModel, texts: Sequence[str], *, batch_size: int, device: torch.device, store: EmbeddingStore | None = None
+) -> Tensor:
+    """Unit rows [T, D] float32 in the order of `texts`, on every rank; each rank encodes its block, or all read the store's."""
+    if store is None:
+        return _encode_texts(loaded, texts, batch_size, device)
+    tokens = torch.cat([loaded.tokenizer(list(texts[i : i + batch_size])) for i in range(0, len(texts), batch_size)])
+    rows = store.read_texts(tokens)
+    if rows is None:
+        rows = _encode_texts(loaded, texts, batch_size, device)
+        store.write_texts(tokens, rows)
+    return rows.to(device)
+
+
+def _encode_texts(loaded: EvalModel, texts: Sequence[str], batch_size: int, device: torch.device) -> Tensor:
     mine = [texts[i] for i in block(len(texts))]
     count = len(mine)
     mine += [texts[0]] * (largest_block(len(texts)) - count)  # as many passes on every rank; the extra rows are dropped

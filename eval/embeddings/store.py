@@ -1,0 +1,146 @@
+"""Embeddings on disk: a second evaluation of the same model and images decodes and encodes nothing.
+
+    flexiclip eval MODEL --suite NAME --embeddings DIR
+
+A file holds the images of one data set at one length, or a list of texts, of one model. Its name is a hash of all that decides
+its numbers: the weights and settings of the model (not its path), the samples and how they become pixels, the length. Speeds,
+records and bad samples are kept with the rows. What is damaged, or not what it should be, is computed anew, and a line says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import flexiclip
+from flexiclip.errors import UserError
+
+from ..data.images import ImageBlock, Record
+from ..models.protocol import EvalModel, Length
+from .ranks import gather_objects, rank_and_world
+
+log = logging.getLogger("flexiclip.eval")
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+class EmbeddingStore:
+    """The embeddings of one model in a folder. Every rank reads; the main one writes. UserError where it cannot."""
+
+    def __init__(self, folder: Path, loaded: EvalModel) -> None:
+        self.folder, self._loaded = folder, loaded
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--embeddings {folder}: cannot write there: {error.strerror}") from None
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """The hash of the model's parameters, buffers and settings."""
+        return model_fingerprint(self._loaded)
+
+    def read_images(
+        self, images: ImageBlock, lengths: Sequence[Length]
+    ) -> tuple[dict[Length, Tensor], dict[Length, float | None]]:
+        """(rows [N, D] float32, images/s) of the lengths that all ranks find; of all of them: `images` knows its records."""
+        found: dict[Length, tuple[Tensor, dict[str, Any]]] = {}
+        for length in lengths:
+            held = self._read(self._image_file(images, length))
+            if held is not None:
+                found[length] = held
+        everywhere = set.intersection(*gather_objects(set(found)))
+        found = {length: held for length, held in found.items() if length in everywhere}
+        if len(found) == len(lengths) > 0:
+            about = next(iter(found.values()))[1]
+            images.adopt([_record(data) for data in about["records"]], about["bad"])
+        rows = {length: held for length, (held, _) in found.items()}
+        return rows, {length: about["images_per_s"] for length, (_, about) in found.items()}
+
+    def write_images(self, images: ImageBlock, rows: dict[Length, Tensor], speeds: dict[Length, float | None]) -> None:
+        """Keep what a pass over `images` gave. All ranks call it."""
+        records, bad = images.gather()
+        about = {"records": [dataclasses.asdict(record) for record in records], "bad": bad}
+        for length, z in rows.items():
+            self._write(self._image_file(images, length), z, {**about, "images_per_s": speeds[length]})
+
+    def read_texts(self, tokens: Tensor) -> Tensor | None:
+        """The rows [T, D] float32 of tokens [T, L], where every rank has them."""
+        held = self._read(self._text_file(tokens))
+        return held[0] if all(gather_objects(held is not None)) and held is not None else None
+
+    def write_texts(self, tokens: Tensor, rows: Tensor) -> None:
+        """Keep the rows of some texts."""
+        self._write(self._text_file(tokens), rows, {})
+
+    def _image_file(self, images: ImageBlock, length: Length) -> Path:
+        return self.folder / f"images-{_hash(self.weights, images.fingerprint, length)}.safetensors"
+
+    def _text_file(self, tokens: Tensor) -> Path:
+        return self.folder / f"texts-{_hash(self.weights, list(tokens.shape), _digest(tokens))}.safetensors"
+
+    def _read(self, path: Path) -> tuple[Tensor, dict[str, Any]] | None:
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                rows, about, said = file.get_tensor("rows"), file.get_tensor("about"), (file.metadata() or {}).get("sha256")
+            if said != _digest(rows, about):
+                raise ValueError("its content is not what was written")
+            return rows, json.loads(about.numpy().tobytes())
+        except (SafetensorError, OSError, ValueError) as error:
+            log.warning("embeddings %s: computed anew: %s", path, error)
+            return None
+
+    def _write(self, path: Path, rows: Tensor, about: dict[str, Any]) -> None:
+        """Whole or not at all, by the main rank."""
+        if rank_and_world()[0] != 0:
+            return
+        rows = rows.detach().cpu().contiguous()
+        text = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            save_file({"rows": rows, "about": text}, aside, metadata={"sha256": _digest(rows, text)})
+            os.replace(aside, path)
+        except (OSError, SafetensorError) as error:
+            aside.unlink(missing_ok=True)
+            raise UserError(f"--embeddings {self.folder}: cannot write there: {error}") from None
+
+
+def model_fingerprint(loaded: EvalModel) -> str:
+    """sha256 (hexadecimal) over every parameter and buffer by name, the settings, and this library's version."""
+    module = loaded.model
+    settings = repr(module) if loaded.config is None else repr(loaded.config.model)
+    digest = hashlib.sha256(f"{flexiclip.__version__}\n{_ADDRESS.sub('', settings)}".encode())
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)} {_digest(tensor)}".encode())
+    return digest.hexdigest()
+
+
+def _record(data: dict[str, Any]) -> Record:
+    """A record out of JSON, which has lists for tuples."""
+    labels = {key: tuple(label) if isinstance(label, list) else label for key, label in data["labels"].items()}
+    return Record(**{**data, "captions": tuple(data["captions"]), "labels": labels})
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,146 @@
+"""Embeddings that are kept, and the sweep: nothing is decoded twice, and speeds are measured while nothing else is at work."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from eval_tools import toy_model, toys, write_shards, write_suite
+from flexiclip_eval import evaluate_suites
+from flexiclip_eval.data.images import TIMED_BATCHES
+from flexiclip_eval.embeddings.store import model_fingerprint
+
+from flexiclip.bundle import LoadedModel, load_model, save_model
+from flexiclip.data.samples import Sample, SampleStore
+from flexiclip.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return toy_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> str:
+    return write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(23, (2, 20)), (9, 1, 13)))
+
+
+class _Counter:
+    """Counts what is decoded and encoded, and hands it on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel) -> None:
+        self.decoded = self.images = self.texts = 0
+        read, image, text = SampleStore.read, loaded.model.encode_image, loaded.model.encode_text
+
+        def counted_read(store: SampleStore, shard: int, sample: int, min_side: int | None = None) -> Sample:
+            self.decoded += 1
+            return read(store, shard, sample, min_side)
+
+        def counted_image(images: torch.Tensor, seqhw: int) -> torch.Tensor:
+            self.images += 1
+            return image(images, seqhw)
+
+        def counted_text(tokens: torch.Tensor) -> torch.Tensor:
+            self.texts += 1
+            return text(tokens)
+
+        monkeypatch.setattr(SampleStore, "read", counted_read)
+        monkeypatch.setattr(loaded.model, "encode_image", counted_image)
+        monkeypatch.setattr(loaded.model, "encode_text", counted_text)
+
+
+def test_a_second_evaluation_decodes_and_encodes_nothing(
+    loaded: LoadedModel, suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = evaluate_suites([("toy", loaded)], [suite], batch_size=5)
+    count = _Counter(monkeypatch, loaded)
+    first = evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept", output=tmp_path / "one")
+    assert [row.metrics for row in first] == [row.metrics for row in plain]
+    assert count.decoded == 23
+    seen = (count.decoded, count.images, count.texts)
+    second = evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept", output=tmp_path / "two")
+    assert second == first  # images/s and n too
+    assert (count.decoded, count.images, count.texts) == seen
+    page = (tmp_path / "two" / "report.json").read_text()
+    assert "0002" in page
+    assert "0020" in page
+    more = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 4], batch_size=5, embeddings=tmp_path / "kept")
+    assert count.decoded == 2 * 23  # for seqhw 4
+    assert count.images - seen[1] == (seen[1] // 3)  # and nothing for seqhw 3
+    assert [row for row in more if row.seqhw == 3] == [row for row in first if row.seqhw == 3]
+
+
+def test_what_is_damaged_or_another_is_computed_anew(
+    loaded: LoadedModel, suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "kept"
+    first = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)
+    count = _Counter(monkeypatch, loaded)
+    (file,) = kept.glob("images-*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    for damaged in (bytes(data), bytes(data[: len(data) // 2]), b""):
+        file.write_bytes(damaged)
+        before = count.decoded
+        with caplog.at_level(logging.WARNING, "flexiclip.eval"):
+            again = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)
+        assert count.decoded == before + 23
+        assert [row.metrics for row in again] == [row.metrics for row in first]
+    said = [record.message for record in caplog.records if "computed anew" in record.message]
+    assert len(said) == 3
+    assert all(file.name in line for line in said)
+    before = count.decoded
+    write_shards(tmp_path / "data", toys(22), (9, 1, 12))
+    assert evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)[0].n == 22
+    assert count.decoded == before + 22
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--embeddings .*file: cannot write there"):
+        evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=tmp_path / "file")
+
+
+def test_a_model_is_known_by_its_weights_and_settings_not_by_its_place(loaded: LoadedModel, tmp_path: Path) -> None:
+    known = model_fingerprint(loaded)
+    for place in ("here", "there"):
+        save_model(tmp_path / place, loaded)
+        assert model_fingerprint(load_model(tmp_path / place)) == known
+    other = load_model(tmp_path / "here")
+    with torch.no_grad():
+        other.model.image_tower.norm.bias[0] += 1e-3
+    assert model_fingerprint(other) != known
+    image = dataclasses.replace(loaded.config.model.image, activation="gelu")
+    config = dataclasses.replace(loaded.config, model=dataclasses.replace(loaded.config.model, image=image))
+    assert model_fingerprint(dataclasses.replace(loaded, config=config)) != known
+
+
+def test_the_next_batch_is_decoded_meanwhile_but_not_while_speeds_are_measured(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoding beyond the timed ones waits until the next batch begins to be read; none is read during the first ones."""
+    suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(28), (28,)))
+    read, encode, size = SampleStore.read, loaded.model.encode_image, 4
+    reading = threading.Semaphore(0)
+    begun, during = 0, []
+
+    def counted(store: SampleStore, shard: int, sample: int, min_side: int | None = None) -> Sample:
+        nonlocal begun
+        begun += 1
+        reading.release()
+        return read(store, shard, sample, min_side)
+
+    def slow(images: torch.Tensor, seqhw: int) -> torch.Tensor:
+        batch = len(during)
+        timed = batch <= TIMED_BATCHES
+        wanted = size * (batch + (1 if timed or batch == 6 else 2))
+        while not timed and begun < wanted:
+            assert reading.acquire(timeout=60), "the next batch is not read while this one is encoded"
+        during.append(begun - size * (batch + 1))
+        return encode(images, seqhw)
+
+    monkeypatch.setattr(SampleStore, "read", counted)
+    monkeypatch.setattr(loaded.model, "encode_image", slow)
+    evaluate_suites([("toy", loaded)], [suite], seqhw=[3], batch_size=size, workers=1)
+    assert during == [0, 0, 0, 0, 4, 4, 0]
