@@ -9,7 +9,7 @@ EXTRAS="test"
 # shellcheck source=scripts/_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
-# Tests start up to three ranks at once: one thread each, or they fight over the cores.
+# Two files of tests side by side, and up to three ranks in a test: one thread each, or they fight over the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
 say "ruff"
@@ -18,5 +18,5 @@ ruff format --check .
 say "mypy"
 mypy
 say "pytest"
-pytest "$@"
+pytest -n 2 --dist loadfile "$@"
 say "done"
