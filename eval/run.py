@@ -23,6 +23,7 @@ from .embeddings.store import EmbeddingStore
 from .models import open_model
 from .models.protocol import EvalModel, choose_lengths, geometry, has_text, is_fixed, model_names, trained_lengths
 from .progress import silent, watch
+from .report.gallery import Gallery
 from .report.table import ModelInfo, Report, Row
 from .score import Score, score_tasks
 from .suites.dataset import DatasetConfig
@@ -51,18 +52,19 @@ def evaluate_suites(
     models one of a single length keeps its own. command: the line shown in the report, default this process's own. workers:
     threads that decode. embeddings: a folder where they are kept, and read by the next evaluation of the same model and images.
     """
-    from .report.files import print_report, write_report
+    from .report.files import write_report
+    from .report.terminal import print_report
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
     datasets = load_datasets(suites)
-    report = Report(command=command or shlex.join(sys.argv))
+    report, gallery = Report(command=command or shlex.join(sys.argv)), Gallery()
     plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings)
     for model in models:
-        _score_model(model, plan, report)
+        _score_model(model, plan, report, gallery)
     if rank_and_world()[0] == 0:
         print_report(report)
         if output is not None:
-            write_report(report, Path(output))
+            write_report(report, Path(output), gallery)
     return report.rows
 
 
@@ -79,7 +81,7 @@ class _Plan:
     embeddings: Path | None
 
 
-def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report) -> None:
+def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report, gallery: Gallery) -> None:
     """Add the rows of one model. A model that is opened here is let go at the end, so that two are never held."""
     source, loaded = (model, open_model(model, str(plan.device))) if isinstance(model, str) else model
     _require_text(loaded, source, plan.datasets)
@@ -92,7 +94,9 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
         seen = watch(f"{source} · {dataset.name}") if main else silent
         for score in score_tasks(loaded, images, lengths, plan.batch_size, plan.device, seen, store):
             report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
-        report.add_bad_samples(images.gather()[1])
+        records, bad = images.gather()
+        report.add_bad_samples(bad)
+        gallery.add(map(dataset.row_name, dataset.tasks), dataset, records)
 
 
 def make_evaluators(

@@ -1,8 +1,10 @@
 """What an evaluation leaves behind.
 
 OUTPUT/results.json   a list of rows (table.Row)       OUTPUT/rows/*.json   one row a file: `clip_benchmark build OUTPUT/rows`
-OUTPUT/results.csv    the same, a metric a column      OUTPUT/*.png         each task against the sequence length
-OUTPUT/report.json    chance, bad samples, command     OUTPUT/report.html   all of it on one page that loads nothing
+OUTPUT/results.csv    the same, a metric a column      OUTPUT/*.png         each task against tokens and GFLOPs
+OUTPUT/report.json    command, models, tasks, choices, cascades, bad samples
+OUTPUT/details.json   one object a row: recall of each class, what sampled captions found
+OUTPUT/report.html    all of it on one page that loads nothing
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from typing import Any
 
 from flexiclip.errors import UserError
 
+from ..choices.length import primary_metric
+from .gallery import Gallery
 from .page import render_page
-from .table import Report, Row, cells, rows_of, short_name
+from .table import Report, Row, TaskInfo, label_of, runs_of
 
 
-def write_report(report: Report, output: Path) -> None:
-    """Write all the files into `output`, in place of those of an earlier evaluation."""
-    from .plots import plot_task, save
-
+def write_report(report: Report, output: Path, gallery: Gallery | None = None) -> None:
+    """Write all the files into `output`, in place of those of an earlier evaluation. gallery: the images that the page shows."""
     rows_folder = output / "rows"
     try:
         rows_folder.mkdir(parents=True, exist_ok=True)
@@ -37,20 +39,35 @@ def write_report(report: Report, output: Path) -> None:
     rows = [as_json(row) for row in report.rows]
     _write(output / "results.json", json.dumps(rows, indent=2, ensure_ascii=False))
     for row, data in zip(report.rows, rows, strict=True):
-        _write(
-            rows_folder / f"{_stem(row.dataset, row.task)}_seqhw{row.seqhw or 0:02d}.json", json.dumps(data, ensure_ascii=False)
-        )
+        model = f"_{label_of(row)}" if len(report.models) > 1 else ""
+        name = f"{_stem(row.dataset, row.task + model)}_seqhw{row.seqhw or 0:02d}.json"
+        _write(rows_folder / name, json.dumps(data, ensure_ascii=False))
     write_csv(report.rows, output / "results.csv")
     about = dataclasses.asdict(report)
     del about["rows"], about["details"]
     _write(output / "report.json", json.dumps(about, indent=2, ensure_ascii=False))
-    pictures = {}
-    for task in report.tasks:
-        rows_of_task = rows_of(report, task)
-        if rows_of_task[0].seqhw is not None:  # a model of one unnamed length has no curve
-            figure = plot_task(rows_of_task, task)
-            pictures[(task.dataset, task.task)] = save(figure, output / f"{_stem(task.dataset, task.task)}.png")
-    _write(output / "report.html", render_page(report, pictures))
+    _write(output / "details.json", json.dumps(report.details, ensure_ascii=False))
+    pictures = {(task.dataset, task.task): _pictures(report, task, output) for task in report.tasks}
+    _write(output / "report.html", render_page(report, pictures, gallery))
+
+
+def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
+    """A task's PNGs: against the tokens, against GFLOPs, and its cascades; fewer where a model does not say what it costs."""
+    from .plots import plot_cascades, plot_task, save
+
+    runs = runs_of(report, task)
+    cascades = {label_of(c): c for c in report.cascades if (c.dataset, c.task) == (task.dataset, task.task)}
+    figures = {"": plot_task(runs, task), "_gflops": plot_task(runs, task, "gflops")}
+    if cascades:
+        figures["_cascade"] = plot_cascades(cascades, runs, primary_metric(runs[next(iter(cascades))][0]))
+    files = []
+    for ending, figure in figures.items():
+        file = output / f"{_stem(task.dataset, task.task)}{ending}.png"
+        file.unlink(missing_ok=True)
+        if figure is not None:
+            save(figure, file)
+            files.append(file)
+    return files
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -88,30 +105,6 @@ def read_about(path: Path) -> dict[str, Any]:
     """report.json beside a results.json: chance levels and trained lengths; {} when the rows travelled without it."""
     file = (path if path.is_dir() else path.parent) / "report.json"
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-
-
-def print_report(report: Report) -> None:
-    """A table a task on the terminal, 80 columns wide: lengths down, cost and metrics across, chance as the last line."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    for task in report.tasks:
-        rows = rows_of(report, task)
-        names = list(rows[0].metrics)
-        title = f"{task.dataset} · {task.task} · {rows[0].n} images"
-        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
-        for heading in ("seqhw", "tokens", "patch", "GFLOPs", "images/s", *map(short_name, names)):
-            table.add_column(heading.replace("→", "→\n").replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
-        for row in rows:
-            table.add_row(*cells(row), *(f"{row.metrics[name]:.1%}" for name in names))
-        table.add_section()
-        table.add_row("chance", "", "", "", "", *(f"{task.chance[name]:.1%}" for name in names), style="dim")
-        console.print(table, "")
-    if report.bad_samples:
-        console.print(f"[yellow]samples that could not be read and are not counted: {len(report.bad_samples)}[/yellow]")
 
 
 def _stem(dataset: str, task: str) -> str:

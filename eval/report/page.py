@@ -1,77 +1,151 @@
-"""report.html: the tables, pictures, command and config of an evaluation on one page that loads nothing from anywhere."""
+"""report.html: everything of an evaluation on one page that loads nothing from anywhere.
+
+The tables and pictures are in the page itself and read without a script; page/*.js turns them into curves to ask. A policy
+allows the page its own script and style, by their hashes, and nothing else, so that no caption, key or class name can run.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from flexiclip.config import dump
 
-from .table import ModelInfo, Report, TaskInfo, cells, rows_of, short_name
+from ..choices.length import sentence
+from .gallery import Gallery
+from .names import best_of, short_name, show
+from .page_data import add_thumbnails, as_script, page_data
+from .table import ModelInfo, Report, Row, TaskInfo, cells, label_of, rows_of
 
-_TEMPLATE = Path(__file__).with_name("report.html")
+FOLDER = Path(__file__).with_name("page")
+SCRIPTS = ("chart.js", "curves.js", "details.js", "main.js")
+PAGE_BYTES = 4 << 20
+BAD_SHOWN = 200
+
+Pictures = Mapping[tuple[str, str], Sequence[Path]]
 
 
-def render_page(report: Report, pictures: Mapping[tuple[str, str], bytes]) -> str:
-    """The page. pictures: (dataset, task) -> PNG, inlined as data."""
-    first = report.rows[0]
+def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = None) -> str:
+    """The page. pictures: (dataset, task) -> PNG files, put inside while there is room; gallery: the images it may show."""
+    style = (FOLDER / "page.css").read_text(encoding="utf-8")
+    script = '"use strict";\n(() => {\n' + "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS) + "})();\n"
+    data = page_data(report)
+    room = PAGE_BYTES - len(as_script(data).encode()) - len(style) - len(script)
+    sections = []
+    for number, task in enumerate(report.tasks):
+        section = _section(report, task, number, pictures.get((task.dataset, task.task), ()), room // 2)
+        room -= len(section.encode())
+        sections.append(section)
+    if gallery is not None:
+        add_thumbnails(data, gallery, room - (64 << 10))  # the rest of the page: command, configs, bad samples
+    title = escape(" · ".join(label_of(model) for model in report.models))
     fields = {
-        "title": escape(f"{first.model} {first.pretrained}".strip()),
+        "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'",
+        "title": title,
         "lead": escape(_lead(report)),
-        "tasks": "\n".join(_section(report, task, pictures.get((task.dataset, task.task))) for task in report.tasks),
+        "contents": _contents(report),
+        "tasks": "\n".join(sections),
         "bad": _bad_samples(report),
         "command": escape(report.command),
-        "config": escape("\n".join(_config(model) for model in report.models)),
+        "configs": "\n".join(_config(model) for model in report.models),
+        "data": as_script(data),
+        "style": style,
+        "script": script,
     }
-    page = _TEMPLATE.read_text(encoding="utf-8")
-    for name, text in fields.items():
-        page = page.replace(f"<!-- {name} -->", text)
-    return page
+    template = (FOLDER / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"<!-- (\w+) -->", lambda match: fields[match[1]], template)  # in one pass: a filled text is never a field
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
 def _lead(report: Report) -> str:
     lengths = sorted({row.seqhw for row in report.rows if row.seqhw is not None})
     if not lengths:
         return "One fixed sequence length."
-    trained = ", ".join(map(str, sorted({length for model in report.models for length in model.trained_seqhw}))) or "unknown"
-    size = report.rows[0].image_size
-    side = "×".join(map(str, size)) if isinstance(size, list) else size
-    return f"Images of {side} pixels at seqhw {', '.join(map(str, lengths))}. Trained at seqhw {trained}."
+    trained = sorted({length for model in report.models for length in model.trained_seqhw})
+    sizes = {str(row.image_size).strip("[]").replace(", ", "×") for row in report.rows if row.image_size is not None}
+    text = f"Images of {' and '.join(sorted(sizes))} pixels at seqhw {', '.join(map(str, lengths))}."
+    return text + (f" Trained at seqhw {', '.join(map(str, trained))}." if trained else "")
+
+
+def _contents(report: Report) -> str:
+    links = (f'<a href="#task-{i}">{escape(task.dataset)} · {escape(_kind(task))}</a>' for i, task in enumerate(report.tasks))
+    return " ".join((*links, '<a href="#samples">Samples</a>', '<a href="#command">Command</a>'))
+
+
+def _kind(task: TaskInfo) -> str:
+    return task.task.removeprefix("zeroshot_").replace("_", " ")
 
 
 def _config(model: ModelInfo) -> str:
-    return dump(model.config) if model.config else f"{model.model} {model.pretrained}: a foreign model, no config of ours"
+    text = dump(model.config) if model.config else "a foreign model, no config of ours"
+    return f"<details><summary>{escape(label_of(model))}: resolved config</summary><pre>{escape(text)}</pre></details>"
 
 
-def _section(report: Report, task: TaskInfo, picture: bytes | None) -> str:
+def _section(report: Report, task: TaskInfo, number: int, pictures: Sequence[Path], room: int) -> str:
     rows = rows_of(report, task)
+    chosen = [choice for choice in report.choices if (choice.dataset, choice.task) == (task.dataset, task.task)]
+    several = len(report.models) > 1
+    choices = "".join(f"<li>{escape((f'{label_of(c)}: ' if several else '') + sentence(c))}</li>" for c in chosen)
+    images = []
+    for file in pictures:
+        encoded = base64.b64encode(file.read_bytes()).decode("ascii")
+        alt = f"{_kind(task)} on {task.dataset}: {file.stem}"
+        room -= len(encoded)
+        inside = f'<img alt="{escape(alt)}" src="data:image/png;base64,{encoded}">'
+        images.append(inside if room > 0 else f"<p>The picture is in <code>{escape(file.name)}</code> beside this page.</p>")
+    return (
+        f'<section class="task" id="task-{number}"><h2>{escape(task.dataset)} · {escape(_kind(task))}</h2>'
+        f'<div class="about">{_about(task, rows[0].n)}</div><div class="curves"></div>'
+        f'<div class="pictures">{"".join(images)}</div>'
+        f"{f'<ul class=choices>{choices}</ul>' if choices else ''}"
+        f'<div class="scroll">{_table(report, task, rows)}</div>'
+        '<div class="cascade"></div><div class="classes"></div><div class="found"></div></section>'
+    )
+
+
+def _table(report: Report, task: TaskInfo, rows: Sequence[Row]) -> str:
+    """Sortable by the `data-value` of the cells."""
     names = list(rows[0].metrics)
-    head = "".join(f"<th>{escape(h)}</th>" for h in ("seqhw", "tokens", "patch", "GFLOPs", "images/s", *map(short_name, names)))
-    best = {name: max(row.metrics[name] for row in rows) for name in names}
+    several = len(report.models) > 1
+    headings = ([*["model"] * several, "seqhw", "tokens", "patch", "GFLOPs", "images/s"], map(short_name, names))
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for part in headings for text in part)
+    best = {name: best_of(name, [row.metrics[name] for row in rows if name in row.metrics]) for name in names}
     body = []
     for row in rows:
-        values = [f"<td{' class=best' if row.metrics[n] == best[n] else ''}>{row.metrics[n]:.1%}</td>" for n in names]
-        body.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "".join(values) + "</tr>")
-    chance = "".join(f"<td>{task.chance[name]:.1%}</td>" for name in names)
-    body.append(f"<tr class=chance><td colspan=5>chance</td>{chance}</tr>")
-    image = ""
-    if picture is not None:
-        data = base64.b64encode(picture).decode("ascii")
-        image = f'<img alt="{escape(task.task)} against the sequence length" src="data:image/png;base64,{data}">'
-    return (
-        f"<section><h2>{escape(task.dataset)} · {escape(task.task)}</h2><p>{escape(_about(task, rows[0].n))}</p>"
-        f"{image}<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></section>"
-    )
+        costs = (row.seqhw, row.seq_len, row.patch_size, row.gflops, row.images_per_s)
+        line = (
+            f'<th scope="row" title="{escape(label_of(row))}" data-value="{escape(label_of(row))}">{escape(label_of(row))}</th>'
+            if several
+            else ""
+        )
+        for cost, text in zip(costs, cells(row), strict=True):
+            line += f'<td data-value="{(cost[0] if isinstance(cost, list) else cost) or ""}">{escape(text)}</td>'
+        for name in names:
+            value = row.metrics.get(name)
+            mark = ' class="best"' if value == best[name] else ""
+            line += f'<td{mark} data-value="{"" if value is None else value}">{show(name, value)}</td>'
+        body.append(f"<tr>{line}</tr>")
+    chance = "".join(f"<td>{show(name, task.chance.get(name))}</td>" for name in names)
+    foot = f'<tr><th scope="row" colspan="{5 + several}">chance</th>{chance}</tr>'
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody><tfoot>{foot}</tfoot></table>"
 
 
 def _about(task: TaskInfo, images: int) -> str:
     if task.captions is not None:
-        return f"{images} images, {task.captions} distinct captions. A hit: any of the query's positives is among the first k."
-    share = f"{task.largest_class:.1%}" if task.largest_class is not None else "unknown"
-    classes = f"{len(task.classes)} classes: {', '.join(task.classes)}"
-    return f"{images} images, {classes}. The largest class holds {share} of the images."
+        return f"{images:,} images, {task.captions:,} captions. A hit: any of the query's positives is among the first k."
+    if not task.classes:
+        return f"{images:,} images."
+    share = f" The largest class holds {task.largest_class:.1%} of the images." if task.largest_class is not None else ""
+    names = escape(", ".join(task.classes))
+    return f"{images:,} images, {len(task.classes):,} classes.{share} <details><summary>Classes</summary>{names}</details>"
 
 
 def _bad_samples(report: Report) -> str:
@@ -79,6 +153,8 @@ def _bad_samples(report: Report) -> str:
         return "<p>Every sample could be read.</p>"
     items = "".join(
         f"<li><code>{escape(bad['shard'])}</code> <code>{escape(bad['key'])}</code>: {escape(bad['reason'])}</li>"
-        for bad in report.bad_samples
+        for bad in report.bad_samples[:BAD_SHOWN]
     )
-    return f"<p>Could not be read and are not counted: {len(report.bad_samples)}</p><ul>{items}</ul>"
+    more = len(report.bad_samples) - BAD_SHOWN
+    rest = f"<p>And {more:,} more, in <code>report.json</code>.</p>" if more > 0 else ""
+    return f"<p>Could not be read and are not counted: {len(report.bad_samples)}</p><ul>{items}</ul>{rest}"

@@ -1,8 +1,4 @@
-"""Pictures: metrics against the sequence length, for one run and for several runs in one frame.
-
-The axis is log2 of the tokens an image becomes, because attention's cost and a token's worth both change by factors, not by
-steps; each length is marked with its tokens and its patch size.
-"""
+"""Pictures: metrics against the sequence length or GFLOPs, for one model and for several, and a cascade beside its lengths."""
 
 from __future__ import annotations
 
@@ -10,76 +6,88 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..choices.cascade import CascadeCurve
+from .drawing import INK, Against, brief, chance_line, curve, finish, frames, gflops_axis, legend, look, place
+from .names import family_of, is_share, long_name
 from .table import Row, TaskInfo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by any eyes
-MARKERS = "osD^vP"
-INK = "#333333"
-METRIC_NAMES = {
-    "image_retrieval_recall": "text → image",
-    "text_retrieval_recall": "image → text",
-    "acc": "zero-shot classification",
-    "mean_per_class_recall": "mean per class recall",
-}
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+Runs = Mapping[str, Sequence[Row]]
+"""label -> the rows of one task."""
 
 
-def plot_task(rows: Sequence[Row], task: TaskInfo) -> Figure:
-    """One run's metrics of one task, chance dotted; retrieval's two directions side by side."""
-    groups: dict[str, list[str]] = {}
-    for name in rows[0].metrics:
-        family = name.partition("@")[0] if "@" in name else "accuracy"
-        groups.setdefault(family, []).append(name)
-    figure, axes = _figure(len(groups))
-    for axis, (family, names) in zip(axes, groups.items(), strict=True):
-        for i, name in enumerate(names):
-            _curve(axis, rows, name, COLOURS[i], MARKERS[i], _legend_name(name))
-            _chance(axis, task.chance[name], COLOURS[i], "")
-        axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
-        _finish(axis, rows, METRIC_NAMES.get(family, METRIC_NAMES["acc"]))
-        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.24), ncols=4, columnspacing=1.2, handlelength=1.8)
-    axes[0].set_ylabel("recall" if len(groups) > 1 else "accuracy")
-    figure.suptitle(f"{task.dataset} · {rows[0].n} images", x=0.01, ha="left", weight="bold")
+def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure | None:
+    """A task's metrics, a frame for each family: of one model all of them, of several models one (recall@5, acc1) of each.
+
+    None when no row stands anywhere on the axis, or no metric is a share.
+    """
+    everything = [row for rows in runs.values() for row in rows]
+    families: dict[str, list[str]] = {}
+    for name in everything[0].metrics:
+        if is_share(name):
+            families.setdefault(family_of(name), []).append(name)
+    if not families or all(place(row, against) is None for row in everything):
+        return None
+    figure, axes = frames(len(families))
+    for axis, (family, names) in zip(axes, families.items(), strict=True):
+        if len(runs) == 1:
+            _metrics(axis, everything, names, task, against)
+            finish(axis, everything, against, "" if family == "accuracy" else long_name(family))
+        else:
+            metric = next((name for name in names if name.endswith("@5")), names[0])
+            _models(axis, runs, metric, task.chance.get(metric), {}, against)
+            finish(axis, everything, against, long_name(metric))
+        legend(axis, 4 if len(runs) == 1 else 1)
+    axes[0].set_ylabel("accuracy" if set(families) == {"accuracy"} else "recall")
+    figure.suptitle(f"{task.dataset} · {everything[0].n} images", x=0.01, ha="left", weight="bold")
     return figure
 
 
 def plot_runs(
-    runs: Mapping[str, Sequence[Row]], metric: str, *, chance: float | None, own: Mapping[str, Sequence[int]]
+    runs: Runs, metric: str, *, chance: float | None, own: Mapping[str, Sequence[int]], against: Against = "tokens"
 ) -> Figure:
     """Several runs' curves of one metric in one frame.
 
     runs: label -> rows of one task. chance: in 0..1. own: label -> the seqhw a fixed model was trained at, starred.
     """
-    figure, (axis,) = _figure(1)
+    figure, (axis,) = frames(1)
     everything = [row for rows in runs.values() for row in rows]
-    for i, (label, rows) in enumerate(runs.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        _curve(axis, rows, metric, colour, MARKERS[i % len(MARKERS)], label)
-        home = [row for row in rows if row.seqhw in own.get(label, ())]
-        if home:
-            style: dict[str, Any] = {"color": colour, "markersize": 16, "markeredgecolor": "white", "markeredgewidth": 1.2}
-            axis.plot([r.seq_len or 0 for r in home], [r.metrics[metric] for r in home], "*", zorder=5, **style)
-            axis.plot([], [], "*", color=colour, markersize=11, label="its training length")
-    if chance is not None:
-        _chance(axis, chance, INK, "chance")
-    _finish(axis, everything, "")
+    _models(axis, runs, metric, chance, own, against)
+    finish(axis, everything, against)
     first = everything[0]
-    axis.set_ylabel(f"{_direction(metric)}{_legend_name(metric)}")
+    axis.set_ylabel(long_name(metric))
     axis.set_title(f"{first.dataset} · {first.n} images", loc="left", weight="bold", pad=10)
+    if chance is not None:
+        axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return figure
+
+
+def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str) -> Figure | None:
+    """Recall against GFLOPs a gallery image: each model's cascade beside its own lengths. None where no cost is known."""
+    known = {label: [p for p in each.points if p.gflops_per_image is not None] for label, each in cascades.items()}
+    if not any(known.values()):
+        return None
+    figure, (axis,) = frames(1)
+    for i, (label, points) in enumerate(known.items()):
+        colour, marker = look(i)
+        rows = [row for row in runs[label] if row.gflops is not None]
+        curve(axis, rows, metric, "gflops", i, label)
+        xs = [point.gflops_per_image or 0 for point in points]
+        name = f"{brief(label)}: seqhw {cascades[label].short}, the first K again at {cascades[label].long}"
+        style: Any = {"marker": marker, "markerfacecolor": "white", "markersize": 5.5, "linestyle": "--", "linewidth": 1.6}
+        axis.plot(xs, [point.metrics[metric] for point in points], color=colour, label=name, zorder=4, **style)
+        for x, point in zip(xs[1:-1], points[1:-1], strict=True):
+            at: Any = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center", "fontsize": 7}
+            axis.annotate(f"K={point.shortlist}", (x, point.metrics[metric]), color=colour, **at)
+    finish(axis, [row for rows in runs.values() for row in rows], "gflops")
+    gflops_axis(axis, "GFLOPs a gallery image, all captions asked once")
+    axis.set_ylabel(long_name(metric))
+    axis.set_title(f"{next(iter(cascades.values())).dataset} · cascade", loc="left", weight="bold", pad=10)
+    legend(axis, 1)
     return figure
 
 
@@ -89,70 +97,25 @@ def save(figure: Figure, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    """Panels in a row, without pyplot: no global state, no display."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(1.5 + 5.6 * panels, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, panels, sharey=True, squeeze=False)
-    return figure, list(axes[0])
+def _metrics(axis: Axes, rows: Sequence[Row], names: Sequence[str], task: TaskInfo, against: Against) -> None:
+    """One model: a curve a metric, each with its own chance."""
+    for i, name in enumerate(names):
+        curve(axis, rows, name, against, i, f"recall@{name.partition('@')[2]}" if "@" in name else long_name(name))
+        if name in task.chance:
+            chance_line(axis, task.chance[name], look(i)[0])
 
 
-def _curve(axis: Axes, rows: Sequence[Row], metric: str, colour: str, marker: str, label: str) -> None:
-    points = sorted((row.seq_len or 0, row.metrics[metric]) for row in rows)
-    lengths, values = zip(*points, strict=True)
-    axis.plot(lengths, values, marker=marker, color=colour, linewidth=2, markersize=5.5, label=label, clip_on=False, zorder=3)
-
-
-def _chance(axis: Axes, level: float, colour: str, label: str) -> None:
-    axis.axhline(level, linestyle=":", color=colour, linewidth=1.2, zorder=1, label=label or "_nolegend_")
-
-
-def _finish(axis: Axes, rows: Sequence[Row], title: str) -> None:
-    """Axes: log2 tokens below, with patch sizes under them where a label finds room; percent from 0 upwards."""
-    from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
-
-    axis.set_xscale("log", base=2)
-    ticks = {row.seq_len: row for row in rows if row.seq_len}
-    lengths = sorted(ticks)
-    axis.set_xticks(lengths, _tick_labels([ticks[length] for length in lengths]))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlabel("tokens an image (patch size in pixels below)")
-    axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])  # air for the star of plot_runs
-    axis.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents, as the labels are
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axis.set_axisbelow(True)
-    if title:
-        axis.set_title(title, loc="left", fontsize=10)
-
-
-def _tick_labels(rows: Sequence[Row]) -> list[str]:
-    """Tokens and patch size of each length; empty where the label would run into the one before it."""
-    labels: list[str] = []
-    span = (rows[-1].seq_len or 1) / (rows[0].seq_len or 1)
-    last = 0.0
-    for row in rows:
-        length = float(row.seq_len or 1)
-        crowded = bool(last) and length / last < max(1.0, span) ** 0.055
-        patch = "×".join(map(str, row.patch_size)) if isinstance(row.patch_size, list) else str(row.patch_size)
-        labels.append("" if crowded else f"{row.seq_len}\n{patch}")
-        last = last if crowded else length
-    return labels
-
-
-def _legend_name(metric: str) -> str:
-    """`recall@5`, `accuracy@1`, `mean per class recall`."""
-    if "@" in metric:
-        return f"recall@{metric.partition('@')[2]}"
-    return METRIC_NAMES.get(metric, metric.replace("acc", "accuracy@"))
-
-
-def _direction(metric: str) -> str:
-    """The retrieval direction that a y axis must name; empty for accuracies."""
-    family = metric.partition("@")[0]
-    return f"{METRIC_NAMES[family]} " if "@" in metric else ""
+def _models(
+    axis: Axes, runs: Runs, metric: str, chance: float | None, own: Mapping[str, Sequence[int]], against: Against
+) -> None:
+    """Several models: a curve each, starred at the length that a fixed model was trained at."""
+    for i, (label, rows) in enumerate(runs.items()):
+        curve(axis, rows, metric, against, i, label)
+        home = [row for row in rows if row.seqhw in own.get(label, ()) and place(row, against) is not None]
+        if home:
+            colour = look(i)[0]
+            style: dict[str, Any] = {"color": colour, "markersize": 16, "markeredgecolor": "white", "markeredgewidth": 1.2}
+            axis.plot([place(r, against) or 0 for r in home], [r.metrics[metric] for r in home], "*", zorder=5, **style)
+            axis.plot([], [], "*", color=colour, markersize=11, label="its training length")
+    if chance is not None:
+        chance_line(axis, chance)

@@ -79,8 +79,21 @@ class Report:
 
 
 def rows_of(report: Report, task: TaskInfo) -> list[Row]:
-    """The rows of one task, in the order of their lengths."""
+    """The rows of one task, a model after the other, in the order of their lengths."""
     return [row for row in report.rows if (row.dataset, row.task) == (task.dataset, task.task)]
+
+
+def runs_of(report: Report, task: TaskInfo) -> dict[str, list[Row]]:
+    """A task's rows by the label of their model, in the order in which the models were scored."""
+    runs: dict[str, list[Row]] = {}
+    for row in rows_of(report, task):
+        runs.setdefault(label_of(row), []).append(row)
+    return runs
+
+
+def label_of(named: Row | ModelInfo | Choice | CascadeCurve) -> str:
+    """A model's name for a reader."""
+    return f"{named.model} {named.pretrained}".strip()
 
 
 def cells(row: Row) -> list[str]:
@@ -89,14 +102,3 @@ def cells(row: Row) -> list[str]:
     speed = "–" if row.images_per_s is None else f"{row.images_per_s:,.0f}"
     patch = "×".join(map(str, row.patch_size)) if isinstance(row.patch_size, list) else str(row.patch_size or "–")
     return [str(row.seqhw or "–"), str(row.seq_len or "–"), patch, cost, speed]
-
-
-def short_name(metric: str) -> str:
-    """A metric's name as a column's heading: which side is asked for which."""
-    names = {
-        "image_retrieval_recall": "text→image R",
-        "text_retrieval_recall": "image→text R",
-        "mean_per_class_recall": "mean/class",
-    }
-    family, at, k = metric.partition("@")
-    return names.get(family, family) + at + k

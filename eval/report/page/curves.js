@@ -1,0 +1,110 @@
+// A task's curves against tokens, GFLOPs or images/s, its cascade, and its table, sorted by a click.
+
+const AXES = { tokens: "tokens an image (patch size below)", gflops: "GFLOPs an image", speed: "images/s (faster is to the right)" };
+
+function choiceOf(label, options, chosen, onChange) {
+  const select = element("select", { "aria-label": label });
+  options.forEach(([value, text]) => select.append(element("option", { value }, text)));
+  select.value = chosen;
+  select.addEventListener("change", () => onChange(select.value));
+  return select;
+}
+
+function rowText(data, metric, row, value) {
+  const patch = Array.isArray(row.patch) ? row.patch.join("×") : row.patch;
+  const length = row.seqhw === null ? "one fixed length" : `seqhw ${row.seqhw} · ${row.tokens} tokens · patch ${patch ?? "–"}`;
+  return `${data.models[row.model].name}\n${metric.name} ${shown(metric, value)}\n${length}\n${compact(row.gflops)} GFLOPs · ${compact(row.speed)} images/s`;
+}
+
+function lengthCurves(data, task, metricNumber, axis, visible) {
+  const metric = task.metrics[metricNumber];
+  return data.models.flatMap((model, number) => {
+    const rows = task.rows.filter((row) => row.model === number && row.values[metricNumber] !== null);
+    if (!visible.has(number) || !rows.length) return [];
+    const points = rows.map((row) => ({
+      x: row[axis],
+      y: row.values[metricNumber],
+      hollow: model.trained.length > 0 && !model.trained.includes(row.seqhw),
+      text: rowText(data, metric, row, row.values[metricNumber]),
+    }));
+    return [{ model: number, points }];
+  });
+}
+
+function tokenTicks(task, visible) {
+  const ticks = new Map();
+  for (const row of task.rows) {
+    const patch = Array.isArray(row.patch) ? row.patch.join("×") : row.patch;
+    if (visible.has(row.model) && row.tokens !== null) ticks.set(row.tokens, [row.tokens, String(row.tokens), patch === null ? "" : `${patch} px`]);
+  }
+  return [...ticks.values()].sort((a, b) => a[0] - b[0]);
+}
+
+function addCurves(section, data, task, state) {
+  const host = element("div", { class: "chart" });
+  let metric = task.primary;
+  const draw = () => {
+    const axis = { label: AXES[state.axis], ticks: state.axis === "tokens" ? tokenTicks(task, state.visible) : null };
+    const { share, chance, name } = task.metrics[metric];
+    drawChart(host, lengthCurves(data, task, metric, state.axis, state.visible), axis, { share, chance, label: name });
+  };
+  const options = task.metrics.map((each, i) => [String(i), each.name]);
+  const select = choiceOf("Metric", options, String(metric), (value) => { metric = +value; draw(); });
+  const partly = data.models.some((model) => model.trained.length && task.rows.some((row) => data.models[row.model] === model && !model.trained.includes(row.seqhw)));
+  const note = `Dotted: chance.${partly ? " Hollow: a length that the model was not trained at." : ""}`;
+  section.querySelector(".curves").append(element("div", { class: "bar" }, element("span", {}, "Metric"), select), host, element("p", { class: "note" }, note));
+  return draw;
+}
+
+function addCascade(section, data, task, state) {
+  const curves = task.cascades.filter((curve) => curve.points.some((point) => point.gflops !== null));
+  if (!curves.length) return () => {};
+  const usable = task.metrics.flatMap((metric, i) => (curves[0].points[0].values[i] === null ? [] : [[String(i), metric.name]]));
+  let metric = usable.some(([i]) => +i === task.primary) ? task.primary : +usable[0][0];
+  const host = element("div", { class: "chart" });
+  const draw = () => {
+    const { share, chance, name } = task.metrics[metric];
+    const single = lengthCurves(data, task, metric, "gflops", state.visible).filter((curve) => curves.some((each) => each.model === curve.model));
+    const cascades = curves.filter((curve) => state.visible.has(curve.model)).map((curve) => ({
+      model: curve.model,
+      dashed: true,
+      ordered: true, // by K: the end, the long length alone, may cost less than the point before it
+      points: curve.points.map((point) => ({
+        x: point.gflops,
+        y: point.values[metric],
+        hollow: true,
+        text: `${data.models[curve.model].name}\nseqhw ${curve.short}, the first ${point.k} again at ${curve.long}\n${name} ${shown(task.metrics[metric], point.values[metric])}\n${compact(point.gflops)} GFLOPs an image, ${compact(point.query)} a new caption\n${percent(point.reranked)} of the images encoded twice`,
+      })),
+    }));
+    drawChart(host, [...single, ...cascades], { label: "GFLOPs a gallery image, all captions asked once", ticks: null }, { share, chance, label: name });
+  };
+  const select = choiceOf("Metric of the cascade", usable, String(metric), (value) => { metric = +value; draw(); });
+  section.querySelector(".cascade").append(
+    element("h3", {}, "Cascade: rank with a short length, rank the first K again with a long one"),
+    element("div", { class: "bar" }, element("span", {}, "Metric"), select), host,
+    element("p", { class: "note" }, "Filled: one length for every image. Hollow and dashed: the cascade as K grows, from the short length alone to the long one alone."),
+  );
+  return draw;
+}
+
+function makeSortable(table) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = element("button", { type: "button" }, ...head.childNodes);
+    head.replaceChildren(button);
+    head.setAttribute("aria-sort", "none");
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") !== "descending";
+      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const rows = [...body.rows].map((row) => [row.cells[column].dataset.value, row]);
+      rows.sort(([a], [b]) => {
+        if (a === "" || b === "") return a === b ? 0 : a === "" ? 1 : -1; // the unknown stands last either way
+        const order = Number.isNaN(+a) || Number.isNaN(+b) ? a.localeCompare(b) : a - b;
+        return down ? -order : order;
+      });
+      body.append(...rows.map(([, row]) => row));
+    });
+  });
+}
