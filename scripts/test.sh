@@ -8,6 +8,8 @@
 EXTRAS="test"
 # shellcheck source=scripts/_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+# shellcheck source=scripts/_browser.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_browser.sh"
 
 # Two files of tests side by side, and up to three ranks in a test: one thread each, or they fight over the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
