@@ -185,7 +185,8 @@ batches = train_loader(
 
 FAILING_TRAINER = f"""
 {HANGING}
-import _thread, threading
+import _thread, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this trainer
 def fail():
     while batches.stages.read()[0].stage != "reading":
         time.sleep(0.01)
