@@ -24,7 +24,8 @@ from flexiclip.errors import UserError
 
 from ..embeddings.ranks import block, gather_objects, largest_block
 from ..suites.dataset import DatasetConfig
-from .source import Label, open_source
+from .opening import open_source
+from .source import Label
 
 log = logging.getLogger("flexiclip.eval")
 

@@ -14,8 +14,8 @@ from .images import Record
 from .source import Label
 
 
-def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[str], Tensor]:
-    """(classes, their words in prompts, label of each record int64 [N]) of a classification task.
+def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[list[str]], Tensor]:
+    """(classes, the prompts of each, label of each record int64 [N]) of a classification task.
 
     Classes come from the suite, or are the labels found, sorted. UserError names the sample whose label is missing or unknown.
     """
@@ -25,7 +25,7 @@ def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[st
     for record, label in zip(records, labels, strict=True):
         if label is None:
             raise UserError(f"{where}: {record.sample} has no {task.label}; name another label in the suite")
-    words = task.words or {name: name for name in sorted({str(label) for label in labels})}
+    words = task.words or {name: (name,) for name in sorted({str(label) for label in labels})}
     classes = list(words)
     check_classes(classes, where)
     number: dict[Label, int] = {name: i for i, name in enumerate(classes)}
@@ -36,4 +36,4 @@ def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[st
     for record, label in zip(records, labels, strict=True):
         if label not in number:
             raise UserError(f"{where}: the label {label!r} of {record.sample} is not among its {len(classes)} classes")
-    return classes, list(words.values()), torch.tensor([number[label] for label in labels], dtype=torch.int64)
+    return classes, task.class_prompts(words), torch.tensor([number[label] for label in labels], dtype=torch.int64)

@@ -13,15 +13,13 @@ from .ranks import block, gather_rows, largest_block
 from .store import EmbeddingStore
 
 
-def fill(templates: Sequence[str], words: str) -> list[str]:
-    """The prompts of one class: `{c}` replaced, other braces left alone."""
-    return [template.replace("{c}", words) for template in templates]
+def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], prompts: Sequence[Sequence[str]]) -> Tensor:
+    """Unit rows [C, D] float32: for each class the mean of its prompts' unit embeddings, normalised again, as CLIP does.
 
-
-def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], words: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Unit rows [C, D] float32: for each class the mean of its prompts' unit embeddings, normalised again, as CLIP does."""
-    each = embed_texts([prompt for name in words for prompt in fill(templates, name)])
-    return F.normalize(each.reshape(len(words), len(templates), -1).mean(1), dim=-1)
+    prompts: of each class, at least one and as many as it has.
+    """
+    each = embed_texts([prompt for several in prompts for prompt in several]).split([len(several) for several in prompts])
+    return F.normalize(torch.stack([rows.mean(0) for rows in each]), dim=-1)
 
 
 def embed_texts(

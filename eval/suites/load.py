@@ -1,19 +1,22 @@
 """Suites: what a model is scored on, in YAML.
 
 A suite lists data sets; a data set names its shards and the tasks that its images serve, so that one pass over the images serves
-them all. `flexiclip eval MODEL --suite NAME|FILE`; the names are those of the files in suites/.
+them all. `flexiclip eval MODEL --suite NAME|FILE|FOLDER|URL`; the names are those of the files in suites/.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flexiclip.config import from_dict
 from flexiclip.config.load import parse_yaml
+from flexiclip.data.shards import is_remote
 from flexiclip.errors import UserError
 
+from .complete import complete
 from .dataset import DatasetConfig
 
 SUITES = Path(__file__).parent
@@ -26,22 +29,33 @@ class SuiteConfig:
     datasets: tuple[DatasetConfig, ...]
 
     def __post_init__(self) -> None:
-        names = [dataset.row_name(task) + task.kind for dataset in self.datasets for task in dataset.tasks]
-        if not names:
+        if not self.datasets:
             raise UserError("the suite has no datasets")
+        names = [dataset.row_name(task) + task.kind for dataset in self.datasets for task in dataset.tasks]
+        names += [dataset.name for dataset in self.datasets if not dataset.tasks]
         if len(set(names)) < len(names):
             raise UserError("two data sets of the suite share a name; their rows could not be told apart")
 
 
 def load_suite(suite: str) -> SuiteConfig:
-    """Read a suite given by file or by name. Raises UserError with the nearest key for a typo, or the list of names."""
+    """Read a suite given by file or by name, or the one data set at a folder or URL in CLIP_benchmark's layout (see layout.py).
+
+    Raises UserError with the nearest key for a typo, or the nearest name and all of them.
+    """
     path = Path(suite)
     if not path.is_file():
         path = SUITES / f"{suite}.yaml"
+    if not path.is_file() and (is_remote(suite) or Path(suite).is_dir()):
+        return SuiteConfig((DatasetConfig(root=suite),))
     if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in SUITES.glob("*.yaml")))
-        raise UserError(f"no suite {suite!r}: neither a file nor one of {names}")
-    data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        names = sorted(p.stem for p in SUITES.glob("*.yaml"))
+        near = difflib.get_close_matches(suite[:100], names, n=1, cutoff=0.5)
+        mend = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"no suite {suite!r}: {mend}neither a file, a folder or a URL, nor one of {', '.join(names)}")
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a suite is a mapping with the key datasets, not a {type(data).__name__}")
     try:
@@ -51,7 +65,8 @@ def load_suite(suite: str) -> SuiteConfig:
 
 
 def load_datasets(suites: Sequence[str]) -> list[DatasetConfig]:
-    """The data sets of several suites together, held to distinct names. Raises UserError."""
+    """The data sets of several suites together, held to distinct names and completed from their files. Raises UserError."""
     if not suites:
         raise UserError("no suite to evaluate: give --suite NAME or eval.suites")
-    return list(SuiteConfig(tuple(dataset for suite in suites for dataset in load_suite(suite).datasets)).datasets)
+    found = [complete(dataset) for suite in suites for dataset in load_suite(suite).datasets]
+    return list(SuiteConfig(tuple(found)).datasets)

@@ -18,8 +18,8 @@ from .ranking import TIE, hit_probability
 
 def prepare_classification(context: Context) -> Prepared:
     """An image finds its class among prompts. Raises UserError for a label that is no class."""
-    classes, words, label = resolve_labels(context.task, context.records)
-    class_z = class_embeddings(context.embed_texts, words, context.task.templates)
+    classes, prompts, label = resolve_labels(context.task, context.records)
+    class_z = class_embeddings(context.embed_texts, prompts)
     chance = classification_chance(len(classes))
     info = TaskInfo(context.name, "zeroshot_classification", chance, tuple(classes), largest_class(label))
     return Prepared(info, lambda image_z: Result(classification_metrics(image_z, class_z, label)))

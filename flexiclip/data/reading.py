@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar, cast
 
-from flexiclip.data.remote import FinalError, bounded, filesystem, read_remote
+from flexiclip.data.remote import FinalError, bounded, filesystem, read_remote, read_remote_whole
 from flexiclip.data.shards import is_remote, local_path
 from flexiclip.errors import UserError
 
@@ -50,6 +50,17 @@ def read_range(url: str, offset: int, size: int, retries: Retries = DEFAULT) -> 
     if not is_remote(url):
         return retried(lambda: _read_local(local_path(url), offset, size), f"{url}:{offset}", retries, OSError)
     return retried(lambda: read_remote(url, offset, size, retries.timeout_s), f"{url}:{offset}", retries)
+
+
+def read_whole(place: str, most: int, retries: Retries = DEFAULT) -> bytes:
+    """A small file at a path or URL. Raises OSError (FileNotFoundError where there is none), also for more than `most` bytes."""
+    if is_remote(place):
+        return retried(lambda: read_remote_whole(place, most, retries.timeout_s), place, retries)
+    with open(local_path(place), "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise FinalError(f"{place}: more than {most} bytes")
+    return data
 
 
 def retried(action: Callable[[], T], place: str, retries: Retries, failures: type[Exception] = Exception) -> T:

@@ -66,6 +66,33 @@ async def _http_range(fs: Any, url: str, offset: int, size: int) -> bytes:
     return bytes(data)
 
 
+def read_remote_whole(url: str, most: int, timeout_s: float) -> bytes:
+    """A small remote file, in one attempt. Raises OSError for one of more than `most` bytes, and what the backend raises."""
+    fs, path = filesystem(url)
+    if "http" in fs.protocol:
+        data = _bounded(fs, lambda: _http_whole(fs, path, most), timeout_s)
+    else:
+        data = bounded(fs, "cat_file", timeout_s, path, end=most + 1)
+    if len(data) > most:
+        raise FinalError(f"{url}: more than {most} bytes")
+    return cast(bytes, data)
+
+
+async def _http_whole(fs: Any, url: str, most: int) -> bytes:
+    """The body by fsspec's session, and no more of it than one piece beyond `most` bytes."""
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url), **fs.kwargs) as response:
+        if response.status == 404:
+            raise FileNotFoundError(f"no such file: {url}")
+        response.raise_for_status()
+        data = bytearray()
+        async for chunk in response.content.iter_any():
+            data += chunk
+            if len(data) > most:
+                break
+    return bytes(data)
+
+
 def bounded(fs: Any, method: str, timeout_s: float, *arguments: Any, **options: Any) -> Any:
     """fs.method(*arguments) within timeout_s seconds. Raises TimeoutError, and whatever the method raises."""
     if fs.async_impl:

@@ -9,7 +9,6 @@ import pytest
 from flexiclip_eval import DatasetConfig, TaskConfig, load_suite
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.data.labels import resolve_labels
-from flexiclip_eval.embeddings.prompts import fill
 from flexiclip_eval.suites.load import SUITES, load_datasets
 
 from flexiclip.errors import UserError
@@ -18,7 +17,8 @@ from flexiclip.errors import UserError
 @pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.yaml")))
 def test_installed_suites_load(name: str) -> None:
     suite = load_suite(name)
-    assert [task.kind for dataset in suite.datasets for task in dataset.tasks]
+    assert all(dataset.root or dataset.tasks for dataset in suite.datasets)
+    assert len({dataset.name for dataset in suite.datasets}) == len(suite.datasets)
 
 
 def test_openmoji_reads_its_folder_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,10 +69,10 @@ def test_labels_by_name_and_by_number() -> None:
     by_number = TaskConfig("classification", label="cls", classes={"cat": "a cat", "dog": "a dog"})
     records = [Record("s/0", (), {"cls": 1}, 0), Record("s/1", (), {"cls": "cat"}, 1)]
     classes, words, labels = resolve_labels(by_number, records)
-    assert (classes, words, labels.tolist()) == (["cat", "dog"], ["a cat", "a dog"], [1, 0])
+    assert (classes, words, labels.tolist()) == (["cat", "dog"], [["a photo of a a cat."], ["a photo of a a dog."]], [1, 0])
     found = TaskConfig("classification", label="cls")
     classes, words, labels = resolve_labels(found, [Record("s/0", (), {"cls": "pear"}, 0), Record("s/1", (), {"cls": "fig"}, 1)])
-    assert (classes, words, labels.tolist()) == (["fig", "pear"], ["fig", "pear"], [1, 0])
+    assert (classes, words, labels.tolist()) == (["fig", "pear"], [["a photo of a fig."], ["a photo of a pear."]], [1, 0])
 
 
 def test_labels_that_are_missing_or_unknown_name_the_sample() -> None:
@@ -86,4 +86,26 @@ def test_labels_that_are_missing_or_unknown_name_the_sample() -> None:
 
 
 def test_prompts_leave_other_braces_alone() -> None:
-    assert fill(["a {c} {x}", "{c}, {c}"], "cat") == ["a cat {x}", "cat, cat"]
+    task = TaskConfig("classification", label="cls", classes=("cat",), templates=("a {c} {x}", "{c}, {c}"))
+    assert task.class_prompts(task.words) == [["a cat {x}", "cat, cat"]]
+
+
+def test_a_class_may_have_several_words_and_prompts_of_its_own() -> None:
+    classes = {"cat": ["a cat", "a kitten"], "dog": "a dog"}
+    task = TaskConfig("classification", label="cls", classes=classes, templates=("{c}", "one {c}"))
+    assert task.class_prompts(task.words) == [["a cat", "one a cat", "a kitten", "one a kitten"], ["a dog", "one a dog"]]
+    own = TaskConfig(
+        "classification", label="cls", classes=classes, prompts={"cat": ["it purrs"], "dog": ["it barks", "it begs"]}
+    )
+    assert own.class_prompts(own.words) == [["it purrs"], ["it barks", "it begs"]]
+    half = TaskConfig("classification", label="cls", classes=classes, prompts={"cat": ["it purrs"]})
+    with pytest.raises(UserError, match="none for the class 'dog'"):
+        half.class_prompts(half.words)
+
+
+def test_names_that_stand_twice_on_purpose() -> None:
+    task = TaskConfig("classification", label="cls", classes=("missile", "cat", "missile"), repeats=("missile",))
+    assert task.words == {"missile": ("missile",), "cat": ("cat",), "missile #2": ("missile",)}
+    _, prompts, labels = resolve_labels(task, [Record("s/0", (), {"cls": 2}, 0), Record("s/1", (), {"cls": 0}, 1)])
+    assert labels.tolist() == [2, 0]
+    assert prompts[0] == prompts[2]

@@ -1,0 +1,27 @@
+"""Opens the samples of a data set, whatever kind its keys name."""
+
+from __future__ import annotations
+
+from flexiclip.errors import UserError
+
+from ..suites.dataset import DatasetConfig
+from .files import FolderSource, TableSource
+from .shards import ShardSource
+from .source import Source
+
+
+def open_source(config: DatasetConfig) -> Source:
+    """The samples that a data set names. Raises UserError for none at all and for what cannot be read as a whole.
+
+    The training split of a data set: `open_source(suites.dataset.training(config))`.
+    """
+    source: Source
+    if config.images is not None:
+        source = FolderSource(config, config.images)
+    elif config.csv is not None:
+        source = TableSource(config, config.csv)
+    else:
+        source = ShardSource(config)
+    if len(source) == 0:
+        raise UserError(f"data set {config.name}: {config.shards or config.root or config.csv} holds no sample")
+    return source

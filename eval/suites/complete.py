@@ -1,0 +1,111 @@
+"""What a suite leaves to files is filled in here: the tasks, classes and templates of a data set, before any model is asked.
+
+So a typo in a file stops an evaluation before its first image. A file of the suite goes before one beside the samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from flexiclip.errors import UserError
+
+from .dataset import DatasetConfig
+from .folder import class_folders
+from .layout import at, class_names, class_templates, dataset_type, shard_places
+from .task import DEFAULT_TEMPLATES, TaskConfig
+from .texts import lines, read_json, read_text, require_text
+
+LABELS = {"classification": "cls", "multilabel": "npy"}
+"""The member that holds an image's class in CLIP_benchmark's layout."""
+
+
+def complete(config: DatasetConfig) -> DatasetConfig:
+    """The data set with its tasks, and their classes, templates and prompts as texts. Raises UserError."""
+    if config.root is not None:
+        config = _complete_root(config, config.root)
+    elif config.images is not None:
+        config = _complete_folder(config, config.images)
+    elif config.csv is not None and not config.tasks:
+        config = replace(config, tasks=(TaskConfig("retrieval"),))
+    tasks = []
+    for task in config.tasks:
+        try:
+            tasks.append(read_files(task, config.name))
+        except UserError as error:
+            raise UserError(f"data set {config.name}: {error}") from None
+    return replace(config, tasks=tuple(tasks))
+
+
+def read_files(task: TaskConfig, dataset: str) -> TaskConfig:
+    """The task with the contents of the files that it names in their place."""
+    changes: dict[str, Any] = {}
+    if isinstance(task.classes, str):
+        place = task.classes
+        found = read_json(place) if place.endswith(".json") else lines(require_text(place))
+        found = tuple(found) if isinstance(found, list) else found
+        changes["classes"] = _of_dataset(found, dataset) if isinstance(found, dict) else found
+    if isinstance(task.templates, str):
+        text = read_text(task.templates)
+        if text is None:
+            raise UserError(f"the template {task.templates!r} has no {{c}} for the class name, and is no file")
+        changes["templates"] = lines(text)
+    if isinstance(task.prompts, str):
+        found = read_json(task.prompts)
+        if not isinstance(found, dict):
+            raise UserError(f"{task.prompts}: prompts map each class to a list of texts, not a {type(found).__name__}")
+        changes["prompts"] = _of_dataset(found, dataset)
+    return replace(task, **changes) if changes else task
+
+
+def _of_dataset(found: dict[str, Any], dataset: str) -> Any:
+    """The part of one data set, where a file holds those of several, as CLIP_benchmark's own do."""
+    part = found.get(dataset.rpartition("/")[2])
+    if isinstance(part, dict) and all(isinstance(each, dict) for each in found.values()):
+        return part
+    return found
+
+
+def _complete_root(config: DatasetConfig, root: str) -> DatasetConfig:
+    shard_places(root, config.split)  # read now, so that an address that is wrong is met first
+    kind = dataset_type(root)
+    if not config.tasks:
+        task = TaskConfig("retrieval") if kind == "retrieval" else TaskConfig(kind, label=LABELS[kind])
+        config = replace(config, tasks=(task,))
+    if config.captions == ("txt",):
+        config = replace(config, captions=("txt:lines",))
+    if all(task.label is None for task in config.tasks):
+        return config
+    names, templates = class_names(root), class_templates(root)
+    return replace(config, tasks=tuple(_complete_task(task, root, names, templates) for task in config.tasks))
+
+
+def _complete_task(task: TaskConfig, root: str, names: tuple[str, ...] | None, templates: tuple[str, ...] | None) -> TaskConfig:
+    if task.label not in LABELS.values():
+        return task
+    try:
+        if task.classes is None:
+            if names is None:
+                raise UserError(f"{at(root, 'classnames.txt')}: no such file; write classes: into a suite")
+            task = replace(task, classes=names)
+        if task.reads_prompts and task.templates == DEFAULT_TEMPLATES and task.prompts is None:
+            if templates is None:
+                raise UserError(
+                    f"{at(root, 'zeroshot_classification_templates.txt')}: no such file; write templates: into a suite"
+                )
+            task = replace(task, templates=templates)
+    except UserError as error:
+        raise UserError(f"data set {root}: {error}") from None
+    return task
+
+
+def _complete_folder(config: DatasetConfig, folder: str) -> DatasetConfig:
+    """Folders are classes, by their names with spaces for underscores; a class of the suite needs its folder."""
+    names = class_folders(folder)
+    tasks = config.tasks or (TaskConfig("classification", label="folder"),)
+    completed = []
+    for task in tasks:
+        if task.label == "folder" and task.classes is None:
+            task = replace(task, classes={name: name.replace("_", " ") for name in names})
+        completed.append(task)
+    return replace(config, tasks=tuple(completed))

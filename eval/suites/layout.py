@@ -1,0 +1,57 @@
+"""CLIP_benchmark's layout of a data set, in a folder or behind a URL:
+
+    ROOT/SPLIT/nshards.txt                          how many shards the split has
+    ROOT/SPLIT/0.tar ...                            webp, png, jpg or jpeg with cls (a class's number), npy (0/1 a class) or txt
+    ROOT/dataset_type.txt                           retrieval or multilabel; absent: classification
+    ROOT/classnames.txt                             a class a line, in the order of their numbers
+    ROOT/zeroshot_classification_templates.txt      a template a line, {c} for the class
+
+Published ones are https://huggingface.co/datasets/clip-benchmark/wds_NAME/resolve/main.
+"""
+
+from __future__ import annotations
+
+from flexiclip.errors import UserError
+
+from .texts import lines, read_text
+
+_MOST_SHARDS = 100_000
+
+
+def at(root: str, *parts: str) -> str:
+    """A place below the root. A Hugging Face address of a page (`/tree/main`) becomes that of its files (`/resolve/main`)."""
+    if root.startswith("https://huggingface.co/datasets/"):
+        root = root.replace("/tree/", "/resolve/", 1)
+    return "/".join((root.rstrip("/") or "/", *parts))
+
+
+def shard_places(root: str, split: str) -> list[str]:
+    """The split's shards in the order of their numbers. Raises UserError for a missing or wrong nshards.txt."""
+    place = at(root, split, "nshards.txt")
+    text = read_text(place)
+    if text is None:
+        raise UserError(f"{place}: no such file; a data set in CLIP_benchmark's layout says there how many shards the split has")
+    if not text.strip().isdecimal() or not 0 < int(text.strip()[:9]) <= _MOST_SHARDS:
+        raise UserError(f"{place}: {text.strip()[:50]!r} is no number of shards")
+    return [at(root, split, f"{number}.tar") for number in range(int(text.strip()))]
+
+
+def dataset_type(root: str) -> str:
+    """classification, retrieval or multilabel."""
+    text = read_text(at(root, "dataset_type.txt"))
+    kind = "classification" if text is None else text.strip().lower()
+    if kind not in ("classification", "retrieval", "multilabel"):
+        raise UserError(f"{at(root, 'dataset_type.txt')}: {kind[:50]!r} is none of classification, retrieval and multilabel")
+    return kind
+
+
+def class_names(root: str) -> tuple[str, ...] | None:
+    """The lines of classnames.txt, None without one."""
+    text = read_text(at(root, "classnames.txt"))
+    return None if text is None else lines(text)
+
+
+def class_templates(root: str) -> tuple[str, ...] | None:
+    """The lines of zeroshot_classification_templates.txt, None without one."""
+    text = read_text(at(root, "zeroshot_classification_templates.txt"))
+    return None if text is None else lines(text)
