@@ -103,7 +103,7 @@ class TableSource:
 
 
 def files_hash(paths: Sequence[str], folder: str) -> str:
-    """A hash of the files' places below the folder, their sizes and times of change: to read them all would cost the pass itself."""
+    """A hash of the files' places below the folder, their sizes and times of change: reading them would cost the pass itself."""
     digest = hashlib.sha256()
     for path in paths:
         try:

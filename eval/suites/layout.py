@@ -11,6 +11,8 @@ Published ones are https://huggingface.co/datasets/clip-benchmark/wds_NAME/resol
 
 from __future__ import annotations
 
+from typing import Literal
+
 from flexiclip.errors import UserError
 
 from .texts import lines, read_text
@@ -36,13 +38,17 @@ def shard_places(root: str, split: str) -> list[str]:
     return [at(root, split, f"{number}.tar") for number in range(int(text.strip()))]
 
 
-def dataset_type(root: str) -> str:
-    """classification, retrieval or multilabel."""
+Type = Literal["classification", "retrieval", "multilabel"]
+_TYPES: dict[str, Type] = {"classification": "classification", "retrieval": "retrieval", "multilabel": "multilabel"}
+
+
+def dataset_type(root: str) -> Type:
+    """What dataset_type.txt says; classification without one. Raises UserError for any other word."""
     text = read_text(at(root, "dataset_type.txt"))
     kind = "classification" if text is None else text.strip().lower()
-    if kind not in ("classification", "retrieval", "multilabel"):
-        raise UserError(f"{at(root, 'dataset_type.txt')}: {kind[:50]!r} is none of classification, retrieval and multilabel")
-    return kind
+    if kind not in _TYPES:
+        raise UserError(f"{at(root, 'dataset_type.txt')}: {kind[:50]!r} is none of {', '.join(_TYPES)}")
+    return _TYPES[kind]
 
 
 def class_names(root: str) -> tuple[str, ...] | None:
