@@ -51,7 +51,7 @@ def load_suite(suite: str) -> SuiteConfig:
         names = sorted(p.stem for p in SUITES.glob("*.yaml"))
         near = difflib.get_close_matches(suite[:100], names, n=1, cutoff=0.5)
         mend = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"no suite {suite!r}: {mend}neither a file, a folder or a URL, nor one of {', '.join(names)}")
+        raise UserError(f"no suite {suite!r}: {mend}neither a file nor one of {', '.join(names)}")
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -36,7 +36,7 @@ def test_a_typo_names_the_nearest_key(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suite_lists_the_names() -> None:
-    with pytest.raises(UserError, match=r"nor one of .*openmoji"):
+    with pytest.raises(UserError, match=r"neither a file nor one of .*openmoji"):
         load_suite("imagenet-of-mine")
 
 
