@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from flexiclip.data.samples import BadSample
 
 from ..data.images import Record
-from ..data.source import Source, open_source
+from ..data.opening import open_source
+from ..data.source import Source
 from ..suites.dataset import DatasetConfig
 
 SIDE = 96  # pixels of the longer side
