@@ -14,8 +14,8 @@ from flexiclip.errors import UserError
 from .protocol import EvalModel
 
 _KINDS = (
-    "a model folder, a run folder, open_clip:NAME[/PRETRAINED], a folder of open_clip, transformers or timm, or a .npz of "
-    "big_vision"
+    "a model folder, a run folder, open_clip:NAME[/PRETRAINED], a folder of open_clip, transformers or timm, a .npz of "
+    "big_vision, or a folder or prefix of .onnx files of `flexiclip export`"
 )
 
 
@@ -24,9 +24,15 @@ def open_model(source: str, device: str) -> EvalModel:
     from .flex import open_flexed, split_suffix
 
     plain, flex = split_suffix(source)
+    path, exported = Path(plain), _exported(plain)
     if flex is not None:
+        if exported:
+            raise UserError(f"{source}: exported encoders hold their lengths; flex the model that {exported[0].name} comes from")
         return open_flexed(plain, flex, device)
-    path = Path(source)
+    if exported:
+        from .onnx import load_onnx
+
+        return load_onnx(source, exported)
     if source.startswith("open_clip:") or (path / "open_clip_config.json").is_file():
         from .open_clip import load_open_clip
 
@@ -35,6 +41,16 @@ def open_model(source: str, device: str) -> EvalModel:
 
     loaded = read_model(source, device)
     return loaded if is_ours(path) else fixed(loaded)
+
+
+def _exported(source: str) -> list[Path]:
+    """The encoders that a source names, where it is no other library's folder that holds .onnx files beside its own."""
+    from .onnx import exported_files
+    from .readers import is_ours
+
+    path = Path(source)
+    others = (path / "config.json", path / "open_clip_config.json")
+    return [] if is_ours(path) or any(other.is_file() for other in others) else exported_files(source)
 
 
 def no_model(source: str) -> UserError:

@@ -16,7 +16,9 @@ from torch import Tensor
 from flexiclip.config import Config
 from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
+from flexiclip.data.tokenizers import AbsentTokenizer
 from flexiclip.errors import UserError
+from flexiclip.models.variants import tower_name
 
 from ..report.table import Side
 
@@ -58,7 +60,8 @@ class ForeignModel:
     """An EvalModel that is no model folder of ours as it stands: another library's, a file's, or one whose patches are flexed.
 
     lengths: where it can be run, and what it is there. default: those that it is scored at unless others are asked for. config:
-    for a model whose towers are ours.
+    for a model whose towers are ours. name: of its architecture, for one that says it. trained: the lengths that it was made for,
+    where these are not its default ones.
     """
 
     model: Any
@@ -67,11 +70,13 @@ class ForeignModel:
     lengths: dict[Length, Geometry]
     default: tuple[Length, ...]
     config: Config | None = None
+    name: str | None = None
+    trained: tuple[int, ...] | None = None
 
 
 def has_text(loaded: EvalModel) -> bool:
     """False for an image tower alone."""
-    return loaded.config is None or loaded.config.model.text is not None
+    return not isinstance(loaded.tokenizer, AbsentTokenizer)
 
 
 def is_fixed(loaded: EvalModel) -> bool:
@@ -118,7 +123,9 @@ def trained_lengths(loaded: EvalModel) -> tuple[int, ...]:
     """The lengths that the model was made for, as far as it names them."""
     if loaded.config is not None:
         return tuple(loaded.config.patch.seqhw)
-    known = loaded.default if isinstance(loaded, ForeignModel) else ()
+    if not isinstance(loaded, ForeignModel):
+        return ()
+    known = loaded.default if loaded.trained is None else loaded.trained
     return tuple(length for length in known if length is not None)
 
 
@@ -127,10 +134,10 @@ def model_names(loaded: EvalModel, source: str) -> tuple[str, str]:
     if source.startswith("open_clip:"):
         name, _, pretrained = source.removeprefix("open_clip:").partition("/")
         return name, pretrained
-    if loaded.config is None:
-        return source.rstrip("/").rpartition("/")[2], source
-    image = loaded.config.model.image
-    return f"FlexiViT-{image.variant or f'{image.width}x{image.depth}'}", source
+    if loaded.config is not None:
+        return tower_name(loaded.config.model.image), source
+    own = loaded.name if isinstance(loaded, ForeignModel) else None
+    return own or source.rstrip("/").rpartition("/")[2], source
 
 
 def geometry(loaded: EvalModel, length: Length) -> Geometry:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flexiclip.config.encoder import KEY, EncoderFacts, facts_to_json
 from flexiclip.errors import UserError
 from flexiclip.export.program import input_name, quiet, trace
 
@@ -32,8 +33,8 @@ def require(*packages: str, extra: str = "export") -> None:
             raise UserError(f"this export needs the package {package}: run `pip install 'flexiclip[{extra}]'`") from None
 
 
-def write(encoder: nn.Module, path: Path) -> None:
-    """Write an ImageEncoder (`images` -> `embeddings`) or a TextEncoder (`tokens` -> `embeddings`), weights in the same file."""
+def write(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> None:
+    """Write an ImageEncoder (`images` -> `embeddings`) or a TextEncoder (`tokens` -> `embeddings`), weights and facts inside."""
     require("onnx", "onnxscript", "onnxruntime")
     traced = trace(encoder)
     with quiet():
@@ -46,6 +47,8 @@ def write(encoder: nn.Module, path: Path) -> None:
             verbose=False,
         )
         assert program is not None
+        if facts is not None:
+            program.model.metadata_props[KEY] = facts_to_json(facts)
         program.save(path, external_data=False)
 
 

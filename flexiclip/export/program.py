@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from flexiclip.config.encoder import KEY, EncoderFacts, facts_to_json
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
 
 
@@ -30,11 +31,11 @@ def trace(encoder: nn.Module) -> ExportedProgram:
         return torch.export.export(encoder, (example,), dynamic_shapes=(axes,), strict=False)
 
 
-def save(encoder: nn.Module, path: Path) -> None:
-    """Trace an encoder and write its program."""
+def save(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> None:
+    """Trace an encoder and write its program; the facts are the extra file KEY of torch.export.load."""
     program = trace(encoder)
     with quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, path, extra_files={KEY: facts_to_json(facts)} if facts is not None else None)
 
 
 def open_encoder(path: Path) -> Callable[[Tensor], Tensor]:

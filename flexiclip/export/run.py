@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 from flexiclip.bundle import LoadedModel, load_model, model_folder
+from flexiclip.config.encoder import EncoderFacts, tokenizer_folder
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.export import onnx, program
 from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_cases, image_inputs, measure, text_cases
 from flexiclip.export.card import model_card
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
+from flexiclip.export.facts import Origin
 
-_WRITERS: dict[str, Callable[[nn.Module, Path], None]] = {"onnx": onnx.write, "torch": program.save}
+_WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
 _READERS: dict[str, Callable[[Path], onnx.Encode]] = {"onnx": onnx.open_encoder, "torch": program.open_encoder}
 _USAGE = {
     "onnx": 'onnxruntime.InferenceSession("{file}").run(None, {{"{name}": {name}}})',
@@ -52,6 +54,7 @@ class EncoderOptions:
 def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]:
     """Write the image encoder of a model folder, a file a length: OUTPUT, or OUTPUT-5, OUTPUT-8, ... for several."""
     loaded = load_model(model)
+    origin = Origin(loaded, model_folder(model))
     tower = loaded.model.image_tower
     lengths: list[Size] = list(dict.fromkeys(options.seqhw)) or [tower.default_seqhw()]
     for seqhw in lengths:
@@ -67,7 +70,7 @@ def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]
         height, width = tower.image_size
         kind = "uint8 pixels" if options.normalize_inside else "normalised float32"
         what = f"image encoder at seqhw {seqhw}, input {kind} [B, 3, {height}, {width}]"
-        lines += _export(loaded, model_folder(model), encoder, cases, path, options, what)
+        lines += _export(origin, encoder, cases, path, options, what)
     return lines
 
 
@@ -80,8 +83,8 @@ def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
         cases += [_shorter(loaded, case) for case in cases]
     length = f"1 to {encoder.context_length}" if encoder.dynamic_length else f"exactly {encoder.context_length}"
     what = f"text encoder, input int64 tokens [B, L], L {length}"
-    lines = _export(loaded, model_folder(model), encoder, cases, output, options, what)
-    folder = output.with_name(f"{output.stem}_tokenizer")
+    lines = _export(Origin(loaded, model_folder(model)), encoder, cases, output, options, what)
+    folder = output.with_name(tokenizer_folder(output.stem))
     loaded.tokenizer.save(folder)
     return [*lines, f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"]
 
@@ -94,7 +97,7 @@ def _shorter(loaded: LoadedModel, case: Case) -> Case:
 
 
 def _export(
-    loaded: LoadedModel, model: Path, encoder: nn.Module, cases: list[Case], path: Path, options: EncoderOptions, what: str
+    origin: Origin, encoder: ImageEncoder | TextEncoder, cases: list[Case], path: Path, options: EncoderOptions, what: str
 ) -> list[str]:
     """Write and check one encoder in a folder aside; the file and its card appear together or not at all."""
     try:
@@ -104,7 +107,7 @@ def _export(
         raise UserError(f"--output {path}: cannot write there: {error}") from None
     with aside as folder:
         file = Path(folder) / f"whole{path.suffix}"
-        _WRITERS[options.format](encoder, file)
+        _WRITERS[options.format](encoder, file, origin.facts(encoder, options.quantize))
         account = [str(one) for one in check(str(path), _READERS[options.format](file), cases, EXACT)]
         if options.quantize:
             quantized = Path(folder) / f"int8{path.suffix}"
@@ -113,7 +116,7 @@ def _export(
         account = [f"{path.name}: {what}, {file.stat().st_size / 1e6:.1f} MB", *account]
         usage = "`" + _USAGE[options.format].format(file=path.name, name=program.input_name(encoder)) + "`"
         card = Path(folder) / "card.md"
-        card.write_text(model_card(loaded, model, path.name, usage, account), encoding="utf-8")
+        card.write_text(model_card(origin.loaded, origin.folder, path.name, usage, account), encoding="utf-8")
         os.replace(card, path.with_suffix(".md"))
         os.replace(file, path)
     return account

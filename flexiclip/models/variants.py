@@ -28,6 +28,11 @@ VARIANTS = {
 HEAD_WIDTH = 64
 
 
+def tower_name(config: ImageTowerConfig) -> str:
+    """What results call an image tower: FlexiViT-B, or width x depth where it is no variant."""
+    return f"FlexiViT-{config.variant or f'{config.width}x{config.depth}'}"
+
+
 def shape_of(config: ImageTowerConfig | TextTowerConfig, where: str) -> Shape:
     """The tower's shape: the variant's, with the sizes that are given in their place. `where` names the section in errors."""
     if config.variant is not None and config.variant not in VARIANTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,9 @@ def test_torch_programs(folders: dict[str, Path], opened: dict[str, LoadedModel]
     for what, extra in (("image", ["--seqhw", "8"]), ("text", [])):
         file = tmp_path / f"{what}.pt2"
         assert main(["export", what, str(folders["clip"]), "--format", "torch", *extra, "--output", str(file)]) == 0
+        said = {"flexiclip": ""}
+        torch.export.load(file, extra_files=said)
+        assert json.loads(said["flexiclip"])["role"] == what
         assert f'torch.export.load("{what}.pt2")' in file.with_suffix(".md").read_text()
     images, tokens = torch.randn(5, 3, 48, 48), torch.randint(0, opened["clip"].tokenizer.vocab_size, (4, 9))
     assert_same(torch.export.load(tmp_path / "image.pt2").module()(images), model.encode_image(images, 8, normalize=True))
@@ -110,6 +114,7 @@ def test_int8(make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureF
     assert "3 real images" in said
     assert "times as fast as float32" in said
     assert main(["export", "image", str(folder), *options, "--output", str(whole)]) == 0
+    assert json.loads(session(path).get_modelmeta().custom_metadata_map["flexiclip"])["quantize"] == "int8"
     assert path.stat().st_size < 0.6 * whole.stat().st_size
     images = torch.rand(6, 3, 48, 48) * 2 - 1
     expected = load_model(folder).model.encode_image(images, 6, normalize=True)

@@ -1,0 +1,218 @@
+"""Exported encoders as a model: the .onnx files of `flexiclip export image|text`, run by onnxruntime on the CPU.
+
+    flexiclip export image MODEL --seqhw 5,8,15 --output out/m.onnx && flexiclip export text MODEL --output out/m-text.onnx
+    flexiclip eval out --suite openmoji                      every .onnx of the folder; out/m: those whose names begin so
+
+Each image file is one length. What a file is, how its images are prepared and which tokenizer its text wants stand in the facts
+that it carries (flexiclip/config/encoder.py). They are read first, and a file is loaded when it is first used: a length that
+nobody asks for takes no memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexiclip.config import TokenizerConfig
+from flexiclip.config.encoder import KEY, EncoderFacts, ImageFacts, facts_from_json, tokenizer_folder
+from flexiclip.data.images import EvalTransform
+from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, load_tokenizer
+from flexiclip.errors import UserError
+
+from .protocol import ForeignModel, Geometry, Length, side
+
+Run = Callable[[Tensor], Tensor]
+
+
+def exported_files(source: str) -> list[Path]:
+    """The .onnx files of a folder, or else those whose names begin with the source's last part; sorted."""
+    path = Path(source)
+    if path.is_dir():
+        return sorted(file for file in path.glob("*.onnx") if file.is_file())
+    if not path.name or not path.parent.is_dir():
+        return []
+    return sorted(file for file in path.parent.glob("*.onnx") if file.name.startswith(path.name) and file.is_file())
+
+
+def load_onnx(source: str, files: list[Path]) -> ForeignModel:
+    """The model of exported files: image encoders of different lengths, at most one text encoder. Raises UserError."""
+    _require(source)
+    encoders = [_Encoder(file, _read_facts(file)) for file in files]
+    images: dict[Length, _Encoder] = {}
+    text: _Encoder | None = None
+    for encoder in encoders:
+        about = encoder.facts.image
+        twin = text if about is None else images.get(about.seqhw)
+        if twin is not None:
+            what = "a text encoder" if about is None else f"the image encoder at seqhw {about.seqhw}"
+            raise UserError(f"{twin.path} and {encoder.path.name} are both {what}: move one away, or give a prefix of the others")
+        if about is None:
+            text = encoder
+        else:
+            images[about.seqhw] = encoder
+    if not images:
+        raise UserError(f"{source}: no image encoder among {', '.join(file.name for file in files)}; export one beside")
+    _check_kinship(encoders)
+    return _joined(dict(sorted(images.items(), key=lambda item: item[0] or 0)), text)
+
+
+def _joined(images: dict[Length, _Encoder], text: _Encoder | None) -> ForeignModel:
+    first = next(iter(images.values())).facts
+    about = first.images()
+    transform = EvalTransform(about.image_size, about.preprocess)
+    return ForeignModel(
+        _Encoders(images, text).eval(),
+        transform.pixels if about.normalize_inside else transform.__call__,
+        AbsentTokenizer(TokenizerConfig(), {}) if text is None else _tokenizer(text),
+        {length: _geometry(encoder.facts.images()) for length, encoder in images.items()},
+        tuple(images),
+        name=first.architecture,
+        trained=about.trained_seqhw,
+    )
+
+
+def _geometry(about: ImageFacts) -> Geometry:
+    return Geometry(side(*about.image_size), side(*about.patch_size), about.gflops)
+
+
+def _tokenizer(text: _Encoder) -> Tokenizer:
+    about = text.facts.texts()
+    folder = text.path.with_name(tokenizer_folder(text.path.stem))
+    try:
+        return load_tokenizer(folder, about.tokenizer, about.tokenizer_sha256)
+    except UserError as error:
+        raise UserError(f"{text.path}: its tokenizer: {error}") from None
+
+
+def _check_kinship(encoders: list[_Encoder]) -> None:
+    """All of one model, and all images prepared alike: they are decoded once."""
+    first = encoders[0]
+    for other in encoders[1:]:
+        if (other.facts.weights_sha256, other.facts.embed_dim) != (first.facts.weights_sha256, first.facts.embed_dim):
+            raise UserError(f"{first.path} and {other.path.name} come from different models: give a folder or a prefix for each")
+    images = [encoder for encoder in encoders if encoder.facts.image is not None]
+    for other in images[1:]:
+        mine, theirs = images[0].facts.images(), other.facts.images()
+        if (mine.image_size, mine.preprocess, mine.normalize_inside) != (
+            theirs.image_size,
+            theirs.preprocess,
+            theirs.normalize_inside,
+        ):
+            raise UserError(f"{images[0].path} and {other.path.name} take differently prepared images: export them alike")
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One file, and what it says of itself."""
+
+    path: Path
+    facts: EncoderFacts
+
+    @functools.cached_property
+    def run(self) -> Run:
+        """A function from a batch to its embeddings [B, D] float32, on the batch's device. UserError for a damaged graph."""
+        session = _open(self)
+        batch = session.get_inputs()[0].shape[0]
+        fixed = batch if isinstance(batch, int) else None
+
+        def run(x: Tensor) -> Tensor:
+            parts = [x] if fixed is None else x.split(fixed)
+            return torch.cat([_call(session, self.path, part, fixed or len(part)) for part in parts]).to(x.device)
+
+        return run
+
+
+class _Encoders(nn.Module):
+    """The files as a model. Its repr names their content, by which kept embeddings are known."""
+
+    def __init__(self, images: dict[Length, _Encoder], text: _Encoder | None) -> None:
+        super().__init__()
+        self._images, self._text = images, text
+
+    def encode_image(self, images: Tensor, seqhw: Length = None, normalize: bool = True) -> Tensor:
+        """images [B, 3, H, W] as the transform gives them -> unit rows [B, D]. seqhw: one of the files', None: the first's."""
+        length = next(iter(self._images)) if seqhw is None else seqhw
+        return self._images[length].run(images)
+
+    def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
+        """tokens [B, L] -> unit rows [B, D]."""
+        assert self._text is not None, "the harness asks has_text first"
+        return self._text.run(tokens)
+
+    def extra_repr(self) -> str:
+        """sha256 of every file."""
+        files = [*self._images.values(), *([] if self._text is None else [self._text])]
+        return "\n".join(sorted(hashlib.sha256(encoder.path.read_bytes()).hexdigest() for encoder in files))
+
+
+def _require(source: str) -> None:
+    for package in ("onnx", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise UserError(
+                f"{source}: exported encoders need the package {package}: run `pip install 'flexiclip[export]'`"
+            ) from None
+
+
+def _read_facts(path: Path) -> EncoderFacts:
+    """The facts that a file carries, without loading it into onnxruntime."""
+    import onnx
+
+    try:
+        properties = onnx.load_model(str(path), load_external_data=False).metadata_props
+    except Exception as error:  # protobuf's, the disk's
+        raise UserError(f"{path}: cannot be read as ONNX ({_line(error)}); export it again") from None
+    found = [entry.value for entry in properties if entry.key == KEY]
+    if not found:
+        raise UserError(f"{path}: it does not say what it is: only what this version's `flexiclip export` writes can be scored")
+    try:
+        return facts_from_json(found[0])
+    except UserError as error:
+        raise UserError(f"{path}: its metadata {KEY!r}: {error}") from None
+
+
+def _open(encoder: _Encoder) -> Any:
+    """An onnxruntime session, its input and output as the facts have them."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # what is wrong is raised
+    try:
+        session = onnxruntime.InferenceSession(str(encoder.path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of its own kinds, all unlike
+        raise UserError(f"{encoder.path}: onnxruntime cannot load it ({_line(error)}); export it again") from None
+    facts, given, found = encoder.facts, session.get_inputs(), session.get_outputs()
+    wanted: tuple[object, ...] = ("tensor(int64)", 2, facts.embed_dim)
+    seen: tuple[object, ...] = (given[0].type, len(given[0].shape), found[0].shape[-1])
+    if facts.image is not None:
+        kind = "tensor(uint8)" if facts.image.normalize_inside else "tensor(float)"
+        wanted, seen = (kind, [3, *facts.image.image_size], facts.embed_dim), (seen[0], given[0].shape[1:], seen[2])
+    if len(given) != 1 or len(found) != 1 or wanted != seen:
+        raise UserError(f"{encoder.path}: its graph is {seen}, its metadata say {wanted}; export it again")
+    return session
+
+
+def _call(session: Any, path: Path, batch: Tensor, rows: int) -> Tensor:
+    """The embeddings of a batch [B, ...] that is filled up to `rows`, which a file of a fixed batch size wants."""
+    given = batch.detach().cpu()
+    if len(given) < rows:
+        given = torch.cat([given, given[:1].expand(rows - len(given), *given.shape[1:])])
+    try:
+        (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+    except Exception as error:  # of its own kinds, all unlike
+        raise UserError(f"{path}: onnxruntime cannot run it ({_line(error)}); export it again") from None
+    return torch.from_numpy(found)[: len(batch)]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

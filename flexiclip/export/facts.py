@@ -1,0 +1,69 @@
+"""The facts that an exported encoder carries (config/encoder.py): taken from the model and the encoder that is written."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flexiclip.bundle import WEIGHTS, LoadedModel
+from flexiclip.config.encoder import FORMAT, EncoderFacts, ImageFacts, TextFacts
+from flexiclip.config.schema import pair
+from flexiclip.export.encoders import ImageEncoder, TextEncoder
+from flexiclip.models.flops import image_model_flops
+from flexiclip.models.variants import tower_name
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that encoders are written from, and where it lies."""
+
+    loaded: LoadedModel
+    folder: Path  # of the model
+
+    def facts(self, encoder: ImageEncoder | TextEncoder, quantize: str | None) -> EncoderFacts:
+        """What is said of one encoder."""
+        model, folder = self.loaded.config.model, self.folder.resolve()
+        return EncoderFacts(
+            format=FORMAT,
+            role="image" if isinstance(encoder, ImageEncoder) else "text",
+            architecture=tower_name(model.image),
+            source=folder.parent.name if folder.name == "model" else folder.name,
+            weights_sha256=_sha256(folder / WEIGHTS),
+            embed_dim=model.embed_dim,
+            quantize="int8" if quantize else None,
+            image=self._image(encoder) if isinstance(encoder, ImageEncoder) else None,
+            text=self._text(encoder) if isinstance(encoder, TextEncoder) else None,
+        )
+
+    def _image(self, encoder: ImageEncoder) -> ImageFacts:
+        baked = encoder.tower.config  # of this length
+        grid = pair(baked.base_grid)
+        return ImageFacts(
+            image_size=pair(baked.image_size),
+            grid=grid,
+            patch_size=pair(baked.base_patch_size),
+            gflops=image_model_flops(self.loaded.config.model, grid) / 1e9,
+            preprocess=self.loaded.transform.preprocess,
+            normalize_inside=encoder.pixels,
+            trained_seqhw=tuple(self.loaded.config.patch.seqhw),
+        )
+
+    def _text(self, encoder: TextEncoder) -> TextFacts:
+        tokenizer = self.loaded.tokenizer
+        return TextFacts(
+            tokenizer=replace(self.loaded.config.tokenizer, path=None),
+            tokenizer_sha256=tokenizer.fingerprint(),
+            vocab_size=tokenizer.vocab_size,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+            open_length=encoder.dynamic_length,
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
