@@ -10,14 +10,15 @@ import pytest
 from flexiclip.data.samples import Sample, open_samples
 from flexiclip.data.shards import expand_shards
 from flexiclip.data.sources.emoji_names import concept_words, known_emoji
-from flexiclip.data.sources.openmoji import OpenMojiBuild, build_openmoji
+from flexiclip.data.sources.emoji_set import EmojiBuild
+from flexiclip.data.sources.openmoji import build_openmoji
 from flexiclip.errors import UserError
 
 LIMIT, HELD_OUT = 450, 100  # concepts
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OpenMojiBuild]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EmojiBuild]:
     folder = tmp_path_factory.mktemp("openmoji") / "set"
     build, fresh = build_openmoji(folder, pixels=32, heldout=HELD_OUT, limit=LIMIT)
     assert fresh
@@ -29,7 +30,7 @@ def samples(folder: Path, name: str) -> list[Sample]:
     return [store[number] for number in range(len(store))]
 
 
-def test_no_concept_and_no_picture_is_on_both_sides(built: tuple[Path, OpenMojiBuild]) -> None:
+def test_no_concept_and_no_picture_is_on_both_sides(built: tuple[Path, EmojiBuild]) -> None:
     train, held_out = (samples(built[0], name) for name in ("train", "heldout"))
     assert not {s.meta["concept"] for s in train} & {s.meta["concept"] for s in held_out}
     assert not {s.image.tobytes() for s in train} & {s.image.tobytes() for s in held_out}
@@ -37,7 +38,7 @@ def test_no_concept_and_no_picture_is_on_both_sides(built: tuple[Path, OpenMojiB
     assert not {concept_words(s.meta["name"])[0] for s in train} & {concept_words(s.meta["name"])[0] for s in held_out}
 
 
-def test_the_held_out_set_is_fit_for_scoring(built: tuple[Path, OpenMojiBuild]) -> None:
+def test_the_held_out_set_is_fit_for_scoring(built: tuple[Path, EmojiBuild]) -> None:
     folder, build = built
     held_out = samples(folder, "heldout")
     assert abs(len(held_out) - HELD_OUT) <= 5
@@ -55,7 +56,7 @@ def test_the_held_out_set_is_fit_for_scoring(built: tuple[Path, OpenMojiBuild]) 
     assert max(build.heldout_categories.values()) < 0.4 * len(held_out)
 
 
-def test_training_shards_hold_all_the_rest(built: tuple[Path, OpenMojiBuild]) -> None:
+def test_training_shards_hold_all_the_rest(built: tuple[Path, EmojiBuild]) -> None:
     folder, build = built
     train = samples(folder, "train")
     assert len(train) == build.train > build.train_concepts == len({s.meta["concept"] for s in train})
@@ -71,7 +72,7 @@ def test_training_shards_hold_all_the_rest(built: tuple[Path, OpenMojiBuild]) ->
         assert "ShareAlike 4.0" in (folder / name).read_text(encoding="utf-8") or "CC-BY-SA-4.0" in (folder / name).read_text()
 
 
-def test_the_same_packages_give_the_same_bytes(built: tuple[Path, OpenMojiBuild], tmp_path: Path) -> None:
+def test_the_same_packages_give_the_same_bytes(built: tuple[Path, EmojiBuild], tmp_path: Path) -> None:
     build, fresh = build_openmoji(tmp_path / "again", pixels=32, heldout=HELD_OUT, limit=LIMIT)
     assert fresh
     assert build == built[1]
@@ -79,7 +80,7 @@ def test_the_same_packages_give_the_same_bytes(built: tuple[Path, OpenMojiBuild]
         assert path.read_bytes() == (built[0] / path.name).read_bytes()
 
 
-def test_an_existing_folder(built: tuple[Path, OpenMojiBuild], tmp_path: Path) -> None:
+def test_an_existing_folder(built: tuple[Path, EmojiBuild], tmp_path: Path) -> None:
     assert build_openmoji(built[0], pixels=32, heldout=HELD_OUT, limit=LIMIT) == (built[1], False)
     with pytest.raises(UserError, match="other settings"):
         build_openmoji(built[0], pixels=64, heldout=HELD_OUT, limit=LIMIT)
