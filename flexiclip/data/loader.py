@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from flexiclip.config import DataConfig
 from flexiclip.data.batch import Batch, Collate, Item, Tokenize
@@ -135,7 +136,10 @@ def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError]:
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    signal.signal(signal.SIGCHLD, handler)
+    of_torch = (
+        getattr(handler, "__module__", "") == signal_handling.__name__
+    )  # an earlier loader of this process has put it there
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch else handler)
     return batches
 
 

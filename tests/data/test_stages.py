@@ -244,3 +244,30 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+BESIDE_ANOTHER_LOADER = """
+import os, signal, sys
+from flexiclip.config import DataConfig
+from flexiclip.data.loader import train_loader
+from shardkit import word_tokenizer
+from torch.utils.data import DataLoader
+
+assert list(DataLoader([1, 2], batch_size=None, num_workers=1)) == [1, 2]
+batches = train_loader(
+    DataConfig(train=sys.argv[1], workers=1), image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, trim=False,
+    pad_id=0, seed=0, rank=0, world=1, global_batch_size=2, start_step=0, steps=900,
+)
+passing = iter(batches)
+next(passing)
+os.kill(batches.stages.read()[0].pid, signal.SIGKILL)
+print(sum(range(10**7)))  # the signal of its death arrives here
+"""
+
+
+def test_a_worker_that_is_killed_interrupts_nothing_beside_another_loader(tmp_path: Path) -> None:
+    """torch's handler of SIGCHLD, set by any loader of the process, would raise in the middle of whatever the trainer does."""
+    shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(3)])
+    command = [sys.executable, "-c", BESIDE_ANOTHER_LOADER, str(shard)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "49999995000000\n"), done.stderr
