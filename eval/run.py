@@ -17,6 +17,8 @@ import torch
 from flexiclip.config import to_dict
 from flexiclip.errors import UserError
 
+from .choices.cascade import CascadeCurve, cascade_pair, priced
+from .choices.length import TOLERANCE, Budget, choose
 from .data.images import ImageBlock
 from .embeddings.ranks import rank_and_world
 from .embeddings.store import EmbeddingStore
@@ -44,6 +46,9 @@ def evaluate_suites(
     command: str | None = None,
     workers: int = 2,
     embeddings: Path | None = None,
+    tolerance: float = TOLERANCE,
+    budget: Budget | None = None,
+    cascade: tuple[int, int] | None = None,
 ) -> list[Row]:
     """Score models on suites (names or files); on rank 0 print a table and, given `output`, write the files of report/.
 
@@ -51,16 +56,21 @@ def evaluate_suites(
     model); the name fills `model` and `pretrained` of the rows. seqhw: lengths, default those a model was made for; beside other
     models one of a single length keeps its own. command: the line shown in the report, default this process's own. workers:
     threads that decode. embeddings: a folder where they are kept, and read by the next evaluation of the same model and images.
+    tolerance, budget: of the lengths chosen (choices/length.py). cascade: its two lengths (choices/cascade.py), default the ends.
     """
     from .report.files import write_report
     from .report.terminal import print_report
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
     datasets = load_datasets(suites)
+    choose([], tolerance=tolerance)  # a mistake is said before the work
+    if seqhw and cascade:
+        cascade_pair(seqhw, cascade)
     report, gallery = Report(command=command or shlex.join(sys.argv)), Gallery()
-    plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings)
+    plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade)
     for model in models:
         _score_model(model, plan, report, gallery)
+    report.choices = choose(report.rows, tolerance=tolerance, budget=budget)
     if rank_and_world()[0] == 0:
         print_report(report)
         if output is not None:
@@ -79,6 +89,7 @@ class _Plan:
     batch_size: int
     workers: int
     embeddings: Path | None
+    cascade: tuple[int, int] | None
 
 
 def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report, gallery: Gallery) -> None:
@@ -87,13 +98,16 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
     _require_text(loaded, source, plan.datasets)
     report.models.append(_model_info(source, loaded))
     lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
+    pair = cascade_pair(lengths, plan.cascade) if len(lengths) > 1 else None
     blocks = [ImageBlock(dataset, loaded.transform, workers=plan.workers, cache_bytes=0) for dataset in plan.datasets]
     store = None if plan.embeddings is None else EmbeddingStore(plan.embeddings, loaded)
     main = rank_and_world()[0] == 0
     for dataset, images in zip(plan.datasets, blocks, strict=True):
         seen = watch(f"{source} · {dataset.name}") if main else silent
-        for score in score_tasks(loaded, images, lengths, plan.batch_size, plan.device, seen, store):
+        for score in score_tasks(loaded, images, lengths, plan.batch_size, plan.device, seen, store, pair):
             report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
+            if pair and score.reranked:
+                report.cascades.append(_curve(loaded, source, score, pair))
         records, bad = images.gather()
         report.add_bad_samples(bad)
         gallery.add(map(dataset.row_name, dataset.tasks), dataset, records)
@@ -150,6 +164,12 @@ def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConf
 def _model_info(source: str, loaded: EvalModel) -> ModelInfo:
     config = to_dict(loaded.config) if loaded.config is not None else {}
     return ModelInfo(*model_names(loaded, source), config, trained_lengths(loaded))
+
+
+def _curve(loaded: EvalModel, source: str, score: Score, pair: tuple[int, int]) -> CascadeCurve:
+    short, long = (geometry(loaded, length).gflops for length in pair)
+    points = priced(score.reranked, score.n, short, long)
+    return CascadeCurve(score.info.dataset, score.info.task, *model_names(loaded, source), *pair, points)
 
 
 def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: Score) -> Row:

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from .choices.cascade import Reranked
 from .data.images import ImageBlock
 from .embeddings.embed import embed_images, evaluating
 from .embeddings.prompts import embed_texts
@@ -28,6 +29,7 @@ class Score:
     result: Result
     n: int
     images_per_s: float | None
+    reranked: tuple[Reranked, ...] = ()  # retrieval at the long length of a cascade: what it finds
 
 
 def score_tasks(
@@ -38,8 +40,12 @@ def score_tasks(
     device: torch.device,
     seen: Watch = silent,
     store: EmbeddingStore | None = None,
+    pair: tuple[int, int] | None = None,
 ) -> Iterator[Score]:
-    """The scores of every task and length of one data set, from one pass over its images, or none where the store has them."""
+    """The scores of every task and length of one data set, from one pass over its images, or none where the store has them.
+
+    pair: the lengths of a cascade, if there is one.
+    """
     with evaluating(loaded.model):
         embeddings, speeds = store.read_images(images, lengths) if store is not None else ({}, {})
         missing = [length for length in lengths if length not in embeddings]
@@ -53,4 +59,8 @@ def score_tasks(
         for task in images.config.tasks:
             prepared = TASKS[task.kind](Context(images.config, task, records, texts))
             for length in lengths:
-                yield Score(prepared.info, length, prepared.measure(embeddings[length].to(device)), len(records), speeds[length])
+                image_z = embeddings[length].to(device)
+                reranked: list[Reranked] = []
+                if pair and prepared.rerank and length == pair[1]:
+                    reranked = prepared.rerank(embeddings[pair[0]].to(device), image_z)
+                yield Score(prepared.info, length, prepared.measure(image_z), len(records), speeds[length], tuple(reranked))

@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=128)
     sub.add_argument("--workers", type=int, default=2, help="threads that decode images")
     sub.add_argument("--embeddings", type=Path, help="folder that keeps embeddings, so that they are computed once")
+    sub.add_argument("--tolerance", type=float, default=1.0, help="points below the best that still do; default: 1")
+    sub.add_argument("--budget", help="what an image may cost, '5 GFLOPs' or '20 ms': the best length within it is named")
+    sub.add_argument("--cascade", help="SHORT:LONG, the lengths that rank and re-rank; default: the shortest and the longest")
     sub = add("import", _import, "turn published weights into a model folder")
     sub.add_argument("source", help="a weight file, a Hugging Face folder, or open_clip's NAME/PRETRAINED (a tag or a file)")
     sub.add_argument("--format", required=True, help="big_vision, timm, open_clip, siglip or transformers")
@@ -204,6 +207,8 @@ def _show_config(arguments: argparse.Namespace) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from flexiclip_eval import evaluate_suites
+    from flexiclip_eval.choices.cascade import parse_cascade
+    from flexiclip_eval.choices.length import parse_budget
 
     from flexiclip.train.processes.ranks import joined_ranks
 
@@ -217,6 +222,9 @@ def _eval(arguments: argparse.Namespace) -> None:
             output=arguments.output,
             workers=arguments.workers,
             embeddings=arguments.embeddings,
+            tolerance=arguments.tolerance,
+            budget=parse_budget(arguments.budget) if arguments.budget is not None else None,
+            cascade=parse_cascade(arguments.cascade) if arguments.cascade is not None else None,
         )
 
 

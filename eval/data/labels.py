@@ -15,25 +15,57 @@ from .source import Label
 
 
 def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[list[str]], Tensor]:
-    """(classes, the prompts of each, label of each record int64 [N]) of a classification task.
+    """(classes, the prompts of each, label of each record int64 [N]) of a task whose images have one class each.
 
     Classes come from the suite, or are the labels found, sorted. UserError names the sample whose label is missing or unknown.
     """
-    assert task.label is not None, "TaskConfig demands a label for classification"
-    where = f"task {task.name or task.kind}"
+    labels = _labels(task, records)
+    for record, label in zip(records, labels, strict=True):
+        if isinstance(label, tuple):
+            raise UserError(f"{_where(task)}: {record.sample} has several classes; kind: multilabel scores such a data set")
+    classes, prompts, number = _classes(task, labels)
+    of_each = [_known(task, number, record, label) for record, label in zip(records, labels, strict=True)]
+    return classes, prompts, torch.tensor(of_each, dtype=torch.int64)
+
+
+def resolve_many(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[list[str]], Tensor]:
+    """(classes, the prompts of each, which classes each record is of: bool [N, C]) of a task with many classes an image."""
+    labels = [label if isinstance(label, tuple) else (label,) for label in _labels(task, records)]
+    classes, prompts, number = _classes(task, [label for several in labels for label in several])
+    member = torch.zeros(len(records), len(classes), dtype=torch.bool)
+    for row, (record, several) in enumerate(zip(records, labels, strict=True)):
+        member[row, [_known(task, number, record, label) for label in several]] = True
+    return classes, prompts, member
+
+
+def _where(task: TaskConfig) -> str:
+    return f"task {task.name or task.kind}"
+
+
+def _labels(task: TaskConfig, records: Sequence[Record]) -> list[Label]:
+    assert task.label is not None, "TaskConfig demands a label for what has classes"
     labels = [record.labels[task.label] for record in records]
     for record, label in zip(records, labels, strict=True):
         if label is None:
-            raise UserError(f"{where}: {record.sample} has no {task.label}; name another label in the suite")
+            raise UserError(f"{_where(task)}: {record.sample} has no {task.label}; name another label in the suite")
+    return labels
+
+
+def _classes(task: TaskConfig, labels: Sequence[Label]) -> tuple[list[str], list[list[str]], dict[Label, int]]:
+    """(classes, the prompts of each, the number of each label that is known)."""
     words = task.words or {name: (name,) for name in sorted({str(label) for label in labels})}
     classes = list(words)
-    check_classes(classes, where)
+    check_classes(classes, _where(task))
     number: dict[Label, int] = {name: i for i, name in enumerate(classes)}
     if task.classes is not None:
         number |= {i: i for i in range(len(classes))}  # a list in the suite gives numbers a meaning
     else:
         number |= {label: number[str(label)] for label in labels}
-    for record, label in zip(records, labels, strict=True):
-        if label not in number:
-            raise UserError(f"{where}: the label {label!r} of {record.sample} is not among its {len(classes)} classes")
-    return classes, task.class_prompts(words), torch.tensor([number[label] for label in labels], dtype=torch.int64)
+    return classes, task.class_prompts(words), number
+
+
+def _known(task: TaskConfig, number: dict[Label, int], record: Record, label: Label) -> int:
+    if label not in number:
+        count = len(set(number.values()))
+        raise UserError(f"{_where(task)}: the label {label!r} of {record.sample} is not among its {count} classes")
+    return number[label]

@@ -12,7 +12,7 @@ from flexiclip.errors import UserError
 
 from .dataset import DatasetConfig
 from .folder import class_folders
-from .layout import at, class_names, class_templates, dataset_type, shard_places
+from .layout import Type, at, class_names, class_templates, dataset_type, shard_places
 from .task import DEFAULT_TEMPLATES, TaskConfig
 from .texts import lines, read_json, read_text, require_text
 
@@ -70,14 +70,20 @@ def _complete_root(config: DatasetConfig, root: str) -> DatasetConfig:
     shard_places(root, config.split)  # read now, so that an address that is wrong is met first
     kind = dataset_type(root)
     if not config.tasks:
-        task = TaskConfig("retrieval") if kind == "retrieval" else TaskConfig(kind, label=LABELS[kind])
-        config = replace(config, tasks=(task,))
+        config = replace(config, tasks=(_task_of_root(kind),))
     if config.captions == ("txt",):
         config = replace(config, captions=("txt:lines",))
     if all(task.label is None for task in config.tasks):
         return config
     names, templates = class_names(root), class_templates(root)
     return replace(config, tasks=tuple(_complete_task(task, root, names, templates) for task in config.tasks))
+
+
+def _task_of_root(kind: Type) -> TaskConfig:
+    """Counted as CLIP_benchmark counts it, whose layout it is."""
+    if kind == "retrieval":
+        return TaskConfig(kind, merge_captions=False, ties="topk")
+    return TaskConfig(kind, label=LABELS[kind], ties="topk" if kind == "classification" else "chance")
 
 
 def _complete_task(task: TaskConfig, root: str, names: tuple[str, ...] | None, templates: tuple[str, ...] | None) -> TaskConfig:

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from flexiclip.errors import UserError
 
-Kind = Literal["retrieval", "classification", "multilabel", "choice", "linear_probe"]
+Kind = Literal["retrieval", "classification", "multilabel", "choice"]
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
+
+_PROMPTED = {"label", "classes", "repeats", "templates", "prompts"}
+_KEYS: dict[str, set[str]] = {
+    "retrieval": {"merge_captions", "ties"},
+    "classification": _PROMPTED | {"ties"},
+    "multilabel": _PROMPTED,
+    "choice": {"label"},
+}
+"""The keys that each kind reads, besides name."""
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """retrieval: captions find images and images captions. classification: an image finds its class among prompts."""
+    """retrieval: captions find images and images captions. classification: an image finds its class among prompts. multilabel:
+    each class finds its images. choice: an image finds its caption among wrong ones.
+    """
 
     kind: Kind
     name: str | None = None  # tells two tasks of one kind apart; joins the data set's name in the rows
-    label: str | None = None  # classification: `json:FIELD`, or a member such as cls that holds a class name or its number
+    label: str | None = None
+    """`json:FIELD`, or a member. classification: holds a class name or its number, such as cls. multilabel: the classes of an
+    image, a list in JSON or a 0/1 vector in a member such as npy. choice: what the images of one instance share."""
     classes: str | tuple[str, ...] | dict[str, Any] | None = None
     """Names in the order of their numbers, or label -> its words (a text or several), or a file or URL with either, a name a line
     or JSON; default: those beside the samples, else the labels found, sorted."""
@@ -28,14 +41,19 @@ class TaskConfig:
     """Averaged prompts, in which {c} becomes the class's words; or a file or URL of them, one a line."""
     prompts: str | dict[str, Any] | None = None
     """Class -> its whole prompts, any number of them, in place of templates (as CuPL has it); or a JSON file or URL of that."""
+    merge_captions: bool = True
+    """retrieval: captions of equal text are one query with the images of all of them; false: each stands alone, as CLIP_benchmark
+    has it, and another image's equal caption is wrong. A `root` without tasks has false."""
+    ties: Literal["chance", "topk"] = "chance"
+    """What items of equal score are worth. chance: the mean over every order, so that a model that knows nothing scores chance.
+    topk: the one order in which torch.topk leaves them, which is in CLIP_benchmark's numbers and what a `root` without tasks has."""
 
     def __post_init__(self) -> None:
         where = f"task {self.name or self.kind}"
-        if self.kind == "retrieval":
-            if self.label is not None or self.classes is not None:
-                raise UserError(f"{where}: label and classes are for kind: classification; remove them")
-            return
-        if not self.label:
+        for key in fields(self):
+            if key.name not in _KEYS[self.kind] | {"kind", "name"} and getattr(self, key.name) != key.default:
+                raise UserError(f"{where}: {key.name} is not for kind: {self.kind}; remove it")
+        if not self.label and self.kind not in ("retrieval", "choice"):
             raise UserError(f"{where}: name the field that holds the class, for example label: json:category")
         if isinstance(self.templates, str) and "{c}" in self.templates:  # one template without its brackets
             object.__setattr__(self, "templates", (self.templates,))
@@ -51,7 +69,7 @@ class TaskConfig:
     @property
     def reads_captions(self) -> bool:
         """Whether the captions of the images matter to it."""
-        return self.kind == "retrieval"
+        return self.kind in ("retrieval", "choice")
 
     @property
     def reads_prompts(self) -> bool:

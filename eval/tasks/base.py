@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..choices.cascade import Reranked
 from ..data.images import Record
 from ..report.table import TaskInfo
 from ..suites.dataset import DatasetConfig
@@ -37,12 +38,16 @@ class Result:
     metrics: dict[str, float]
     """In 0..1 where they are shares; the names are CLIP_benchmark's where it has one."""
     details: dict[str, Any] = field(default_factory=dict)
-    """For the report alone, plain data: `per_class` {class: recall}; `found` [{caption, positives, ranked}], record numbers."""
+    """For the report alone, plain data: `per_class` {class: recall}; `found` [{caption, positives, ranked, rank}],
+    images by their place among the records."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task of one data set and model. measure: unit rows of the images [N, D] -> its result."""
+    """A task of one data set and model. Each callable must be called by all ranks, and gives all of them the same."""
 
     info: TaskInfo
     measure: Callable[[Tensor], Result]
+    """Unit rows of the images [N, D] -> its result."""
+    rerank: Callable[[Tensor, Tensor], list[Reranked]] | None = None
+    """Retrieval: unit rows of the images at a short and at a long length -> what a cascade of the two finds."""

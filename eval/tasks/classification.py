@@ -6,6 +6,7 @@ left out when there are fewer than 5 classes, where it says nothing.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from ..data.labels import resolve_labels
 from ..embeddings.prompts import class_embeddings
 from ..report.table import TaskInfo
 from .base import Context, Prepared, Result
-from .ranking import TIE, hit_probability
+from .ranking import first_twins, hit_probability
+from .search import Ties, counts, over_blocks, topk_hits
 
 
 def prepare_classification(context: Context) -> Prepared:
@@ -22,37 +24,55 @@ def prepare_classification(context: Context) -> Prepared:
     class_z = class_embeddings(context.embed_texts, prompts)
     chance = classification_chance(len(classes))
     info = TaskInfo(context.name, "zeroshot_classification", chance, tuple(classes), largest_class(label))
-    return Prepared(info, lambda image_z: Result(classification_metrics(image_z, class_z, label)))
+    return Prepared(info, lambda image_z: classify(image_z, class_z, label, classes, context.task.ties))
 
 
-def classification_metrics(image_z: Tensor, class_z: Tensor, label: Tensor) -> dict[str, float]:
-    """Accuracies in 0..1 from unit rows: image_z [N, D], class_z [C, D]; label int64 [N] in 0..C-1."""
-    scores = image_z @ class_z.T
-    label = label.to(scores.device)
-    mine = scores.gather(1, label[:, None])
-    above = (scores > mine + TIE).sum(1)
-    tied = (scores >= mine - TIE).sum(1) - above
-    one = torch.ones_like(tied)
-    first = hit_probability(above, tied, one, 1)
-    metrics = {"acc1": first.mean().item()}
-    if len(class_z) >= 5:
-        metrics["acc5"] = hit_probability(above, tied, one, 5).mean().item()
-    return metrics | {"mean_per_class_recall": _per_class(first, label, len(class_z)).mean().item()}
+def classify(image_z: Tensor, class_z: Tensor, label: Tensor, classes: list[str], ties: Ties = "chance") -> Result:
+    """Accuracies in 0..1 from unit rows: image_z [N, D], class_z [C, D]; label int64 [N] in 0..C-1. Called by all ranks."""
+    twins = first_twins(class_z) if ties == "chance" else None
+    weights = class_z.T.contiguous()  # with the factor, CLIP_benchmark's own product: other orders differ in the last bit
+    label = label.to(image_z.device)
+
+    def search(start: int, stop: int) -> Tensor:
+        scores = (100.0 * image_z[start:stop]) @ weights
+        return class_hits(scores if twins is None else scores[:, twins], label[start:stop], ties)
+
+    hits = over_blocks(search, len(image_z), len(class_z), 2, image_z).cpu()
+    return accuracies(hits, label.cpu(), classes)
 
 
-def classification_chance(classes: int) -> dict[str, float]:
+def class_hits(scores: Tensor, label: Tensor, ties: Ties) -> Tensor:
+    """The worth of the first class and of the first five for each image, float64 [N, 2]. scores: [N, C]."""
+    number = torch.arange(len(scores), device=scores.device)
+    counted = counts(scores, number, label)
+    hits = [hit_probability(*counted, k) for k in (1, 5)]
+    unsure = (counted[1] > 1).nonzero()[:, 0]
+    if ties == "topk" and len(unsure):
+        for hit, k in zip(hits, (1, 5), strict=True):
+            hit[unsure] = topk_hits(scores[unsure], unsure, number, label, k)
+    return torch.stack(hits, dim=1)
+
+
+def accuracies(hits: Tensor, label: Tensor, classes: list[str], prefix: str = "") -> Result:
+    """The metrics, named `prefix`acc1 and so on, and the recall of each class that has images. hits: see class_hits."""
+    count = torch.bincount(label, minlength=len(classes)).numpy()
+    total = np.bincount(label.numpy(), weights=hits[:, 0].numpy(), minlength=len(classes))
+    present = count > 0
+    recall = total[present] / count[present]
+    first, five = (hits.sum(0) / len(hits)).tolist()
+    metrics = {"acc1": first} | ({"acc5": five} if len(classes) >= 5 else {}) | {"mean_per_class_recall": float(np.mean(recall))}
+    names = [name for name, there in zip(classes, present, strict=True) if there]
+    return Result(
+        {prefix + name: v for name, v in metrics.items()}, {"per_class": dict(zip(names, recall.tolist(), strict=True))}
+    )
+
+
+def classification_chance(classes: int, prefix: str = "") -> dict[str, float]:
     """The same numbers for a uniform guess among `classes` classes."""
-    chance = {"acc1": 1 / classes, "mean_per_class_recall": 1 / classes}
-    return chance | ({"acc5": 5 / classes} if classes >= 5 else {})
+    chance = {"acc1": 1 / classes, "mean_per_class_recall": 1 / classes} | ({"acc5": 5 / classes} if classes >= 5 else {})
+    return {prefix + name: value for name, value in chance.items()}
 
 
 def largest_class(label: Tensor) -> float:
     """Share of the most frequent class: the acc1 of a model that always names it, which on uneven sets is far above 1/C."""
     return (torch.bincount(label).max() / len(label)).item()
-
-
-def _per_class(hit: Tensor, label: Tensor, classes: int) -> Tensor:
-    """Mean hit of each class that occurs, [classes present] float64."""
-    total = torch.zeros(classes, dtype=hit.dtype, device=hit.device).scatter_add(0, label, hit)
-    count = torch.bincount(label, minlength=classes)
-    return total[count > 0] / count[count > 0]

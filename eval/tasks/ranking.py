@@ -3,15 +3,15 @@
 A sort breaks ties by position, and positions follow the data: a model that maps everything to one point can then score 100 %.
 Here a hit is the PROBABILITY of a positive among the first k when tied items stand in random order, so that such a model scores
 chance, exactly, and without ties the number is the ordinary one.
+
+Scores are tied when they are equal to the last bit. Items with equal embeddings must then have equal scores, which a matrix
+product does not promise (its edges sum in another order): `first_twins` gives them one score.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-TIE = 1e-6
-"""Cosines nearer than this are tied: the rounding of a float32 dot product, which varies with the batch an item came in."""
 
 
 def hit_probability(above: Tensor, tied: Tensor, positive: Tensor, k: int) -> Tensor:
@@ -29,3 +29,24 @@ def hit_probability(above: Tensor, tied: Tensor, positive: Tensor, k: int) -> Te
         draw = (negative - j).clamp(min=0) / (tied - j).clamp(min=1)
         miss = torch.where(j < slots, miss * draw, miss)
     return 1 - miss
+
+
+def mean_rank(above: Tensor, tied: Tensor, positive: Tensor) -> Tensor:
+    """Rank of the best positive from 1, [N] float64; of tied items the mean over every order. Arguments: hit_probability."""
+    return above + (tied + 1).double() / (positive + 1)
+
+
+def first_twins(rows: Tensor) -> Tensor | None:
+    """The number of the first row that equals each bit by bit, int64 [N]; None when no two are equal. rows: float32 [N, D]."""
+    assert rows.dtype == torch.float32, "the bits of a row are read as int32"
+    bits = rows.contiguous().view(torch.int32)
+    code = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    for column in bits.T:  # a polynomial hash modulo 2^64, column by column: nothing of the size of the rows is held
+        code = code * 6364136223846793005 + column
+    _, group = torch.unique(code, return_inverse=True)
+    number = torch.arange(len(rows), device=rows.device)
+    first = torch.full_like(number, len(rows)).scatter_reduce(0, group, number, "amin")[group]
+    later = (first < number).nonzero()[:, 0]
+    same = torch.cat([(bits[part] == bits[first[part]]).all(1) for part in later.split(4096)]) if len(later) else later.bool()
+    first[later[~same]] = later[~same]  # equal codes of different rows
+    return first if bool(same.any()) else None

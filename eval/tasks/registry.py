@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .base import Context, Prepared
+from .choice import prepare_choice
 from .classification import prepare_classification
+from .multilabel import prepare_multilabel
 from .retrieval import prepare_retrieval
 
 TASKS: dict[str, Callable[[Context], Prepared]] = {
     "retrieval": prepare_retrieval,
     "classification": prepare_classification,
+    "multilabel": prepare_multilabel,
+    "choice": prepare_choice,
 }
 
 WITHOUT_TEXT = ("linear_probe",)

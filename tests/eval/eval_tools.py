@@ -112,6 +112,12 @@ def slow_recall(scores: np.ndarray, positive: np.ndarray, k: int) -> float:
     return float(np.mean([positive[q, order[q]].any() for q in range(len(scores))]))
 
 
+def slow_median_rank(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Median over the rows of `scores` [Q, G] of the place, from 1, of the first of `positive` [Q, G], by a full sort."""
+    order = np.argsort(-scores, axis=1)
+    return float(np.median([1 + np.flatnonzero(positive[q, order[q]])[0] for q in range(len(scores))]))
+
+
 def shuffled_recall(scores: np.ndarray, positive: np.ndarray, k: int) -> float:
     """slow_recall averaged over EVERY order of the items: what ties are worth when they are broken at random."""
     orders = list(itertools.permutations(range(scores.shape[1])))

@@ -17,6 +17,7 @@ from eval_tools import (
     CATEGORIES,
     Toy,
     encode_one_by_one,
+    slow_median_rank,
     slow_recall,
     texts_one_by_one,
     toy_model,
@@ -56,6 +57,8 @@ def _expected_retrieval(loaded: LoadedModel, seqhw: int) -> dict[str, float]:
     return {
         **{f"image_retrieval_recall@{k}": slow_recall(scores, positive, k) for k in (1, 5, 10)},
         **{f"text_retrieval_recall@{k}": slow_recall(scores.T, positive.T, k) for k in (1, 5, 10)},
+        "image_retrieval_median_rank": slow_median_rank(scores, positive),
+        "text_retrieval_median_rank": slow_median_rank(scores.T, positive.T),
     }
 
 

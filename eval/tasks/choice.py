@@ -1,0 +1,88 @@
+"""Choosing between captions: SugarCrepe's right and wrong caption of one image, Winoground's two images with two captions.
+
+An image's first caption is its own, further ones are wrong. Images that share the task's `label` are one instance, two of them at
+most, and each one's own caption is wrong for the other. The names are those of CLIP_benchmark's image_caption_selection:
+text_acc, every image of the instance prefers its own caption; image_acc, every caption prefers its own image; acc, both
+(Winoground's text, image and group scores). Instances of one image have no image_acc: there is nothing to prefer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flexiclip.errors import UserError
+
+from ..data.images import Record
+from ..data.source import Label
+from ..report.table import TaskInfo
+from .base import Context, Prepared, Result
+
+Instance = tuple[list[int], list[int]]
+"""Rows of its images, and of its captions: those of the images, in their order, then wrong ones."""
+
+
+def prepare_choice(context: Context) -> Prepared:
+    """An image, or two, among captions. Raises UserError for an instance that leaves no choice."""
+    instances, captions = find_instances(context.records, context.task.label, context.task.name or "choice")
+    text_z = context.embed_texts(captions)
+    info = TaskInfo(context.name, "image_caption_selection", choice_chance(instances), captions=len(captions))
+    return Prepared(info, lambda image_z: Result(choice_metrics(image_z, text_z, instances)))
+
+
+def find_instances(records: Sequence[Record], label: str | None, name: str) -> tuple[list[Instance], list[str]]:
+    """(instances, the captions that they refer to, each text once)."""
+    groups: dict[tuple[bool, Label | int], list[int]] = {}
+    for number, record in enumerate(records):
+        if not record.captions:
+            raise UserError(f"task {name}: {record.sample} has no caption; name other members in captions")
+        shared = record.labels[label] if label is not None else None
+        if label is not None and shared is None:
+            raise UserError(f"task {name}: {record.sample} has no {label}, by which images join into an instance")
+        groups.setdefault((label is not None, shared if label is not None else number), []).append(number)
+    place: dict[str, int] = {}
+    instances = []
+    for images in groups.values():
+        own = [records[i].captions[0] for i in images]
+        texts = [*own, *dict.fromkeys(text for i in images for text in records[i].captions[1:] if text not in own)]
+        where = f"task {name}: the instance of {records[images[0]].sample}"
+        if len(images) > 2 or (len(images) == 2 and len(texts) != 2):
+            raise UserError(
+                f"{where} has {len(images)} images and {len(texts)} captions; score 1 image, or 2 with a caption each"
+            )
+        if len(set(texts)) < 2:
+            raise UserError(f"{where} has one caption; a choice needs a wrong one beside it")
+        instances.append((images, [place.setdefault(text, len(place)) for text in texts]))
+    return instances, list(place)
+
+
+def choice_metrics(image_z: Tensor, text_z: Tensor, instances: Sequence[Instance]) -> dict[str, float]:
+    """text_acc, image_acc and acc in 0..1 from unit rows [N, D] and [T, D]. Of equal scores each is chosen as often."""
+    pairs = any(len(images) == 2 for images, _ in instances)
+    total = torch.zeros(3, dtype=torch.float64)
+    for images, texts in instances:
+        scores = image_z[images].double() @ text_z[texts].double().T  # exact enough that equal embeddings score the same
+        text = _chosen(scores).prod()
+        image = _chosen(scores.T[: len(images)]).prod()
+        total += torch.stack([text, image, text * image]).cpu()
+    text_acc, image_acc, acc = (total / len(instances)).tolist()
+    return {"text_acc": text_acc} | ({"image_acc": image_acc} if pairs else {}) | {"acc": acc}
+
+
+def choice_chance(instances: Sequence[Instance]) -> dict[str, float]:
+    """The same numbers for scores drawn at random: of 4 in a square, both of the diagonal are the largest once in 6 times."""
+    count = len(instances)
+    text = sum((1 / len(texts)) ** len(images) for images, texts in instances) / count
+    image = sum((1 / len(images)) ** len(images) for images, _ in instances) / count
+    both = sum(1 / len(texts) if len(images) == 1 else 1 / 6 for images, texts in instances) / count
+    pairs = any(len(images) == 2 for images, _ in instances)
+    return {"text_acc": text} | ({"image_acc": image} if pairs else {}) | {"acc": both}
+
+
+def _chosen(scores: Tensor) -> Tensor:
+    """Probability that row i chooses column i, [R] float64; rounding does not part equal scores."""
+    best = scores.max(1).values - 1e-12
+    tied = scores >= best[:, None]
+    return tied.diagonal().double() / tied.sum(1)

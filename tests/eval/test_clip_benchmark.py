@@ -1,0 +1,150 @@
+"""The same open_clip model on the same shards, scored by CLIP_benchmark's loaders and functions and by the harness: equal.
+
+CLIP_benchmark averages recalls in float32, so those are compared after rounding ours to float32; accuracies as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import webdataset
+from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
+from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from eval_tools import toy_model
+from flexiclip_eval import evaluate_suites
+from open_clip.transform import image_transform
+from PIL import Image
+
+CLASSES = ["cat", "dog", "red car", "tree", "house", "cloud", "stone"]
+TEMPLATES = ["a photo of a {c}.", "a drawing of {c}", "{c}"]
+BATCH = 8
+
+
+@dataclass
+class Foreign:
+    """A model of another library as the harness takes it."""
+
+    model: Any
+    transform: Any
+    tokenizer: Any
+    config: None = None
+
+
+class _OneLength(open_clip.CLIP):
+    def encode_image(self, images: torch.Tensor, seqhw: None = None, normalize: bool = False) -> torch.Tensor:
+        return super().encode_image(images, normalize)
+
+
+@pytest.fixture(autouse=True)
+def numpy_as_clip_benchmark_knew_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLIP_benchmark 1.6 calls float() on an array of one element, which NumPy 2.4 refuses; its own code runs otherwise."""
+    monkeypatch.setattr(zeroshot_classification, "float", lambda value: float(np.asarray(value).item()), raising=False)
+
+
+@pytest.fixture(scope="module")
+def foreign() -> Foreign:
+    torch.manual_seed(0)
+    vision = open_clip.CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=8, image_size=32)
+    model = _OneLength(24, vision, open_clip.CLIPTextCfg(layers=2, width=48, heads=3, context_length=16))
+    return Foreign(model.eval(), image_transform(32, is_train=False), open_clip.SimpleTokenizer(context_length=16))
+
+
+def _write(root: Path, count: int, sizes: tuple[int, ...], member: str) -> Path:
+    """CLIP_benchmark's layout. Captions: one to three an image, some equal to those of other images."""
+    (root / "test").mkdir(parents=True)
+    (root / "test" / "nshards.txt").write_text(str(len(sizes)))
+    rng, number = np.random.default_rng(5), 0
+    for shard, size in enumerate(sizes):
+        with webdataset.TarWriter(str(root / "test" / f"{shard}.tar")) as tar:
+            for _ in range(size):
+                image = Image.fromarray(rng.integers(0, 256, (34 + number % 3, 40, 3), dtype=np.uint8))
+                captions = [f"thing {number}", f"a {CLASSES[number % 7]}", f"number {number % 5}"][: 1 + number % 3]
+                value = "\n".join(captions) if member == "txt" else str((number * number + 1) % 7)
+                tar.write({"__key__": f"s{number:04d}", "png": image, member: value})
+                number += 1
+    assert number == count
+    (root / "classnames.txt").write_text("\n".join(CLASSES))
+    (root / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES))
+    if member == "txt":
+        (root / "dataset_type.txt").write_text("retrieval")
+    return root
+
+
+def _suite(folder: Path, root: Path) -> str:
+    """Only the root: the task, classes and templates come from its files."""
+    (folder / "suite.yaml").write_text(json.dumps({"datasets": [{"name": "wds/toys", "root": str(root)}]}))
+    return str(folder / "suite.yaml")
+
+
+def _loader(root: Path, foreign: Any, retrieval: bool) -> Any:
+    dataset = build_wds_dataset("toys", foreign.transform, split="test", data_dir=str(root))
+    batched = dataset.batched(BATCH, collation_fn=image_captions_collate_fn) if retrieval else dataset.batched(BATCH)
+    loader = webdataset.WebLoader(batched, batch_size=None)
+    loader.dataset = dataset
+    return loader
+
+
+def test_retrieval_equals_clip_benchmark(foreign: Foreign, tmp_path: Path) -> None:
+    root = _write(tmp_path / "toys", 53, (17, 1, 35), "txt")
+    suite = _suite(tmp_path, root)
+    (row,) = evaluate_suites([("open_clip:Tiny", foreign)], [suite], batch_size=BATCH)
+    theirs = zeroshot_retrieval.evaluate(
+        foreign.model, _loader(root, foreign, True), foreign.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10]
+    )
+    assert len(theirs) == 6
+    assert {name: float(np.float32(row.metrics[name])) for name in theirs} == theirs
+
+
+def test_classification_equals_clip_benchmark(foreign: Foreign, tmp_path: Path) -> None:
+    root = _write(tmp_path / "toys", 53, (17, 1, 35), "cls")
+    suite = _suite(tmp_path, root)
+    (row,) = evaluate_suites([("open_clip:Tiny", foreign)], [suite], batch_size=BATCH)
+    loader = _loader(root, foreign, False)
+    theirs = zeroshot_classification.evaluate(foreign.model, loader, foreign.tokenizer, CLASSES, TEMPLATES, "cpu", amp=False)
+    assert row.metrics == theirs
+
+
+def test_our_model_and_tokenizer_go_into_clip_benchmark_as_they_are(tmp_path: Path) -> None:
+    loaded = toy_model(tmp_path)
+    root = _write(tmp_path / "toys", 23, (23,), "cls")
+    suite = _suite(tmp_path, root)
+    own = loaded.config.patch.seqhw
+    rows = evaluate_suites([("toy", loaded)], [suite], batch_size=BATCH, output=tmp_path / "out")
+    loader = _loader(root, loaded, False)
+    theirs = zeroshot_classification.evaluate(loaded.model, loader, loaded.tokenizer, CLASSES, TEMPLATES, "cpu", amp=False)
+    with torch.no_grad():
+        images = torch.randn(1, 3, 24, 24)
+        plain = loaded.model.encode_image(images)
+        (default,) = [s for s in own if torch.equal(plain, loaded.model.encode_image(images, seqhw=s))]
+    assert next(row.metrics for row in rows if row.seqhw == default) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_clip_benchmark_build_reads_our_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import csv
+    import sys
+
+    from clip_benchmark.cli import main
+
+    loaded = toy_model(tmp_path)
+    suite = _suite(tmp_path, _write(tmp_path / "toys", 23, (23,), "txt"))
+    rows = evaluate_suites([("toy", loaded)], [suite], batch_size=BATCH, output=tmp_path / "out")
+    table = tmp_path / "benchmark.csv"
+    monkeypatch.setattr(sys, "argv", ["clip_benchmark", "build", os.fspath(tmp_path / "out" / "rows"), "--output", str(table)])
+    main()
+    with table.open(newline="") as file:
+        built = {int(line["seqhw"]): line for line in csv.DictReader(file)}
+    assert {row.seqhw for row in rows} == set(built)
+    for row in rows:
+        assert row.seqhw is not None
+        line = built[row.seqhw]
+        assert (line["dataset"], line["task"], line["model_fullname"]) == ("wds/toys", row.task, f"{row.model} toy")
+        assert float(line["image_retrieval_recall@5"]) == row.metrics["image_retrieval_recall@5"]
+        assert float(line["gflops"]) == row.gflops
