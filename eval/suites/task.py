@@ -46,7 +46,7 @@ class TaskConfig:
     has it, and another image's equal caption is wrong. A `root` without tasks has false."""
     ties: Literal["chance", "topk"] = "chance"
     """What items of equal score are worth. chance: the mean over every order, so that a model that knows nothing scores chance.
-    topk: the one order in which torch.topk leaves them, which is in CLIP_benchmark's numbers and what a `root` without tasks has."""
+    topk: the one order in which torch.topk leaves them, which is in CLIP_benchmark's numbers; so of a `root` without tasks."""
 
     def __post_init__(self) -> None:
         where = f"task {self.name or self.kind}"

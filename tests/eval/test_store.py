@@ -58,20 +58,23 @@ def test_a_second_evaluation_decodes_and_encodes_nothing(
 ) -> None:
     plain = evaluate_suites([("toy", loaded)], [suite], batch_size=5)
     count = _Counter(monkeypatch, loaded)
-    first = evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept", output=tmp_path / "one")
+    first = evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept")
     assert [row.metrics for row in first] == [row.metrics for row in plain]
     assert count.decoded == 23
     seen = (count.decoded, count.images, count.texts)
-    second = evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept", output=tmp_path / "two")
+    second = evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept")
     assert second == first  # images/s and n too
     assert (count.decoded, count.images, count.texts) == seen
-    page = (tmp_path / "two" / "report.json").read_text()
-    assert "0002" in page
-    assert "0020" in page
     more = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 4], batch_size=5, embeddings=tmp_path / "kept")
     assert count.decoded == 2 * 23  # for seqhw 4
     assert count.images - seen[1] == (seen[1] // 3)  # and nothing for seqhw 3
     assert [row for row in more if row.seqhw == 3] == [row for row in first if row.seqhw == 3]
+    encoded = count.images
+    evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept", output=tmp_path / "out")
+    assert count.images == encoded  # the page reads the images that it shows, which encodes nothing
+    about = (tmp_path / "out" / "report.json").read_text()
+    assert "0002" in about
+    assert "0020" in about
 
 
 def test_what_is_damaged_or_another_is_computed_anew(
