@@ -6,11 +6,12 @@
     ROOT/classnames.txt                             a class a line, in the order of their numbers
     ROOT/zeroshot_classification_templates.txt      a template a line, {c} for the class
 
-Published ones are https://huggingface.co/datasets/clip-benchmark/wds_NAME/resolve/main.
+Published ones are https://huggingface.co/datasets/clip-benchmark/wds_NAME.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from flexiclip.errors import UserError
@@ -18,13 +19,28 @@ from flexiclip.errors import UserError
 from .texts import lines, read_text
 
 _MOST_SHARDS = 100_000
+_HUB = "https://huggingface.co/datasets/"
 
 
 def at(root: str, *parts: str) -> str:
-    """A place below the root. A Hugging Face address of a page (`/tree/main`) becomes that of its files (`/resolve/main`)."""
-    if root.startswith("https://huggingface.co/datasets/"):
-        root = root.replace("/tree/", "/resolve/", 1)
-    return "/".join((root.rstrip("/") or "/", *parts))
+    """A place below the root; of a data set on Hugging Face's hub, the address of the file."""
+    return "/".join((_on_hub(root).rstrip("/") or "/", *parts))
+
+
+def _on_hub(root: str) -> str:
+    """A data set's page (`datasets/OWNER/NAME`, `.../tree/BRANCH`) as where its files are (`.../resolve/BRANCH`, default main).
+
+    HF_ENDPOINT puts another hub in the place of huggingface.co, as it does for Hugging Face's own tools.
+    """
+    owner, _, rest = root.removeprefix(_HUB).partition("/")
+    name, *branch = rest.rstrip("/").split("/")
+    if not root.startswith(_HUB) or not owner or not name:
+        return root
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    if branch[:1] in (["tree"], ["resolve"], ["raw"]):
+        del branch[0]
+    files = "/".join((owner, name, "resolve", *(branch or ["main"])))
+    return f"{endpoint}/datasets/{files}" if endpoint else f"{_HUB}{files}"
 
 
 def shard_places(root: str, split: str) -> list[str]:

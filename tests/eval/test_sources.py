@@ -118,6 +118,33 @@ def test_a_url_scores_as_the_folder_does(site: FlakyServer, tmp_path: Path) -> N
     assert there[0].n == 13
 
 
+def test_a_shipped_suite_reads_a_mirror_and_the_hub(site: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror, hub = site.folder, site.folder / "datasets" / "clip-benchmark"
+    imagenet = write_root(mirror / "wds_imagenet1k", "classification", shards=(4, 3))
+    (imagenet / "classnames.txt").write_text("missile\ncat\nmissile\n")
+    for name, count in (("mscoco_captions", 3), ("flickr8k", 2), ("flickr30k", 4)):
+        write_root(mirror / f"wds_{name}", "retrieval", shards=(count,))
+    for name in ("vtab-cifar10", "vtab-cifar100"):
+        write_root(hub / f"wds_{name}" / "resolve" / "main", "classification", shards=(5,))
+    loaded = toy_model(tmp_path)
+    monkeypatch.setenv("FLEXICLIP_WDS", site.url)
+    rows = evaluate_suites([("toy", loaded)], ["imagenet1k", "retrieval"], seqhw=[3])
+    assert [(row.dataset, row.n) for row in rows] == [
+        ("imagenet1k", 7),
+        ("mscoco_captions", 3),
+        ("flickr8k", 2),
+        ("flickr30k", 4),
+    ]
+    (task,) = load_datasets(["imagenet1k"])[0].tasks
+    assert task.words == {"missile": ("missile",), "cat": ("cat",), "missile #2": ("missile",)}
+    monkeypatch.setenv("FLEXICLIP_WDS", str(mirror))
+    assert evaluate_suites([("toy", loaded)], ["imagenet1k"], seqhw=[3])[0].metrics == rows[0].metrics
+    monkeypatch.delenv("FLEXICLIP_WDS")
+    monkeypatch.setenv("HF_ENDPOINT", site.url)
+    rows = evaluate_suites([("toy", loaded)], ["cifar"], seqhw=[3])
+    assert [(row.dataset, row.n) for row in rows] == [("vtab-cifar10", 5), ("vtab-cifar100", 5)]
+
+
 def test_train_is_another_split_of_the_same_kind(tmp_path: Path) -> None:
     root = write_root(tmp_path / "r", "classification")
     write_root(root, "classification", split="train", shards=(4,))
