@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The curves of docs/results.md: a flexible model, one trained at a single length, and that one with its kernel resized in two ways,
+# on concepts never trained and in a drawing style never trained.
+#
+#   scripts/curves.sh                              some 15 minutes on 2 CPU cores; what is there already is not made again
+#
+# Needs the npm registry once, for Noto. Writes runs/curves: report.html, results.csv and the plots.
+
+EXTRAS=quickstart
+# shellcheck source=scripts/_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+
+export FLEXICLIP_DATA=${FLEXICLIP_DATA:-data}
+
+say "1/3 data: OpenMoji and Noto, split by the same concepts"
+flexiclip data openmoji --output "$FLEXICLIP_DATA/openmoji"
+flexiclip data noto --output "$FLEXICLIP_DATA/noto"
+
+say "2/3 training: one patch size a step, and one for all"
+flexiclip train openmoji_flexilit
+flexiclip train openmoji_fixed
+
+say "3/3 evaluation: every model at every length"
+flexiclip eval runs/openmoji_flexilit runs/openmoji_fixed runs/openmoji_fixed+bilinear --suite openmoji --suite noto \
+  --seqhw 3,4,5,6,10,12,15 --output runs/curves
