@@ -225,3 +225,19 @@ def test_the_openmoji_suite_fits_what_the_builder_writes(
     assert set(build.heldout_categories) <= set(about["tasks"][1]["classes"])
     assert about["tasks"][1]["largest_class"] == pytest.approx(max(build.heldout_categories.values()) / build.heldout)
     assert about["bad_samples"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["noto", "fluent"])
+def test_the_suites_of_other_styles_fit_what_the_builders_write(
+    name: str, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexiclip.data.sources.vendors import FLUENT, NOTO, build_vendor
+
+    vendor = {"noto": NOTO, "fluent": FLUENT["3d"]}[name]
+    build, _ = build_vendor(tmp_path / name, vendor, pixels=24, heldout=40, limit=300)
+    monkeypatch.setenv("FLEXICLIP_DATA", str(tmp_path))
+    rows = evaluate_suites([("toy", loaded)], [name], seqhw=[3])
+    assert [row.dataset for row in rows] == [name, name, f"{name}-seen", f"{name}-seen"]
+    assert rows[0].n == rows[1].n == build.heldout > 20
+    assert 150 < rows[2].n == rows[3].n <= build.train_concepts
