@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,12 +12,14 @@ from .choices.cascade import Reranked
 from .data.images import ImageBlock
 from .embeddings.embed import embed_images, evaluating
 from .embeddings.prompts import embed_texts
-from .embeddings.store import EmbeddingStore
+from .embeddings.store import EmbeddingStore, Kept
 from .models.protocol import EvalModel, Length
 from .progress import Watch, silent
 from .report.table import TaskInfo
 from .tasks.base import Context, Result
 from .tasks.registry import TASKS
+
+Embedded = tuple[dict[Length, torch.Tensor], dict[Length, float | None]]  # unit rows [N, D] and images/s by length
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,8 @@ def score_tasks(
     pair: the lengths of a cascade, if there is one.
     """
     with evaluating(loaded.model):
-        embeddings, speeds = store.read_images(images, lengths) if store is not None else ({}, {})
-        missing = [length for length in lengths if length not in embeddings]
-        if missing:
-            rows, measured = embed_images(loaded, images, missing, batch_size=batch_size, device=device, watch=seen)
-            if store is not None:
-                store.write_images(images, rows, measured)
-            embeddings, speeds = embeddings | rows, speeds | measured
+        sweep = partial(embed_images, loaded, images, batch_size=batch_size, device=device, watch=seen)
+        embeddings, speeds = sweep(lengths) if store is None else _kept_or_made(images, lengths, sweep, store)
         records = images.gather()[0]
         texts = partial(embed_texts, loaded, batch_size=batch_size, device=device, store=store)
         for task in images.config.tasks:
@@ -64,3 +61,18 @@ def score_tasks(
                 if pair and prepared.rerank and length == pair[1]:
                     reranked = prepared.rerank(embeddings[pair[0]].to(device), image_z)
                 yield Score(prepared.info, length, prepared.measure(image_z), len(records), speeds[length], tuple(reranked))
+
+
+def _kept_or_made(
+    images: ImageBlock, lengths: Sequence[Length], sweep: Callable[[Sequence[Length]], Embedded], store: EmbeddingStore
+) -> Embedded:
+    """The store's embeddings, and those that it lacks; all anew where the pass for these read other samples."""
+    kept = store.read_images(images, lengths)
+    missing = [length for length in lengths if length not in kept.rows]
+    if not missing:
+        return kept.rows, kept.speeds
+    rows, speeds = sweep(missing)
+    if not store.fits(images, kept):
+        kept, (rows, speeds) = Kept(), sweep(lengths)
+    store.write_images(images, rows, speeds)
+    return kept.rows | rows, kept.speeds | speeds

@@ -116,6 +116,7 @@ class ImageBlock:
         try:
             item = self._source.item(index, self._label_keys)
         except BadSample as bad:
+            self._records.pop(index, None)  # it was good in an earlier pass
             self._bad[index] = {"dataset": self.config.name, **bad.as_dict()}
             log.warning("data set %s: bad sample, not counted: %s", self.config.name, bad)
             return None

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ log = logging.getLogger("flexiclip.eval")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What is found of a data set: unit rows [N, D] float32 and images/s by length, and the samples that all of them are of."""
+
+    rows: dict[Length, Tensor] = field(default_factory=dict)
+    speeds: dict[Length, float | None] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
+
+
 class EmbeddingStore:
     """The embeddings of one model in a folder. Every rank reads; the main one writes. UserError where it cannot."""
 
@@ -52,10 +62,11 @@ class EmbeddingStore:
         """The hash of the model's parameters, buffers and settings."""
         return model_fingerprint(self._loaded)
 
-    def read_images(
-        self, images: ImageBlock, lengths: Sequence[Length]
-    ) -> tuple[dict[Length, Tensor], dict[Length, float | None]]:
-        """(rows [N, D] float32, images/s) of the lengths that all ranks find; of all of them: `images` knows its records."""
+    def read_images(self, images: ImageBlock, lengths: Sequence[Length]) -> Kept:
+        """Those of the lengths that all ranks find. Where these are all: `images` knows its records.
+
+        Nothing, and a line that says so, where the lengths were kept by passes that could not read the same samples.
+        """
         found: dict[Length, tuple[Tensor, dict[str, Any]]] = {}
         for length in lengths:
             held = self._read(self._image_file(images, length))
@@ -63,16 +74,32 @@ class EmbeddingStore:
                 found[length] = held
         everywhere = set.intersection(*gather_objects(set(found)))
         found = {length: held for length, held in found.items() if length in everywhere}
-        if len(found) == len(lengths) > 0:
-            about = next(iter(found.values()))[1]
-            images.adopt([_record(data) for data in about["records"]], about["bad"])
+        if not found:
+            return Kept()
         rows = {length: held for length, (held, _) in found.items()}
-        return rows, {length: about["images_per_s"] for length, (_, about) in found.items()}
+        speeds = {length: about["images_per_s"] for length, (_, about) in found.items()}
+        samples, *others = ({"records": about["records"], "bad": about["bad"]} for _, about in found.values())
+        if not all(gather_objects(all(other == samples for other in others))):
+            self._say_anew(images)
+            return Kept()
+        if len(found) == len(lengths):
+            images.adopt([_record(data) for data in samples["records"]], samples["bad"])
+        return Kept(rows, speeds, samples)
+
+    def fits(self, images: ImageBlock, kept: Kept) -> bool:
+        """Whether a pass over `images` read the samples that what is kept was made of; else a line says that it is of no use.
+
+        All ranks call it.
+        """
+        same = not kept.rows or kept.samples == _samples(images)
+        if not all(gather_objects(same)):
+            self._say_anew(images)
+            return False
+        return True
 
     def write_images(self, images: ImageBlock, rows: dict[Length, Tensor], speeds: dict[Length, float | None]) -> None:
         """Keep what a pass over `images` gave. All ranks call it."""
-        records, bad = images.gather()
-        about = {"records": [dataclasses.asdict(record) for record in records], "bad": bad}
+        about = _samples(images)
         for length, z in rows.items():
             self._write(self._image_file(images, length), z, {**about, "images_per_s": speeds[length]})
 
@@ -84,6 +111,14 @@ class EmbeddingStore:
     def write_texts(self, tokens: Tensor, rows: Tensor) -> None:
         """Keep the rows of some texts."""
         self._write(self._text_file(tokens), rows, {})
+
+    def _say_anew(self, images: ImageBlock) -> None:
+        if rank_and_world()[0] == 0:
+            log.warning(
+                "embeddings %s: data set %s computed anew: not all lengths are of the same readable samples",
+                self.folder,
+                images.config.name,
+            )
 
     def _image_file(self, images: ImageBlock, length: Length) -> Path:
         return self.folder / f"images-{_hash(self.weights, images.fingerprint, length)}.safetensors"
@@ -117,6 +152,13 @@ class EmbeddingStore:
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)
             raise UserError(f"--embeddings {self.folder}: cannot write there: {error}") from None
+
+
+def _samples(images: ImageBlock) -> dict[str, Any]:
+    """What a pass read and could not read, as JSON gives it back."""
+    records, bad = images.gather()
+    plain: dict[str, Any] = json.loads(json.dumps({"records": [dataclasses.asdict(record) for record in records], "bad": bad}))
+    return plain
 
 
 def model_fingerprint(loaded: EvalModel) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tarfile
 import threading
 from pathlib import Path
 
@@ -147,3 +148,37 @@ def test_the_next_batch_is_decoded_meanwhile_but_not_while_speeds_are_measured(
     monkeypatch.setattr(loaded.model, "encode_image", slow)
     evaluate_suites([("toy", loaded)], [suite], seqhw=[3], batch_size=size, workers=1)
     assert during == [0, 0, 0, 0, 4, 4, 0]
+
+
+def _spoil(tar: Path, key: str) -> None:
+    """Damage an image where it lies: every name and size stays."""
+    with tarfile.open(tar) as opened:
+        member = opened.getmember(f"{key}.png")
+    with tar.open("r+b") as file:
+        file.seek(member.offset_data + 8)
+        file.write(bytes(member.size - 8))
+
+
+def test_lengths_of_different_samples_never_stand_side_by_side(
+    loaded: LoadedModel, suite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lines(seqhw: list[int]) -> tuple[list[tuple[int | None, int]], int]:
+        """((seqhw, n) of the rows, how often it was said that all is computed anew)."""
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "flexiclip.eval"):
+            rows = evaluate_suites([("toy", loaded)], [suite], seqhw=seqhw, batch_size=5, embeddings=kept)
+        said = [record for record in caplog.records if "data set toys computed anew" in record.message]
+        return [(row.seqhw, row.n) for row in rows[: len(seqhw)]], len(said)
+
+    kept = tmp_path / "kept"
+    assert lines([3]) == ([(3, 21)], 0)
+    _spoil(tmp_path / "data" / "part-2.tar", "0011")
+    assert lines([3]) == ([(3, 21)], 0)  # from what is kept
+    assert lines([3, 6]) == ([(3, 20), (6, 20)], 1)  # the pass for 6 misses a sample
+    assert lines([3, 6]) == ([(3, 20), (6, 20)], 0)
+    expected = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 6], batch_size=5)
+    rows = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 6], batch_size=5, embeddings=kept)
+    assert [row.metrics for row in rows] == [row.metrics for row in expected]
+    _spoil(tmp_path / "data" / "part-2.tar", "0012")
+    assert lines([2]) == ([(2, 19)], 0)
+    assert lines([2, 3]) == ([(2, 19), (3, 19)], 1)  # both are kept, of different samples
