@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flexiclip.bundle import LoadedModel, build_imported, is_model_folder, load_model
+from flexiclip.errors import UserError
 from flexiclip.models.weights.files import read_json
 from flexiclip.models.weights.imported import Imported
 
@@ -19,7 +20,12 @@ def read_model(source: str, device: str) -> LoadedModel:
     """The model with our towers, in evaluation mode on `device`. Raises UserError."""
     if is_ours(Path(source)):
         return load_model(source, device)
-    loaded = build_imported(_read(source), source)
+    try:
+        loaded = build_imported(_read(source), source)
+    except UserError as error:
+        if " --" not in str(error):
+            raise
+        raise UserError(f"{error}; that is an option of `flexiclip import`: evaluate the folder that it writes") from None
     loaded.model.to(device)
     return loaded
 
