@@ -19,7 +19,7 @@ from flexiclip.errors import UserError
 
 from .choices.cascade import CascadeCurve, cascade_pair, priced
 from .choices.length import TOLERANCE, Budget, choose
-from .data.images import ImageBlock
+from .data.splits import Splits, open_splits
 from .embeddings.ranks import rank_and_world
 from .embeddings.store import EmbeddingStore
 from .models import open_model
@@ -32,7 +32,7 @@ from .suites.dataset import DatasetConfig
 from .suites.load import load_datasets
 from .tasks.registry import WITHOUT_TEXT
 
-CACHE_BYTES = 1 << 30  # of decoded images a data set and rank, kept between the evaluations of a training run
+CACHE_BYTES = 1 << 30  # of decoded images a split and rank, kept between the evaluations of a training run
 
 
 def evaluate_suites(
@@ -99,18 +99,17 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
     report.models.append(_model_info(source, loaded))
     lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
     pair = cascade_pair(lengths, plan.cascade) if len(lengths) > 1 else None
-    blocks = [ImageBlock(dataset, loaded.transform, workers=plan.workers, cache_bytes=0) for dataset in plan.datasets]
+    opened = [open_splits(dataset, loaded.transform, workers=plan.workers, cache_bytes=0) for dataset in plan.datasets]
     store = None if plan.embeddings is None else EmbeddingStore(plan.embeddings, loaded)
     main = rank_and_world()[0] == 0
-    for dataset, images in zip(plan.datasets, blocks, strict=True):
+    for dataset, splits in zip(plan.datasets, opened, strict=True):
         seen = watch(f"{source} · {dataset.name}") if main else silent
-        for score in score_tasks(loaded, images, lengths, plan.batch_size, plan.device, seen, store, pair):
+        for score in score_tasks(loaded, splits, lengths, plan.batch_size, plan.device, seen, store, pair):
             report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
             if pair and score.reranked:
                 report.cascades.append(_curve(loaded, source, score, pair))
-        records, bad = images.gather()
-        report.add_bad_samples(bad)
-        gallery.add(map(dataset.row_name, dataset.tasks), dataset, records)
+        report.add_bad_samples(splits.bad_samples())
+        gallery.add(map(dataset.row_name, dataset.tasks), dataset, splits.images.gather()[0])
 
 
 def make_evaluators(
@@ -124,18 +123,18 @@ def make_evaluators(
     """A callable for the training loop: all ranks call it with the model, and each gets the same numbers.
 
     Keys: DATASET/TASK/METRIC/seqhw=S. Suites are read now, so that a typo stops a run before its first step; images are decoded
-    at the first call and kept, up to CACHE_BYTES a data set, for the next ones: the transform must stay the same.
+    at the first call and kept, up to CACHE_BYTES a split, for the next ones: the transform must stay the same.
     """
     datasets = load_datasets(suites)
-    blocks: list[ImageBlock] = []
+    opened: list[Splits] = []
 
     def evaluate(loaded: EvalModel) -> dict[str, float]:
-        if not blocks:
-            blocks.extend(ImageBlock(each, loaded.transform, workers=workers, cache_bytes=CACHE_BYTES) for each in datasets)
+        if not opened:
+            opened.extend(open_splits(each, loaded.transform, workers=workers, cache_bytes=CACHE_BYTES) for each in datasets)
         lengths = choose_lengths(loaded, seqhw)
         values: dict[str, float] = {}
-        for images in blocks:
-            for score in score_tasks(loaded, images, lengths, batch_size, torch.device(device)):
+        for splits in opened:
+            for score in score_tasks(loaded, splits, lengths, batch_size, torch.device(device)):
                 prefix = f"{score.info.dataset}/{score.info.task.removeprefix('zeroshot_')}"
                 values |= {f"{prefix}/{name}/seqhw={score.length}": value for name, value in score.result.metrics.items()}
         return values

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from .choices.cascade import Reranked
-from .data.images import ImageBlock
+from .data.images import ImageBlock, Record
+from .data.splits import Splits
 from .embeddings.embed import embed_images, evaluating
 from .embeddings.prompts import embed_texts
 from .embeddings.store import EmbeddingStore, Kept
@@ -19,7 +21,7 @@ from .report.table import TaskInfo
 from .tasks.base import Context, Result
 from .tasks.registry import TASKS
 
-Embedded = tuple[dict[Length, torch.Tensor], dict[Length, float | None]]  # unit rows [N, D] and images/s by length
+Embedded = tuple[dict[Length, Tensor], dict[Length, float | None]]  # unit rows [N, D] and images/s by length
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Score:
 
 def score_tasks(
     loaded: EvalModel,
-    images: ImageBlock,
+    splits: Splits,
     lengths: Sequence[Length],
     batch_size: int,
     device: torch.device,
@@ -49,18 +51,42 @@ def score_tasks(
     pair: the lengths of a cascade, if there is one.
     """
     with evaluating(loaded.model):
-        sweep = partial(embed_images, loaded, images, batch_size=batch_size, device=device, watch=seen)
-        embeddings, speeds = sweep(lengths) if store is None else _kept_or_made(images, lengths, sweep, store)
-        records = images.gather()[0]
+        embed = partial(_embed, loaded, lengths=lengths, batch_size=batch_size, device=device, seen=seen, store=store)
+        taught = embed(splits.training) if splits.training is not None else None
+        images = embed(splits.images)
         texts = partial(embed_texts, loaded, batch_size=batch_size, device=device, store=store)
-        for task in images.config.tasks:
-            prepared = TASKS[task.kind](Context(images.config, task, records, texts))
+        for task in splits.config.tasks:
+            prepared = TASKS[task.kind](Context(splits.config, task, images.records, texts, taught.records if taught else ()))
             for length in lengths:
-                image_z = embeddings[length].to(device)
+                image_z = images.rows[length].to(device)
                 reranked: list[Reranked] = []
                 if pair and prepared.rerank and length == pair[1]:
-                    reranked = prepared.rerank(embeddings[pair[0]].to(device), image_z)
-                yield Score(prepared.info, length, prepared.measure(image_z), len(records), speeds[length], tuple(reranked))
+                    reranked = prepared.rerank(images.rows[pair[0]].to(device), image_z)
+                result = prepared.measure(image_z, taught.rows[length].to(device) if taught else image_z[:0])
+                yield Score(prepared.info, length, result, len(images.records), images.speeds[length], tuple(reranked))
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A split at every length: unit rows [N, D] of its records, and images/s."""
+
+    records: list[Record]
+    rows: dict[Length, Tensor]
+    speeds: dict[Length, float | None]
+
+
+def _embed(
+    loaded: EvalModel,
+    images: ImageBlock,
+    lengths: Sequence[Length],
+    batch_size: int,
+    device: torch.device,
+    seen: Watch,
+    store: EmbeddingStore | None,
+) -> _Split:
+    sweep = partial(embed_images, loaded, images, batch_size=batch_size, device=device, watch=seen)
+    rows, speeds = sweep(lengths) if store is None else _kept_or_made(images, lengths, sweep, store)
+    return _Split(images.gather()[0], rows, speeds)
 
 
 def _kept_or_made(

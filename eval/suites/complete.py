@@ -5,12 +5,13 @@ So a typo in a file stops an evaluation before its first image. A file of the su
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from typing import Any
 
 from flexiclip.errors import UserError
 
-from .dataset import DatasetConfig
+from .dataset import DatasetConfig, training
 from .folder import class_folders
 from .layout import Type, at, class_names, class_templates, dataset_type, shard_places
 from .task import DEFAULT_TEMPLATES, TaskConfig
@@ -34,7 +35,18 @@ def complete(config: DatasetConfig) -> DatasetConfig:
             tasks.append(read_files(task, config.name))
         except UserError as error:
             raise UserError(f"data set {config.name}: {error}") from None
+    if any(task.trains for task in tasks):
+        _require_training(config)
     return replace(config, tasks=tuple(tasks))
+
+
+def _require_training(config: DatasetConfig) -> None:
+    """Raise UserError where the training split, or what learns from it, is missing."""
+    split = training(config)
+    if split.root is not None:
+        shard_places(split.root, split.split)
+    if importlib.util.find_spec("sklearn") is None:
+        raise UserError(f"data set {config.name}: kind: linear_probe needs scikit-learn: run `pip install 'flexiclip[probe]'`")
 
 
 def read_files(task: TaskConfig, dataset: str) -> TaskConfig:
@@ -90,7 +102,7 @@ def _complete_task(task: TaskConfig, root: str, names: tuple[str, ...] | None, t
     if task.label not in LABELS.values():
         return task
     try:
-        if task.classes is None:
+        if task.classes is None and (task.reads_prompts or names is not None):
             if names is None:
                 raise UserError(f"{at(root, 'classnames.txt')}: no such file; write classes: into a suite")
             task = replace(task, classes=names)
@@ -111,7 +123,7 @@ def _complete_folder(config: DatasetConfig, folder: str) -> DatasetConfig:
     tasks = config.tasks or (TaskConfig("classification", label="folder"),)
     completed = []
     for task in tasks:
-        if task.label == "folder" and task.classes is None:
+        if task.label == "folder" and task.classes is None and not task.trains:  # whose training split may have others too
             task = replace(task, classes={name: name.replace("_", " ") for name in names})
         completed.append(task)
     return replace(config, tasks=tuple(completed))

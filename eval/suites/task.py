@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from flexiclip.errors import UserError
 
-Kind = Literal["retrieval", "classification", "multilabel", "choice"]
+Kind = Literal["retrieval", "classification", "multilabel", "choice", "linear_probe"]
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
 
 _PROMPTED = {"label", "classes", "repeats", "templates", "prompts"}
@@ -18,6 +18,7 @@ _KEYS: dict[str, set[str]] = {
     "classification": _PROMPTED | {"ties"},
     "multilabel": _PROMPTED,
     "choice": {"label"},
+    "linear_probe": {"label", "classes", "repeats"},
 }
 """The keys that each kind reads, besides name."""
 
@@ -25,14 +26,15 @@ _KEYS: dict[str, set[str]] = {
 @dataclass(frozen=True)
 class TaskConfig:
     """retrieval: captions find images and images captions. classification: an image finds its class among prompts. multilabel:
-    each class finds its images. choice: an image finds its caption among wrong ones.
+    each class finds its images. choice: an image finds its caption among wrong ones. linear_probe: logistic regression learns the
+    classes from the embeddings of the data set's `train`.
     """
 
     kind: Kind
     name: str | None = None  # tells two tasks of one kind apart; joins the data set's name in the rows
     label: str | None = None
-    """`json:FIELD`, or a member. classification: holds a class name or its number, such as cls. multilabel: the classes of an
-    image, a list in JSON or a 0/1 vector in a member such as npy. choice: what the images of one instance share."""
+    """`json:FIELD`, or a member. classification, linear_probe: holds a class name or its number, such as cls. multilabel: the
+    classes of an image, a list in JSON or a 0/1 vector in a member such as npy. choice: what the images of one instance share."""
     classes: str | tuple[str, ...] | dict[str, Any] | None = None
     """Names in the order of their numbers, or label -> its words (a text or several), or a file or URL with either, a name a line
     or JSON; default: those beside the samples, else the labels found, sorted."""
@@ -75,6 +77,11 @@ class TaskConfig:
     def reads_prompts(self) -> bool:
         """Whether its classes are texts that are embedded."""
         return self.kind in ("classification", "multilabel")
+
+    @property
+    def trains(self) -> bool:
+        """Whether it needs the training split."""
+        return self.kind == "linear_probe"
 
     @property
     def words(self) -> dict[str, tuple[str, ...]]:

@@ -24,6 +24,8 @@ class Context:
     records: Sequence[Record]
     """Of the images that could be read, in the order of the rows of embeddings."""
     embed_texts: Callable[[Sequence[str]], Tensor]
+    training: Sequence[Record] = ()
+    """Those of the training split, where a task of the data set trains."""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class Prepared:
     """A task of one data set and model. Each callable must be called by all ranks, and gives all of them the same."""
 
     info: TaskInfo
-    measure: Callable[[Tensor], Result]
-    """Unit rows of the images [N, D] -> its result."""
+    measure: Callable[[Tensor, Tensor], Result]
+    """(unit rows of the images [N, D], those of the training split [M, D], M = 0 where no task trains) -> its result."""
     rerank: Callable[[Tensor, Tensor], list[Reranked]] | None = None
     """Retrieval: unit rows of the images at a short and at a long length -> what a cascade of the two finds."""

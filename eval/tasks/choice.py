@@ -29,7 +29,7 @@ def prepare_choice(context: Context) -> Prepared:
     instances, captions = find_instances(context.records, context.task.label, context.task.name or "choice")
     text_z = context.embed_texts(captions)
     info = TaskInfo(context.name, "image_caption_selection", choice_chance(instances), captions=len(captions))
-    return Prepared(info, lambda image_z: Result(choice_metrics(image_z, text_z, instances)))
+    return Prepared(info, lambda image_z, _: Result(choice_metrics(image_z, text_z, instances)))
 
 
 def find_instances(records: Sequence[Record], label: str | None, name: str) -> tuple[list[Instance], list[str]]:

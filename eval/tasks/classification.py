@@ -24,7 +24,7 @@ def prepare_classification(context: Context) -> Prepared:
     class_z = class_embeddings(context.embed_texts, prompts)
     chance = classification_chance(len(classes))
     info = TaskInfo(context.name, "zeroshot_classification", chance, tuple(classes), largest_class(label))
-    return Prepared(info, lambda image_z: classify(image_z, class_z, label, classes, context.task.ties))
+    return Prepared(info, lambda image_z, _: classify(image_z, class_z, label, classes, context.task.ties))
 
 
 def classify(image_z: Tensor, class_z: Tensor, label: Tensor, classes: list[str], ties: Ties = "chance") -> Result:

@@ -24,7 +24,7 @@ def prepare_multilabel(context: Context) -> Prepared:
     chance = {"mean_average_precision": member.double().mean(0).mean().item()}
     info = TaskInfo(context.name, "zeroshot_classification", chance, tuple(classes))
 
-    def measure(image_z: Tensor) -> Result:
+    def measure(image_z: Tensor, _: Tensor) -> Result:
         scores = (100.0 * image_z) @ class_z.T.contiguous()
         twins = first_twins(image_z)
         precision = average_precision(scores if twins is None else scores[twins], member.to(scores.device))

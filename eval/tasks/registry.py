@@ -7,6 +7,7 @@ from collections.abc import Callable
 from .base import Context, Prepared
 from .choice import prepare_choice
 from .classification import prepare_classification
+from .linear_probe import prepare_linear_probe
 from .multilabel import prepare_multilabel
 from .retrieval import prepare_retrieval
 
@@ -15,6 +16,7 @@ TASKS: dict[str, Callable[[Context], Prepared]] = {
     "classification": prepare_classification,
     "multilabel": prepare_multilabel,
     "choice": prepare_choice,
+    "linear_probe": prepare_linear_probe,
 }
 
 WITHOUT_TEXT = ("linear_probe",)

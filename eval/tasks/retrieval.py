@@ -62,7 +62,7 @@ def prepare_retrieval(context: Context) -> Prepared:
     pairs = pairs.to(text_z.device)
     ties = context.task.ties
 
-    def measure(image_z: Tensor) -> Result:
+    def measure(image_z: Tensor, _: Tensor) -> Result:
         metrics, ranks = retrieval_metrics(image_z, text_z, pairs, ties)
         examples = found_examples(texts_to_images(text_z, image_z), pairs.by_caption, ranks, pairs.captions)
         return Result(metrics, {"found": examples})

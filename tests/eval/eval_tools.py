@@ -55,7 +55,10 @@ def write_shards(folder: Path, items: Sequence[Toy], sizes: Sequence[int]) -> st
                 png = io.BytesIO()
                 toy.image.save(png, "PNG")
                 data = png.getvalue()[:60] if toy.broken else png.getvalue()
-                meta = json.dumps({"captions": toy.captions, "category": toy.category}).encode()
+                two = [toy.category, CATEGORIES[number % 6]]
+                choice = [toy.captions[0], f"no thing number {number}"]
+                about = {"captions": toy.captions, "category": toy.category, "categories": two, "choice": choice}
+                meta = json.dumps(about).encode()
                 cls = str(CATEGORIES.index(toy.category)).encode()
                 for name, content in ((f"{number:04d}.png", data), (f"{number:04d}.json", meta), (f"{number:04d}.cls", cls)):
                     info = tarfile.TarInfo(name)
@@ -69,6 +72,15 @@ def write_suite(path: Path, shards: str, **task: Any) -> str:
     """A suite with retrieval and classification on the toys."""
     classify = {"kind": "classification", "label": "json:category", "templates": ["a photo of {c}", "{c}"], **task}
     dataset = {"name": "toys", "shards": shards, "captions": "json:captions", "tasks": [{"kind": "retrieval"}, classify]}
+    path.write_text(json.dumps({"datasets": [dataset]}), encoding="utf-8")
+    return str(path)
+
+
+def write_wider_suite(path: Path, shards: str, train: str) -> str:
+    """A suite with the other tasks on the toys."""
+    multilabel = {"kind": "multilabel", "label": "json:categories", "classes": CATEGORIES}
+    tasks = [multilabel, {"kind": "choice"}, {"kind": "linear_probe", "label": "json:category"}]
+    dataset = {"name": "wider", "shards": shards, "train": train, "captions": "json:choice", "tasks": tasks}
     path.write_text(json.dumps({"datasets": [dataset]}), encoding="utf-8")
     return str(path)
 
