@@ -21,5 +21,5 @@ flexiclip train openmoji_flexilit
 flexiclip train openmoji_fixed
 
 say "3/3 evaluation: every model at every length"
-flexiclip eval runs/openmoji_flexilit runs/openmoji_fixed runs/openmoji_fixed+bilinear --suite openmoji --suite noto \
-  --seqhw 3,4,5,6,10,12,15 --output runs/curves
+flexiclip eval runs/openmoji_flexilit runs/openmoji_fixed runs/openmoji_fixed+pi runs/openmoji_fixed+bilinear \
+  --suite openmoji --suite noto --seqhw 3,4,5,6,10,12,15 --output runs/curves

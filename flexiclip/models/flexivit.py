@@ -42,7 +42,7 @@ class FlexiViT(nn.Module):
         self.blocks = nn.ModuleList(Block(shape, config.activation, config.norm_eps) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=config.norm_eps)
         self.map_head = MAPHead(shape, config.activation, config.norm_eps) if config.pool == "map" else None
-        self.resize_kernel, self.resize_grid = _resizers(config)
+        self.resize_kernel, self.resize_grid = resizers(config)
         self._init()
 
     def _init(self) -> None:
@@ -110,7 +110,7 @@ class FlexiViT(nn.Module):
         return gh if gh == gw else (gh, gw)
 
 
-def _resizers(config: ImageTowerConfig) -> tuple[AxisResize, AxisResize]:
+def resizers(config: ImageTowerConfig) -> tuple[AxisResize, AxisResize]:
     """The kernel's and the grid's resize, with buffers for every length of the configured image size."""
     kernel, base_grid = pair(config.base_patch_size), pair(config.base_grid)
     (height, width) = pair(config.image_size)

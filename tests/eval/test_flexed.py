@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,25 @@ def test_our_own_fixed_model_is_flexed_by_name_and_compared_in_one_command(tmp_p
         assert not torch.allclose(plain.model.encode_image(x, seqhw=6), flexed.model.encode_image(x, seqhw=6), atol=1e-3)
     with pytest.raises(UserError, match="is named twice"):
         evaluate_suites([str(folder), f"{folder}/"], [suite])
+
+
+def test_a_model_of_one_trained_length_is_flexed_from_the_kernel_it_has_there(tmp_path: Path) -> None:
+    """Base kernel 8, trained at patches of 12: at 12 nothing changes, elsewhere that kernel is resized, never the base one."""
+    loaded = toy_model(tmp_path)
+    config = replace(loaded.config, patch=replace(loaded.config.patch, seqhw=(2,)))
+    save_model(tmp_path / "fixed", replace(loaded, config=config))
+    tower, x = loaded.model.image_tower, loaded.transform(_image())[None]
+    own = tower.resize_kernel(tower.kernel.detach(), (12, 12))
+    expected = {
+        "pi": resample_patch_embed(own, [4, 4], interpolation="bilinear", antialias=False),
+        "bilinear": F.interpolate(own, size=(4, 4), mode="bilinear", antialias=False),
+    }
+    for flex, kernel in expected.items():
+        flexed = open_model(f"{tmp_path / 'fixed'}+{flex}", "cpu").model
+        with torch.no_grad():
+            assert torch.equal(flexed.encode_image(x, seqhw=2), loaded.model.encode_image(x, seqhw=2))
+            found = flexed.image_tower.resize_kernel(flexed.image_tower.kernel, (4, 4))
+        assert (found - kernel).abs().max() < 1e-5 * kernel.abs().max()
 
 
 def test_an_image_tower_alone_is_refused_where_text_is_needed(tmp_path: Path) -> None:
