@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from flexiclip.errors import UserError
+from flexiclip.train.checkpoints.files import link_folder
 from flexiclip.train.checkpoints.stores import Store, open_store
 
 
@@ -69,3 +70,17 @@ def test_dropped_is_gone(store: Store) -> None:
     store.drop("step-5")
     assert store.steps() == [10]
     assert store.latest() == "step-10"
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    root = tmp_path / "place"
+    store = open_store(str(root), tmp_path / "staging")
+    put(store, 5, "five")
+    (root / ".step-6.99999" / "model").mkdir(parents=True)
+    (root / ".latest.99999").write_text("step-6")
+    (tmp_path / ".model.99999").mkdir()
+    put(store, 10, "ten")
+    link_folder(root / "step-10" / "model", tmp_path / "model")
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step-10", "step-5"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "staging") == ["model", "place"]
+    assert (tmp_path / "model" / "weights").read_text() == "ten"

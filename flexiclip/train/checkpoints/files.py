@@ -39,8 +39,9 @@ def sync_folder(folder: Path) -> None:
 
 def link_folder(source: Path, target: Path) -> None:
     """Put a hard-linked copy of a folder in the place of another; a plain copy where links are not to be had."""
+    for left in target.parent.glob(f".{target.name}.*"):  # by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
         shutil.copytree(source, aside, copy_function=os.link)
     except (OSError, shutil.Error):

@@ -124,6 +124,8 @@ class LocalStore:
         """See Store. Beside the others, so that it can be renamed."""
         for left in self.root.glob(".step-*"):  # by a run that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
+        for file in self.root.glob(f".{LATEST}.*"):
+            file.unlink(missing_ok=True)
         return self.root / f".{name}.{os.getpid()}"
 
     def put(self, aside: Path, name: str) -> Path:
