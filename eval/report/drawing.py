@@ -116,7 +116,7 @@ def legend(axis: Axes, columns: int) -> None:
     """Under the frame, the chance line last."""
     axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
     style: Any = {"frameon": False, "loc": "upper left", "borderaxespad": 0, "columnspacing": 1.2, "handlelength": 1.8}
-    axis.legend(bbox_to_anchor=(0, -0.24), ncols=columns, **style)
+    axis.legend(bbox_to_anchor=(0, -0.3), ncols=columns, **style)
 
 
 def _tick_labels(rows: Sequence[Row]) -> list[str]:
