@@ -18,7 +18,7 @@ from flexiclip.config import to_dict
 from flexiclip.errors import UserError
 
 from .choices.cascade import CascadeCurve, cascade_pair, priced
-from .choices.length import TOLERANCE, Budget, choose
+from .choices.length import TOLERANCE, Budget, check_tolerance, choose
 from .data.splits import Splits, open_splits
 from .embeddings.ranks import rank_and_world
 from .embeddings.store import EmbeddingStore
@@ -63,7 +63,7 @@ def evaluate_suites(
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
     datasets = load_datasets(suites)
-    choose([], tolerance=tolerance)  # a mistake is said before the work
+    check_tolerance(tolerance)
     if seqhw and cascade:
         cascade_pair(seqhw, cascade)
     report, gallery = Report(command=command or shlex.join(sys.argv)), Gallery()

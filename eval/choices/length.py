@@ -82,8 +82,7 @@ def choose(rows: Sequence[Row], *, tolerance: float = TOLERANCE, budget: Budget 
 
     tolerance: points of the primary metric below the best that are still good enough. Raises UserError for a negative one.
     """
-    if not 0 <= tolerance < math.inf:
-        raise UserError(f"--tolerance {tolerance:g}: write points of the metric, 0 or more, for example 0.5")
+    check_tolerance(tolerance)
     curves: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
         if row.seqhw is not None:  # a length without a number has no neighbours to choose from
@@ -94,6 +93,12 @@ def choose(rows: Sequence[Row], *, tolerance: float = TOLERANCE, budget: Budget 
             choices.append(shortest_within(curve, tolerance))
             choices += [best_within(curve, budget)] if budget is not None else []
     return choices
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise UserError for what is no number of points."""
+    if not 0 <= tolerance < math.inf:
+        raise UserError(f"--tolerance {tolerance:g}: write points of the metric, 0 or more, for example 0.5")
 
 
 def shortest_within(curve: Sequence[Row], tolerance: float) -> Choice:

@@ -30,7 +30,7 @@ from .source import Label
 log = logging.getLogger("flexiclip.eval")
 
 TIMED_BATCHES = 3  # at least, for a speed that one hiccup of the machine does not decide
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function in the repr of another library's transform
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class ImageBlock:
         self._cache: dict[int, Tensor] = {}
         self._records: dict[int, Record] = {}
         self._bad: dict[int, dict[str, str]] = {}
-        self._adopted: tuple[list[Record], list[dict[str, str]]] | None = None
-        self._settings = _ADDRESS.sub("", repr(transform))
+        self._gathered: tuple[list[Record], list[dict[str, str]]] | None = None  # of the last pass, or adopted
+        self._settings = repr_without_addresses(transform)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,6 +80,7 @@ class ImageBlock:
         ahead: batches decoded while the caller works on this one, but on none of the first `undisturbed`: on a CPU, threads at
         work would falsify the speeds measured.
         """
+        self._gathered = None
         mine = block(self.total)
         starts = range(0, largest_block(self.total), size)
         with ThreadPoolExecutor(self._workers) as pool:
@@ -93,19 +94,20 @@ class ImageBlock:
 
     def gather(self) -> tuple[list[Record], list[dict[str, str]]]:
         """The records of all ranks in order, and the bad samples (dataset, shard, key, reason). Call after a pass."""
-        if self._adopted is not None:
-            return self._adopted
+        if self._gathered is not None:
+            return self._gathered
         mine = (sorted(self._records.items()), sorted(self._bad.items()))
         parts = gather_objects(mine)
         records = [record for part, _ in parts for _, record in part]
         bad = [entry for _, part in parts for _, entry in part]
         if not records:
             raise UserError(f"data set {self.config.name}: none of its {self.total} samples can be read; first: {bad[0]}")
+        self._gathered = records, bad
         return records, bad
 
     def adopt(self, records: list[Record], bad: list[dict[str, str]]) -> None:
         """Take what `gather` gave after a pass of an earlier evaluation, in the place of a pass."""
-        self._adopted = records, bad
+        self._gathered = records, bad
 
     def _image(self, index: int) -> Tensor | None:
         """The image of sample `index`, or None when it is broken. Runs in threads: each index is touched by one of them."""
@@ -126,6 +128,11 @@ class ImageBlock:
             self._room -= image.nbytes
             self._cache[index] = image
         return image
+
+
+def repr_without_addresses(thing: object) -> str:
+    """What another library's transform or module says of itself, the same in every process."""
+    return _ADDRESS.sub("", repr(thing))
 
 
 def _stack(images: Sequence[Tensor | None]) -> Tensor:

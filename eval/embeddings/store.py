@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +28,11 @@ from torch import Tensor
 import flexiclip
 from flexiclip.errors import UserError
 
-from ..data.images import ImageBlock, Record
+from ..data.images import ImageBlock, Record, repr_without_addresses
 from ..models.protocol import EvalModel, Length
 from .ranks import gather_objects, rank_and_world
 
 log = logging.getLogger("flexiclip.eval")
-
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -164,8 +161,8 @@ def _samples(images: ImageBlock) -> dict[str, Any]:
 def model_fingerprint(loaded: EvalModel) -> str:
     """sha256 (hexadecimal) over every parameter and buffer by name, the settings, and this library's version."""
     module = loaded.model
-    settings = repr(module) if loaded.config is None else repr(loaded.config.model)
-    digest = hashlib.sha256(f"{flexiclip.__version__}\n{_ADDRESS.sub('', settings)}".encode())
+    settings = repr_without_addresses(module if loaded.config is None else loaded.config.model)
+    digest = hashlib.sha256(f"{flexiclip.__version__}\n{settings}".encode())
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)} {_digest(tensor)}".encode())
     return digest.hexdigest()

@@ -22,9 +22,10 @@ _KINDS = (
 def open_model(source: str, device: str) -> EvalModel:
     """The model that a user names, in evaluation mode on `device`. Raises UserError that lists the kinds for none of them."""
     from .flex import open_flexed, split_suffix
+    from .readers import fixed, is_open_clip, is_ours, read_model
 
     plain, flex = split_suffix(source)
-    path, exported = Path(plain), _exported(plain)
+    exported = _exported(plain)
     if flex is not None:
         if exported:
             raise UserError(f"{source}: exported encoders hold their lengths; flex the model that {exported[0].name} comes from")
@@ -33,24 +34,22 @@ def open_model(source: str, device: str) -> EvalModel:
         from .onnx import load_onnx
 
         return load_onnx(source, exported)
-    if source.startswith("open_clip:") or (path / "open_clip_config.json").is_file():
+    if is_open_clip(source):
         from .open_clip import load_open_clip
 
         return load_open_clip(source, device)
-    from .readers import fixed, is_ours, read_model
-
     loaded = read_model(source, device)
-    return loaded if is_ours(path) else fixed(loaded)
+    return loaded if is_ours(Path(source)) else fixed(loaded)
 
 
 def _exported(source: str) -> list[Path]:
     """The encoders that a source names, where it is no other library's folder that holds .onnx files beside its own."""
     from .onnx import exported_files
-    from .readers import is_ours
+    from .readers import is_open_clip, is_ours
 
     path = Path(source)
-    others = (path / "config.json", path / "open_clip_config.json")
-    return [] if is_ours(path) or any(other.is_file() for other in others) else exported_files(source)
+    others = is_ours(path) or is_open_clip(source) or (path / "config.json").is_file()
+    return [] if others else exported_files(source)
 
 
 def no_model(source: str) -> UserError:

@@ -19,9 +19,7 @@ from flexiclip.models.weights.files import read_state
 from flexiclip.models.weights.open_clip_checks import check_folder
 
 from .cost import measured_gflops
-from .protocol import ForeignModel, Geometry, Length, side
-
-PREFIX = "open_clip:"
+from .protocol import OPEN_CLIP, ForeignModel, Geometry, Length, side
 
 
 class _Encoders(nn.Module):
@@ -62,11 +60,11 @@ def _named(source: str) -> tuple[str, str]:
     """(open_clip's name, tag or file), after the looks that open_clip does not take at what it is handed."""
     import open_clip
 
-    if not source.startswith(PREFIX):
+    if not source.startswith(OPEN_CLIP):
         name = f"local-dir:{source}"
         check_folder(Path(source), _described(name, source), source)
         return name, ""
-    name, _, pretrained = source.removeprefix(PREFIX).partition("/")
+    name, _, pretrained = source.removeprefix(OPEN_CLIP).partition("/")
     if name not in open_clip.list_models():
         raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")
     if Path(pretrained).is_file() and not pretrained.endswith(".npz"):

@@ -22,6 +22,9 @@ from flexiclip.models.variants import tower_name
 
 from ..report.table import Side
 
+OPEN_CLIP = "open_clip:"
+"""How a source begins that names a model of open_clip's."""
+
 Length = int | None
 """A seqhw; None: the model's own, for a model that has but one and does not name it."""
 
@@ -131,8 +134,8 @@ def trained_lengths(loaded: EvalModel) -> tuple[int, ...]:
 
 def model_names(loaded: EvalModel, source: str) -> tuple[str, str]:
     """(model, pretrained) of the rows: the two halves of open_clip:NAME/PRETRAINED, else the tower's shape and the folder."""
-    if source.startswith("open_clip:"):
-        name, _, pretrained = source.removeprefix("open_clip:").partition("/")
+    if source.startswith(OPEN_CLIP):
+        name, _, pretrained = source.removeprefix(OPEN_CLIP).partition("/")
         return name, pretrained
     if loaded.config is not None:
         return tower_name(loaded.config.model.image), source

@@ -13,7 +13,7 @@ from flexiclip.errors import UserError
 from flexiclip.models.weights.files import read_json
 from flexiclip.models.weights.imported import Imported
 
-from .protocol import EvalModel, ForeignModel, Geometry, Length, geometry_of
+from .protocol import OPEN_CLIP, EvalModel, ForeignModel, Geometry, Length, geometry_of
 
 
 def read_model(source: str, device: str) -> LoadedModel:
@@ -35,6 +35,11 @@ def is_ours(path: Path) -> bool:
     return is_model_folder(path) or is_model_folder(path / "model")
 
 
+def is_open_clip(source: str) -> bool:
+    """Whether it names a model of open_clip's, or is a folder of one."""
+    return source.startswith(OPEN_CLIP) or (Path(source) / "open_clip_config.json").is_file()
+
+
 def fixed(loaded: LoadedModel) -> EvalModel:
     """The model at its own length alone, where it was made for one: any other would be flexed, and that is said by a suffix."""
     if len(loaded.config.patch.seqhw) > 1:
@@ -46,10 +51,10 @@ def fixed(loaded: LoadedModel) -> EvalModel:
 
 def _read(source: str) -> Imported:
     path = Path(source)
-    if source.startswith("open_clip:") or (path / "open_clip_config.json").is_file():
+    if is_open_clip(source):
         from flexiclip.models.weights.open_clip import import_open_clip
 
-        return import_open_clip(source.removeprefix("open_clip:") if source.startswith("open_clip:") else f"local-dir:{source}")
+        return import_open_clip(source.removeprefix(OPEN_CLIP) if source.startswith(OPEN_CLIP) else f"local-dir:{source}")
     if path.suffix == ".npz":
         from flexiclip.models.weights.big_vision import import_big_vision
 

@@ -90,7 +90,7 @@ def finish(axis: Axes, rows: Sequence[Row], against: Against, title: str = "") -
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("tokens an image (patch size in pixels below)")
     else:
-        gflops_axis(axis, "GFLOPs an image")
+        _gflops_axis(axis)
     axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])  # air for the star of a training length
     axis.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents, as the labels are
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -100,12 +100,12 @@ def finish(axis: Axes, rows: Sequence[Row], against: Against, title: str = "") -
         axis.set_title(title, loc="left", fontsize=10)
 
 
-def gflops_axis(axis: Axes, label: str) -> None:
+def _gflops_axis(axis: Axes) -> None:
     """Plain numbers at 1, 2 and 5 on a log axis, and no more of them than fit."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_xscale("log")
-    axis.set_xlabel(label)
+    axis.set_xlabel("GFLOPs an image")
     low, high = axis.get_xlim()
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high / low < 300 else (1,), numticks=12))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..choices.cascade import CascadeCurve
-from .drawing import INK, Against, brief, chance_line, curve, finish, frames, gflops_axis, legend, look, place
+from .drawing import INK, Against, brief, chance_line, curve, finish, frames, legend, look, place
 from .names import family_of, is_share, long_name
 from .table import Row, TaskInfo
 
@@ -84,7 +84,7 @@ def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str)
             at: Any = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center", "fontsize": 7}
             axis.annotate(f"K={point.shortlist}", (x, point.metrics[metric]), color=colour, **at)
     finish(axis, [row for rows in runs.values() for row in rows], "gflops")
-    gflops_axis(axis, "GFLOPs a gallery image, all captions asked once")
+    axis.set_xlabel("GFLOPs a gallery image, all captions asked once")
     axis.set_ylabel(long_name(metric))
     axis.set_title(f"{next(iter(cascades.values())).dataset} · cascade", loc="left", weight="bold", pad=10)
     legend(axis, 1)

@@ -51,19 +51,12 @@ async def _http_range(fs: Any, url: str, offset: int, size: int) -> bytes:
     given = dict(fs.kwargs)
     headers = {**given.pop("headers", {}), "Range": f"bytes={offset}-{offset + size - 1}"}
     async with session.get(fs.encode_url(url), headers=headers, **given) as response:
-        if response.status == 404:
-            raise FileNotFoundError(f"no such file: {url}")
-        response.raise_for_status()
+        _require_found(response, url)
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
             raise FinalError(
                 f"{url}: the server ignores byte ranges, so samples cannot be read one by one: set data.sequential=true"
             )
-        data = bytearray()
-        async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > size:
-                break
-    return bytes(data)
+        return await _body(response, size)
 
 
 def read_remote_whole(url: str, most: int, timeout_s: float) -> bytes:
@@ -79,17 +72,27 @@ def read_remote_whole(url: str, most: int, timeout_s: float) -> bytes:
 
 
 async def _http_whole(fs: Any, url: str, most: int) -> bytes:
-    """The body by fsspec's session, and no more of it than one piece beyond `most` bytes."""
+    """The body by fsspec's session; see _body."""
     session = await fs.set_session()
     async with session.get(fs.encode_url(url), **fs.kwargs) as response:
-        if response.status == 404:
-            raise FileNotFoundError(f"no such file: {url}")
-        response.raise_for_status()
-        data = bytearray()
-        async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > most:
-                break
+        _require_found(response, url)
+        return await _body(response, most)
+
+
+def _require_found(response: Any, url: str) -> None:
+    """Raise FileNotFoundError for 404, and the client's error for any other answer that is no success."""
+    if response.status == 404:
+        raise FileNotFoundError(f"no such file: {url}")
+    response.raise_for_status()
+
+
+async def _body(response: Any, size: int) -> bytes:
+    """The body, and no more of it than one piece beyond `size` bytes."""
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > size:
+            break
     return bytes(data)
 
 

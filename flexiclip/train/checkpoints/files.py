@@ -27,6 +27,15 @@ def write_whole(path: Path, data: str | bytes) -> None:
         raise
 
 
+def clear_left(folder: Path, name: str) -> None:
+    """Remove what a killed writer left aside. name: what it was writing, a glob. For the only process that writes there."""
+    for left in folder.glob(f".{name}.*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until all that a folder holds is on the disk. A network disk tells only here that it is full."""
     for path in [*folder.rglob("*"), folder]:
@@ -39,8 +48,7 @@ def sync_folder(folder: Path) -> None:
 
 def link_folder(source: Path, target: Path) -> None:
     """Put a hard-linked copy of a folder in the place of another; a plain copy where links are not to be had."""
-    for left in target.parent.glob(f".{target.name}.*"):  # by a run that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
+    clear_left(target.parent, target.name)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.copytree(source, aside, copy_function=os.link)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint
-from flexiclip.train.checkpoints.files import reason, write_whole
+from flexiclip.train.checkpoints.files import clear_left, reason, write_whole
 
 LATEST = "latest"
 _NAME = re.compile(r"step-([0-9]{1,15})")
@@ -122,10 +122,8 @@ class LocalStore:
 
     def aside(self, name: str) -> Path:
         """See Store. Beside the others, so that it can be renamed."""
-        for left in self.root.glob(".step-*"):  # by a run that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
-        for file in self.root.glob(f".{LATEST}.*"):
-            file.unlink(missing_ok=True)
+        for written in ("step-*", LATEST):
+            clear_left(self.root, written)
         return self.root / f".{name}.{os.getpid()}"
 
     def put(self, aside: Path, name: str) -> Path:
