@@ -1,8 +1,8 @@
 """What a sweep over ten lengths costs, beside decoding and ten encodings timed alone, and beside CLIP_benchmark run ten times.
 
-    python scripts/bench/sweep.py                                    small and Ti, 2,000 JPEGs of 640x480, all cores
-    python scripts/bench/sweep.py --tower small --images 200         tried small
-    python scripts/bench/sweep.py --tower b --images 200 --output sweep.json
+    python scripts/bench/sweep.py                                    small, Ti and B; JPEGs of 640x480 (an hour on two cores)
+    python scripts/bench/sweep.py --images small=2000                one tower (a quarter of an hour)
+    python scripts/bench/sweep.py --quick                            tried small (a minute)
 
 Both classify the same images with the same model, batch size, threads and number of decoders (threads here, processes there).
 CLIP_benchmark has one length a run, so it is handed a wrapper of the model once a length; its accuracies must be ours before any
@@ -13,14 +13,13 @@ sweep. A B tower takes some 100 times as long as the small one: give it fewer im
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import tarfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +27,8 @@ from flexiclip_eval import evaluate_suites
 from flexiclip_eval.data.images import ImageBlock
 from flexiclip_eval.suites.load import load_datasets
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
+from side_by_side.record import Record, options
+from side_by_side.turns import seconds
 from torch import Tensor, nn
 
 from flexiclip.bundle import LoadedModel, build_model
@@ -45,6 +44,30 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 CLASSES = tuple(f"thing {i}" for i in range(10))
 TEMPLATES = ("a photo of a {c}.", "{c}")
+ABOUT = (
+    "Zero-shot classification at ten lengths in one pass, beside one pass of decoding and the ten encodings timed alone, and "
+    "beside CLIP_benchmark's own run once a length on the same model, shards, batch size, threads and number of decoders."
+)
+
+
+class Found(NamedTuple):
+    """Seconds of one tower, and the largest difference of an accuracy."""
+
+    sweep: float
+    decoding: float
+    encoding: float
+    clip_benchmark: float
+    difference: float
+
+    @property
+    def cost(self) -> float:
+        """The sweep over its parts."""
+        return self.sweep / (self.decoding + self.encoding)
+
+    @property
+    def faster(self) -> float:
+        """CLIP_benchmark's ten runs over the sweep."""
+        return self.clip_benchmark / self.sweep
 
 
 def write_images(folder: Path, count: int, shards: int) -> str:
@@ -127,76 +150,78 @@ def clip_benchmark_runs(loaded: LoadedModel, shards: list[str], batch_size: int,
 def parts(loaded: LoadedModel, suite: str, batch_size: int, workers: int) -> tuple[float, float]:
     """(seconds of one pass of decoding, seconds of the ten encodings on what it gave), each with nothing beside it."""
     block = ImageBlock(load_datasets([suite])[0], loaded.transform, workers=workers, cache_bytes=0)
-    start = time.perf_counter()
-    batches = list(block.batches(block.batch_size(batch_size), ahead=1))
-    decoding = time.perf_counter() - start
+    batches: list[Tensor] = []
+    decoding = seconds(lambda: batches.extend(block.batches(block.batch_size(batch_size), ahead=1)))
     preprocess = loaded.config.model.preprocess
-    start = time.perf_counter()
-    for batch in batches:
-        pixels = normalize(batch, preprocess.mean, preprocess.std)
-        for seqhw in LENGTHS:
-            loaded.model.encode_image(pixels, seqhw)
-    return decoding, time.perf_counter() - start
+
+    def encode() -> None:
+        for batch in batches:
+            pixels = normalize(batch, preprocess.mean, preprocess.std)
+            for seqhw in LENGTHS:
+                loaded.model.encode_image(pixels, seqhw)
+
+    return decoding, seconds(encode)
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """(what it gives, seconds)."""
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start
-
-
-def measure(tower: str, count: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(tower: str, count: int, arguments: argparse.Namespace, folder: Path) -> Found:
     """The figures of one tower. Raises AssertionError where CLIP_benchmark's accuracies are not ours."""
     suite, loaded = write_images(folder, count, max(1, arguments.workers)), make_model(tower, folder)
     for seqhw in LENGTHS:  # allocation and the choice of kernels are nobody's
         with torch.no_grad():
             loaded.model.encode_image(torch.zeros(arguments.batch_size, 3, 240, 240), seqhw)
     size, workers = arguments.batch_size, arguments.workers
-    rows, sweep = timed(lambda: evaluate_suites([(tower, loaded)], [suite], batch_size=size, workers=workers))
-    decoding, encoding = parts(loaded, suite, size, workers)
-    theirs, ten_runs = timed(
-        lambda: clip_benchmark_runs(loaded, [str(path) for path in sorted(folder.glob("images-*.tar"))], size, workers)
-    )
-    ours = [row.metrics["acc1"] for row in rows]
-    differ = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-    assert differ * count <= 1.001, f"{tower}: the accuracies differ by more than one image: {ours} and {theirs}"
-    return {
-        "tower": tower,
-        "images": count,
-        "sweep_s": sweep,
-        "decoding_s": decoding,
-        "encoding_s": encoding,
-        "cost": sweep / (decoding + encoding),
-        "clip_benchmark_s": ten_runs,
-        "faster": ten_runs / sweep,
-        "largest_difference_acc1": differ,
-    }
+    ours: list[float] = []
+    theirs: list[float] = []
+
+    def sweep() -> None:
+        rows = evaluate_suites([(tower, loaded)], [suite], batch_size=size, workers=workers)
+        ours.extend(row.metrics["acc1"] for row in rows)
+
+    def ten_runs() -> None:
+        shards = [str(path) for path in sorted(folder.glob("images-*.tar"))]
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar a batch
+            theirs.extend(clip_benchmark_runs(loaded, shards, size, workers))
+
+    times = seconds(sweep), *parts(loaded, suite, size, workers), seconds(ten_runs)
+    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    assert difference * count <= 1.001, f"{tower}: the accuracies differ by more than one image: {ours} and {theirs}"
+    return Found(*times, difference)
 
 
 def main() -> None:
     """Print the table and, where asked, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tower", default="small,ti", help=f"comma-separated, of {', '.join(TOWERS)}")
-    parser.add_argument("--images", type=int, default=2000)
+    parser = options(__doc__, rounds=1)
+    parser.add_argument("--images", default="small=2000,ti=500,b=60", help="TOWER=IMAGES of each tower, with commas between them")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="a JSON file")
     arguments = parser.parse_args()
+    counts = dict(part.split("=") for part in ("small=64" if arguments.quick else arguments.images).split(","))
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    found = []
-    for tower in arguments.tower.split(","):
+    record = Record("sweep", ABOUT)
+    table = record.table(
+        f"ten lengths, batch {arguments.batch_size}, {arguments.threads} threads, {arguments.workers} decoding",
+        *(
+            "tower",
+            "images",
+            "sweep s",
+            "decoding s",
+            "ten encodings s",
+            "cost",
+            "CLIP_benchmark s",
+            "faster",
+            "largest difference",
+        ),
+    )
+    for tower, count in counts.items():
         with TemporaryDirectory() as folder:
-            found.append(measure(tower, arguments.images, arguments, Path(folder)))
-    table = Table(title=f"ten lengths, batch {arguments.batch_size}, {arguments.threads} threads, {arguments.workers} decoding")
-    for name in found[0]:
-        table.add_column(name.replace("_", " "), justify="right")
-    for figures in found:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in figures.values()))
-    Console(width=130).print(table)
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            found = measure(tower, int(count), arguments, Path(folder))
+        shares = f"{found.cost:.3f}", found.clip_benchmark, f"{found.faster:.2f} x", f"{found.difference:.4f}"
+        table.add(tower, count, found.sweep, found.decoding, found.encoding, *shares)
+        record.goal(f"{tower}: sweep / (one decoding + ten encodings)", found.cost, at_most=1.1)
+        if tower == "small":
+            record.goal(f"{tower}: CLIP_benchmark's ten runs / sweep", found.faster, at_least=4)
+    record.finish(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""What one subject's script found: tables, goals and curves, printed as they come and written as JSON for docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from side_by_side.machine import describe
+
+WIDTH = 130
+
+
+@dataclass
+class Goal:
+    """A figure that was promised, and the one that was measured."""
+
+    what: str
+    wanted: float
+    found: float
+    at_least: bool = True
+    """Whether more is better; else `wanted` is an upper bound."""
+
+    @property
+    def holds(self) -> bool:
+        return self.found >= self.wanted if self.at_least else self.found <= self.wanted
+
+    def line(self) -> str:
+        """E.g. `fp32, ViT-Ti: 1.52, wanted >= 1.4: holds`."""
+        sign = ">=" if self.at_least else "<="
+        return f"{self.what}: {self.found:.4g}, wanted {sign} {self.wanted:g}: {'holds' if self.holds else 'DOES NOT HOLD'}"
+
+
+@dataclass
+class Grid:
+    """A table: its title, the columns' names, and rows of cells that are ready to print."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+    def add(self, *cells: object) -> None:
+        """Append a row. Floats are given three digits; one that is a ratio or a share should come as a string."""
+        assert len(cells) == len(self.columns), f"{len(cells)} cells for the columns {self.columns}"
+        self.rows.append([f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells])
+        print(f"{self.title}: " + ", ".join(self.rows[-1]), file=sys.stderr, flush=True)  # progress
+
+
+@dataclass
+class Curves:
+    """A plot: label -> [x, y] points, on axes with these names."""
+
+    title: str
+    x: str
+    y: str
+    series: dict[str, list[tuple[float, float]]]
+    log_x: bool = True
+    log_y: bool = True
+
+
+@dataclass
+class Record:
+    """All of one subject."""
+
+    subject: str
+    """The script's name, e.g. `losses`."""
+    about: str
+    """One or two sentences: what is compared, on which work."""
+    tables: list[Grid] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+    curves: list[Curves] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def table(self, title: str, *columns: str) -> Grid:
+        """A new table of this record."""
+        self.tables.append(Grid(title, list(columns)))
+        return self.tables[-1]
+
+    def goal(self, what: str, found: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+        """Hold a figure to a bound; give exactly one."""
+        wanted = at_least if at_most is None else at_most
+        assert wanted is not None
+        self.goals.append(Goal(what, wanted, found, at_most is None))
+
+    def finish(self, arguments: argparse.Namespace) -> None:
+        """Print everything and, with --output, write it as JSON with the machine, the command and the settings."""
+        console = Console(width=WIDTH)
+        for grid in self.tables:
+            table = Table(*grid.columns, title=grid.title)
+            for row in grid.rows:
+                table.add_row(*row)
+            console.print(table)
+        for line in [*(goal.line() for goal in self.goals), *self.notes]:
+            console.print(line, highlight=False)
+        if arguments.output is not None:
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            command = " ".join(["python", f"scripts/bench/{self.subject}.py", *_without_output(sys.argv[1:])])
+            whole = {"command": command, "machine": describe(), **asdict(self)}
+            arguments.output.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def options(description: str | None, *, rounds: int, threads: int = 2) -> argparse.ArgumentParser:
+    """A parser with what every subject takes: --rounds, --threads, --quick and --output."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side; medians are over them")
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: that it runs, not what it finds")
+    parser.add_argument("--output", type=Path, help="a JSON file")
+    return parser
+
+
+def _without_output(words: list[str]) -> list[str]:
+    kept, skip = [], False
+    for word in words:
+        if not skip and not word.startswith("--output"):
+            kept.append(word)
+        skip = word == "--output"
+    return kept
