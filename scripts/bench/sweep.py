@@ -38,7 +38,7 @@ from flexiclip.data.tokenizers import train_sentencepiece
 
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 TOWERS: dict[str, dict[str, Any]] = {
-    "small": {"width": 128, "depth": 4, "heads": 2},
+    "small": {"width": 32, "depth": 2, "heads": 2},  # of the debug recipe
     "ti": {"variant": "Ti"},
     "b": {"variant": "B"},
 }
