@@ -74,20 +74,19 @@ class ImageBlock:
         """At most `wanted`, and small enough for TIMED_BATCHES and the one before them that warms up."""
         return min(wanted, max(1, -(-largest_block(self.total) // (TIMED_BATCHES + 1))))
 
-    def batches(self, size: int, ahead: int, undisturbed: int = 0) -> Iterator[Tensor]:
+    def batches(self, size: int, ahead: int) -> Iterator[Tensor]:
         """Images [b, 3, H, W], uint8 or float32, b <= size, with as many batches on every rank, so b may be 0.
 
-        ahead: batches decoded while the caller works on this one, but on none of the first `undisturbed`: on a CPU, threads at
-        work would falsify the speeds measured.
+        ahead: batches decoded while the caller works on this one.
         """
         self._gathered = None
         mine = block(self.total)
         starts = range(0, largest_block(self.total), size)
         with ThreadPoolExecutor(self._workers) as pool:
             waiting: deque[list[Any]] = deque()
-            for number, start in enumerate(starts):
+            for start in starts:
                 waiting.append([pool.submit(self._image, i) for i in mine[start : start + size]])
-                if len(waiting) > (ahead if number >= undisturbed else 0):
+                if len(waiting) > ahead:
                     yield _stack([future.result() for future in waiting.popleft()])
             while waiting:
                 yield _stack([future.result() for future in waiting.popleft()])

@@ -1,7 +1,8 @@
 """Image embeddings at every length from one pass over the images.
 
 A batch is decoded and moved to the device once, then encoded at each seqhw while it is resident there. The next one is decoded
-meanwhile; on a CPU, where that takes the encoder's cores, only after the batches that the speeds are taken from.
+meanwhile on a GPU alone: on a CPU decoding and encoding want the same cores, and two pools of threads that share them take longer
+(by 20 % and more on two cores) than one after the other, besides that neither speed could be measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from flexiclip.data.images import normalize
 
-from ..data.images import TIMED_BATCHES, ImageBlock
+from ..data.images import ImageBlock
 from ..models.protocol import EvalModel, Length
 from ..progress import Watch, silent
 from .prompts import unit_rows
@@ -38,8 +39,7 @@ def embed_images(
     seconds: dict[Length, list[float]] = {length: [] for length in lengths}
     sizes = []
     with torch.no_grad():
-        undisturbed = 0 if device.type == "cuda" else TIMED_BATCHES + 1
-        batches = images.batches(images.batch_size(batch_size), ahead=1, undisturbed=undisturbed)
+        batches = images.batches(images.batch_size(batch_size), ahead=1 if device.type == "cuda" else 0)
         for decoded in watch(batches, len(block(images.total))):
             batch = _to_device(loaded, decoded, device)
             sizes.append(len(decoded))
@@ -50,8 +50,7 @@ def embed_images(
                 _wait(device)
                 seconds[length].append(time.perf_counter() - start)
                 rows[length].append(unit_rows(z)[: len(decoded)])
-    timed = undisturbed or len(sizes)
-    speeds = gather_objects({length: _speed(sizes[:timed], seconds[length][:timed]) for length in lengths})
+    speeds = gather_objects({length: _speed(sizes, seconds[length]) for length in lengths})
     embeddings = {length: gather_rows(torch.cat(parts)) for length, parts in rows.items()}
     return embeddings, {length: _total([speed[length] for speed in speeds]) for length in lengths}
 

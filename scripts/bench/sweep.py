@@ -16,10 +16,11 @@ import argparse
 import contextlib
 import io
 import json
+import statistics
 import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from flexiclip_eval.data.images import ImageBlock
 from flexiclip_eval.suites.load import load_datasets
 from PIL import Image
 from side_by_side.record import Record, options
-from side_by_side.turns import seconds
+from side_by_side.turns import Work, ratio, take_turns
 from torch import Tensor, nn
 
 from flexiclip.bundle import LoadedModel, build_model
@@ -44,30 +45,13 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 CLASSES = tuple(f"thing {i}" for i in range(10))
 TEMPLATES = ("a photo of a {c}.", "{c}")
+Accuracies = dict[str, list[float]]
+"""Of each side, acc1 by length."""
+
 ABOUT = (
     "Zero-shot classification at ten lengths in one pass, beside one pass of decoding and the ten encodings timed alone, and "
     "beside CLIP_benchmark's own run once a length on the same model, shards, batch size, threads and number of decoders."
 )
-
-
-class Found(NamedTuple):
-    """Seconds of one tower, and the largest difference of an accuracy."""
-
-    sweep: float
-    decoding: float
-    encoding: float
-    clip_benchmark: float
-    difference: float
-
-    @property
-    def cost(self) -> float:
-        """The sweep over its parts."""
-        return self.sweep / (self.decoding + self.encoding)
-
-    @property
-    def faster(self) -> float:
-        """CLIP_benchmark's ten runs over the sweep."""
-        return self.clip_benchmark / self.sweep
 
 
 def write_images(folder: Path, count: int, shards: int) -> str:
@@ -146,81 +130,75 @@ def clip_benchmark_runs(loaded: LoadedModel, shards: list[str], batch_size: int,
     return found
 
 
-@torch.no_grad()
-def parts(loaded: LoadedModel, suite: str, batch_size: int, workers: int) -> tuple[float, float]:
-    """(seconds of one pass of decoding, seconds of the ten encodings on what it gave), each with nothing beside it."""
-    block = ImageBlock(load_datasets([suite])[0], loaded.transform, workers=workers, cache_bytes=0)
+def works(loaded: LoadedModel, suite: str, folder: Path, options: argparse.Namespace, found: Accuracies) -> dict[str, Work]:
+    """The sweep, its two parts with nothing beside them, and CLIP_benchmark's ten runs; the first and the last fill `found`."""
+    size, workers = options.batch_size, options.workers
     batches: list[Tensor] = []
-    decoding = seconds(lambda: batches.extend(block.batches(block.batch_size(batch_size), ahead=1)))
-    preprocess = loaded.config.model.preprocess
 
+    def sweep() -> None:
+        rows = evaluate_suites([("model", loaded)], [suite], batch_size=size, workers=workers)
+        found["flexiclip"] = [row.metrics["acc1"] for row in rows]
+
+    def decode() -> None:
+        block = ImageBlock(load_datasets([suite])[0], loaded.transform, workers=workers, cache_bytes=0)
+        batches[:] = block.batches(block.batch_size(size), ahead=0)
+
+    @torch.no_grad()
     def encode() -> None:
+        preprocess = loaded.config.model.preprocess
         for batch in batches:
             pixels = normalize(batch, preprocess.mean, preprocess.std)
             for seqhw in LENGTHS:
                 loaded.model.encode_image(pixels, seqhw)
 
-    return decoding, seconds(encode)
-
-
-def measure(tower: str, count: int, arguments: argparse.Namespace, folder: Path) -> Found:
-    """The figures of one tower. Raises AssertionError where CLIP_benchmark's accuracies are not ours."""
-    suite, loaded = write_images(folder, count, max(1, arguments.workers)), make_model(tower, folder)
-    for seqhw in LENGTHS:  # allocation and the choice of kernels are nobody's
-        with torch.no_grad():
-            loaded.model.encode_image(torch.zeros(arguments.batch_size, 3, 240, 240), seqhw)
-    size, workers = arguments.batch_size, arguments.workers
-    ours: list[float] = []
-    theirs: list[float] = []
-
-    def sweep() -> None:
-        rows = evaluate_suites([(tower, loaded)], [suite], batch_size=size, workers=workers)
-        ours.extend(row.metrics["acc1"] for row in rows)
-
     def ten_runs() -> None:
         shards = [str(path) for path in sorted(folder.glob("images-*.tar"))]
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar a batch
-            theirs.extend(clip_benchmark_runs(loaded, shards, size, workers))
+            found["CLIP_benchmark"] = clip_benchmark_runs(loaded, shards, size, workers)
 
-    times = seconds(sweep), *parts(loaded, suite, size, workers), seconds(ten_runs)
-    difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-    assert difference * count <= 1.001, f"{tower}: the accuracies differ by more than one image: {ours} and {theirs}"
-    return Found(*times, difference)
+    return {"sweep": sweep, "decoding": decode, "encoding": encode, "CLIP_benchmark": ten_runs}
+
+
+def measure(tower: str, count: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
+    """(seconds of each work by round, the largest difference of an accuracy). Raises AssertionError where accuracies differ."""
+    found: Accuracies = {}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        suite, loaded = write_images(folder, count, max(1, options.workers)), make_model(tower, folder)
+        with torch.no_grad():
+            for seqhw in LENGTHS:  # allocation and the choice of kernels are nobody's
+                loaded.model.encode_image(torch.zeros(options.batch_size, 3, 240, 240), seqhw)
+        times = take_turns(works(loaded, suite, folder, options, found), options.rounds, warm_up=0)
+    difference = max(abs(a - b) for a, b in zip(*found.values(), strict=True))
+    assert difference * count <= 1.001, f"{tower}: the accuracies differ by more than one image: {found}"
+    return times, difference
 
 
 def main() -> None:
     """Print the table and, where asked, write the JSON."""
-    parser = options(__doc__, rounds=1)
-    parser.add_argument("--images", default="small=2000,ti=500,b=60", help="TOWER=IMAGES of each tower, with commas between them")
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--images", default="small=2000,ti=200,b=24", help="TOWER=IMAGES of each tower, with commas between them")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    counts = dict(part.split("=") for part in ("small=64" if arguments.quick else arguments.images).split(","))
+    if arguments.quick:
+        arguments.images, arguments.rounds = "small=64", 1
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     record = Record("sweep", ABOUT)
     table = record.table(
         f"ten lengths, batch {arguments.batch_size}, {arguments.threads} threads, {arguments.workers} decoding",
-        *(
-            "tower",
-            "images",
-            "sweep s",
-            "decoding s",
-            "ten encodings s",
-            "cost",
-            "CLIP_benchmark s",
-            "faster",
-            "largest difference",
-        ),
+        *("tower", "images", "sweep s", "decoding s", "ten encodings s", "cost", "CLIP_benchmark s", "faster", "difference"),
     )
-    for tower, count in counts.items():
-        with TemporaryDirectory() as folder:
-            found = measure(tower, int(count), arguments, Path(folder))
-        shares = f"{found.cost:.3f}", found.clip_benchmark, f"{found.faster:.2f} x", f"{found.difference:.4f}"
-        table.add(tower, count, found.sweep, found.decoding, found.encoding, *shares)
-        record.goal(f"{tower}: sweep / (one decoding + ten encodings)", found.cost, at_most=1.1)
+    for tower, count in (part.split("=") for part in arguments.images.split(",")):
+        times, difference = measure(tower, int(count), arguments)
+        parts = [a + b for a, b in zip(times["decoding"], times["encoding"], strict=True)]
+        cost, faster = ratio(times["sweep"], parts), ratio(times["CLIP_benchmark"], times["sweep"])
+        sweep, decoding, encoding, ten_runs = map(statistics.median, times.values())
+        table.add(tower, count, sweep, decoding, encoding, f"{cost:.3f}", ten_runs, f"{faster:.2f} x", f"{difference:.4f}")
+        record.goal(f"{tower}: sweep / (one decoding + ten encodings)", cost, at_most=1.1)
         if tower == "small":
-            record.goal(f"{tower}: CLIP_benchmark's ten runs / sweep", found.faster, at_least=4)
+            record.goal(f"{tower}: CLIP_benchmark's ten runs / sweep", faster, at_least=4)
     record.finish(arguments)
 
 

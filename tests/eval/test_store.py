@@ -6,14 +6,16 @@ import dataclasses
 import logging
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
-from flexiclip_eval.data.images import TIMED_BATCHES
+from flexiclip_eval.data.images import ImageBlock
 from flexiclip_eval.embeddings.store import model_fingerprint
+from flexiclip_eval.suites.load import load_datasets
 
 from flexiclip.bundle import LoadedModel, load_model, save_model
 from flexiclip.data.samples import Sample, SampleStore
@@ -120,34 +122,49 @@ def test_a_model_is_known_by_its_weights_and_settings_not_by_its_place(loaded: L
     assert model_fingerprint(dataclasses.replace(loaded, config=config)) != known
 
 
-def test_the_next_batch_is_decoded_meanwhile_but_not_while_speeds_are_measured(
+def test_on_a_cpu_no_image_is_read_while_one_is_encoded(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An encoding beyond the timed ones waits until the next batch begins to be read; none is read during the first ones."""
+    """Decoding and encoding would share the cores: slower than in turn, and no speed could be believed."""
     suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(28), (28,)))
     read, encode, size = SampleStore.read, loaded.model.encode_image, 4
-    reading = threading.Semaphore(0)
     begun, during = 0, []
 
     def counted(store: SampleStore, shard: int, sample: int, min_side: int | None = None) -> Sample:
         nonlocal begun
         begun += 1
-        reading.release()
         return read(store, shard, sample, min_side)
 
     def slow(images: torch.Tensor, seqhw: int) -> torch.Tensor:
-        batch = len(during)
-        timed = batch <= TIMED_BATCHES
-        wanted = size * (batch + (1 if timed or batch == 6 else 2))
-        while not timed and begun < wanted:
-            assert reading.acquire(timeout=60), "the next batch is not read while this one is encoded"
-        during.append(begun - size * (batch + 1))
+        time.sleep(0.05)  # a reader at work would get on
+        during.append(begun - size * (len(during) + 1))
         return encode(images, seqhw)
 
     monkeypatch.setattr(SampleStore, "read", counted)
     monkeypatch.setattr(loaded.model, "encode_image", slow)
     evaluate_suites([("toy", loaded)], [suite], seqhw=[3], batch_size=size, workers=1)
-    assert during == [0, 0, 0, 0, 4, 4, 0]
+    assert during == [0] * 7
+
+
+def test_batches_are_decoded_ahead_where_that_is_asked_for(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: while a batch is at work, the next one is read."""
+    suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(12), (12,)))
+    block = ImageBlock(load_datasets([suite])[0], loaded.transform, workers=1, cache_bytes=0)
+    read, reading = SampleStore.read, threading.Semaphore(0)
+
+    def counted(store: SampleStore, shard: int, sample: int, min_side: int | None = None) -> Sample:
+        reading.release()
+        return read(store, shard, sample, min_side)
+
+    monkeypatch.setattr(SampleStore, "read", counted)
+    batches = block.batches(4, ahead=1)
+    next(batches)
+    for _ in range(8):
+        assert reading.acquire(timeout=60), "the next batch is not read while this one is at work"
+    assert not reading.acquire(timeout=0.05)
+    assert [len(batch) for batch in batches] == [4, 4]
 
 
 def _spoil(tar: Path, key: str) -> None:
