@@ -23,6 +23,8 @@ from flexiclip_eval import evaluate_suites
 from open_clip.transform import image_transform
 from PIL import Image
 
+from flexiclip.bundle import LoadedModel
+
 CLASSES = ["cat", "dog", "red car", "tree", "house", "cloud", "stone"]
 TEMPLATES = ["a photo of a {c}.", "a drawing of {c}", "{c}"]
 BATCH = 8
@@ -114,17 +116,29 @@ def test_classification_equals_clip_benchmark(foreign: Foreign, tmp_path: Path) 
 
 def test_our_model_and_tokenizer_go_into_clip_benchmark_as_they_are(tmp_path: Path) -> None:
     loaded = toy_model(tmp_path)
-    root = _write(tmp_path / "toys", 23, (23,), "cls")
-    suite = _suite(tmp_path, root)
-    own = loaded.config.patch.seqhw
-    rows = evaluate_suites([("toy", loaded)], [suite], batch_size=BATCH, output=tmp_path / "out")
-    loader = _loader(root, loaded, False)
+    default = _default_length(loaded)
+
+    labelled = _write(tmp_path / "labelled", 23, (23,), "cls")
+    rows = evaluate_suites([("toy", loaded)], [_suite(tmp_path, labelled)], batch_size=BATCH)
+    loader = _loader(labelled, loaded, False)
     theirs = zeroshot_classification.evaluate(loaded.model, loader, loaded.tokenizer, CLASSES, TEMPLATES, "cpu", amp=False)
-    with torch.no_grad():
-        images = torch.randn(1, 3, 24, 24)
-        plain = loaded.model.encode_image(images)
-        (default,) = [s for s in own if torch.equal(plain, loaded.model.encode_image(images, seqhw=s))]
     assert next(row.metrics for row in rows if row.seqhw == default) == pytest.approx(theirs, abs=1e-9)
+
+    captioned = _write(tmp_path / "captioned", 23, (23,), "txt")
+    rows = evaluate_suites([("toy", loaded)], [_suite(tmp_path, captioned)], batch_size=BATCH)
+    loader = _loader(captioned, loaded, True)
+    theirs = zeroshot_retrieval.evaluate(loaded.model, loader, loaded.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    ours = next(row.metrics for row in rows if row.seqhw == default)
+    assert {name: ours[name] for name in theirs} == pytest.approx(theirs, abs=1e-6)
+
+
+def _default_length(loaded: LoadedModel) -> int:
+    """The length of a caller who names none."""
+    images = torch.randn(1, 3, 24, 24)
+    with torch.no_grad():
+        plain = loaded.model.encode_image(images)
+        (default,) = [s for s in loaded.config.patch.seqhw if torch.equal(plain, loaded.model.encode_image(images, seqhw=s))]
+    return default
 
 
 def test_clip_benchmark_build_reads_our_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
