@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 import webdataset
 from eval_tools import toy_model, toys
+from flaky_server import FlakyServer
 from flexiclip_eval import DatasetConfig, TaskConfig, evaluate_suites
 from flexiclip_eval.data.opening import open_source
 from flexiclip_eval.embeddings.prompts import class_embeddings
@@ -24,9 +24,6 @@ from flexiclip_eval.suites.load import load_datasets
 from flexiclip.__main__ import main
 from flexiclip.bundle import save_model
 from flexiclip.errors import UserError
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-from flaky_server import FlakyServer
 
 
 class TreeServer(FlakyServer):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -53,6 +54,7 @@ def _work(rank: int, folder: Path, suite: str) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(passes))
 
 
+@pytest.mark.slow
 def test_two_ranks_keep_and_read_what_one_would(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(ITEMS, BROKEN), (10, 2, 11)))
     save_model(tmp_path / "model", toy_model(tmp_path))

@@ -71,6 +71,7 @@ def test_torchrun_as_slurm_starts_it(hosts: Hosts, recipe: list[str], reference:
     assert_same_weights(Trained(tmp_path / "run"), reference)
 
 
+@pytest.mark.slow
 def test_deepspeed_without_ssh(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("".join(f"{host.address} slots=1\n" for host in hosts))
     argv = ["bash", str(LAUNCH / "deepspeed.sh"), *recipe, f"run_dir={tmp_path / 'run'}"]
