@@ -8,7 +8,7 @@ The folder is `eval/`, the package `flexiclip_eval`: a module named `eval` would
 if __name__ == "eval":
     raise ImportError("this folder is installed as flexiclip_eval: import flexiclip_eval, not eval")
 
-from .report.table import Row
+from .rows import Row
 from .run import evaluate_suites, make_evaluators
 from .suites.dataset import DatasetConfig
 from .suites.load import SuiteConfig, load_suite

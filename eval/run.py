@@ -26,7 +26,8 @@ from .models import open_model
 from .models.protocol import EvalModel, choose_lengths, geometry, has_text, is_fixed, model_names, trained_lengths
 from .progress import silent, watch
 from .report.gallery import Gallery
-from .report.table import ModelInfo, Report, Row
+from .report.table import ModelInfo, Report
+from .rows import Row
 from .score import Score, score_tasks
 from .suites.dataset import DatasetConfig
 from .suites.load import load_datasets

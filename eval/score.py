@@ -17,7 +17,7 @@ from .embeddings.prompts import embed_texts
 from .embeddings.store import EmbeddingStore, Kept
 from .models.protocol import EvalModel, Length
 from .progress import Watch, silent
-from .report.table import TaskInfo
+from .rows import TaskInfo
 from .tasks.base import Context, Result
 from .tasks.registry import TASKS
 

@@ -12,12 +12,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from flexiclip.errors import UserError
 
-if TYPE_CHECKING:
-    from ..report.table import Row
+from ..rows import Row
 
 PRIMARY = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc", "lp_acc1")
 """The metric that stands for a task: the first of these that its rows have."""

@@ -20,7 +20,7 @@ from flexiclip.data.tokenizers import AbsentTokenizer
 from flexiclip.errors import UserError
 from flexiclip.models.variants import tower_name
 
-from ..report.table import Side
+from ..rows import Side
 
 OPEN_CLIP = "open_clip:"
 """How a source begins that names a model of open_clip's."""

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from flexiclip.errors import UserError
 
+from ..rows import Row
 from .files import read_about, read_rows
 from .plots import plot_runs, save
-from .table import Row
 
 
 def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | None = None) -> None:

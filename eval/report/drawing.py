@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from .table import Row
+from ..rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,9 +22,10 @@ from typing import Any
 from flexiclip.errors import UserError
 
 from ..choices.length import primary_metric
+from ..rows import Row, TaskInfo
 from .gallery import Gallery
 from .page import render_page
-from .table import Report, Row, TaskInfo, label_of, runs_of
+from .table import Report, label_of, runs_of
 
 
 def write_report(report: Report, output: Path, gallery: Gallery | None = None) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from flexiclip.config import dump
 
 from ..choices.length import sentence
+from ..rows import Row, TaskInfo
 from .gallery import Gallery
 from .names import best_of, short_name, show
 from .page_data import add_thumbnails, as_script, page_data
-from .table import ModelInfo, Report, Row, TaskInfo, cells, label_of, rows_of
+from .table import ModelInfo, Report, cells, label_of, rows_of
 
 FOLDER = Path(__file__).with_name("page")
 SCRIPTS = ("chart.js", "curves.js", "details.js", "main.js")

@@ -9,9 +9,10 @@ import json
 from typing import Any
 
 from ..choices.length import primary_metric, sentence
+from ..rows import TaskInfo
 from .gallery import Gallery
 from .names import is_share, long_name
-from .table import Report, TaskInfo, label_of, rows_of
+from .table import Report, label_of, rows_of
 
 CLASS_BYTES = 1 << 20  # of all classes' recalls; details.json has every one
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..choices.cascade import CascadeCurve
+from ..rows import Row, TaskInfo
 from .drawing import INK, Against, brief, chance_line, curve, finish, frames, legend, look, place
 from .names import family_of, is_share, long_name
-from .table import Row, TaskInfo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..choices.length import sentence
+from ..rows import Row, TaskInfo
 from .names import short_name, show
-from .table import Report, Row, TaskInfo, cells, label_of, rows_of, runs_of
+from .table import Report, cells, label_of, rows_of, runs_of
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

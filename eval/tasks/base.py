@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..choices.cascade import Reranked
 from ..data.images import Record
-from ..report.table import TaskInfo
+from ..rows import TaskInfo
 from ..suites.dataset import DatasetConfig
 from ..suites.task import TaskConfig
 

@@ -17,7 +17,7 @@ from flexiclip.errors import UserError
 
 from ..data.images import Record
 from ..data.source import Label
-from ..report.table import TaskInfo
+from ..rows import TaskInfo
 from .base import Context, Prepared, Result
 
 Instance = tuple[list[int], list[int]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.labels import resolve_labels
 from ..embeddings.prompts import class_embeddings
-from ..report.table import TaskInfo
+from ..rows import TaskInfo
 from .base import Context, Prepared, Result
 from .ranking import first_twins, hit_probability
 from .search import Ties, counts, over_blocks, topk_hits

@@ -19,7 +19,7 @@ from flexiclip.errors import UserError
 
 from ..data.labels import resolve_labels
 from ..embeddings.ranks import block, gather_objects, rank_and_world
-from ..report.table import TaskInfo
+from ..rows import TaskInfo
 from .base import Context, Prepared, Result
 from .classification import accuracies, class_hits, classification_chance, largest_class
 

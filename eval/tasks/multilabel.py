@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.labels import resolve_many
 from ..embeddings.prompts import class_embeddings
-from ..report.table import TaskInfo
+from ..rows import TaskInfo
 from .base import Context, Prepared, Result
 from .ranking import first_twins
 

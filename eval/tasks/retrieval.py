@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flexiclip.errors import UserError
 
-from ..report.table import TaskInfo
+from ..rows import TaskInfo
 from .base import Context, Prepared, Result
 from .examples import found_examples
 from .ranking import hit_probability, mean_rank

@@ -173,7 +173,7 @@ def _model_folder(folder: Path) -> str:
 
 
 def _checkpoint(root: Path) -> str:
-    from flexiclip.train.checkpoints.stores import open_store
+    from flexiclip.train.checkpoints.opening import open_store
 
     store = open_store(str(root), root / ".saving")
     latest = store.latest()

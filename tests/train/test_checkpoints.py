@@ -17,7 +17,8 @@ from train_shards import sample, write_shard
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.checkpoint import Snapshot, open_checkpoint, read_state
-from flexiclip.train.checkpoints.stores import LocalStore, expendable
+from flexiclip.train.checkpoints.local_store import LocalStore
+from flexiclip.train.checkpoints.stores import expendable
 
 Fit = Callable[..., Trained]
 

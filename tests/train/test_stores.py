@@ -10,7 +10,8 @@ import pytest
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.files import link_folder
-from flexiclip.train.checkpoints.stores import Store, open_store
+from flexiclip.train.checkpoints.opening import open_store
+from flexiclip.train.checkpoints.stores import Store
 
 
 @pytest.fixture(params=["folder", "file://", "memory://"])

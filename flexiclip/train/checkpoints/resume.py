@@ -15,7 +15,8 @@ from typing import TypeVar
 from flexiclip.config import Config
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.checkpoint import Checkpoint, Facts, read_state
-from flexiclip.train.checkpoints.stores import Store, open_store
+from flexiclip.train.checkpoints.opening import open_store
+from flexiclip.train.checkpoints.stores import Store
 from flexiclip.train.processes.ranks import Ranks
 
 T = TypeVar("T")

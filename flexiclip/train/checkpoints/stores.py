@@ -9,16 +9,13 @@ the other files, is uploaded after them. `latest` is replaced when either is don
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint
-from flexiclip.train.checkpoints.files import clear_left, reason, write_whole
+from flexiclip.train.checkpoints.checkpoint import Checkpoint
 
 LATEST = "latest"
 _NAME = re.compile(r"step-([0-9]{1,15})")
@@ -64,15 +61,6 @@ class Store(Protocol):
         ...
 
 
-def open_store(where: str, staging: Path) -> Store:
-    """The store at a folder or URL. staging: a local folder to write into, for a store that is not local. Raises UserError."""
-    if "://" not in where or where.startswith("file://"):
-        return LocalStore(Path(where.removeprefix("file://")).expanduser())
-    from flexiclip.train.checkpoints.remote_store import RemoteStore
-
-    return RemoteStore(where, staging)
-
-
 def expendable(steps: Sequence[int], step: int, keep_last: int, keep_every: int | None) -> list[int]:
     """Which of `steps` may go once `step` is written: all but the last few, and the first of each `keep_every` steps.
 
@@ -86,75 +74,6 @@ def expendable(steps: Sequence[int], step: int, keep_last: int, keep_every: int 
             first.setdefault(s // keep_every, s)
         kept |= {s for period, s in first.items() if period > 0}
     return [s for s in mine if s not in kept]
-
-
-class LocalStore:
-    """See Store."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def check_writable(self) -> None:
-        """See Store."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"checkpoints cannot be written to {self.root}: {reason(error)}: set train.checkpoint_dir") from None
-
-    def latest(self) -> str | None:
-        """See Store."""
-        path = self.root / LATEST
-        return checked_name(path.read_text(encoding="utf-8", errors="replace"), f"{path}") if path.is_file() else None
-
-    def open(self, name: str, fetched: Path) -> Checkpoint:
-        """See Store."""
-        return open_checkpoint(self.root / name)
-
-    def state(self, name: str) -> str:
-        """See Store."""
-        try:
-            return (self.root / name / STATE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise incomplete(f"{self.root / name}", str(error)) from None
-
-    def aside(self, name: str) -> Path:
-        """See Store. Beside the others, so that it can be renamed."""
-        for written in ("step-*", LATEST):
-            clear_left(self.root, written)
-        return self.root / f".{name}.{os.getpid()}"
-
-    def put(self, aside: Path, name: str) -> Path:
-        """See Store."""
-        folder = self.root / name
-        if folder.exists():  # of a run that went on from an earlier checkpoint and came here once more
-            point_elsewhere(self, name)
-            self._hide(folder)
-        aside.rename(folder)
-        self.point_to(name)
-        return folder
-
-    def point_to(self, name: str) -> None:
-        """Write `latest`."""
-        write_whole(self.root / LATEST, name + "\n")
-
-    def drop(self, name: str) -> None:
-        """See Store. Hidden first: a kill half-way leaves nothing that looks complete."""
-        if (self.root / name).exists():
-            shutil.rmtree(self._hide(self.root / name), ignore_errors=True)
-
-    def steps(self) -> list[int]:
-        """See Store."""
-        return [
-            step for path in self.root.glob("step-*") if (step := step_of(path.name)) is not None and (path / STATE).is_file()
-        ]
-
-    def _hide(self, folder: Path) -> Path:
-        hidden = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(hidden, ignore_errors=True)
-        return folder.rename(hidden)
 
 
 def point_elsewhere(store: Store, name: str) -> None:

@@ -1,48 +1,19 @@
-"""What a run on several hosts needs of them, checked at its start: an address that the others reach, a run folder that all see.
-
-Both faults would otherwise show late and say little: gloo waits for half an hour on a connection to the wrong address, and ranks
-that read a folder of their own disk disagree on where the run goes on.
-"""
+"""A run folder that all hosts see, checked at the start: with folders of their own, ranks would disagree on where to go on."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.files import write_whole
-
-if TYPE_CHECKING:
-    from flexiclip.train.processes.ranks import Ranks  # which imports this module
+from flexiclip.train.processes.ranks import Ranks
 
 PATIENCE_S = 30.0
 """How long another host's new file may stay unseen: network file systems cache what a folder does not hold."""
-
-
-def check_address() -> None:
-    """Raise UserError when gloo would listen where no other host can reach it. Called before the process group is made.
-
-    Without GLOO_SOCKET_IFNAME gloo listens on the address that the host's own name resolves to, and /etc/hosts often says
-    127.0.1.1. The host-side group of a run is gloo also on GPUs.
-    """
-    if os.environ.get("GLOO_SOCKET_IFNAME"):
-        return
-    name = socket.gethostname()
-    try:
-        addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None)})
-    except OSError:
-        addresses = []
-    if all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses):
-        meaning = f"resolves to {', '.join(addresses)}" if addresses else "does not resolve"
-        raise UserError(
-            f"this host's name {name} {meaning}, where no other host reaches it: set GLOO_SOCKET_IFNAME (on GPUs also "
-            "NCCL_SOCKET_IFNAME) to the network interface between the hosts, as `ip address` names it"
-        )
 
 
 def check_shared_folder(folder: Path, ranks: Ranks, patience_s: float = PATIENCE_S) -> None:

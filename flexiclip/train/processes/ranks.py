@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from flexiclip.errors import RunError
+from flexiclip.train.processes.address import check_address
 from flexiclip.train.processes.heartbeat import JOIN_S, Heartbeat
-from flexiclip.train.processes.hosts import check_address
 
 TIMEOUT = timedelta(minutes=30)
 
