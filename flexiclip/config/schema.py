@@ -280,7 +280,7 @@ class TrainConfig:
     activation_checkpointing: bool = False  # recompute a block's activations in backward: less memory, a third more time
     compile: bool = False  # torch.compile of each block, for all lengths at once
     on_nonfinite: Literal["stop", "skip"] = "stop"  # what a step with a NaN or Inf loss or gradient does
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "auto"] = "bf16"  # auto: bf16 where the hardware of every rank has it, else fp32
     log_every: Duration = parse_duration(10)
     save_every: Duration = parse_duration("10 minutes")
     save_in_background: bool = True  # write checkpoints while training goes on; costs a copy of them in memory

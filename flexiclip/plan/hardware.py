@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -35,6 +36,12 @@ class Device:
     host_link: float  # PCIe, for offloaded states
     mfu: float  # assumed share of the peak that training reaches, unless --mfu says otherwise
     source: str
+
+    def precision(self, asked: Literal["fp32", "bf16", "auto"]) -> Literal["fp32", "bf16"]:
+        """What `train.precision` comes to: of `auto`, the faster one."""
+        if asked != "auto":
+            return asked
+        return "bf16" if self.bf16_flops > self.fp32_flops else "fp32"
 
     def peak(self, precision: str) -> float:
         """FLOP/s of matrix products at `train.precision`."""

@@ -30,7 +30,8 @@ def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> P
     """Plan a recipe. samples: of an epoch, for train.steps in epochs. Raises UserError for what cannot run there."""
     _check(config, cluster)
     device = device_of(cluster.device, cluster.gpus_per_node, cluster.mfu)
-    model = build(config)
+    train = replace(config.train, precision=device.precision(config.train.precision))
+    model = build(replace(config, train=train))
     config = model.config
     engine = Engine.of(config.engine, cluster.world)
     horizon = _horizon(config, samples)

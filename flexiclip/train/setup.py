@@ -30,6 +30,7 @@ from flexiclip.train.checkpoints.stores import Store
 from flexiclip.train.engines.blocks import prepare_blocks
 from flexiclip.train.engines.engine import Engine, TorchEngine
 from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.engines.precision import uses_bf16
 from flexiclip.train.engines.towers import LockedTowers, Towers
 from flexiclip.train.nonfinite import Skips
 from flexiclip.train.processes.data_order import check_ranks_agree, data_order, say_if_changed
@@ -102,7 +103,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         ranks.say(f"going on from {checkpoint.where}")
         say_if_changed(order, checkpoint, ranks)
     loaded.model.to(ranks.device).train()
-    bf16 = config.train.precision == "bf16"
+    bf16 = uses_bf16(config.train.precision, ranks)
     features = None
     if config.model.text_frozen and sources is not None:
         features = compute_text_features(loaded, iter_captions(config.data), folder, ranks, bf16)

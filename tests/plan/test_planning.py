@@ -27,6 +27,12 @@ def flexiclip_b() -> Plan:
     )
 
 
+def test_precision_auto_is_what_is_faster_there() -> None:
+    plan = make_plan(load("flexiclip_b", ["train.precision=auto"]), Cluster(2, 8, "h100"))
+    assert plan.precision == "bf16"
+    assert replace(plan.device, bf16_flops=1e9).precision("auto") == "fp32"
+
+
 def test_known_sizes(flexiclip_b: Plan) -> None:
     """CLIP's text tower has 63.1 M parameters without its projection, ViT-B 85.1 M in its blocks (arXiv 2103.00020, table 19)."""
     parts = {part.part: part for part in flexiclip_b.parameters}
