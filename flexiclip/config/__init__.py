@@ -1,4 +1,4 @@
-"""Recipes: frozen dataclasses (schema.py), how they are read (load.py) and the lengths of time in them (durations.py)."""
+"""Recipes: frozen dataclasses (schema/), how they are read (load.py) and the lengths of time in them (durations.py)."""
 
 from flexiclip.config.durations import Duration, parse_duration, to_steps
 from flexiclip.config.load import dump, from_dict, load, to_dict

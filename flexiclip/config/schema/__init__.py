@@ -1,0 +1,60 @@
+"""Every key of a recipe, with its default, its unit and what it means: model.py, data.py and train.py hold the sections.
+
+Each section checks itself in `__post_init__`; rules that cross sections stand in validate.py. This package imports nothing of
+the framework but the error type, so that every floor may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flexiclip.config.schema.checks import Size, pair, require
+from flexiclip.config.schema.data import DataConfig, PatchConfig, PatchStage, SourceConfig
+from flexiclip.config.schema.model import (
+    ImageTowerConfig,
+    ModelConfig,
+    PreprocessConfig,
+    TextTowerConfig,
+    TokenizerConfig,
+)
+from flexiclip.config.schema.train import EngineConfig, EvalConfig, LossConfig, OptimizerConfig, TrainConfig
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "EvalConfig",
+    "ImageTowerConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PatchConfig",
+    "PatchStage",
+    "PreprocessConfig",
+    "Size",
+    "SourceConfig",
+    "TextTowerConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "pair",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole recipe."""
+
+    run_dir: str = "runs/default"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    patch: PatchConfig = field(default_factory=PatchConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed={self.seed} must be 0 or more")

@@ -1,0 +1,81 @@
+"""The sections `data` and `patch`: the training shards, how a sample is read, and the lengths that are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flexiclip.config.durations import Duration
+from flexiclip.config.schema.checks import positive, require
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One training source of a weighted mixture."""
+
+    shards: str | tuple[str, ...]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("data.train", self, "weight")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training shards and how a sample is read. Caption choice and augmentation depend on (seed, epoch, sample) alone."""
+
+    train: str | tuple[str | SourceConfig, ...] = ()  # a glob, a brace range, a list of them, or a list of {shards, weight}
+    image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    captions: tuple[str, ...] = ("txt",)  # members or json fields (`json:caption`); one is drawn when there are several
+    sequential: bool = False  # webdataset's own pipeline, for sources that cannot seek; does not resume exactly
+    allow_shell: bool = False  # permits pipe: sources
+    window_shards: int = 16  # shards read at once; samples are shuffled inside the window
+    workers: int = 2  # processes a rank
+    prefetch: int = 4  # batches a worker keeps ready
+    crop_scale: tuple[float, float] = (0.4, 1.0)  # area of the random crop, as a fraction of the image
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    flip: bool = False  # horizontal, with probability 1/2; off because captions may say left and right
+    index_cache: str | None = None  # folder for shard indices; default: beside the shard, else a user cache folder
+    read_attempts: int = 4  # of a read that fails, waiting longer each time; after them the sample is replaced
+    read_timeout_s: float = 60.0  # seconds that one attempt at a remote read may take
+    stall_s: float = 300.0  # seconds without a batch after which the run says what its workers are at
+    max_bad_fraction: float = 0.1  # of the samples read that cannot be used: a larger share ends the run
+
+    def __post_init__(self) -> None:
+        positive("data", self, "window_shards", "prefetch", "read_attempts", "read_timeout_s", "stall_s")
+        require(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie between 0 and 1")
+        require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
+        require(bool(self.captions), "data.captions is empty: name a member such as txt, or json:caption")
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"data.crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1")
+
+
+@dataclass(frozen=True)
+class PatchStage:
+    """A part of a patch-size curriculum: from `start` on, these lengths and weights."""
+
+    start: Duration
+    seqhw: tuple[int, ...]
+    weights: str | tuple[float, ...] = "uniform"
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """The sequence lengths drawn in training: one seqhw (grid side) a step, a pure function of (seed, step)."""
+
+    seqhw: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
+    weights: str | tuple[float, ...] = "uniform"  # uniform | inverse_cost | one number a length
+    stages: tuple[PatchStage, ...] = ()  # later stages override the two keys above from their start on
+
+    def __post_init__(self) -> None:
+        for seqhw, weights in [(self.seqhw, self.weights), *((s.seqhw, s.weights) for s in self.stages)]:
+            _check_lengths(seqhw, weights)
+
+
+def _check_lengths(seqhw: tuple[int, ...], weights: str | tuple[float, ...]) -> None:
+    require(bool(seqhw), "patch.seqhw is empty: name at least one length")
+    require(all(s > 0 for s in seqhw), f"patch.seqhw={list(seqhw)} must be positive")
+    if isinstance(weights, str):
+        require(weights in ("uniform", "inverse_cost"), f"patch.weights={weights}: uniform, inverse_cost or a list of numbers")
+        return
+    require(len(weights) == len(seqhw), f"patch.weights has {len(weights)} numbers for {len(seqhw)} lengths in patch.seqhw")
+    require(all(w >= 0 for w in weights) and sum(weights) > 0, f"patch.weights={list(weights)} must be 0 or more, not all 0")

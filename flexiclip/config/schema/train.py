@@ -1,0 +1,89 @@
+"""The sections `loss`, `optimizer`, `train`, `engine` and `eval`: what is trained, and how a run goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from flexiclip.config.durations import Duration, parse_duration
+from flexiclip.config.schema.checks import positive, require
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """softmax: CLIP's InfoNCE; sigmoid: SigLIP's pairwise loss (needs model.logit_bias_init)."""
+
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    mask_identical: bool = False  # a caption that stands twice in the global batch is not its twin's negative
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (decay is multiplied by lr, as in torch). Norms, biases, scalars and embeddings of positions are not decayed."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    grad_clip: float | None = 1.0  # global norm over the towers; null: no clipping
+    schedule: Literal["cosine", "rsqrt", "constant"] = "cosine"
+    warmup: Duration = parse_duration("5%")
+    cooldown: Duration = parse_duration(0)  # linear to 0 at the end
+    timescale: Duration = parse_duration(10_000)  # of rsqrt
+
+    def __post_init__(self) -> None:
+        positive("optimizer", self, "lr", "eps", "grad_clip")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more")
+        require(self.timescale.value > 0, f"optimizer.timescale={self.timescale} must be positive")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and bookkeeping. global_batch_size = ranks x local batch; a local batch runs in micro-batches."""
+
+    steps: Duration = parse_duration(1000)
+    global_batch_size: int = 256
+    micro_batch_size: int | None = None  # samples a rank encodes at once; default: the whole local batch
+    micro_tokens: int | None = None  # or tokens, those of captions that train too: shorter lengths, larger micro-batches
+    activation_checkpointing: bool = False  # recompute a block's activations in backward: less memory, a third more time
+    compile: bool = False  # torch.compile of each block, for all lengths at once
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # what a step with a NaN or Inf loss or gradient does
+    precision: Literal["fp32", "bf16", "auto"] = "bf16"  # auto: bf16 where the hardware of every rank has it, else fp32
+    log_every: Duration = parse_duration(10)
+    save_every: Duration = parse_duration("10 minutes")
+    save_in_background: bool = True  # write checkpoints while training goes on; costs a copy of them in memory
+    checkpoint_dir: str | None = None  # a folder or fsspec URL (s3://...); default: RUN_DIR/checkpoints
+    keep_last: int = 2  # checkpoints kept
+    keep_every: Duration | None = None  # and one every so often for good
+    resume: str = "auto"  # auto | never | a checkpoint folder
+    threads: int | None = None  # torch threads a rank on CPU; default: cores / local ranks
+    rank_timeout_s: float = 40.0  # seconds without a sign of life after which a rank is lost and the others leave
+    log_samples: bool = False  # write samples.jsonl: the samples and the length of every step
+
+    def __post_init__(self) -> None:
+        positive("train", self, "global_batch_size", "micro_batch_size", "micro_tokens", "keep_last", "threads")
+        positive("train", self, "rank_timeout_s")
+        require(
+            self.micro_batch_size is None or self.micro_tokens is None,
+            "train.micro_batch_size and train.micro_tokens both say how much is encoded at once: give one of them",
+        )
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """deepspeed: any ZeRO stage; torch: plain DistributedDataParallel. Both train the same model on CPU or GPU."""
+
+    kind: Literal["deepspeed", "torch"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # kept in host memory; parameters: stage 3, optimiser as well
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # merged over the DeepSpeed config that we generate
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """In-loop evaluation, sharded over the ranks."""
+
+    suites: tuple[str, ...] = ()
+    every: Duration | None = None  # null: at the end only
+    seqhw: tuple[int, ...] | None = None  # default: every length of patch.seqhw
+    batch_size: int = 128
