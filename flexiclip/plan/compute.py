@@ -4,7 +4,7 @@
     backward         two products for each of the forward's, where a tower trains; one in a projection whose tower is locked
     gradient cache   one more forward of what the engine holds, when a step has several micro-batches (train/step.py)
     recomputation    one more forward of the blocks that train, without their last layer, under activation checkpointing
-    loss             tiled (losses.py): b x N logits twice and two products for their gradients, softmax 8 b N D; sigmoid 6 b N D
+    loss             tiled (losses/): b x N logits twice and two products for their gradients, softmax 8 b N D; sigmoid 6 b N D
 
 Sources: the factor of two, Kaplan et al. (arXiv 2001.08361, section 2.1); the loss, from the code. Recomputation is work but not
 model FLOPs: an MFU counts `model` alone.

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flexiclip.losses.ranks import all_rows, rank, reduce_rows, sum_over_ranks, world
+
 CPU_TILE, GPU_TILE = 1 << 20, 1 << 24
 """Logits of a tile unless `tile` is given. 4 MB in float32 fit a CPU's cache; a GPU wants fewer and larger products (64 MB)."""
 
@@ -211,20 +213,20 @@ class _GlobalLoss(torch.autograd.Function):
             local = len(zimg)
             block = _Block(
                 zimg=zimg.detach().to(dtype),
-                ztxt=_all_rows(ztxt.detach().to(dtype)),
+                ztxt=all_rows(ztxt.detach().to(dtype)),
                 scale=logit_scale.detach().to(dtype).exp().reshape(()),
                 bias=None if logit_bias is None else logit_bias.detach().to(dtype).reshape(()),
-                ids=None if caption_ids is None else (caption_ids, _all_rows(caption_ids)),
-                first=_rank() * local,
+                ids=None if caption_ids is None else (caption_ids, all_rows(caption_ids)),
+                first=rank() * local,
                 tile=_tile_shape(local, zimg.device, tile),
             )
             loss, dzimg, dztxt, dbias = kernel(block, any(ctx.needs_input_grad))
             if dzimg is None or dztxt is None:
-                return _sum(loss)
+                return sum_over_ranks(loss)
             # Sum over ij of dlogits_ij * scale * <zimg_i, ztxt_j>, the gradient of a scale that is stored as a log.
             dscale = (block.zimg * dzimg).sum()
-            scalars = _sum(torch.stack([loss, dscale, dscale.new_zeros(()) if dbias is None else dbias]))
-            dztxt = _reduce_rows(dztxt, local)
+            scalars = sum_over_ranks(torch.stack([loss, dscale, dscale.new_zeros(()) if dbias is None else dbias]))
+            dztxt = reduce_rows(dztxt, local)
         ctx.has_bias = logit_bias is not None
         ctx.shapes = logit_scale.shape, None if logit_bias is None else logit_bias.shape
         ctx.dtypes = zimg.dtype, ztxt.dtype, logit_scale.dtype, None if logit_bias is None else logit_bias.dtype
@@ -247,50 +249,10 @@ class _GlobalLoss(torch.autograd.Function):
         )
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _world() > 1 else 0
-
-
-def _gather(x: Tensor) -> list[Tensor]:
-    """Every rank's x, in order of rank."""
-    if _world() == 1:
-        return [x]
-    x = x.contiguous()
-    parts = [torch.empty_like(x) for _ in range(_world())]
-    dist.all_gather(parts, x)
-    return parts
-
-
-def _all_rows(x: Tensor) -> Tensor:
-    """The rows of all ranks, in order of rank; one rank's own are not copied."""
-    parts = _gather(x)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _sum(x: Tensor) -> Tensor:
-    if _world() > 1:
-        dist.all_reduce(x)
-    return x
-
-
 def _logsumexp_over_ranks(x: Tensor) -> Tensor:
     """Two sums of x's size whatever the number of ranks, where gathering all their x would take as many times its memory."""
-    if _world() == 1:
+    if world() == 1:
         return x
     highest = x.clone()
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-    return _sum((x - highest).exp_()).log_().add_(highest)
-
-
-def _reduce_rows(x: Tensor, rows: int) -> Tensor:
-    """Sum x [W * rows, D] over the ranks and keep this rank's rows."""
-    if _world() == 1:
-        return x
-    own = x.new_empty(rows, x.shape[1])
-    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed in torch 2.14
-    reduce_scatter(own, x)
-    return own
+    return sum_over_ranks((x - highest).exp_()).log_().add_(highest)

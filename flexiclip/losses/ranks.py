@@ -1,0 +1,44 @@
+"""What the losses exchange: the rows of all ranks, and sums over them. On a single rank nothing is copied or sent."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This one's number."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def all_rows(x: Tensor) -> Tensor:
+    """The rows of all ranks, in order of rank; one rank's own are not copied."""
+    if world() == 1:
+        return x
+    x = x.contiguous()
+    parts = [torch.empty_like(x) for _ in range(world())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum over the ranks, in place."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def reduce_rows(x: Tensor, rows: int) -> Tensor:
+    """Sum x [W * rows, D] over the ranks and keep this rank's rows."""
+    if world() == 1:
+        return x
+    own = x.new_empty(rows, x.shape[1])
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed in torch 2.14
+    reduce_scatter(own, x)
+    return own
