@@ -11,12 +11,12 @@ import time
 
 from flexiclip.config import Config
 from flexiclip.data.batch import Batch
+from flexiclip.train.objectives.base import Inputs
 from flexiclip.train.processes.ranks import joined_ranks
 from flexiclip.train.processes.signals import Stopped, StopSignal
 from flexiclip.train.processes.stalls import PATIENCE, Feed
 from flexiclip.train.records.recorder import Evaluators, Recorder
 from flexiclip.train.setup import Run, set_up
-from flexiclip.train.step import Inputs
 
 
 def train(config: Config, evaluators: Evaluators | None = None) -> bool:

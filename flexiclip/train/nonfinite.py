@@ -19,27 +19,27 @@ from flexiclip.train.processes.ranks import Ranks
 PATIENCE = 100
 """Refused steps in a row after which a run with train.on_nonfinite=skip stops too."""
 
-Pair = tuple[Tensor, Tensor]
-"""What belongs to the image tower, and what to the text tower."""
+Halves = tuple[Tensor, ...]
+"""What belongs to the image tower and, where there is one, what to the text tower."""
 
 
 def locate(
     ranks: Ranks,
-    z: Pair,
+    z: Halves,
     loss: Tensor,
     scalars: Sequence[Tensor],
     dscalars: Sequence[Tensor],
-    dz: Pair,
+    dz: Halves,
     watched_backward: Callable[[], list[str]],
 ) -> str:
     """Where a step's first number that is not finite stands, in the order in which a step computes them. Collective.
 
-    z: this rank's embeddings. loss: of the global batch, with its gradients dscalars and dz. watched_backward: the towers,
+    z: what this rank's towers gave. loss: of the global batch, with its gradients dscalars and dz. watched_backward: the towers,
     `image` or `text`, whose parameters have gradients that are not finite.
     """
     halves = ranks.agree(*(_bad(half) for half in z))
     if any(halves):
-        return _of_towers([name for name, bad in zip(("image", "text"), halves, strict=True) if bad], "embeddings")
+        return _of_towers([name for name, bad in zip(("image", "text"), halves, strict=False) if bad], "embeddings")
     named = (
         ("a scalar of the loss is", _bad(*scalars)),
         ("the loss is", _bad(loss)),

@@ -19,7 +19,6 @@ from flexiclip.data.dataset import TrainSources, open_sources
 from flexiclip.data.loader import Batches, train_loader
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.losses import LOSSES
 from flexiclip.models.flops import image_model_flops
 from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate, micro_batches
 from flexiclip.train.checkpoints.checkpoint import Checkpoint
@@ -31,8 +30,9 @@ from flexiclip.train.engines.blocks import prepare_blocks
 from flexiclip.train.engines.engine import Engine, TorchEngine
 from flexiclip.train.engines.optim import ScalarOptimizer
 from flexiclip.train.engines.precision import uses_bf16
-from flexiclip.train.engines.towers import LockedTowers, Towers
 from flexiclip.train.nonfinite import Skips
+from flexiclip.train.objectives.base import Objective
+from flexiclip.train.objectives.contrastive import Contrastive
 from flexiclip.train.processes.data_order import check_ranks_agree, data_order, say_if_changed
 from flexiclip.train.processes.hosts import check_shared_folder, share_file
 from flexiclip.train.processes.ranks import Ranks
@@ -108,14 +108,13 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     if config.model.text_frozen and sources is not None:
         features = compute_text_features(loaded, iter_captions(config.data), folder, ranks, bf16)
     shadow = _shadow(loaded) if evaluates and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else None
-    engine, scalars = _engine(loaded, config, ranks, bf16, checkpoint)
+    objective = Contrastive(loaded.model, config.loss, bf16, features)
+    engine, scalars = _engine(loaded, objective, config, ranks, checkpoint)
     forget_fetched(folder, ranks)
     stepper = Stepper(
+        objective=objective,
         engine=engine,
-        locked=LockedTowers(loaded.model, bf16, features),
         scalars=scalars,
-        loss=LOSSES[config.loss.kind],
-        mask_identical=config.loss.mask_identical,
         micro_batch=micro_batches(config, ranks.world),
         seed=config.seed,
         ranks=ranks,
@@ -157,12 +156,11 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
 
 
 def _engine(
-    loaded: LoadedModel, config: Config, ranks: Ranks, bf16: bool, checkpoint: Checkpoint | None
+    loaded: LoadedModel, objective: Objective, config: Config, ranks: Ranks, checkpoint: Checkpoint | None
 ) -> tuple[Engine, ScalarOptimizer]:
-    model = loaded.model
+    model, towers = loaded.model, objective.towers
     prepare_blocks([model.image_tower, model.text_tower], config, ranks.device)
-    towers = Towers(model, bf16)
-    scalars = ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max)
+    scalars = ScalarOptimizer(objective.scalars, config.optimizer, config.model.logit_scale_max)
     engine: Engine
     if config.engine.kind == "deepspeed":
         from flexiclip.train.engines.zero import DeepSpeedEngine

@@ -1,7 +1,7 @@
 """One training step, the same for every engine, number of ranks and micro-batches (GradCache, arXiv 2101.06983).
 
 1. Embed each micro-batch: with gradients if it is the only one, without otherwise.
-2. Loss on the detached embeddings of the global batch, which gives dz and the gradients of the scalars.
+2. The objective's loss on the detached outputs of the global batch, which gives dz and the gradients of the scalars.
 3. Backward of <z, dz> through the engine, embedding each micro-batch again, under the same random state, when there are several.
 4. Step the engine's optimiser, and the scalars' own.
 
@@ -22,20 +22,9 @@ from flexiclip.data.draws import Draw, below
 from flexiclip.train import nonfinite
 from flexiclip.train.engines.engine import Engine
 from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.engines.towers import LockedTowers
+from flexiclip.train.engines.towers import Tensors
+from flexiclip.train.objectives.base import Inputs, Micro, Objective
 from flexiclip.train.processes.ranks import Ranks
-
-LossFunction = Callable[..., Tensor]
-"""(zimg, ztxt, *scalars, caption_ids=) -> the loss of the global batch."""
-
-
-@dataclass
-class Inputs:
-    """A rank's share of a global batch on its device."""
-
-    images: Tensor  # [b, 3, H, W] uint8
-    tokens: Tensor  # [b, L] int64
-    caption_ids: Tensor  # [b] int64
 
 
 @dataclass(frozen=True)
@@ -54,11 +43,9 @@ class Outcome:
 class Stepper:
     """All that a step needs besides its batch."""
 
+    objective: Objective
     engine: Engine
-    locked: LockedTowers
     scalars: ScalarOptimizer
-    loss: LossFunction
-    mask_identical: bool
     micro_batch: Callable[[int], int]
     """seqhw -> samples encoded at once, the same on every rank."""
     seed: int
@@ -68,13 +55,13 @@ class Stepper:
         """Take one step, or, where a number in it is not finite, none: then no weight and no moment is touched."""
         size = self.micro_batch(seqhw)
         rows = [slice(i, i + size) for i in range(0, len(inputs.images), size)]
-        micro = [self.locked(inputs.images[r], inputs.tokens[r], inputs.caption_ids[r], seqhw) for r in rows]
+        micro = [self.objective.prepare(inputs[r], seqhw) for r in rows]
         share = _Share(self, rows, micro, seqhw, step)
 
         with torch.set_grad_enabled(share.single):
             embedded = [share.embed(i) for i in range(len(micro))]
-        zimg, ztxt = (torch.cat([pair[half].detach() for pair in embedded]) for half in (0, 1))
-        loss, dz, dscalars = self._loss(zimg, ztxt, inputs.caption_ids)
+        z = tuple(torch.cat([part.detach() for part in parts]) for parts in zip(*embedded, strict=True))
+        loss, dz, dscalars = self._loss(z, tuple(map(torch.cat, zip(*(m.targets for m in micro), strict=True))))
         for i in range(len(micro)):
             share.backward(i, embedded[i] if share.single else share.embed(i), dz)
         norm = self.engine.step(lr)
@@ -85,22 +72,22 @@ class Stepper:
         def gradients_by_tower() -> list[str]:
             return share.towers_of_bad_gradients(dz, lr)
 
-        fault = nonfinite.locate(self.ranks, (zimg, ztxt), loss, self.scalars.scalars, dscalars, dz, gradients_by_tower)
+        fault = nonfinite.locate(self.ranks, z, loss, self.scalars.scalars, dscalars, dz, gradients_by_tower)
         return Outcome(float(loss), norm, fault)
 
-    def _loss(self, zimg: Tensor, ztxt: Tensor, caption_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-        """The loss, its gradients (dzimg, dztxt), and those of the scalars.
+    def _loss(self, z: Tensors, targets: Tensors) -> tuple[Tensor, Tensors, list[Tensor]]:
+        """The loss, its gradients by the towers' outputs, and those of the scalars.
 
         A loss or a scalar's gradient that is not finite makes dz so, and with it the norm of the towers' gradients, on which
         every engine refuses the step: no rank waits for the loss before it goes backward.
         """
-        zimg.requires_grad_()
-        ztxt.requires_grad_()
-        scalars = self.scalars.scalars
-        loss = self.loss(zimg, ztxt, *scalars, caption_ids=caption_ids if self.mask_identical else None)
-        dzimg, dztxt, *dscalars = torch.autograd.grad(loss, [zimg, ztxt, *scalars])
+        for output in z:
+            output.requires_grad_()
+        loss = self.objective.loss(z, targets)
+        gradients = torch.autograd.grad(loss, [*z, *self.scalars.scalars])
+        dz, dscalars = gradients[: len(z)], list(gradients[len(z) :])
         nothing = 0.0 * torch.stack([loss.detach(), *(d.sum() for d in dscalars)]).sum()  # or NaN
-        return loss.detach(), (dzimg + nothing, dztxt + nothing), dscalars
+        return loss.detach(), tuple(d + nothing for d in dz), dscalars
 
 
 @dataclass(frozen=True)
@@ -109,7 +96,7 @@ class _Share:
 
     stepper: Stepper
     rows: list[slice]
-    micro: list[tuple[Tensor, Tensor]]  # what Towers takes
+    micro: list[Micro]
     seqhw: int
     step: int
 
@@ -118,27 +105,29 @@ class _Share:
         """Whether one micro-batch is the whole share, which is then embedded once."""
         return len(self.micro) == 1
 
-    def embed(self, i: int, averaged: bool = True) -> tuple[Tensor, Tensor]:
-        """zimg, ztxt of micro-batch i. Dropout, where a tower has it, draws the same in every pass and after a resume.
+    def embed(self, i: int, averaged: bool = True) -> Tensors:
+        """What the towers make of micro-batch i. Dropout, where a tower has it, draws the same in every pass and after a resume.
 
         averaged: whether the backward pass of the last one averages the gradients over the ranks.
         """
         stepper = self.stepper
         torch.manual_seed(below(1 << 63, stepper.seed, Draw.DROPOUT, self.step, stepper.ranks.rank, i))
-        return stepper.engine.embed(*self.micro[i], self.seqhw, last=averaged and i == len(self.micro) - 1)
+        return stepper.engine.embed(self.micro[i].inputs, self.seqhw, last=averaged and i == len(self.micro) - 1)
 
-    def backward(self, i: int, z: tuple[Tensor, Tensor], dz: tuple[Tensor, Tensor]) -> None:
+    def backward(self, i: int, z: Tensors, dz: Tensors) -> None:
         """Send dz through micro-batch i. The engines average over the ranks; dz is that of the global loss already."""
         products = [(half * d[self.rows[i]]).sum() for half, d in zip(z, dz, strict=True) if half.requires_grad]
         self.stepper.engine.backward(self.stepper.ranks.world * torch.stack(products).sum())
 
-    def towers_of_bad_gradients(self, dz: tuple[Tensor, Tensor], lr: float) -> list[str]:
+    def towers_of_bad_gradients(self, dz: Tensors, lr: float) -> list[str]:
         """Go backward once more, now watching what reaches each tower, and leave no gradient behind. Collective."""
         engine, ranks = self.stepper.engine, self.stepper.ranks
         with nonfinite.GradientWatch(engine.towers) as watch:
             for i in range(len(self.micro)):
                 self.backward(i, self.embed(i, averaged=False), dz)
-        zimg, ztxt = self.embed(len(self.micro) - 1)
-        engine.backward(float("nan") * (zimg.sum() + ztxt.sum()))  # certain to be refused, which clears what was added up
+        z = self.embed(len(self.micro) - 1)
+        engine.backward(
+            float("nan") * torch.stack([half.sum() for half in z]).sum()
+        )  # certain to be refused, which clears what was added up
         engine.step(lr)
         return watch.bad(ranks)

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from flexiclip.train.step import Inputs, Stepper
+    from flexiclip.train.objectives.base import Inputs
+    from flexiclip.train.step import Stepper
 
 FACTOR = 32
 TOKENS = 32  # a caption's
@@ -38,12 +39,11 @@ def build(variant: str, micro_batch: int) -> Stepper:
     import torch
 
     from flexiclip.config import Config, ImageTowerConfig, ModelConfig, TextTowerConfig
-    from flexiclip.losses import LOSSES
     from flexiclip.models.clip import FlexiCLIP
     from flexiclip.models.text import TextTransformer
     from flexiclip.train.engines.engine import TorchEngine
     from flexiclip.train.engines.optim import ScalarOptimizer
-    from flexiclip.train.engines.towers import LockedTowers, Towers
+    from flexiclip.train.objectives.contrastive import Contrastive
     from flexiclip.train.processes.ranks import Ranks
     from flexiclip.train.step import Stepper
 
@@ -51,12 +51,11 @@ def build(variant: str, micro_batch: int) -> Stepper:
     config = Config(model=ModelConfig(image=ImageTowerConfig(variant=variant), text=text))
     model = FlexiCLIP(config.model, TextTransformer(text))
     alone = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+    objective = Contrastive(model, config.loss, bf16=False)
     return Stepper(
-        engine=TorchEngine(Towers(model, bf16=False), config, alone),
-        locked=LockedTowers(model, bf16=False),
+        objective=objective,
+        engine=TorchEngine(objective.towers, config, alone),
         scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
-        loss=LOSSES["softmax"],
-        mask_identical=False,
         micro_batch=lambda _: micro_batch,
         seed=0,
         ranks=alone,
@@ -67,7 +66,7 @@ def pairs(batch: int) -> Inputs:
     """Random images of 240 px and captions."""
     import torch
 
-    from flexiclip.train.step import Inputs
+    from flexiclip.train.objectives.base import Inputs
 
     images = torch.randint(256, (batch, 3, 240, 240), dtype=torch.uint8)
     return Inputs(images, torch.randint(2, 4096, (batch, TOKENS)), torch.arange(batch))

@@ -7,15 +7,15 @@ from dataclasses import replace
 import torch
 
 from flexiclip.config import Config, EngineConfig, ImageTowerConfig, ModelConfig, TextTowerConfig, TokenizerConfig, TrainConfig
-from flexiclip.losses import softmax_loss
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
 from flexiclip.schedules import micro_batches
 from flexiclip.train.engines.engine import Engine
 from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.engines.towers import LockedTowers
+from flexiclip.train.objectives.base import Inputs
+from flexiclip.train.objectives.contrastive import Contrastive
 from flexiclip.train.processes.ranks import Ranks
-from flexiclip.train.step import Inputs, Stepper
+from flexiclip.train.step import Stepper
 
 SIDE, WORDS = 64, 16
 IMAGE = ImageTowerConfig(width=64, depth=4, heads=2, image_size=SIDE, base_patch_size=16, base_grid=4)
@@ -48,11 +48,9 @@ def stepper(model: FlexiCLIP, engine: Engine, config: Config, ranks: Ranks = ALO
     """The step of a run."""
     bf16 = config.train.precision == "bf16"
     return Stepper(
+        objective=Contrastive(model, config.loss, bf16),
         engine=engine,
-        locked=LockedTowers(model, bf16),
         scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
-        loss=softmax_loss,
-        mask_identical=False,
         micro_batch=micro_batches(config, ranks.world),
         seed=0,
         ranks=ranks,

@@ -20,9 +20,9 @@ from transformers import BertConfig, BertModel
 from flexiclip.bundle import build_model
 from flexiclip.config import load
 from flexiclip.data.images import normalize
+from flexiclip.train.objectives.base import Inputs
 from flexiclip.train.processes.ranks import Ranks, joined_ranks
 from flexiclip.train.setup import set_up
-from flexiclip.train.step import Inputs
 
 Fit = Callable[..., Trained]
 

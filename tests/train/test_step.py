@@ -14,14 +14,14 @@ from train_shards import sample
 
 from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config, load
-from flexiclip.losses import LOSSES
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.transformer import MLP
 from flexiclip.train.engines.engine import TorchEngine
 from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.engines.towers import LockedTowers, Towers
+from flexiclip.train.objectives.base import Inputs
+from flexiclip.train.objectives.contrastive import Contrastive
 from flexiclip.train.processes.ranks import Ranks
-from flexiclip.train.step import Inputs, Stepper
+from flexiclip.train.step import Stepper
 
 BATCH, SEQHW, LR, EPS = 12, 3, 0.01, 1e-3
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
@@ -43,12 +43,11 @@ def make(recipe: list[str]) -> Make:
 
 
 def stepper_of(model: FlexiCLIP, config: Config, micro_batch: int) -> Stepper:
+    objective = Contrastive(model, config.loss, bf16=False)
     return Stepper(
-        engine=TorchEngine(Towers(model, bf16=False), config, ALONE),
-        locked=LockedTowers(model, bf16=False),
-        scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
-        loss=LOSSES[config.loss.kind],
-        mask_identical=False,
+        objective=objective,
+        engine=TorchEngine(objective.towers, config, ALONE),
+        scalars=ScalarOptimizer(objective.scalars, config.optimizer, config.model.logit_scale_max),
         micro_batch=lambda _: micro_batch,
         seed=0,
         ranks=ALONE,

@@ -1,7 +1,7 @@
 """Engines: plain torch here, DeepSpeed in zero.py, behind the same few methods.
 
-Both train `Towers` with the same AdamW, averaging gradients over the ranks, so that they give the same losses. What a step does
-with them is in step.py.
+Both train an objective's towers with the same AdamW, averaging gradients over the ranks, so that they give the same losses. What
+a step does with them is in step.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flexiclip.config import Config
 from flexiclip.train.engines.optim import MOMENTS, adamw, moment
-from flexiclip.train.engines.towers import Towers
+from flexiclip.train.engines.towers import Tensors, Trained
 from flexiclip.train.processes.ranks import Ranks
 
 # The towers' buffers are constants, which no step need send; torch 2.13 has renamed the flag that says so.
@@ -28,10 +28,10 @@ _KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadc
 class Engine(Protocol):
     """What the loop needs of an engine. Methods marked collective must be called on every rank."""
 
-    towers: Towers
+    towers: Trained
 
-    def embed(self, image: Tensor, text: Tensor, seqhw: int, last: bool) -> tuple[Tensor, Tensor]:
-        """Towers.forward, with or without gradients as torch's grad mode says. last: of the step's micro-batches. Collective."""
+    def embed(self, inputs: Tensors, seqhw: int, last: bool) -> Tensors:
+        """Trained.forward, with or without gradients as torch's grad mode says. last: of the step's micro-batches. Collective."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -64,7 +64,7 @@ class Engine(Protocol):
 class TorchEngine:
     """DistributedDataParallel (nothing at all for one rank) and fused AdamW."""
 
-    def __init__(self, towers: Towers, config: Config, ranks: Ranks) -> None:
+    def __init__(self, towers: Trained, config: Config, ranks: Ranks) -> None:
         self.towers, self.clip = towers, config.optimizer.grad_clip
         self.optimizer = adamw(towers, config.optimizer)
         device_ids = [ranks.device] if ranks.device.type == "cuda" else None
@@ -72,11 +72,11 @@ class TorchEngine:
         if ranks.world > 1:
             self.module = DistributedDataParallel(towers, device_ids=device_ids, **_KEEP_BUFFERS)
 
-    def embed(self, image: Tensor, text: Tensor, seqhw: int, last: bool) -> tuple[Tensor, Tensor]:
+    def embed(self, inputs: Tensors, seqhw: int, last: bool) -> Tensors:
         """See Engine. DDP decides in the forward pass whether the backward pass will reduce."""
         if isinstance(self.module, DistributedDataParallel):
             self.module.require_backward_grad_sync = last
-        return self.module(image, text, seqhw)
+        return self.module(*inputs, seqhw)
 
     def backward(self, loss: Tensor) -> None:
         """See Engine."""
@@ -111,13 +111,13 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> flo
     return float(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
 
 
-def moments_of(towers: Towers, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def moments_of(towers: Trained, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """The moments of an optimiser that holds whole parameters."""
     trained = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
     yield from ((f"{key}/{name}", moment(optimizer, p, key)) for key in MOMENTS for name, p in trained)
 
 
-def load_moments_into(towers: Towers, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], updates: int) -> None:
+def load_moments_into(towers: Trained, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], updates: int) -> None:
     """Restore the moments of an optimiser that holds whole parameters."""
     for name, p in towers.named_parameters():
         if p.requires_grad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,19 +42,23 @@ class ScalarOptimizer:
     may be clamped after the step: logit_scale to [0, log(maximum)], as CLIP does.
     """
 
-    def __init__(self, scalars: list[nn.Parameter], config: OptimizerConfig, logit_scale_max: float) -> None:
-        self.scalars, self.ceiling = scalars, math.log(logit_scale_max)
-        self.adamw = torch.optim.AdamW(scalars, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0)
+    def __init__(self, scalars: Sequence[nn.Parameter], config: OptimizerConfig, logit_scale_max: float) -> None:
+        self.scalars, self.ceiling = list(scalars), math.log(logit_scale_max)
+        # As a group: an objective may have no scalars, and of parameters alone AdamW wants at least one.
+        self.adamw = torch.optim.AdamW(
+            [{"params": self.scalars}], lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0
+        )
 
     def step(self, lr: float, gradients: list[Tensor]) -> None:
-        """One step on the gradients of (logit_scale[, logit_bias])."""
+        """One step on the gradients of logit_scale and logit_bias, as many of them as there are."""
         for parameter, gradient in zip(self.scalars, gradients, strict=True):
             parameter.grad = gradient
         self.adamw.param_groups[0]["lr"] = lr
         self.adamw.step()
         self.adamw.zero_grad()
         with torch.no_grad():
-            self.scalars[0].clamp_(0.0, self.ceiling)
+            for scale in self.scalars[:1]:
+                scale.clamp_(0.0, self.ceiling)
 
     def state(self) -> dict[str, Tensor]:
         """Moments by name and index."""

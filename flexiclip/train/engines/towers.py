@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from flexiclip.data.images import normalize
 from flexiclip.models.clip import FlexiCLIP
 
+Tensors = tuple[Tensor, ...]
 
-class Towers(nn.Module):
-    """(images or image features, tokens or text features, seqhw) -> unit embeddings zimg, ztxt [B, embed_dim] float32.
+
+class Trained(nn.Module):
+    """The image half of what is trained. forward: (*inputs, seqhw) -> float32 rows [B, D] of each half that there is.
 
     Images are normalised here, a micro-batch at a time: a whole batch as float32 would take four times its memory.
     """
@@ -24,29 +26,59 @@ class Towers(nn.Module):
         super().__init__()
         self.bf16, self.preprocess = bf16, model.config.preprocess
         self.image_tower = None if model.config.image.frozen else model.image_tower
+        self.image_width = model.image_tower.width
+        self._project_image = model.project_image
+
+    def image_features(self, image: Tensor, seqhw: int) -> Tensor:
+        """[B, 3, H, W] uint8, or the features of a locked tower -> features [B, width]."""
+        if self.image_tower is None:
+            return image
+        return self.image_tower(normalize(image, self.preprocess.mean, self.preprocess.std), seqhw)
+
+    def dummy_inputs(self, device: torch.device) -> Tensors:
+        """The smallest valid inputs, for a pass whose result does not matter."""
+        if self.image_tower is None:
+            return (torch.zeros(1, self.image_width, device=device),)
+        return (torch.zeros(1, 3, *self.image_tower.image_size, dtype=torch.uint8, device=device),)
+
+
+class Classifier(Trained):
+    """(image or image features, seqhw) -> logits [B, classes]: an image tower alone, whose projection is the head."""
+
+    def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
+        super().__init__(model, bf16)
+        self.image_projection = model.image_projection
+
+    def forward(self, image: Tensor, seqhw: int) -> Tensors:
+        """image [B, 3, H, W] uint8; a tower that is locked gets its features [B, width] in place of them."""
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
+            return (self._project_image(self.image_features(image, seqhw), normalize=False).float(),)
+
+
+class Towers(Trained):
+    """(image or image features, tokens or text features, seqhw) -> unit embeddings zimg, ztxt [B, embed_dim] float32."""
+
+    def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
+        super().__init__(model, bf16)
         self.text_tower = None if model.config.text_frozen else model.text_tower
         self.image_projection, self.text_projection = model.image_projection, model.text_projection
-        self.image_width, self.text_width = model.image_tower.width, model.text_tower.width
-        self._project = model.project_image, model.project_text
+        self.text_width = model.text_tower.width
+        self._project_text = model.project_text
 
-    def forward(self, image: Tensor, text: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, text: Tensor, seqhw: int) -> Tensors:
         """image [B, 3, H, W] uint8, text [B, L] int64; a tower that is locked gets its features [B, width] in place of them."""
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
-            if self.image_tower is not None:
-                image = self.image_tower(normalize(image, self.preprocess.mean, self.preprocess.std), seqhw)
+            image = self.image_features(image, seqhw)
             if self.text_tower is not None:
                 text = self.text_tower(text)
-            return self._project[0](image), self._project[1](text)
+            return self._project_image(image), self._project_text(text)
 
-    def dummy_inputs(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The smallest valid (image, text), for a pass whose result does not matter."""
-        image = torch.zeros(1, self.image_width, device=device)
-        if self.image_tower is not None:
-            image = torch.zeros(1, 3, *self.image_tower.image_size, dtype=torch.uint8, device=device)
+    def dummy_inputs(self, device: torch.device) -> Tensors:
+        """See Trained."""
         text = torch.zeros(1, self.text_width, device=device)
         if self.text_tower is not None:
             text = torch.ones(1, 2, dtype=torch.long, device=device)
-        return image, text
+        return *super().dummy_inputs(device), text
 
 
 class LockedTowers:
@@ -58,17 +90,22 @@ class LockedTowers:
         self.bf16, self.preprocess, self.text_features = bf16, model.config.preprocess, text_features
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, tokens: Tensor, caption_ids: Tensor, seqhw: int) -> tuple[Tensor, Tensor]:
-        """images [B, 3, H, W] uint8, tokens [B, L], caption_ids [B] -> what Towers takes."""
-        image, text = images, tokens
+    def image(self, images: Tensor, seqhw: int) -> Tensor:
+        """images [B, 3, H, W] uint8 -> what Trained takes of them."""
+        if self.image_tower is None:
+            return images
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            if self.image_tower is not None:
-                image = self.image_tower(normalize(images, self.preprocess.mean, self.preprocess.std), seqhw).float()
-            if self.text_features is not None:
-                text = self.text_features(caption_ids).to(images.device)
-            elif self.text_tower is not None:
-                text = self.text_tower(tokens).float()
-        return image, text
+            return self.image_tower(normalize(images, self.preprocess.mean, self.preprocess.std), seqhw).float()
+
+    @torch.no_grad()
+    def text(self, tokens: Tensor, caption_ids: Tensor) -> Tensor:
+        """tokens [B, L], caption_ids [B] -> what Towers takes of them."""
+        if self.text_features is not None:
+            return self.text_features(caption_ids).to(tokens.device)
+        if self.text_tower is None:
+            return tokens
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.text_tower(tokens).float()
 
 
 class TextFeatures:

@@ -20,7 +20,7 @@ from torch import Tensor
 from flexiclip.config import Config
 from flexiclip.train.engines.engine import clip_gradients, load_moments_into, moments_of
 from flexiclip.train.engines.optim import MOMENTS, adamw
-from flexiclip.train.engines.towers import Towers
+from flexiclip.train.engines.towers import Tensors, Trained
 from flexiclip.train.processes.ranks import Ranks
 
 _CPU = {"device": "cpu"}
@@ -35,7 +35,7 @@ OFFLOADED: dict[str, dict[str, Any]] = {
 class DeepSpeedEngine:
     """See engine.Engine. Weights must be in `towers` before it is made."""
 
-    def __init__(self, towers: Towers, config: Config, ranks: Ranks) -> None:
+    def __init__(self, towers: Trained, config: Config, ranks: Ranks) -> None:
         deepspeed = _import_deepspeed()
         self.towers, self.ranks = towers, ranks
         self.stage, self.clip = config.engine.zero_stage, config.optimizer.grad_clip
@@ -45,10 +45,10 @@ class DeepSpeedEngine:
             model=towers, optimizer=optimizer, config=deepspeed_config(config, ranks.world), dist_init_required=False
         )
 
-    def embed(self, image: Tensor, text: Tensor, seqhw: int, last: bool) -> tuple[Tensor, Tensor]:
+    def embed(self, inputs: Tensors, seqhw: int, last: bool) -> Tensors:
         """See Engine."""
         self.engine.set_gradient_accumulation_boundary(last)
-        return self.engine(image, text, seqhw)
+        return self.engine(*inputs, seqhw)
 
     def backward(self, loss: Tensor) -> None:
         """See Engine."""
@@ -105,10 +105,9 @@ class DeepSpeedEngine:
 
     def _prime(self, updates: int) -> None:
         """Stages 1-3 make moments in the first step, so one is taken at lr 0 on gradients of zero, and counted as `updates`."""
-        image, text = self.towers.dummy_inputs(self.ranks.device)
         hooks = [p.register_hook(torch.zeros_like) for _, p in self._trained()]  # zeros also where a weight is NaN
-        zimg, ztxt = self.embed(image, text, 1, last=True)
-        self.backward(zimg.sum() + ztxt.sum())
+        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), 1, last=True)
+        self.backward(torch.stack([output.sum() for output in outputs]).sum())
         for hook in hooks:
             hook.remove()
         self.step(lr=0.0)

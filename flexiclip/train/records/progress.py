@@ -67,7 +67,8 @@ class Progress:
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
-        table.add_row("loss", f"{row['loss']:.4f}", "lr", f"{row['lr']:.2e}", "logit scale", f"{row['logit_scale']:.3f}")
+        scale = ("logit scale", f"{row['logit_scale']:.3f}") if "logit_scale" in row else ()
+        table.add_row("loss", f"{row['loss']:.4f}", "lr", f"{row['lr']:.2e}", *scale)
         waiting = row["data_s"] / max(row["step_s"], 1e-9)
         table.add_row("images/s", f"{row['images_per_s']:.0f}", "data wait", f"{waiting:.0%}", "left", self._left(row["step"]))
         lengths = "  ".join(f"{s}: {loss:.2f}" for s, loss in sorted(self.by_length.items()))

@@ -162,11 +162,10 @@ class Recorder:
     def _row(self, values: dict[str, float]) -> dict[str, Any]:
         run = self.run
         data_s, step_s = (sum(column) / len(column) for column in zip(*self._times, strict=True))
-        scale, *bias = (_item(p) for p in run.stepper.scalars.scalars)
         batch, samples = run.horizon.batch, run.horizon.samples
-        row = {"samples": run.step * batch, **values, "logit_scale": scale}
+        row: dict[str, Any] = {"samples": run.step * batch, **values}
+        row |= {name: _item(p) for name, p in zip(("logit_scale", "logit_bias"), run.stepper.scalars.scalars, strict=False)}
         row |= {"skipped": run.skips.total} if run.config.train.on_nonfinite == "skip" else {}
-        row |= {"logit_bias": bias[0]} if bias else {}
         row |= {"epoch": run.step * batch / samples} if samples else {}
         return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}
 
