@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..rows import Row
+from .names import brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +20,6 @@ Against = Literal["tokens", "gflops"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by any eyes
 MARKERS = "osD^vP"
 INK = "#333333"
-LABEL = 48  # characters of a curve's name
 _STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": "#888888",
@@ -48,11 +48,6 @@ def frames(panels: int) -> tuple[Figure, list[Axes]]:
 def look(number: int) -> tuple[str, str]:
     """(colour, marker) of the curve of this number."""
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-
-
-def brief(label: str) -> str:
-    """A label that leaves room for the frame: the end of a long one, where folders differ."""
-    return label if len(label) <= LABEL else "…" + label[1 - LABEL :]
 
 
 def place(row: Row, against: Against) -> float | None:

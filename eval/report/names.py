@@ -1,4 +1,4 @@
-"""How metrics are called and written: which are shares, which are better when lower, and what a heading says of them."""
+"""How metrics are called and written (which are shares, which are better when lower), and how a model's name is cut."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ _FAMILIES = {
     "lp_mean_per_class_recall": ("probe mean/class", "linear probe mean per class recall"),
 }
 """metric, less its @k -> (heading of a column, words)."""
+
+
+def brief(label: str, room: int = 48) -> str:
+    """A label of at most `room` characters: the end of a long one, where folders differ."""
+    return label if len(label) <= room else "…" + label[1 - room :]
 
 
 def short_name(metric: str) -> str:

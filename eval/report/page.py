@@ -18,7 +18,7 @@ from flexiclip.config import dump
 from ..choices.length import sentence
 from ..rows import Row, TaskInfo
 from .gallery import Gallery
-from .names import best_of, short_name, show
+from .names import best_of, brief, short_name, show
 from .page_data import add_thumbnails, as_script, page_data
 from .table import ModelInfo, Report, cells, label_of, rows_of
 
@@ -122,11 +122,8 @@ def _table(report: Report, task: TaskInfo, rows: Sequence[Row]) -> str:
     body = []
     for row in rows:
         costs = (row.seqhw, row.seq_len, row.patch_size, row.gflops, row.images_per_s)
-        line = (
-            f'<th scope="row" title="{escape(label_of(row))}" data-value="{escape(label_of(row))}">{escape(label_of(row))}</th>'
-            if several
-            else ""
-        )
+        label = label_of(row)
+        line = f'<th scope="row" title="{escape(label)}" data-value="{escape(label)}">{escape(brief(label, 28))}</th>' * several
         for cost, text in zip(costs, cells(row), strict=True):
             line += f'<td data-value="{(cost[0] if isinstance(cost, list) else cost) or ""}">{escape(text)}</td>'
         for name in names:

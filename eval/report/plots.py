@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..choices.cascade import CascadeCurve
 from ..rows import Row, TaskInfo
-from .drawing import INK, Against, brief, chance_line, curve, finish, frames, legend, look, place
-from .names import family_of, is_share, long_name
+from .drawing import INK, Against, chance_line, curve, finish, frames, legend, look, place
+from .names import brief, family_of, is_share, long_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

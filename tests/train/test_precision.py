@@ -16,9 +16,7 @@ ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 
 def test_bf16_is_the_hardwares_own_from_avx512_on() -> None:
     has = precision.has_bf16(torch.device("cpu"))
-    assert has == {"AVX2": False, "AVX512": True}.get(
-        torch.backends.cpu.get_cpu_capability(), has
-    )
+    assert has == {"AVX2": False, "AVX512": True}.get(torch.backends.cpu.get_cpu_capability(), has)
 
 
 @pytest.mark.parametrize("native", [True, False])
