@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-_RATIO = 200  # of inflated to stored bytes, above which a file is a bomb; weights stand near 1, indices of shards near 20
+_RATIO = 200  # of inflated to stored bytes, above which a file is a bomb; weights stand near 1
 _HARMLESS = 2**24  # bytes that may inflate as they like
 
 

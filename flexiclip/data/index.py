@@ -7,12 +7,13 @@ told from the first by a number (`KEY#2`).
 
     flexiclip data index 'data/train-{0000..0015}.tar'
 
-The cache is SHARD.index.npz beside the shard, or a file in `data.index_cache`, or in ~/.cache/flexiclip when the shard is remote
+The cache is SHARD.index beside the shard, or a file in `data.index_cache`, or in ~/.cache/flexiclip when the shard is remote
 or its folder is read-only. It is dropped when the shard's size, mtime or entity tag changes.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flexiclip.data.index_cache import DTYPES, cache_paths, load_arrays, save_arrays
+from flexiclip.data.index_cache import DTYPES, cache_paths, load_arrays, pack, save_arrays
 from flexiclip.data.progress import progress
 from flexiclip.data.reading import DEFAULT, Retries, open_ranges, retried, shard_stamp
 from flexiclip.data.shards import is_remote
@@ -33,6 +34,7 @@ from flexiclip.errors import UserError
 
 _META = re.compile(r"__[^/]*__(/|$)")  # __MACOSX__-like folders and webdataset's own metadata
 _EXTENSIONS = 2**16  # in a shard: with so many, what follows the first dot is no kind of file
+_RUN = 32  # shards handed to a thread at a time, where there are thousands: a hand-over costs as much as opening a cached index
 _LARGEST = 2**32 - 1  # bytes of a member of a sample; a larger one is neither an image nor a caption
 
 
@@ -105,16 +107,18 @@ def index_shard(url: str, cache: str | None = None, retries: Retries = DEFAULT) 
             arrays, extensions, damage = found
             return ShardIndex(url, extensions, damage=damage, **arrays)
     index = read_index(url, retries)
-    arrays = {name: getattr(index, name) for name in DTYPES}
-    any(save_arrays(path, arrays, index.extensions, index.damage, stamp) for path in paths)
+    content = pack({name: getattr(index, name) for name in DTYPES}, index.extensions, index.damage, stamp)
+    any(save_arrays(path, content) for path in paths)
     return index
 
 
 def index_shards(urls: Sequence[str], cache: str | None = None, retries: Retries = DEFAULT, workers: int = 8) -> list[ShardIndex]:
     """The indices of several shards, in order, see index_shard. `workers` threads: the work is waiting for storage."""
+    length = max(1, min(_RUN, len(urls) // (8 * workers)))
+    runs = [urls[start : start + length] for start in range(0, len(urls), length)]
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        found = pool.map(lambda url: index_shard(url, cache, retries), urls)
-        return list(progress(found, len(urls), "indexing shards"))
+        found = pool.map(lambda run: [index_shard(url, cache, retries) for url in run], runs)
+        return list(progress(itertools.chain.from_iterable(found), len(urls), "indexing shards"))
 
 
 def require_whole(indices: Iterable[ShardIndex]) -> list[ShardIndex]:

@@ -1,62 +1,82 @@
-"""Where the index of a shard is kept, so that its headers are read once: beside it, in a named folder or in the user's cache."""
+"""Where the index of a shard is kept, so that its headers are read once: beside it, in a named folder or in the user's cache.
+
+A line of JSON, padded to 64 bytes, and behind it the arrays as they lie in memory: a run of 10,000 shards opens as many of these
+before its first batch.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import secrets
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flexiclip.arrays import read_npz
 from flexiclip.data.shards import is_remote, local_path, shard_name
 
-_VERSION = 2  # of the layout
+_VERSION = 3  # of the layout
 _FARTHEST = 2**50  # bytes of a shard
+_ALIGNED = 64  # bytes
 
 Arrays = dict[str, npt.NDArray[Any]]
-DTYPES = {
-    "key_bytes": np.uint8,
+DTYPES: dict[str, Any] = {
+    "offset": np.int64,
     "key_first": np.uint32,
     "first": np.uint32,
-    "extension": np.uint16,
-    "offset": np.int64,
     "size": np.uint32,
     "header": np.uint32,
+    "extension": np.uint16,
+    "key_bytes": np.uint8,
 }
-"""The arrays of an index, see index.py."""
+"""The arrays of an index, see index.py, the widest first so that each is aligned."""
 
 
-def cache_paths(url: str, cache: str | None) -> list[Path]:
+def cache_paths(url: str, cache: str | None) -> list[str]:
     """Where the index may lie, best place first."""
-    absolute = url if is_remote(url) else os.path.abspath(local_path(url))
-    name = f"{hashlib.sha256(absolute.encode()).hexdigest()[:16]}-{shard_name(url).split('?')[0]}.index.npz"
+    beside = not is_remote(url)
+    absolute = os.path.abspath(local_path(url)) if beside else url
+    name = f"{hashlib.sha256(absolute.encode()).hexdigest()[:16]}-{shard_name(url).split('?')[0]}.index"
     if cache is not None:
-        return [Path(cache).expanduser() / name]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flexiclip" / name
-    return [home] if is_remote(url) else [Path(local_path(url) + ".index.npz"), home]
+        return [os.path.join(os.path.expanduser(cache), name)]
+    home = os.path.join(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "flexiclip", name)
+    return [local_path(url) + ".index", home] if beside else [home]
 
 
-def load_arrays(path: Path, url: str, stamp: str) -> tuple[Arrays, tuple[str, ...], str] | None:
+def load_arrays(path: str, url: str, stamp: str) -> tuple[Arrays, tuple[str, ...], str] | None:
     """(arrays, extensions, damage) of the file; None when it is absent, of another shard or version, or no index."""
     try:
-        data = read_npz(path)
-        if int(data["version"]) != _VERSION or str(data["stamp"]) != stamp:
+        with open(path, "rb") as file:
+            data = file.read()
+        end = data.index(b"\n")
+        about = json.loads(data[:end])
+        if about["version"] != _VERSION or about["stamp"] != stamp:
             return None
-        arrays = {name: data[name] for name in DTYPES}
-        extensions = tuple(str(e) for e in data["extensions"])
-        return (arrays, extensions, str(data["damage"])) if _are_sound(arrays, len(extensions), url) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        arrays = _unpack(data, end + 1, about["lengths"])
+        extensions = tuple(str(extension) for extension in about["extensions"])
+        return (arrays, extensions, str(about["damage"])) if _are_sound(arrays, len(extensions), url) else None
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
         return None
+
+
+def _unpack(data: bytes, start: int, lengths: list[int]) -> Arrays:
+    """The arrays of these lengths; they fill the rest of the file, or it is none of ours. Raises ValueError, TypeError."""
+    arrays: Arrays = {}
+    for (name, dtype), length in zip(DTYPES.items(), lengths, strict=True):
+        if length < 0:
+            raise ValueError(f"{name} of {length}")
+        arrays[name] = np.frombuffer(data, dtype, length, start) if length else np.empty(0, dtype)
+        start += arrays[name].nbytes
+    if start != len(data):
+        raise ValueError(f"{len(data)} bytes, not {start}")
+    return arrays
 
 
 def _are_sound(arrays: Arrays, extensions: int, url: str) -> bool:
     """Whether an index that came with its shard from elsewhere is one: arrays that fit each other, places inside the shard."""
-    if any(array.ndim != 1 or array.dtype != DTYPES[name] for name, array in arrays.items()):
-        return False
     members = len(arrays["size"])
     if not len(arrays["key_first"]) == len(arrays["first"]) > 0:
         return False
@@ -72,16 +92,25 @@ def _are_sound(arrays: Arrays, extensions: int, url: str) -> bool:
     return bool(fits.all() and (arrays["extension"] < extensions).all())
 
 
-def save_arrays(path: Path, arrays: Arrays, extensions: tuple[str, ...], damage: str, stamp: str) -> bool:
+def pack(arrays: Arrays, extensions: tuple[str, ...], damage: str, stamp: str) -> bytes:
+    """The content of the file."""
+    lengths = [len(arrays[name]) for name in DTYPES]
+    about = {"version": _VERSION, "stamp": stamp, "damage": damage, "extensions": extensions, "lengths": lengths}
+    head = json.dumps(about).encode()
+    head = head.ljust(-(-(len(head) + 1) // _ALIGNED) * _ALIGNED - 1) + b"\n"
+    return head + b"".join(arrays[name].astype(dtype, copy=False).tobytes() for name, dtype in DTYPES.items())
+
+
+def save_arrays(path: str, content: bytes) -> bool:
     """Write and rename, so that a reader in another process never meets half a file. False where writing is not allowed."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    named = np.array(extensions, dtype=np.str_)
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, version=_VERSION, stamp=stamp, damage=damage, extensions=named, **arrays)  # type: ignore[arg-type]
+            file.write(content)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         return False
     return True

@@ -1,11 +1,13 @@
 """The members of a tar file, one after the other, up to its end or to where it is damaged.
 
 tarfile stops in silence at a broken header and at a missing end mark, follows what headers say to any size and place, and takes
-zeros for an end: all of that is damage here, with a reason.
+zeros for an end: all of that is damage here, with a reason. It also takes some 50 us a header. Nearly every header of a shard is
+of one plain kind, which is read here in a tenth of that; from the first other one on the file is tarfile's.
 """
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +19,11 @@ BLOCK = 512
 _LONGEST_HEADER = 2**20  # bytes of a long name or of pax records
 _LONGEST_END = 2**20  # bytes of zeros that writers put behind the end mark; GNU tar and Python's write 10 KB
 _FARTHEST = 2**50  # bytes of any shard
+
+# A header from its mode on: mode, owner, group, size, time, checksum, kind, link, magic, names, devices; the name has no prefix.
+_PLAIN = re.compile(rb"(?:[0-7]{7}\0){3}([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 ([0x]).{172}(?:[0-7]{7}\0|\0{8}){2}\0", re.DOTALL)
+_AFTER_NAME, _CHECKSUM = 100, slice(148, 156)
+_TIME = re.compile(rb"(\d{1,3}) mtime=\d+(?:\.\d+)?\n")  # what webdataset writes before every header: a time in fractions
 
 
 class Member(NamedTuple):
@@ -37,15 +44,59 @@ def walk(stream: IO[bytes]) -> Iterator[Member]:
 
     Raises DamageError where the rest cannot be read, OSError where reading itself fails.
     """
+    offset = 0
+    while (member := _plain_member(stream, offset)) is not None:
+        yield member
+        offset = member.offset + -(-member.size // BLOCK) * BLOCK
+    stream.seek(offset)
+    if stream.read(BLOCK) == bytes(BLOCK):
+        _check_end(stream, offset)
+    else:
+        yield from walk_any(stream, offset)
+
+
+def _plain_member(stream: IO[bytes], offset: int) -> Member | None:
+    """The regular file whose header, or whose time, stands at `offset`; None when anything about it is out of the ordinary."""
+    stream.seek(offset)
+    block = stream.read(BLOCK)
+    found = _plain_header(block)
+    if found is not None and found[1] == b"x":
+        record = stream.read(BLOCK)
+        time = _TIME.fullmatch(record[: found[0]])
+        if time is None or int(time[1]) != found[0]:
+            return None
+        offset += 2 * BLOCK
+        block = stream.read(BLOCK)
+        found = _plain_header(block)
+    if found is None or found[1] != b"0":
+        return None
+    name = block[:_AFTER_NAME].partition(b"\0")[0].decode(tarfile.ENCODING, "surrogateescape")
+    return Member(name, offset + BLOCK, found[0], zlib.crc32(block))
+
+
+def _plain_header(block: bytes) -> tuple[int, bytes] | None:
+    """(size, kind) of a header block of the plain kind with a right checksum."""
+    found = _PLAIN.match(block, _AFTER_NAME)
+    if found is None or len(block) < BLOCK:
+        return None
+    written = block[_CHECKSUM]
+    if sum(block) - sum(written) + len(written) * ord(" ") != int(found[2], 8):
+        return None
+    return int(found[1], 8), found[3]
+
+
+def walk_any(stream: IO[bytes], offset: int = 0) -> Iterator[Member]:
+    """As walk, by tarfile, for the members whose headers begin at `offset`."""
     try:
+        stream.seek(offset)
         tar = tarfile.open(fileobj=cast("IO[bytes]", _Bounded(stream)), mode="r:", tarinfo=_Header)  # noqa: SIM115 (by the caller)
     except OSError:
         raise
     except Exception as error:  # tarfile's own, and whatever a header that lies makes it stumble over
-        raise DamageError(f"damaged, truncated or not a plain tar file (compressed ones cannot seek): {error}") from None
+        where = f"at byte {offset}" if offset else "or not a plain tar file (compressed ones cannot seek)"
+        raise DamageError(f"damaged, truncated {where}: {error}") from None
     try:
-        yield from _files(tar)
-        stream.seek(tar.offset)
+        yield from _files(tar, offset)
     except OSError:
         raise
     except Exception as error:
@@ -53,8 +104,7 @@ def walk(stream: IO[bytes]) -> Iterator[Member]:
     _check_end(stream, tar.offset)
 
 
-def _files(tar: tarfile.TarFile) -> Iterator[Member]:
-    read = 0
+def _files(tar: tarfile.TarFile, read: int) -> Iterator[Member]:
     while (member := cast("_Header | None", tar.next())) is not None:
         if tar.offset <= read:  # tarfile follows a negative size back, and forth again, without end
             raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
@@ -65,6 +115,7 @@ def _files(tar: tarfile.TarFile) -> Iterator[Member]:
 
 
 def _check_end(stream: IO[bytes], offset: int) -> None:
+    stream.seek(offset)
     mark = stream.read(BLOCK)
     if len(mark) < BLOCK or mark.strip(b"\0"):
         raise DamageError(f"damaged or truncated at byte {offset}: fetch or write it again")

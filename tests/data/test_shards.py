@@ -128,7 +128,7 @@ def test_http_shards_train_as_local_ones(uneven: str, http: str, loader_of: Any,
         assert a.samples == b.samples
         assert a.captions == b.captions
         assert torch.equal(a.images, b.images)
-    assert len(list((tmp_path / "cache").glob("*-train-000?.tar.index.npz"))) == 4
+    assert len(list((tmp_path / "cache").glob("*-train-000?.tar.index"))) == 4
 
 
 def test_a_server_without_ranges_is_named(uneven: str, http: str, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from flexiclip.arrays import read_npz
 from flexiclip.config import load
 from flexiclip.config.paths import resolve_folder
 from flexiclip.data.index import index_shard, read_index
+from flexiclip.data.index_cache import DTYPES, pack
+from flexiclip.data.reading import shard_stamp
 from flexiclip.data.samples import BadSample, open_samples
 from flexiclip.errors import UserError
 
@@ -52,7 +54,7 @@ def test_names_in_a_shard_never_become_paths_nor_commands_of_a_terminal(
     assert r"\x1b[2J\x1b]0;owned\x07s" in printed
     assert all(c.isprintable() or c == "\n" for c in printed)
     new = set(tmp_path.rglob("*")) - set(before)
-    assert all("cache" in path.parts or path.name.endswith(".index.npz") for path in new)
+    assert all("cache" in path.parts or path.name.endswith(".index") for path in new)
 
 
 def test_links_and_devices_in_a_shard_are_no_samples(tmp_path: Path) -> None:
@@ -85,21 +87,34 @@ def test_a_member_of_negative_size_does_not_lead_back(tmp_path: Path) -> None:
 def test_an_index_cache_that_lies_is_written_anew(tmp_path: Path) -> None:
     shard = shard_of(tmp_path / "x.tar", {"a.txt": b"fox", "b.txt": b"owl"})
     good = index_shard(shard)
-    cache = Path(shard + ".index.npz")
-    arrays = read_npz(cache)
-    for lie in (
+    cache, stamp = Path(shard + ".index"), shard_stamp(shard)
+    arrays = {name: getattr(good, name) for name in DTYPES}
+    whole = cache.read_bytes()
+    assert whole == pack(arrays, good.extensions, "", stamp)
+    lies = (
         {"offset": np.array([0, 2**40])},
-        {"size": np.array([3, 2**31], dtype=np.uint32)},
-        {"size": np.array([3, -1])},
-        {"header": np.array([0], dtype=np.uint32)},
-        {"extension": np.array([0, 7], dtype=np.uint16)},
-        {"first": np.array([0, 2**31, 2], dtype=np.uint32)},
-        {"key_first": np.array([0, 0, 2], dtype=np.uint32)},
-        {"offset": np.zeros((2, 2), dtype=np.int64)},
-    ):
-        np.savez(cache, **(arrays | lie))  # type: ignore[arg-type]
+        {"size": np.array([3, 2**31])},
+        {"header": np.array([0])},
+        {"extension": np.array([0, 7])},
+        {"first": np.array([0, 2**31, 2])},
+        {"key_first": np.array([0, 0, 2])},
+        {"first": np.zeros(0), "key_first": np.zeros(0)},
+    )
+    contents = [pack(arrays | lie, good.extensions, "", stamp) for lie in lies]
+    contents += [
+        whole[:-1],
+        whole + b"x",
+        whole.replace(b"[2, 3", b"[2,-3"),
+        whole.replace(b"[2, 3", b"[9e9 "),
+        b"[" * 100_000 + b"\n",
+    ]
+    contents += [b"null\n", b"\xff\n", b"", whole.replace(b'"extensions": [', b'"extensions": 7,"":[')]
+    for content in contents:
+        assert content != whole
+        cache.write_bytes(content)
         again = index_shard(shard)
-        assert [again.members(n) for n in range(2)] == [good.members(n) for n in range(2)], lie
+        assert [again.members(n) for n in range(2)] == [good.members(n) for n in range(2)], content[:200]
+        assert cache.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
