@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from flexiclip.data.samples import BadSample
@@ -17,9 +15,9 @@ Tokenize = Callable[[list[str]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Item:
-    """One training sample. pixels: uint8 [3, H, W]; bad: the unreadable samples met on the way to this one."""
+    """One training sample. pixels: uint8 [3, H, W], in any order in memory; bad: the unreadable samples met on the way to it."""
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: torch.Tensor
     caption: str
     name: str
     bad: tuple[BadSample, ...] = ()
@@ -67,9 +65,12 @@ class Collate:
         if self.trim:
             used = (tokens != self.pad_id).any(dim=0).nonzero()
             tokens = tokens[:, : int(used[-1]) + 1 if len(used) else 1].contiguous()
+        images = torch.empty((len(items), *items[0].pixels.shape), dtype=torch.uint8)
+        for image, item in zip(images, items, strict=True):
+            image.copy_(item.pixels)  # the one copy, which orders the memory too
         return Batch(
             step=step,
-            images=torch.from_numpy(np.stack([item.pixels for item in items])),
+            images=images,
             tokens=tokens,
             caption_ids=torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64),
             captions=captions,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from flexiclip.data.jpeg import more_scans_than
@@ -50,9 +49,10 @@ class ImageError(ValueError):
 def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
     """An upright RGB image, 8 bits a channel: EXIF orientation applied, transparency on white, first frame of an animation.
 
-    min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, much faster, as long as its short side keeps this many
-    pixels. Colour profiles are ignored. Raises ImageError for damaged or truncated data, unknown formats and images of more
-    than MAX_PIXELS pixels (WebP and AVIF: half of that).
+    min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (DCT-scaled: from the low frequencies of each block alone),
+    much faster, as long as its short side keeps this many pixels; never in evaluation. Colour profiles are ignored. Raises
+    ImageError for damaged or truncated data, unknown formats and images of more than MAX_PIXELS pixels (WebP and AVIF: half of
+    that).
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
@@ -125,7 +125,7 @@ class TrainTransform:
     """Random crop, resize, optional flip: an RGB image and a generator to uint8 [3, H, W]. Calls with equal generators agree.
 
     image_size: (H, W) in pixels. crop_scale: the crop's share of the image's area. crop_ratio: the crop's width / height over
-    the output's, log-uniform.
+    the output's, log-uniform. scaled_decoding: see min_side.
     """
 
     image_size: tuple[int, int]
@@ -133,20 +133,22 @@ class TrainTransform:
     crop_ratio: tuple[float, float]
     flip: bool
     interpolation: str
+    scaled_decoding: bool = True
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         """uint8 [3, H, W] of one random view."""
-        height, width = self.image_size
-        box = self._crop(image.width, image.height, rng)
-        image = image.resize((width, height), _RESAMPLING[self.interpolation], box=box)
-        pixels = np.asarray(image).transpose(2, 0, 1)
-        if self.flip and rng.random() < 0.5:
-            pixels = pixels[:, :, ::-1]
-        return np.ascontiguousarray(pixels)
+        crop = image.crop(self._crop(image.width, image.height, rng))
+        pixels = _resize(crop, self.image_size, self.interpolation)
+        return pixels.flip(2) if self.flip and rng.random() < 0.5 else pixels
 
-    @property
-    def min_side(self) -> int:
-        """The short side, in pixels, below which the smallest crop would have to be enlarged (see decode_image)."""
+    @functools.cached_property
+    def min_side(self) -> int | None:
+        """The short side, in pixels, below which the smallest crop would have to be enlarged; None without scaled_decoding.
+
+        A JPEG may be decoded as small as that (see decode_image).
+        """
+        if not self.scaled_decoding:
+            return None
         return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * min(1, self.crop_ratio[0])))
 
     def _crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -164,6 +166,14 @@ class TrainTransform:
         w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
+
+
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """RGB to uint8 [3, *size], antialiased: columns, then rows, each within a rounding of Pillow's, in a quarter of its time."""
+    import torch
+
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # channels last in memory: what torch has vector code for
+    return torch.nn.functional.interpolate(pixels[None], size, mode=interpolation, antialias=True)[0]
 
 
 def _between(low: float, high: float, rng: np.random.Generator) -> float:

@@ -166,7 +166,9 @@ def train_loader(
     """
     if global_batch_size % world:
         raise UserError(f"train.global_batch_size={global_batch_size} does not divide by the {world} ranks of this run")
-    transform = TrainTransform(image_size, config.crop_scale, config.crop_ratio, config.flip, interpolation)
+    transform = TrainTransform(
+        image_size, config.crop_scale, config.crop_ratio, config.flip, interpolation, config.scaled_decoding
+    )
     collate = Collate(tokenizer, trim, pad_id)
     if config.sequential:
         from flexiclip.data.sequential import SequentialDataset

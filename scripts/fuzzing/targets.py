@@ -98,7 +98,7 @@ def _samples(files: Case, folder: Path) -> str:
     assert all(caption.strip() for caption in sample.captions)
     pixels = transform(sample.image, np.random.default_rng(0))
     assert pixels.shape == (3, 16, 16)
-    assert pixels.dtype == np.uint8
+    assert str(pixels.dtype) == "torch.uint8"
     return f"{min(len(sample.captions), 3)} captions{', json' if sample.meta else ''}"
 
 

@@ -158,11 +158,11 @@ def test_crops_have_the_area_and_shape_asked_for() -> None:
     transform = TrainTransform((40, 40), (0.2, 0.6), (0.75, 4 / 3), False, "bilinear")
     areas, ratios, lefts = [], [], []
     for seed in range(300):
-        pixels = transform(image, np.random.default_rng(seed)).astype(float)
-        width, height = ((pixels[c].max() - pixels[c].min()) * 40 / 39 for c in (0, 1))
+        pixels = transform(image, np.random.default_rng(seed)).double()
+        width, height = (float(pixels[c].max() - pixels[c].min()) * 40 / 39 for c in (0, 1))
         areas.append(width * height / (200 * 160))
         ratios.append(width / height)
-        lefts.append(pixels[0].min() / (200 - width))
+        lefts.append(float(pixels[0].min()) / (200 - width))
     assert 0.18 < min(areas) < 0.24
     assert 0.55 < max(areas) < 0.65
     assert np.mean(areas) == pytest.approx(0.4, abs=0.03)
@@ -177,13 +177,13 @@ def test_crops_of_extreme_images_and_whole_images() -> None:
     assert np.array_equal(whole(Image.fromarray(GRADIENT), np.random.default_rng(0)), GRADIENT.transpose(2, 0, 1))
     for size in ((500, 2), (2, 500), (1, 1)):
         pixels = TrainTransform((8, 12), (0.9, 1.0), (0.9, 1.1), False, "bicubic")(photo(*size), np.random.default_rng(1))
-        assert (pixels.shape, pixels.dtype) == ((3, 8, 12), np.uint8)
+        assert (pixels.shape, pixels.dtype) == ((3, 8, 12), torch.uint8)
 
 
 def test_half_the_views_are_flipped() -> None:
     transform = TrainTransform((20, 24), (1.0, 1.0), (1.0, 1.0), True, "bilinear")
     views = [transform(Image.fromarray(GRADIENT), np.random.default_rng(seed)) for seed in range(200)]
-    flipped = [np.array_equal(view[:, :, ::-1], GRADIENT.transpose(2, 0, 1)) for view in views]
+    flipped = [np.array_equal(view.flip(2), GRADIENT.transpose(2, 0, 1)) for view in views]
     assert 70 < sum(flipped) < 130
     assert all(f or np.array_equal(v, GRADIENT.transpose(2, 0, 1)) for f, v in zip(flipped, views, strict=True))
 
@@ -194,3 +194,35 @@ def test_min_side_never_enlarges_the_smallest_crop() -> None:
     assert side == math.ceil(64 / math.sqrt(0.25 * 0.75))
     narrowest = math.sqrt(side * side * 0.25 * 0.75)
     assert narrowest >= 64
+
+
+@pytest.mark.parametrize("size", [(300, 260), (73, 91), (64, 48), (20, 17), (2, 90), (90, 2), (1, 1)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_view_is_pillows_columns_then_rows(size: tuple[int, int], interpolation: str) -> None:
+    """Within a rounding of each pass: with crop_scale 1 and a ratio of the image's own, the crop is the whole image."""
+    image, (height, width) = photo(*size), (48, 64)
+    ratio = size[0] / size[1] * height / width
+    transform = TrainTransform((height, width), (1.0, 1.0), (ratio, ratio), False, interpolation)
+    found = transform(image, np.random.default_rng(0)).permute(1, 2, 0).numpy().astype(int)
+    resample = getattr(Image.Resampling, interpolation.upper())
+    expected = np.asarray(image.resize((width, size[1]), resample).resize((width, height), resample)).astype(int)
+    assert np.abs(found - expected).max() <= 2
+    assert (found != expected).mean() < 0.05
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """Detail at every size, as photographs have it."""
+    layers = [np.asarray(photo(width // n, height // n).resize((width, height))).astype(float) - 128 for n in (8, 32, 128)]
+    return Image.fromarray((128 + layers[0] / 8 + layers[1] / 4 + layers[2] / 2).clip(0, 255).astype(np.uint8))
+
+
+def test_what_scaled_decoding_changes() -> None:
+    """A view of a JPEG decoded at a quarter and one of the whole: a level or so apart, where the image's own spread is many."""
+    data = encode(smooth(1024, 768), "JPEG", quality=90)
+    fast, exact = (TrainTransform((96, 96), (0.9, 1.0), (0.75, 4 / 3), False, "bicubic", scaled) for scaled in (True, False))
+    assert decode_image(data, fast.min_side).size == (256, 192)
+    assert decode_image(data, exact.min_side).size == (1024, 768)
+    views = [t(decode_image(data, t.min_side), np.random.default_rng(3)).double() for t in (fast, exact)]
+    assert views[1].std() > 20
+    assert (views[0] - views[1]).abs().mean() < 2
+    assert not torch.equal(*views)

@@ -34,6 +34,7 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.4, 1.0)  # area of the random crop, as a fraction of the image
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = False  # horizontal, with probability 1/2; off because captions may say left and right
+    scaled_decoding: bool = True  # JPEGs at 1/2, 1/4 or 1/8 where every crop keeps its pixels: fast, not exact; training only
     index_cache: str | None = None  # folder for shard indices; default: beside the shard, else a user cache folder
     read_attempts: int = 4  # of a read that fails, waiting longer each time; after them the sample is replaced
     read_timeout_s: float = 60.0  # seconds that one attempt at a remote read may take
