@@ -1,0 +1,267 @@
+"""Batches out of shards: flexiclip's loader beside open_clip's own webdataset pipeline, image for image the same work.
+
+    python scripts/bench/loader.py                          640x480 and 2000x1500, 0, 1 and 2 workers, 10,000 shards (ten minutes)
+    python scripts/bench/loader.py --sizes 640x480 --workers 0
+    python scripts/bench/loader.py --quick                  few images, 200 shards (a minute or two)
+
+Both read JPEGs and captions out of shards that webdataset wrote, take a random crop of 0.9 to 1 of the area (open_clip's
+default), resize it to 240 px (bicubic, antialiased) and tokenise with CLIP's byte pairs at length 77. open_clip's side is
+get_wds_dataset of its training package with its own image_transform; its shuffle buffer is cut from 5,000 samples to 64, so that
+no time is counted in which it fills. Each measurement is a process of its own, the first batches left out.
+
+Images per core are images over the seconds of processor time that the trainer and its workers spent: what else runs on the
+machine hardly moves them. Whole images are compared first; see `difference`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from side_by_side.photographs import pairs, write_links, write_shard
+from side_by_side.process import measure_apart
+from side_by_side.record import Record, options
+from side_by_side.turns import ratio
+
+SIDE, CONTEXT, BATCH = 240, 77, 32
+CROP = (0.9, 1.0)
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
+SIDES = ("flexiclip", "open_clip")
+GOALS = {"640x480": 1.5, "2000x1500": 2.5}
+FIRST_BATCH_S = 5.0
+SKIPPED = 3  # batches before the clock starts
+SHUFFLED = 64  # samples in open_clip's buffer
+CAPTION = (
+    "photo {} of an old red brick house on a hill in the late light of summer, with a cart and two dogs before its open door"
+)
+ABOUT = (
+    "JPEGs and captions out of shards to batches, beside open_clip's own webdataset pipeline with the same crops, size and "
+    "tokenizer: images a second of wall-clock time, and of processor time over all processes (per core)."
+)
+
+
+class Task(NamedTuple):
+    """What one process measures."""
+
+    side: str
+    shards: str
+    workers: int
+    batches: int
+    scale: tuple[float, float] = CROP
+
+
+def flexiclip_batches(task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(images uint8 [32, 3, 240, 240], tokens) as the trainer gets them; the model's device normalises the images."""
+    from flexiclip.config import DataConfig, TokenizerConfig
+    from flexiclip.data.loader import train_loader
+    from flexiclip.data.tokenizers.foreign import ClipTokenizer
+
+    settings = TokenizerConfig(kind="clip", context_length=CONTEXT)
+    batches = train_loader(
+        DataConfig(train=task.shards, workers=task.workers, crop_scale=task.scale),
+        image_size=(SIDE, SIDE),
+        interpolation="bicubic",
+        tokenizer=ClipTokenizer(settings, ClipTokenizer.collect(settings)),
+        trim=False,
+        pad_id=0,
+        seed=0,
+        rank=0,
+        world=1,
+        global_batch_size=BATCH,
+        start_step=0,
+        steps=10**6,
+    )
+    return ((batch.images, batch.tokens) for batch in batches)
+
+
+def open_clip_batches(task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(images float32 [32, 3, 240, 240] normalised, tokens) as open_clip's trainer gets them."""
+    import open_clip_train.data as theirs
+    from open_clip import SimpleTokenizer, image_transform
+    from webdataset.tariterators import tar_file_expander
+
+    # webdataset 1.0 marks the end of a shard by an empty sample, at which open_clip 3.3's grouping fails.
+    theirs.tar_file_expander = functools.partial(tar_file_expander, eof_value=None)
+    if task.batches:
+        theirs._SAMPLE_SHUFFLE_SIZE = theirs._SAMPLE_SHUFFLE_INITIAL = SHUFFLED
+    given = Namespace(train_data=task.shards, dataset_resampled=True, train_num_samples=2**30, train_data_upsampling_factors=None)
+    given.batch_size, given.workers, given.world_size, given.seed = BATCH, task.workers, 1, 0
+    transform = image_transform(SIDE, is_train=True, mean=MEAN, std=STD, aug_cfg={"scale": task.scale})
+    loader = theirs.get_wds_dataset(given, transform, is_train=True, tokenizer=SimpleTokenizer(context_length=CONTEXT)).dataloader
+    return iter(loader)
+
+
+BATCHES: dict[str, Callable[[Task], Iterator[tuple[torch.Tensor, torch.Tensor]]]] = {
+    "flexiclip": flexiclip_batches,
+    "open_clip": open_clip_batches,
+}
+
+
+def measure(task: Task) -> dict[str, float]:
+    """first: seconds to the first batch, imports included in neither; wall and core: seconds of `batches` later ones."""
+    torch.set_num_threads(1)
+    import open_clip_train.data  # noqa: F401 (what both sides import is not what they are measured by)
+
+    import flexiclip.data.tokenizers.foreign  # noqa: F401
+
+    start = time.perf_counter()
+    batches = BATCHES[task.side](task)
+    next(batches)
+    first = time.perf_counter() - start
+    for _ in itertools.islice(batches, SKIPPED if task.batches else 0):
+        pass
+    start, core = time.perf_counter(), processor_seconds()
+    for _ in itertools.islice(batches, task.batches):
+        pass
+    return {"first": first, "wall": time.perf_counter() - start, "core": processor_seconds() - core}
+
+
+def processor_seconds() -> float:
+    """Of this process and its workers, so far (Linux)."""
+    spent = time.process_time()
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        spent += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return spent
+
+
+def in_turn(tasks: Sequence[Task], rounds: int) -> list[list[dict[str, Any]]]:
+    """measure() of each task in a fresh process, A B A B; the rounds of each."""
+    found: list[list[dict[str, Any]]] = [[] for _ in tasks]
+    for _ in range(rounds):
+        for task, runs in zip(tasks, found, strict=True):
+            runs.append(measure_apart(__file__, {"measure": json.dumps(task)}, environment={"OMP_NUM_THREADS": "1"}))
+    return found
+
+
+def write_photographs(folder: Path, size: str, distinct: int, samples: int) -> str:
+    """Two shards of `samples` photographs each, every one of the `distinct` several times; their brace range."""
+    width, height = map(int, size.split("x"))
+    drawn = list(pairs(distinct, width, height, [CAPTION.format(number) for number in range(distinct)]))
+    for number in range(2):
+        write_shard(folder / f"{size}-{number}.tar", list(itertools.islice(itertools.cycle(drawn), samples)))
+    return str(folder / f"{size}-{{0..1}}.tar")
+
+
+def difference(shards: str) -> float:
+    """Levels of 255 by which the two sides' whole images differ, in the mean of the middle one; captions must agree exactly."""
+    shown: dict[str, dict[bytes, torch.Tensor]] = {}
+    for side, batches in BATCHES.items():
+        shown[side] = {}
+        for images, tokens in itertools.islice(batches(Task(side, shards, 0, 1, (1.0, 1.0))), 4):
+            shown[side] |= {row.numpy().tobytes(): image for row, image in zip(tokens.long(), images, strict=True)}
+    ours, theirs = shown.values()
+    assert ours.keys() == theirs.keys(), "the two sides do not show the same captions"
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    apart = [float((ours[key].float() - (theirs[key] * std + mean) * 255).abs().mean()) for key in ours]
+    return statistics.median(apart)
+
+
+def throughput(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
+    """images/s of both sides at each size and number of workers."""
+    table = record.table(
+        f"batches of {BATCH}, crops of {CROP[0]:g} to {CROP[1]:g} of the area to {SIDE} px",
+        *("JPEGs", "workers", "flexiclip images/s", "open_clip images/s", "per core", "per core", "ratio", "ratio per core"),
+    )
+    for size in arguments.sizes:
+        scale = 8 if size == "2000x1500" else 1  # images take some eight times as long
+        samples = 64 if arguments.quick else 256 // scale * 2
+        shards = write_photographs(folder, size, 8 if arguments.quick else 32, samples)
+        apart = difference(shards)
+        limit = 1.0 if size == "640x480" else 3.0
+        assert apart < limit, f"{size}: whole images of the two sides differ by {apart:.2f} levels in the mean"
+        record.notes.append(f"Whole images of {size} of the two sides differ by {apart:.2f} levels of 255 in the mean.")
+        batches = 3 if arguments.quick else 24 // scale + 5
+        for workers in arguments.workers:
+            ours, theirs = in_turn([Task(side, shards, workers, batches) for side in SIDES], arguments.rounds)
+            speeds = [
+                statistics.median(batches * BATCH / run[clock] for run in runs)
+                for clock in ("wall", "core")
+                for runs in (ours, theirs)
+            ]
+            gains = [ratio([run[clock] for run in theirs], [run[clock] for run in ours]) for clock in ("wall", "core")]
+            table.add(size, workers, *(f"{speed:.0f}" for speed in speeds), *(f"{gain:.2f}" for gain in gains))
+            if size in GOALS:
+                record.goal(f"images/s per core, {size}, {workers} workers, over open_clip's", gains[1], at_least=GOALS[size])
+
+
+def first_batch(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
+    """Seconds from the call to the first batch, out of very many small shards."""
+    count = 200 if arguments.quick else 10_000
+    write_links(folder, count, 16)
+    shards = str(folder / f"small-{{00000..{count - 1:05d}}}.tar")
+    table = record.table(f"first batch of {count:,} shards, 2 workers", "side", "seconds")
+    fresh, cached = in_turn([Task("flexiclip", shards, 2, 0)] * 2, 1)
+    (theirs,) = in_turn([Task("open_clip", shards, 2, 0)], 1)
+    for what, runs in (("flexiclip, headers read", fresh), ("flexiclip, index cached", cached), ("open_clip", theirs)):
+        table.add(what, runs[0]["first"])
+    record.goal(f"first batch of {count:,} shards, index cached, s", cached[0]["first"], at_most=FIRST_BATCH_S)
+    record.goal(f"first batch of {count:,} small shards, headers read, s", fresh[0]["first"], at_most=FIRST_BATCH_S)
+    record.notes.append("Headers are read once in the life of a shard, by one process: `flexiclip data index` does it ahead.")
+
+
+def stages(record: Record, folder: Path, sizes: Sequence[str]) -> None:
+    """Where the time of our images goes."""
+    import numpy as np
+
+    from flexiclip.data.images import TrainTransform, decode_image
+
+    torch.set_num_threads(1)
+    transform, rng = TrainTransform((SIDE, SIDE), CROP, (3 / 4, 4 / 3), False, "bicubic"), np.random.default_rng(0)
+    table = record.table("ms of processor time an image", "JPEGs", "decode whole", "decode as training does", "crop and resize")
+    for size in sizes:
+        width, height = map(int, size.split("x"))
+        jpegs = [pair.jpeg for pair in pairs(4, width, height, [""])]
+        images = [decode_image(jpeg, transform.min_side) for jpeg in jpegs]
+        works = (
+            lambda jpegs=jpegs: [decode_image(jpeg) for jpeg in jpegs],
+            lambda jpegs=jpegs: [decode_image(jpeg, transform.min_side) for jpeg in jpegs],
+            lambda images=images: [transform(image, rng) for image in images],
+        )
+        table.add(size, *(1e3 * core_seconds(work) / len(jpegs) for work in works))
+
+
+def core_seconds(work: Callable[[], object]) -> float:
+    """Processor seconds of one call, the median of five."""
+    found = []
+    for _ in range(5):
+        start = time.thread_time()
+        work()
+        found.append(time.thread_time() - start)
+    return statistics.median(found)
+
+
+def main() -> None:
+    """Compare the images, then the speeds."""
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--sizes", nargs="+", default=list(GOALS))
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(Task(*arguments.measure))))
+        return
+    if arguments.quick:
+        arguments.rounds, arguments.workers, arguments.sizes = 1, [0, 2], arguments.sizes[:1]
+    record = Record("loader", ABOUT)
+    with TemporaryDirectory() as name:
+        throughput(record, arguments, Path(name))
+        first_batch(record, arguments, Path(name))
+        stages(record, Path(name), arguments.sizes)
+    record.finish(arguments)
+
+
+if __name__ == "__main__":
+    main()
