@@ -18,7 +18,7 @@ from .embeddings.store import EmbeddingStore, Kept
 from .models.protocol import EvalModel, Length
 from .progress import Watch, silent
 from .rows import TaskInfo
-from .tasks.base import Context, Result
+from .tasks.base import Context, Prepared, Result
 from .tasks.registry import TASKS
 
 Embedded = tuple[dict[Length, Tensor], dict[Length, float | None]]  # unit rows [N, D] and images/s by length
@@ -50,29 +50,43 @@ def score_tasks(
 
     pair: the lengths of a cascade, if there is one.
     """
+    for prepared, images, taught in prepare_tasks(loaded, splits, lengths, batch_size, device, seen, store):
+        for length in lengths:
+            image_z = images.rows[length].to(device)
+            reranked: list[Reranked] = []
+            if pair and prepared.rerank and length == pair[1]:
+                reranked = prepared.rerank(images.rows[pair[0]].to(device), image_z)
+            result = prepared.measure(image_z, taught.rows[length].to(device) if taught else image_z[:0])
+            yield Score(prepared.info, length, result, len(images.records), images.speeds[length], tuple(reranked))
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """A split at every length: unit rows [N, D] of its records, and images/s."""
+
+    records: list[Record]
+    rows: dict[Length, Tensor]
+    speeds: dict[Length, float | None]
+
+
+def prepare_tasks(
+    loaded: EvalModel,
+    splits: Splits,
+    lengths: Sequence[Length],
+    batch_size: int,
+    device: torch.device,
+    seen: Watch = silent,
+    store: EmbeddingStore | None = None,
+) -> Iterator[tuple[Prepared, EmbeddedSplit, EmbeddedSplit | None]]:
+    """(a task, the embedded images, the training split if a task trains) for every task of one data set, after one pass."""
     with evaluating(loaded.model):
         embed = partial(_embed, loaded, lengths=lengths, batch_size=batch_size, device=device, seen=seen, store=store)
         taught = embed(splits.training) if splits.training is not None else None
         images = embed(splits.images)
         texts = partial(embed_texts, loaded, batch_size=batch_size, device=device, store=store)
         for task in splits.config.tasks:
-            prepared = TASKS[task.kind](Context(splits.config, task, images.records, texts, taught.records if taught else ()))
-            for length in lengths:
-                image_z = images.rows[length].to(device)
-                reranked: list[Reranked] = []
-                if pair and prepared.rerank and length == pair[1]:
-                    reranked = prepared.rerank(images.rows[pair[0]].to(device), image_z)
-                result = prepared.measure(image_z, taught.rows[length].to(device) if taught else image_z[:0])
-                yield Score(prepared.info, length, result, len(images.records), images.speeds[length], tuple(reranked))
-
-
-@dataclass(frozen=True)
-class _Split:
-    """A split at every length: unit rows [N, D] of its records, and images/s."""
-
-    records: list[Record]
-    rows: dict[Length, Tensor]
-    speeds: dict[Length, float | None]
+            context = Context(splits.config, task, images.records, texts, taught.records if taught else ())
+            yield TASKS[task.kind](context), images, taught
 
 
 def _embed(
@@ -83,10 +97,10 @@ def _embed(
     device: torch.device,
     seen: Watch,
     store: EmbeddingStore | None,
-) -> _Split:
+) -> EmbeddedSplit:
     sweep = partial(embed_images, loaded, images, batch_size=batch_size, device=device, watch=seen)
     rows, speeds = sweep(lengths) if store is None else _kept_or_made(images, lengths, sweep, store)
-    return _Split(images.gather()[0], rows, speeds)
+    return EmbeddedSplit(images.gather()[0], rows, speeds)
 
 
 def _kept_or_made(

@@ -105,7 +105,7 @@ def test_imports_go_down(path):
         ("eval/run.py", "from .report import write", 0),
         ("eval/run.py", "from flexiclip import load_model", 0),
         ("eval/run.py", "import eval.report", 1),
-        ("flexiclip/cli.py", "from flexiclip_eval import run", 0),
+        ("flexiclip/cli/__init__.py", "from flexiclip_eval import run", 0),
     ],
 )
 def test_the_walk_sees_what_it_should(place, line, count):

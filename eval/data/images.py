@@ -91,6 +91,16 @@ class ImageBlock:
             while waiting:
                 yield _stack([future.result() for future in waiting.popleft()])
 
+    def pick(self, numbers: Sequence[int]) -> tuple[Tensor, list[Record]]:
+        """(images [b, 3, H, W], their records) of these samples, for this rank alone; those that cannot be read are left out."""
+        with ThreadPoolExecutor(self._workers) as pool:
+            images = list(pool.map(self._image, numbers))
+        return _stack(images), [self._records[i] for i, image in zip(numbers, images, strict=True) if image is not None]
+
+    def bad_samples(self) -> list[dict[str, str]]:
+        """What this rank could not read so far: dataset, shard, key, reason."""
+        return [entry for _, entry in sorted(self._bad.items())]
+
     def gather(self) -> tuple[list[Record], list[dict[str, str]]]:
         """The records of all ranks in order, and the bad samples (dataset, shard, key, reason). Call after a pass."""
         if self._gathered is not None:

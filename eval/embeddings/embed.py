@@ -41,7 +41,7 @@ def embed_images(
     with torch.no_grad():
         batches = images.batches(images.batch_size(batch_size), ahead=1 if device.type == "cuda" else 0)
         for decoded in watch(batches, len(block(images.total))):
-            batch = _to_device(loaded, decoded, device)
+            batch = to_device(loaded, decoded, device)
             sizes.append(len(decoded))
             for length in lengths:
                 _wait(device)
@@ -67,7 +67,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _to_device(loaded: EvalModel, decoded: Tensor, device: torch.device) -> Tensor:
+def to_device(loaded: EvalModel, decoded: Tensor, device: torch.device) -> Tensor:
     """Normalised float32 images on the device. An empty batch becomes one blank image, because all ranks must run the model."""
     if len(decoded) == 0:
         return loaded.transform(Image.new("RGB", (64, 64)))[None].to(device)

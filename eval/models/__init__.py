@@ -2,7 +2,8 @@
 
     flexiclip eval runs/NAME open_clip:ViT-B-16/openai open_clip:ViT-B-16/openai+pi --suite openmoji
 
-A fixed-patch ViT of any kind may end in `+pi` or `+bilinear` (flex.py): it is then scored at every length.
+A fixed-patch ViT of any kind may end in `+pi`, `+bilinear`, `+bicubic`, `+area` or `+norm` (flex.py): it is then scored at every
+length.
 """
 
 from __future__ import annotations

@@ -1,30 +1,38 @@
-"""Fixed-patch models at other lengths: `MODEL+pi` and `MODEL+bilinear`, the comparison of FlexiViT's Figure 3 (arXiv 2212.08013).
+"""Fixed-patch models at other lengths: `MODEL+pi`, and the heuristics that FlexiViT compares it with (arXiv 2212.08013, 3.4).
 
     flexiclip eval open_clip:ViT-B-16/openai+pi open_clip:ViT-B-16/openai+bilinear --suite openmoji --seqhw 7,14,28
 
-The patch kernel is resized from its own size by PI-resize, or by a plain bilinear resize of its values (half-pixel centres, no
-antialias: F.interpolate); the position grid is resampled bilinearly with antialias in both. Any source that our towers can take
-may be flexed, our own folders too. One that was trained at a single length is first made the ViT of that patch size that it is:
-its base kernel is larger, and what the one length never looked at of it is still as it was drawn at random.
+The patch kernel is resized from its own size, in one of these ways (FLEXES):
+
+pi         PI-resize
+bilinear   as if it were a picture: half-pixel centres, no antialias (F.interpolate)
+bicubic    the same with the cubic of F.interpolate
+area       bilinear, times old area / new area: an even patch keeps its embedding, however many pixels it has
+norm       bilinear, then each filter [3, p, q] scaled back to the Frobenius norm that it had
+
+The position grid is resampled bilinearly with antialias in all of them. Any source that our towers can take may be flexed, our
+own folders too. One that was trained at a single length is first made the ViT of that patch size that it is: its base kernel is
+larger, and what the one length never looked at of it is still as it was drawn at random.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.models.flexivit import FlexiViT, resizers
-from flexiclip.models.pi_resize import AxisResize, interpolation_matrix
+from flexiclip.models.pi_resize import AxisMatrix, AxisResize, interpolation_matrix
 
 from .protocol import ForeignModel, Geometry, Length, geometry_of
 from .readers import read_model
 
-FLEXES = ("pi", "bilinear")
 SHORTEST, LONGEST = 5, 30  # grids of the paper, to which those that are scored by default are held
 
 
@@ -41,8 +49,7 @@ def open_flexed(source: str, flex: str, device: str) -> ForeignModel:
     loaded = read_model(source, device)
     if len(loaded.config.patch.seqhw) == 1:
         fix_patch(loaded.model.image_tower, loaded.config.patch.seqhw[0])
-    if flex == "bilinear":
-        resize_plainly(loaded.model.image_tower)
+    FLEXES[flex](loaded.model.image_tower)
     size = loaded.config.model.image.image_size
     lengths: dict[Length, Geometry] = {seqhw: geometry_of(loaded.config, seqhw) for seqhw in valid_seqhw(size)}
     default = [seqhw for seqhw in valid_seqhw(size) if SHORTEST <= seqhw <= LONGEST]
@@ -60,10 +67,50 @@ def fix_patch(tower: FlexiViT, seqhw: int) -> None:
     tower.resize_kernel, _ = (resizer.to(kernel.device) for resizer in resizers(tower.config))
 
 
-def resize_plainly(tower: FlexiViT) -> None:
-    """Have the tower resize its kernel [D, 3, p, q] as if it were a picture, in the place of PI-resize."""
-    config = tower.config
-    kernel, (height, width) = pair(config.base_patch_size), pair(config.image_size)
+class NormPreserving(nn.Module):
+    """Resizes kernels with `resize`, then gives each filter the norm that it had."""
+
+    def __init__(self, resize: AxisResize) -> None:
+        super().__init__()
+        self.resize = resize
+
+    def forward(self, kernel: Tensor, size: tuple[int, int]) -> Tensor:
+        """kernel [D, C, H, W] -> [D, C, *size] float32, autocast off. A filter that is resized to nothing but zeros stays so."""
+        with torch.autocast(kernel.device.type, enabled=False):
+            resized = self.resize(kernel, size)
+            before, after = (x.float().flatten(1).norm(dim=1) for x in (kernel, resized))
+            return resized * (before / after.clamp(min=torch.finfo(torch.float32).tiny))[:, None, None, None]
+
+
+def _area_matrix(old: int, new: int) -> Tensor:
+    return interpolation_matrix(old, new, "bilinear") * (old / new)
+
+
+def _keep(tower: FlexiViT) -> None:
+    """PI-resize is what our towers do by themselves."""
+
+
+def _resize_by(tower: FlexiViT, matrix: AxisMatrix) -> None:
+    """Have the tower resize its kernel with `matrix` on either axis."""
+    tower.resize_kernel = _axis_resize(tower, matrix)
+
+
+def _keep_norm(tower: FlexiViT) -> None:
+    tower.register_module("resize_kernel", NormPreserving(_axis_resize(tower, interpolation_matrix)))
+
+
+def _axis_resize(tower: FlexiViT, matrix: AxisMatrix) -> AxisResize:
+    """From the size of the tower's kernel to that of every length of its images."""
+    kernel, (height, width) = pair(tower.config.base_patch_size), pair(tower.config.image_size)
     patches = [{side // grid for grid in valid_seqhw(side)} for side in (height, width)]
-    matrix = partial(interpolation_matrix, mode="bilinear", antialias=False)
-    tower.resize_kernel = AxisResize(matrix, kernel, patches[0], patches[1]).to(tower.kernel.device)
+    return AxisResize(matrix, kernel, patches[0], patches[1]).to(tower.kernel.device)
+
+
+FLEXES: dict[str, Callable[[FlexiViT], None]] = {
+    "pi": _keep,
+    "bilinear": partial(_resize_by, matrix=interpolation_matrix),
+    "bicubic": partial(_resize_by, matrix=partial(interpolation_matrix, mode="bicubic")),
+    "area": partial(_resize_by, matrix=_area_matrix),
+    "norm": _keep_norm,
+}
+"""The suffix of a source -> what makes its tower resize the kernel in that way."""

@@ -33,16 +33,22 @@ _STYLE: Any = {
 
 
 def frames(panels: int) -> tuple[Figure, list[Axes]]:
-    """Panels in a row, without pyplot: no global state, no display."""
+    """Panels in a row that share their value axis."""
+    figure, axes = grid(1, panels, (1.5 + 5.6 * panels, 4.2), sharey=True)
+    return figure, axes[0]
+
+
+def grid(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> tuple[Figure, list[list[Axes]]]:
+    """Panels in rows, on a figure of `size` inches, without pyplot: no global state, no display."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(1.5 + 5.6 * panels, 4.2), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(1, panels, sharey=True, squeeze=False)
-    return figure, list(axes[0])
+        axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
+    return figure, [list(row) for row in axes]
 
 
 def look(number: int) -> tuple[str, str]:
@@ -85,7 +91,7 @@ def finish(axis: Axes, rows: Sequence[Row], against: Against, title: str = "") -
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("tokens an image (patch size in pixels below)")
     else:
-        _gflops_axis(axis)
+        gflops_axis(axis)
     axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])  # air for the star of a training length
     axis.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents, as the labels are
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -95,7 +101,7 @@ def finish(axis: Axes, rows: Sequence[Row], against: Against, title: str = "") -
         axis.set_title(title, loc="left", fontsize=10)
 
 
-def _gflops_axis(axis: Axes) -> None:
+def gflops_axis(axis: Axes) -> None:
     """Plain numbers at 1, 2 and 5 on a log axis, and no more of them than fit."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

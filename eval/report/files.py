@@ -38,18 +38,18 @@ def write_report(report: Report, output: Path, gallery: Gallery | None = None) -
     for old in rows_folder.glob("*.json"):  # a row of a length no longer evaluated would live on in clip_benchmark's table
         old.unlink()
     rows = [as_json(row) for row in report.rows]
-    _write(output / "results.json", json.dumps(rows, indent=2, ensure_ascii=False))
+    write_whole(output / "results.json", json.dumps(rows, indent=2, ensure_ascii=False))
     for row, data in zip(report.rows, rows, strict=True):
         model = f"_{label_of(row)}" if len(report.models) > 1 else ""
         name = f"{_stem(row.dataset, row.task + model)}_seqhw{row.seqhw or 0:02d}.json"
-        _write(rows_folder / name, json.dumps(data, ensure_ascii=False))
+        write_whole(rows_folder / name, json.dumps(data, ensure_ascii=False))
     write_csv(report.rows, output / "results.csv")
     about = dataclasses.asdict(report)
     del about["rows"], about["details"]
-    _write(output / "report.json", json.dumps(about, indent=2, ensure_ascii=False))
-    _write(output / "details.json", json.dumps(report.details, ensure_ascii=False))
+    write_whole(output / "report.json", json.dumps(about, indent=2, ensure_ascii=False))
+    write_whole(output / "details.json", json.dumps(report.details, ensure_ascii=False))
     pictures = {(task.dataset, task.task): _pictures(report, task, output) for task in report.tasks}
-    _write(output / "report.html", render_page(report, pictures, gallery))
+    write_whole(output / "report.html", render_page(report, pictures, gallery))
 
 
 def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
@@ -112,7 +112,7 @@ def _stem(dataset: str, task: str) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{dataset}_{task}")
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Whole or not at all: a reader never sees half a file."""
     part = path.with_name(path.name + ".part")
     part.write_text(text + "\n", encoding="utf-8")

@@ -6,9 +6,6 @@ allows the page its own script and style, by their hashes, and nothing else, so 
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,13 +15,12 @@ from flexiclip.config import dump
 from ..choices.length import sentence
 from ..rows import Row, TaskInfo
 from .gallery import Gallery
+from .html import FOLDER, PAGE_BYTES, fill, inline_pictures, policy, style
 from .names import best_of, brief, short_name, show
 from .page_data import add_thumbnails, as_script, page_data
 from .table import ModelInfo, Report, cells, label_of, rows_of
 
-FOLDER = Path(__file__).with_name("page")
 SCRIPTS = ("chart.js", "curves.js", "details.js", "main.js")
-PAGE_BYTES = 4 << 20
 BAD_SHOWN = 200
 
 Pictures = Mapping[tuple[str, str], Sequence[Path]]
@@ -32,10 +28,9 @@ Pictures = Mapping[tuple[str, str], Sequence[Path]]
 
 def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = None) -> str:
     """The page. pictures: (dataset, task) -> PNG files, put inside while there is room; gallery: the images it may show."""
-    style = (FOLDER / "page.css").read_text(encoding="utf-8")
     script = '"use strict";\n(() => {\n' + "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS) + "})();\n"
     data = page_data(report)
-    room = PAGE_BYTES - len(as_script(data).encode()) - len(style) - len(script)
+    room = PAGE_BYTES - len(as_script(data).encode()) - len(style()) - len(script)
     sections = []
     for number, task in enumerate(report.tasks):
         section = _section(report, task, number, pictures.get((task.dataset, task.task), ()), room // 2)
@@ -45,8 +40,7 @@ def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = No
         add_thumbnails(data, gallery, room - (64 << 10))  # the rest of the page: command, configs, bad samples
     title = escape(" · ".join(label_of(model) for model in report.models))
     fields = {
-        "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'",
+        "policy": policy(script),
         "title": title,
         "lead": escape(_lead(report)),
         "contents": _contents(report),
@@ -55,15 +49,10 @@ def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = No
         "command": escape(report.command),
         "configs": "\n".join(_config(model) for model in report.models),
         "data": as_script(data),
-        "style": style,
+        "style": style(),
         "script": script,
     }
-    template = (FOLDER / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"<!-- (\w+) -->", lambda match: fields[match[1]], template)  # in one pass: a filled text is never a field
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    return fill("page.html", fields)
 
 
 def _lead(report: Report) -> str:
@@ -95,17 +84,11 @@ def _section(report: Report, task: TaskInfo, number: int, pictures: Sequence[Pat
     chosen = [choice for choice in report.choices if (choice.dataset, choice.task) == (task.dataset, task.task)]
     several = len(report.models) > 1
     choices = "".join(f"<li>{escape((f'{label_of(c)}: ' if several else '') + sentence(c))}</li>" for c in chosen)
-    images = []
-    for file in pictures:
-        encoded = base64.b64encode(file.read_bytes()).decode("ascii")
-        alt = f"{_kind(task)} on {task.dataset}: {file.stem}"
-        room -= len(encoded)
-        inside = f'<img alt="{escape(alt)}" src="data:image/png;base64,{encoded}">'
-        images.append(inside if room > 0 else f"<p>The picture is in <code>{escape(file.name)}</code> beside this page.</p>")
+    images = inline_pictures([(file, f"{_kind(task)} on {task.dataset}: {file.stem}") for file in pictures], room)
     return (
         f'<section class="task" id="task-{number}"><h2>{escape(task.dataset)} · {escape(_kind(task))}</h2>'
         f'<div class="about">{_about(task, rows[0].n)}</div><div class="curves"></div>'
-        f'<div class="pictures">{"".join(images)}</div>'
+        f'<div class="pictures">{images}</div>'
         f"{f'<ul class=choices>{choices}</ul>' if choices else ''}"
         f'<div class="scroll">{_table(report, task, rows)}</div>'
         '<div class="cascade"></div><div class="classes"></div><div class="found"></div></section>'

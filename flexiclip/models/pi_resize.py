@@ -42,7 +42,7 @@ def pi_matrix(old: int, new: int, mode: str = "bilinear", antialias: bool = Fals
 
 def resize_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply one matrix to each of the last two axes: x [..., H, W], rows [P, H], columns [Q, W] -> [..., P, Q]."""
-    return rows @ (x @ columns.T)
+    return (rows @ x) @ columns.T  # in this order: the second product is one large matrix product
 
 
 def pi_resize(kernel: Tensor, size: int | tuple[int, int], mode: str = "bilinear", antialias: bool = False) -> Tensor:

@@ -2,11 +2,11 @@
 
     python scripts/bench/compile.py                          ViT-Ti with its text tower, batch 8, 240 px, 2 threads (some minutes)
     python scripts/bench/compile.py --precision bf16 --variant S
-    python scripts/bench/compile.py --quick                  three lengths, batch 4 (a minute, most of it compiling)
+    python scripts/bench/compile.py --quick                  two lengths, batch 2 (a minute, most of it compiling)
 
 Each step is what a training step computes of the towers: embed, and go backward from the embeddings. `first s` is the first
-compiled step at a length: the first row holds the compilation, and the others show that there is none. Steady times are the best
-of some rounds in which eager and compiled take turns, so that a busy machine slows both. Graphs are counted at the end.
+compiled step at a length: the first row holds the compilation, and the others show that there is none. The gain is of the steps
+after it, in turn with eager ones.
 """
 
 from __future__ import annotations
@@ -14,83 +14,87 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import statistics
 import tempfile
-import time
 
 import torch
+from side_by_side.record import Grid, Record, options
+from side_by_side.training import TOKENS, VOCABULARY, make_model, random_pairs
+from side_by_side.turns import Work, ratio, seconds, take_turns
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.text import TextTransformer
 from flexiclip.train.engines.blocks import compile_blocks
 from flexiclip.train.engines.towers import Towers
 
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
-CONTEXT = 32
+ABOUT = "Forward and backward pass of both towers, eager and with `train.compile`, at every length; what compiling costs once."
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
+"""Largest difference of a component of the unit embeddings; in bf16 the compiler rounds in other places."""
 
 
-def build(variant: str, bf16: bool) -> tuple[Towers, Towers]:
-    """The same towers, eager and compiled."""
-    text = TextTowerConfig(variant=variant, vocab_size=4096, pad_id=0, eos_id=1, context_length=CONTEXT)
-    model = FlexiCLIP(ModelConfig(image=ImageTowerConfig(variant=variant), text=text), TextTransformer(text))
-    other = copy.deepcopy(model)
-    compile_blocks(other.image_tower)
-    compile_blocks(other.text_tower)
-    return Towers(model, bf16), Towers(other, bf16)
+def step_of(towers: Towers, images: Tensor, tokens: Tensor, seqhw: int) -> Work:
+    """One forward and backward pass, which returns the image embeddings."""
+
+    def step() -> Tensor:
+        towers.zero_grad(set_to_none=True)
+        zimg, ztxt = towers(images, tokens, seqhw)
+        (zimg * ztxt).sum().backward()
+        return zimg.detach()
+
+    return step
 
 
-def step(towers: Towers, images: Tensor, tokens: Tensor, seqhw: int) -> tuple[float, Tensor]:
-    """Seconds of one forward and backward pass, and the image embeddings."""
-    towers.zero_grad(set_to_none=True)
-    start = time.perf_counter()
-    zimg, ztxt = towers(images, tokens, seqhw)
-    (zimg * ztxt).sum().backward()
-    return time.perf_counter() - start, zimg.detach()
+def measure(table: Grid, pair: dict[str, Towers], images: Tensor, seqhw: int, arguments: argparse.Namespace) -> None:
+    """Adds a line of the table; captions are as long as the images' grid is wide."""
+    tokens = torch.randint(2, VOCABULARY, (len(images), min(seqhw, TOKENS)))
+    works = {name: step_of(towers, images, tokens, seqhw) for name, towers in pair.items()}
+    found: list[Tensor] = []
+    first = seconds(lambda: found.append(works["compiled"]()))  # type: ignore[arg-type]
+    difference = float((found[0] - works["eager"]()).abs().max())  # type: ignore[operator]
+    assert difference <= TOLERANCE[arguments.precision], f"seqhw {seqhw}: compiled embeddings differ by {difference:.0e}"
+    times = take_turns(works, arguments.rounds)
+    speeds = [f"{len(images) / statistics.median(each):.1f}" for each in times.values()]
+    gain = ratio(times["eager"], times["compiled"])
+    table.add(seqhw, seqhw**2, f"{first:.2f}", *speeds, f"{gain:.2f} x", f"{difference:.0e}")
 
 
-def measure(pair: tuple[Towers, Towers], images: Tensor, seqhw: int, rounds: int) -> list[str]:
-    """A row of the table; captions are as long as the images' grid is wide."""
-    tokens = torch.randint(2, 4096, (len(images), min(seqhw, CONTEXT)))
-    first, compiled = step(pair[1], images, tokens, seqhw)
-    _, eager = step(pair[0], images, tokens, seqhw)
-    best = [float("inf"), float("inf")]
-    for _ in range(rounds):
-        for i, towers in enumerate(pair):
-            best[i] = min(best[i], step(towers, images, tokens, seqhw)[0])
-    speeds = [len(images) / seconds for seconds in best]
-    difference = float((compiled - eager).abs().max())
-    cells = (f"{first:.2f}", f"{speeds[0]:.1f}", f"{speeds[1]:.1f}", f"{speeds[1] / speeds[0]:.2f}x", f"{difference:.0e}")
-    return [str(seqhw), str(seqhw**2), *cells]
+def parse() -> argparse.Namespace:
+    parser = options(__doc__, rounds=7)
+    parser.add_argument("--variant", default="Ti")
+    parser.add_argument("--precision", choices=tuple(TOLERANCE), default="fp32")
+    parser.add_argument("--batch-size", type=int, default=8)
+    arguments = parser.parse_args()
+    arguments.lengths = LENGTHS
+    if arguments.quick:
+        arguments.lengths, arguments.batch_size, arguments.rounds = LENGTHS[:2], 2, 1
+    return arguments
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", default="Ti")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parse()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    lengths = LENGTHS[:3] if arguments.quick else LENGTHS
-    batch, rounds = (4, 3) if arguments.quick else (arguments.batch_size, arguments.rounds)
-    images = torch.randint(256, (batch, 3, 240, 240), dtype=torch.uint8)
-    print(f"ViT-{arguments.variant} and its text tower, {arguments.precision}, batch {batch}, {arguments.threads} threads\n")
-    print("| seqhw | tokens | first s | eager pairs/s | compiled pairs/s | gain | difference |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    images = random_pairs(arguments.batch_size).images
+    record = Record("compile", ABOUT)
+    table = record.table(
+        f"ViT-{arguments.variant} and text, {arguments.precision}, batch {arguments.batch_size}, {arguments.threads} threads",
+        *("seqhw", "tokens", "first s", "eager pairs/s", "compiled pairs/s", "gain", "difference"),
+    )
     # A cache of its own, so that the first row is what a first run pays.
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        pair = build(arguments.variant, arguments.precision == "bf16")
-        for seqhw in lengths:
-            print("| " + " | ".join(measure(pair, images, seqhw, rounds)) + " |", flush=True)
+        model = make_model(arguments.variant)
+        other = copy.deepcopy(model)
+        for tower in (other.image_tower, other.text_tower):
+            compile_blocks(tower)
+        pair = {name: Towers(each, arguments.precision == "bf16") for name, each in (("eager", model), ("compiled", other))}
+        for seqhw in arguments.lengths:
+            measure(table, pair, images, seqhw, arguments)
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
-    print(f"\n{graphs} graphs for {len(lengths)} lengths of both towers, {breaks} graph breaks")
+    record.notes.append(f"{graphs} graphs for {len(arguments.lengths)} lengths of both towers, {breaks} graph breaks.")
+    record.finish(arguments)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from flexiclip_eval.report.drawing import COLOURS, INK, MARKERS
-from side_by_side.record import Goal
+from side_by_side.record import Goal, digits
 
 ORDER = (
     "training_step",
@@ -91,7 +91,7 @@ def goals_lines(found: Sequence[dict[str, Any]]) -> list[str]:
             sign = "≥" if goal.at_least else "≤"
             verdict = "yes" if goal.holds else "**no**"
             anchor = f"[{record['subject']}](#{record['subject']})"
-            rows.append([anchor, goal.what, f"{sign} {goal.wanted:g}", f"{goal.found:.3g}", verdict])
+            rows.append([anchor, goal.what, f"{sign} {digits(goal.wanted)}", digits(goal.found, 4), verdict])
     return markdown_table(["subject", "figure", "goal", "found", "holds"], rows)
 
 

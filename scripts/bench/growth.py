@@ -1,27 +1,34 @@
-"""How cost grows: the index with the number of shards, the order of the data with the number of samples.
+"""How cost grows: the index with shards, the order of the data with samples, a step with the length, its memory with the batch.
 
-    python scripts/bench/growth.py                              all sections (some minutes)
+    python scripts/bench/growth.py                              all sections (a quarter of an hour)
     python scripts/bench/growth.py --sections plan              one of them
     python scripts/bench/growth.py --quick                      small sizes (seconds)
 
 index   10 to 10,000 small local shards, indexed anew and from the cache. Reading headers is work for one process.
 plan    building the order of up to 10^9 samples in shards of 10,000, and looking positions up: one after the other, as a run
         does, and far apart, where each needs a window that has not been shuffled yet.
+step    a training step of ViT-Ti with its text tower at the ten lengths, in turn, and the parabola in the tokens that fits best.
+memory  the peak (VmHWM) of a process that takes such a step: the batch in one piece, and in micro-batches (GradCache).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
+from side_by_side.memory import memory
 from side_by_side.photographs import write_links
-from side_by_side.record import Curves, Record, options
-from side_by_side.turns import seconds
+from side_by_side.process import measure_apart
+from side_by_side.record import Record, options
+from side_by_side.training import Task, alone, make_stepper, random_pairs
+from side_by_side.turns import Work, seconds, take_turns
 
 from flexiclip.data.index import index_shards
 from flexiclip.data.plan import Plan, Source
@@ -30,6 +37,8 @@ SAMPLES_OF_A_SMALL_SHARD = 16
 SAMPLES_OF_A_SHARD = 10_000
 WINDOW = 16  # shards, the default of data.window_shards
 IN_ORDER, FAR_APART = 100_000, 30  # positions looked up
+LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
+MICRO_BATCH, LARGEST_PLAIN = 4, 32  # pairs; 32 in one piece at 225 tokens are about 4 GB
 
 
 def index_times(record: Record, quick: bool, rounds: int) -> None:
@@ -51,7 +60,7 @@ def index_times(record: Record, quick: bool, rounds: int) -> None:
         table.add(f"{shards:,}", *found, *(1e3 * each / shards for each in found))
         for line, spent in zip(curves.values(), found, strict=True):
             line.append((shards, spent))
-    record.curves.append(Curves("Indexing", "shards", "seconds", curves))
+    record.curve("Indexing", "shards", "seconds", curves)
 
 
 def plan_times(record: Record, quick: bool, rounds: int) -> None:
@@ -68,7 +77,7 @@ def plan_times(record: Record, quick: bool, rounds: int) -> None:
         table.add(f"10^{power}", 1e3 * build, 1e3 * first, 1e6 * following, 1e3 * far)
         for line, spent in zip(curves.values(), (build + first, following, far), strict=True):
             line.append((samples, spent))
-    record.curves.append(Curves("Order of the data", "samples", "seconds", curves))
+    record.curve("Order of the data", "samples", "seconds", curves)
 
 
 def _plan_round(samples: int) -> tuple[float, float, float, float]:
@@ -84,9 +93,68 @@ def _plan_round(samples: int) -> tuple[float, float, float, float]:
     return build, first, following, far
 
 
+def step_times(record: Record, quick: bool, rounds: int) -> None:
+    """Seconds of a training step at every length, beside the parabola that they lie on."""
+    lengths, batch = (LENGTHS[:4], 1) if quick else (LENGTHS, 8)
+    torch.manual_seed(0)
+    stepper, inputs = make_stepper(Task("Ti"), alone()), random_pairs(batch)
+    works: dict[str, Work] = {str(seqhw): partial(stepper, inputs, seqhw, 0, 1e-4) for seqhw in lengths}
+    spent = [statistics.median(each) for each in take_turns(works, rounds).values()]
+    tokens = [seqhw**2 for seqhw in lengths]
+    a, b, c = fit_parabola(tokens, spent)
+    table = record.table(
+        f"a training step, ViT-Ti and text, batch {batch}, float32, {torch.get_num_threads()} threads",
+        *("seqhw", "tokens n", "seconds", "a + b n + c n^2", "off by", "share of c n^2"),
+    )
+    curves: dict[str, list[tuple[float, float]]] = {"measured": [], "a + b n + c n^2": []}
+    for seqhw, n, found in zip(lengths, tokens, spent, strict=True):
+        fitted = a + b * n + c * n * n
+        table.add(seqhw, n, found, fitted, f"{fitted / found - 1:+.0%}", f"{c * n * n / fitted:.0%}")
+        for line, y in zip(curves.values(), (found, fitted), strict=True):
+            line.append((n, y))
+    record.curve("Training step", "tokens of an image", "seconds", curves)
+    record.notes.append(f"Seconds of a training step at n tokens: {a:.3g} + {b:.3g} n + {c:.3g} n^2.")
+
+
+def fit_parabola(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
+    """(a, b, c) of y = a + b x + c x^2 with the least sum of squared relative errors: y spans two orders of magnitude."""
+    powers = np.vander(np.asarray(x, dtype=np.float64), 3, increasing=True)
+    a, b, c = np.linalg.lstsq(powers / np.asarray(y)[:, None], np.ones(len(powers)), rcond=None)[0]
+    return float(a), float(b), float(c)
+
+
+def memory_sizes(record: Record, quick: bool, rounds: int) -> None:
+    """The peak of a process that takes a training step, by batch; memory does not vary from round to round."""
+    seqhw, batches = (5, (4, 8)) if quick else (15, (4, 8, 16, 32, 64, 128, 256))
+    table = record.table(
+        f"peak of a process that trains ViT-Ti and text at seqhw {seqhw}, float32",
+        *("batch", "in one piece MB", f"in micro-batches of {MICRO_BATCH} MB"),
+    )
+    curves: dict[str, list[tuple[float, float]]] = {"in one piece": [], f"in micro-batches of {MICRO_BATCH}": []}
+    for batch in batches:
+        peaks = ["-", "-"]
+        for i, (line, piece) in enumerate(zip(curves.values(), (batch, MICRO_BATCH), strict=True)):
+            if piece <= LARGEST_PLAIN:
+                found = measure_apart(__file__, {"batch": batch, "micro-batch": piece, "seqhw": seqhw}, flags=("--measure",))
+                line.append((batch, found["peak"] / 1e6))
+                peaks[i] = f"{found['peak'] / 1e6:,.0f}"
+        table.add(batch, *peaks)
+    record.curve("Memory of a training step", "batch", "peak MB", curves)
+
+
+def measure(batch: int, micro_batch: int, seqhw: int) -> dict[str, int]:
+    """Be the process: two steps, for the first one makes the optimiser's moments."""
+    stepper, inputs = make_stepper(Task("Ti", micro_batch), alone()), random_pairs(batch)
+    for step in range(2):
+        stepper(inputs, seqhw, step, 1e-4)
+    return {"peak": memory("VmHWM")}
+
+
 SECTIONS: dict[str, Callable[[Record, bool, int], None]] = {
     "index": index_times,
     "plan": plan_times,
+    "step": step_times,
+    "memory": memory_sizes,
 }
 """Each adds its tables, goals and curves to the record; arguments: the record, --quick, --rounds."""
 
@@ -95,7 +163,14 @@ def main() -> None:
     """Measure the sections one after the other."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    for name in ("batch", "micro-batch", "seqhw"):
+        parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     arguments: argparse.Namespace = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.measure:
+        print(json.dumps(measure(arguments.batch, arguments.micro_batch, arguments.seqhw)))
+        return
     record = Record("growth", "How time and memory grow with shards, samples, lengths and batches.")
     for name in arguments.sections:
         SECTIONS[name](record, arguments.quick, 1 if arguments.quick else arguments.rounds)

@@ -1,12 +1,13 @@
-"""What the tiled softmax loss saves: flexiclip's against open_clip's ClipLoss, forward and backward, side by side.
+"""The tiled losses against open_clip's ClipLoss and SigLipLoss: time and memory of a forward and backward pass, by batch.
 
-    python scripts/bench/losses.py                           batch 16,384 x 512 against the peer, then 65,536 alone (some minutes)
-    python scripts/bench/losses.py --batch 4096 --alone ""   a smaller batch (under a minute)
+    python scripts/bench/losses.py                           1,024 to 16,384 x 512, then 65,536 alone (half an hour on two cores)
+    python scripts/bench/losses.py --batches 4096 --alone ""    one batch (a minute)
+    python scripts/bench/losses.py --quick                   512 (some seconds)
 
-Each measurement is a process of its own, so that no allocator remembers another's peak; the two losses take turns. Peak memory is
-what forward and backward add to the process that holds the embeddings already (VmHWM, reset after a small warm-up, less VmRSS
-before), so it counts gradients, logits and every temporary, and not torch itself. `process` is all of it. The loss and
-its gradients are compared too: a fast wrong answer is none. open_clip's 32,768 does not fit into 24 GB. Linux only (/proc).
+Times are taken in turn in one process, after both have given the same loss and gradients: a fast wrong answer is none. Memory is
+measured apart, in a process for each loss and batch: what forward and backward add to the process that holds the embeddings
+already (VmHWM, reset after a small warm-up, less VmRSS before), so it counts gradients, logits and every temporary, and not torch
+itself. `process` is all of it. open_clip's softmax at 32,768 does not fit into 24 GB. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -14,119 +15,190 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-SCALE = 14.3
-"""exp(logit_scale): CLIP's at the start of training, 1 / 0.07."""
+from side_by_side.memory import forget_peak, memory
+from side_by_side.process import measure_apart
+from side_by_side.record import Record, options
+from side_by_side.turns import Work, ratio, seconds, take_turns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCALE, BIAS = 14.3, -10.0
+"""exp(logit_scale) as CLIP begins, 1 / 0.07, and logit_bias as SigLIP begins."""
 
 WARM_UP = 256
 """Rows of a first pass that is not counted: it loads kernels and starts threads."""
 
+FASTER_FROM = 2048
+"""The batch from which ours is to be faster."""
 
-def loss_function(name: str) -> Callable[..., Any]:
-    """(zimg, ztxt, logit_scale) -> loss; logit_scale is a log."""
-    if name == "flexiclip":
-        from flexiclip import softmax_loss
+LARGEST, TIME, MEMORY = 16_384, 0.75, 0.05
+"""At this batch: our share of the peer's time, and of its memory."""
 
-        return softmax_loss
-    from open_clip.loss import ClipLoss
-
-    loss = ClipLoss()
-    return lambda zimg, ztxt, logit_scale: loss(zimg, ztxt, logit_scale.exp())
-
-
-def memory(field: str) -> int:
-    """A field of /proc/self/status, such as VmHWM (the peak) or VmRSS (now), in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+ABOUT = (
+    "Forward and backward pass of the contrastive losses in float32: flexiclip's tiled ones beside open_clip's ClipLoss "
+    "(softmax) and SigLipLoss (sigmoid). Memory is what a pass adds to a process that holds the embeddings, gradients included."
+)
 
 
-def measure(name: str, batch: int, dim: int, threads: int) -> dict[str, Any]:
-    """One forward and backward pass in this process."""
+class Found(NamedTuple):
+    """One loss at one batch: seconds of each round, and bytes."""
+
+    seconds: list[float]
+    added: int
+    process: int
+
+
+def loss_function(side: str, kind: str) -> Callable[..., Tensor]:
+    """(zimg, ztxt, logit_scale[, logit_bias]) -> loss; logit_scale is a log."""
+    if side == "flexiclip":
+        from flexiclip.losses import LOSSES
+
+        return LOSSES[kind]
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    loss = ClipLoss() if kind == "softmax" else SigLipLoss()
+    return lambda zimg, ztxt, logit_scale, *bias: loss(zimg, ztxt, logit_scale.exp(), *bias)
+
+
+def inputs(kind: str, batch: int, dim: int) -> list[Tensor]:
+    """Unit rows and the scalars of the loss, all wanting gradients."""
     import torch
     import torch.nn.functional as F
 
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    zimg, ztxt = (F.normalize(torch.randn(batch, dim), dim=1).requires_grad_() for _ in range(2))
-    scale = torch.tensor(SCALE).log().requires_grad_()
-    loss = loss_function(name)
-    loss(zimg[:WARM_UP].detach().requires_grad_(), ztxt[:WARM_UP].detach(), scale.detach()).backward()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
-    before, start = memory("VmRSS"), time.perf_counter()
-    value = loss(zimg, ztxt, scale)
-    value.backward()
-    seconds = time.perf_counter() - start
+    rows = [F.normalize(torch.randn(batch, dim), dim=1) for _ in range(2)]
+    scalars = [torch.tensor(SCALE).log(), *([torch.tensor(BIAS)] if kind == "sigmoid" else [])]
+    return [x.requires_grad_() for x in (*rows, *scalars)]
+
+
+def passes(loss: Callable[..., Tensor], given: list[Tensor]) -> Work:
+    """One forward and backward pass, which leaves its gradients in `given`."""
+
+    def work() -> Tensor:
+        for x in given:
+            x.grad = None
+        value = loss(*given)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    return work
+
+
+def measure_memory(side: str, kind: str, batch: int, dim: int, threads: int) -> dict[str, Any]:
+    """One pass in this process: seconds, bytes added, bytes of all."""
+    import torch
+
+    torch.set_num_threads(threads)
+    loss, given = loss_function(side, kind), inputs(kind, batch, dim)
+    passes(loss, inputs(kind, WARM_UP, dim))()
+    before = forget_peak()
+    spent = seconds(passes(loss, given))
     peak = memory("VmHWM")
-    assert zimg.grad is not None
-    assert ztxt.grad is not None
-    assert scale.grad is not None
-    checks = [float(value.detach()), float(zimg.grad.norm()), float(ztxt.grad.norm()), float(scale.grad)]
-    return {"seconds": seconds, "added": peak - before, "process": peak, "checks": checks}
+    return {"seconds": spent, "added": peak - before, "process": peak}
 
 
-def in_a_process(name: str, arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
-    """measure() in a fresh process."""
-    options = ["--measure", name, "--batch", str(batch), "--dim", str(arguments.dim), "--threads", str(arguments.threads)]
-    done = subprocess.run([sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def apart(side: str, kind: str, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """measure_memory in a process of its own."""
+    shape = {"side": side, "kind": kind, "batch": batch, "dim": arguments.dim, "threads": arguments.threads}
+    return measure_apart(__file__, shape, flags=("--measure",))
 
 
-def compare(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Rounds of both losses, each in its turn, at one batch."""
-    found: dict[str, list[dict[str, Any]]] = {"flexiclip": [], "open_clip": []}
-    for number in range(arguments.rounds):
-        for name, runs in found.items():
-            runs.append(in_a_process(name, arguments, arguments.batch))
-            print(f"round {number + 1} of {arguments.rounds}: {name} {runs[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
-    for ours, theirs in zip(*found.values(), strict=True):
-        for a, b in zip(ours["checks"], theirs["checks"], strict=True):
-            assert abs(a - b) <= 1e-4 * abs(b), f"the two losses differ: {ours['checks']} and {theirs['checks']}"
-    return found
+def assert_same(kind: str, batch: int, dim: int) -> None:
+    """Loss and every gradient of both, to float32's accuracy of such sums."""
+    given = inputs(kind, batch, dim)
+    found = []
+    for side in ("flexiclip", "open_clip"):
+        value = passes(loss_function(side, kind), given)()
+        found.append([value, *(x.grad for x in given if x.grad is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        apart_by, size = float((ours - theirs).norm()), float(theirs.norm())  # type: ignore[union-attr, operator]
+        assert apart_by <= 1e-4 * size, f"{kind}, batch {batch}: the two losses differ by {apart_by / size:.0e}"
 
 
-def row(name: str, batch: int, runs: list[dict[str, Any]], peer: list[dict[str, Any]]) -> list[str]:
-    """A line of the table; ratios are to the peer's runs of the same rounds, the median of them."""
-    seconds, added, process = (statistics.median(run[key] for run in runs) for key in ("seconds", "added", "process"))
-    figures = [f"{seconds:.2f}", f"{added / 2**20:.0f}", f"{process / 2**20:.0f}"]
-    ratios = [
-        f"{statistics.median(a[key] / b[key] for a, b in zip(runs, peer, strict=True)):.3f}" if peer else "-"
-        for key in ("seconds", "added")
-    ]
-    return [name, f"{batch:,}", *figures, *ratios]
+def compare(kind: str, batch: int, arguments: argparse.Namespace) -> dict[str, Found]:
+    """Both losses at one batch; small batches have more rounds, which cost little."""
+    assert_same(kind, batch, arguments.dim)
+    sides = ("flexiclip", "open_clip")
+    works = {side: passes(loss_function(side, kind), inputs(kind, batch, arguments.dim)) for side in sides}
+    times = take_turns(works, min(20, max(arguments.rounds, LARGEST // batch)))
+    held = {side: apart(side, kind, batch, arguments) for side in sides}
+    return {side: Found(times[side], held[side]["added"], held[side]["process"]) for side in sides}
+
+
+def cells(found: Found, peer: Found | None) -> list[str]:
+    """Seconds, MB added, MB of the process, and the shares of the peer's time and memory."""
+    shares = ["-", "-"] if peer is None else [f"{ratio(found.seconds, peer.seconds):.2f}", f"{found.added / peer.added:.3f}"]
+    sizes = [f"{size / 2**20:,.0f}" for size in (found.added, found.process)]
+    return [f"{statistics.median(found.seconds):.3g}", *sizes, *shares]
+
+
+def hold(record: Record, kind: str, batch: int, found: dict[str, Found]) -> None:
+    """The goals of one batch."""
+    ours, theirs = found.values()
+    if batch >= FASTER_FROM:
+        wanted = TIME if batch >= LARGEST else 1.0
+        record.goal(f"{kind}, {batch:,}: time / open_clip's", ratio(ours.seconds, theirs.seconds), at_most=wanted)
+    if batch >= LARGEST:
+        record.goal(f"{kind}, {batch:,}: memory / open_clip's", ours.added / theirs.added, at_most=MEMORY)
+
+
+def draw(record: Record, everything: dict[tuple[str, int], dict[str, Found]]) -> None:
+    """Time and memory against the batch."""
+    names = {(kind, side): f"{side}, {kind}" for kind, _ in everything for side in ("flexiclip", "open_clip")}
+    for title, y in (("Memory that a pass adds", "MB"), ("Time of a pass", "seconds")):
+        series: dict[str, list[tuple[float, float]]] = {name: [] for name in names.values()}
+        for (kind, batch), found in everything.items():
+            for side, each in found.items():
+                value = each.added / 2**20 if y == "MB" else statistics.median(each.seconds)
+                series[names[kind, side]].append((batch, value))
+        record.curve(title, "batch", y, series)
+
+
+def parse() -> argparse.Namespace:
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--batches", default="1024,2048,4096,8192,16384", help="pairs, with commas between them")
+    parser.add_argument("--alone", default="65536", help="pairs of flexiclip's runs without the peer, with commas between them")
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16_384, help="pairs of the comparison")
-    parser.add_argument("--alone", default="65536", help="pairs of flexiclip's runs without the peer, comma-separated")
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", choices=("flexiclip", "open_clip"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.batch, arguments.dim, arguments.threads)))
+        shape = {name: getattr(arguments, name) for name in ("side", "kind", "batch", "dim", "threads")}
+        print(json.dumps(measure_memory(**shape)))
         return
-    from rich.console import Console
-    from rich.table import Table
+    if arguments.quick:
+        arguments.batches, arguments.alone, arguments.rounds = "512", "", 1
+    import torch
 
-    found = compare(arguments)
-    table = Table(title=f"softmax loss, forward and backward, {arguments.dim} wide, float32, {arguments.threads} threads")
-    for column in ("loss", "batch", "seconds", "added MB", "process MB", "time / peer", "memory / peer"):
-        table.add_column(column, justify="right")
-    for name, runs in found.items():
-        table.add_row(*row(name, arguments.batch, runs, found["open_clip"]))
-    for batch in (int(part) for part in arguments.alone.split(",") if part):
-        table.add_row(*row("flexiclip", batch, [in_a_process("flexiclip", arguments, batch)], []))
-    Console(width=110).print(table)
+    torch.set_num_threads(arguments.threads)
+    record = Record("losses", ABOUT)
+    table = record.table(
+        f"{arguments.dim} wide, float32, {arguments.threads} threads",
+        *("loss", "batch", "of", "seconds", "added MB", "process MB", "time / peer", "memory / peer"),
+    )
+    everything = {}
+    for kind in ("softmax", "sigmoid"):
+        for batch in map(int, arguments.batches.split(",")):
+            found = everything[kind, batch] = compare(kind, batch, arguments)
+            for side, each in found.items():
+                table.add(kind, f"{batch:,}", side, *cells(each, found["open_clip"] if side == "flexiclip" else None))
+            hold(record, kind, batch, found)
+        for batch in (int(part) for part in arguments.alone.split(",") if part):
+            held = apart("flexiclip", kind, batch, arguments)
+            table.add(kind, f"{batch:,}", "flexiclip", *cells(Found([held["seconds"]], held["added"], held["process"]), None))
+    draw(record, everything)
+    record.finish(arguments)
 
 
 if __name__ == "__main__":

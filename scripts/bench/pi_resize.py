@@ -1,87 +1,94 @@
-"""What PI-resize costs: building its matrices, and applying it in a training step.
+"""PI-resize against timm's resampler: cold and warm at FlexiViT's ten patch sizes, and its share of a training step.
 
-    python scripts/bench/pi_resize.py                       ViT-B, batch 32, 240 px, seqhw 8 (some minutes on 2 CPU cores)
-    python scripts/bench/pi_resize.py --seqhw 5,8,15,30     the training step at other lengths too
-    python scripts/bench/pi_resize.py --quick               ViT-S, batch 8, small pseudo-inverses only (seconds)
+    python scripts/bench/pi_resize.py                       kernels of ViT-B and ViT-L (a quarter of an hour on two cores)
+    python scripts/bench/pi_resize.py --seqhw 5,8,15,30     the share of a training step at other lengths too
+    python scripts/bench/pi_resize.py --quick               ViT-Ti, three small sizes (half a minute)
 
-Two tables. The first builds the matrices that resize a 32x32 kernel to FlexiViT's ten patch sizes (arXiv 2212.08013, 240 px):
-one small pseudo-inverse an axis, as flexiclip does it, against the pseudo-inverse of the whole resize, as the paper writes it,
-both in float64. The second applies the resize, forward and backward, and divides by a training step (forward, backward, AdamW)
-measured in the same run.
+Both resize the same 32x32 kernel as big_vision does (bilinear, no antialias), to float32's accuracy alike. `cold` is the first
+call at a size, matrices and all: timm takes the pseudo-inverse of the whole resize, of 1,024 x size^2, where one small one an
+axis does. `warm` has the matrices at hand, as a training step does. timm's cold call is measured once a size: it takes up to half
+a minute.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import statistics
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from side_by_side.record import Record, options
+from side_by_side.turns import Work, ratio, seconds, take_turns
+from timm.layers.patch_embed import PatchEmbedResamplerFixedOrigSize
+from torch import Tensor
 
 from flexiclip.config import ImageTowerConfig
 from flexiclip.models import pi_resize as resize
 from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.pi_resize import pi_resize
 
 IMAGE, KERNEL = 240, 32  # pixels
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
+WIDTHS = {"Ti": 192, "B": 768, "L": 1024}
+HELD_AT = (30, 48)
+"""The sizes at which the ratios are held to COLD and WARM."""
+COLD, WARM, SHARE = 1000, 10, 0.005
+
+BOUND = (
+    "What bounds `warm`: to size s timm takes 1,024 s^2 multiplications a channel, two axes 1,024 s + 32 s^2. At equal speed "
+    "that is s / (1 + s / 32) x (6 at 8, 15 at 30, 19 at 48), but products whose inner side is 32 run at about half the speed of "
+    "timm's large one. A training step feels neither: see the share."
+)
+ABOUT = (
+    "PI-resize of a 32x32 patch embedding kernel beside timm's PatchEmbedResamplerFixedOrigSize, with the same image resize "
+    "(bilinear, no antialias) and the same result: the first call at a size, and later ones."
+)
 
 
-def seconds(work: Callable[[], object], repeats: int, device: str) -> float:
-    """The shortest wall-clock time of a call, after one that is not counted: other processes can only add to it."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def build_axis(sizes: Sequence[int]) -> list[torch.Tensor]:
-    """The per-axis matrices, from nothing: the caches are emptied first."""
+def cold(kernel: Tensor, size: int) -> Tensor:
+    """Ours, from nothing: the caches are emptied first."""
     resize.pi_matrix.cache_clear()
     resize._interpolation.cache_clear()
-    return [resize.pi_matrix(KERNEL, size) for size in sizes]
+    return pi_resize(kernel, size)
 
 
-def build_full(size: int) -> torch.Tensor:
-    """pinv(B^T) of the whole resize, [size^2, KERNEL^2] float64, from the basis images as big_vision builds it."""
-    basis = torch.eye(KERNEL**2).reshape(KERNEL**2, 1, KERNEL, KERNEL)
-    resized = torch.nn.functional.interpolate(basis, size=(size, size), mode="bilinear", align_corners=False)
-    return torch.linalg.pinv(resized.reshape(KERNEL**2, size**2).double())  # resized is B^T
+def timm_resampler() -> Callable[[Tensor, int], Tensor]:
+    """timm's, which remembers the matrices of the sizes it has met."""
+    module = PatchEmbedResamplerFixedOrigSize((KERNEL, KERNEL), interpolation="bilinear", antialias=False)
+
+    def resample(kernel: Tensor, size: int) -> Tensor:
+        resized: Tensor = module(kernel, [size, size])
+        return resized
+
+    return resample
 
 
-def building(sizes: Sequence[int], full_sizes: Sequence[int]) -> Table:
-    """Time and memory of the matrices, and how far the two ways differ."""
-    table = Table(
-        "patch",
-        "per axis [ms]",
-        "full [ms]",
-        "ratio",
-        "largest difference",
-        title=f"building the matrices, from {KERNEL}x{KERNEL}",
+def compare(variant: str, sizes: Sequence[int], rounds: int, record: Record) -> None:
+    """The table of one kernel."""
+    torch.manual_seed(0)
+    kernel = torch.randn(WIDTHS[variant], 3, KERNEL, KERNEL)
+    table = record.table(
+        f"ViT-{variant}'s kernel, {WIDTHS[variant]} x 3 x {KERNEL} x {KERNEL}, milliseconds",
+        *("size", "cold", "timm cold", "ratio", "warm", "timm warm", "ratio", "largest difference"),
     )
-    total = seconds(partial(build_axis, sizes), 20, "cpu")
     for size in sizes:
-        axis = seconds(partial(build_axis, [size]), 20, "cpu")
-        row = [str(size), f"{axis * 1e3:.2f}", "", "", ""]
-        if size in full_sizes:
-            start = time.perf_counter()
-            full = build_full(size)
-            took = time.perf_counter() - start
-            (matrix,) = build_axis([size])
-            row[2:] = [f"{took * 1e3:.0f}", f"{took / axis:.0f}", f"{(torch.kron(matrix, matrix) - full).abs().max():.1e}"]
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(f"all {len(sizes)}", f"{total * 1e3:.2f}")
-    return table
+        theirs = timm_resampler()
+        timm_cold = seconds(lambda: theirs(kernel, size))  # noqa: B023
+        ours_cold = statistics.median(take_turns({"cold": lambda: cold(kernel, size)}, rounds)["cold"])  # noqa: B023
+        difference = float((pi_resize(kernel, size) - theirs(kernel, size)).abs().max())
+        assert difference <= 1e-3 * float(kernel.abs().max()), f"{size}: the two resizes differ by {difference:.0e}"
+        works: dict[str, Work] = {"ours": lambda: pi_resize(kernel, size), "timm": lambda: theirs(kernel, size)}  # noqa: B023
+        warm = take_turns(works, rounds)
+        gains = timm_cold / ours_cold, ratio(warm["timm"], warm["ours"])
+        milliseconds = [1e3 * s for s in (ours_cold, timm_cold, *map(statistics.median, warm.values()))]
+        ratios = [f"{gain:,.1f} x" for gain in gains]
+        table.add(size, *milliseconds[:2], ratios[0], *milliseconds[2:], ratios[1], f"{difference:.0e}")
+        if size in HELD_AT:
+            record.goal(f"ViT-{variant}, {size}: timm / ours, cold", gains[0], at_least=COLD)
+            record.goal(f"ViT-{variant}, {size}: timm / ours, warm", gains[1], at_least=WARM)
 
 
-def training_step(tower: FlexiViT, images: torch.Tensor, seqhw: int) -> Callable[[], None]:
+def training_step(tower: FlexiViT, images: Tensor, seqhw: int) -> Work:
     """Forward, backward and AdamW at one length."""
     optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-4, fused=True)
 
@@ -93,47 +100,57 @@ def training_step(tower: FlexiViT, images: torch.Tensor, seqhw: int) -> Callable
     return step
 
 
-def resize_step(kernel: torch.Tensor, size: int) -> None:
+def resize_step(kernel: Tensor, size: int) -> None:
     """PI-resize, forward and backward."""
-    resized = resize.pi_resize(kernel, size)
+    resized = pi_resize(kernel, size)
     resized.backward(torch.ones_like(resized))
 
 
-def applying(variant: str, batch: int, lengths: Sequence[int], device: str) -> Table:
-    """The resize of the tower's kernel, forward and backward, next to a whole training step."""
+def share_of_a_step(variant: str, batch: int, lengths: Sequence[int], rounds: int, record: Record) -> None:
+    """The resize of the tower's kernel, forward and backward, in turn with a whole training step."""
     torch.manual_seed(0)
-    config = ImageTowerConfig(variant=variant, image_size=IMAGE, base_patch_size=KERNEL)
-    tower = FlexiViT(config).to(device)
-    images = torch.randn(batch, 3, IMAGE, IMAGE, device=device)
+    tower = FlexiViT(ImageTowerConfig(variant=variant, image_size=IMAGE, base_patch_size=KERNEL))
+    images = torch.randn(batch, 3, IMAGE, IMAGE)
     kernel = tower.kernel.detach().clone().requires_grad_()
-    table = Table(
-        "seqhw", "patch", "resize [ms]", "step [ms]", "resize / step", title=f"ViT-{variant}, batch {batch}, {IMAGE} px, {device}"
+    table = record.table(
+        f"ViT-{variant}, batch {batch}, {IMAGE} px: the resize, forward and backward, in a training step",
+        *("seqhw", "patch", "resize ms", "step ms", "share"),
     )
-    for seqhw in LENGTHS:
+    for seqhw in lengths:
         size = IMAGE // seqhw
-        spent = seconds(partial(resize_step, kernel, size), 10, device)
-        row = [str(seqhw), str(size), f"{spent * 1e3:.2f}", "", ""]
-        if seqhw in lengths:
-            step = seconds(training_step(tower, images, seqhw), 2, device)
-            row[3:] = [f"{step * 1e3:.0f}", f"{spent / step:.3%}"]
-        table.add_row(*row)
-    return table
+        step = training_step(tower, images, seqhw)
+        times = take_turns({"resize": lambda: resize_step(kernel, size), "step": step}, rounds)  # noqa: B023
+        share = ratio(times["resize"], times["step"])
+        table.add(seqhw, size, *(1e3 * statistics.median(each) for each in times.values()), f"{share:.3%}")
+        record.goal(f"ViT-{variant}, seqhw {seqhw}: share of a step", share, at_most=SHARE)
+
+
+def parse() -> argparse.Namespace:
+    parser = options(__doc__, rounds=9)
+    parser.add_argument("--variants", default="B,L", help=f"kernels: {', '.join(WIDTHS)}, with commas between them")
+    parser.add_argument("--batch", type=int, default=32, help="of the training step, whose tower is the first variant")
+    parser.add_argument("--seqhw", default="8,15", help="lengths at which a training step is measured, with commas between them")
+    arguments = parser.parse_args()
+    arguments.sizes = sorted(IMAGE // seqhw for seqhw in LENGTHS)
+    arguments.step_rounds = 3
+    if arguments.quick:
+        arguments.variants, arguments.batch, arguments.seqhw, arguments.sizes = "Ti", 2, "8", [8, 10, 16]
+        arguments.rounds = arguments.step_rounds = 1
+    return arguments
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", default="B", help="Ti, S, B, L or So400m")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seqhw", default="8", help="lengths at which a training step is measured, with commas between them")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="ViT-S, batch 8, full pseudo-inverses up to 16 only")
-    args = parser.parse_args()
-    variant, batch = ("S", 8) if args.quick else (args.variant, args.batch)
-    sizes = [IMAGE // seqhw for seqhw in LENGTHS]
-    console = Console()
-    console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    console.print(building(sizes, [size for size in sizes if size <= 16 or not args.quick]))
-    console.print(applying(variant, batch, [int(s) for s in args.seqhw.split(",")], args.device))
+    """Print the tables."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    record = Record("pi_resize", ABOUT)
+    variants = arguments.variants.split(",")
+    for variant in variants:
+        compare(variant, arguments.sizes, arguments.rounds, record)
+    lengths = [int(part) for part in arguments.seqhw.split(",")]
+    share_of_a_step(variants[0], arguments.batch, lengths, arguments.step_rounds, record)
+    record.notes.append(BOUND)
+    record.finish(arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ from side_by_side.machine import describe
 WIDTH = 130
 
 
+def digits(figure: float, count: int = 3) -> str:
+    """E.g. 0.123, 12.3 and 1,235: so many digits, and no exponents for sizes that people read."""
+    return f"{figure:,.0f}" if abs(figure) >= 999.5 else f"{figure:.{count}g}"
+
+
 @dataclass
 class Goal:
     """A figure that was promised, and the one that was measured."""
@@ -33,7 +38,8 @@ class Goal:
     def line(self) -> str:
         """E.g. `fp32, ViT-Ti: 1.52, wanted >= 1.4: holds`."""
         sign = ">=" if self.at_least else "<="
-        return f"{self.what}: {self.found:.4g}, wanted {sign} {self.wanted:g}: {'holds' if self.holds else 'DOES NOT HOLD'}"
+        verdict = "holds" if self.holds else "DOES NOT HOLD"
+        return f"{self.what}: {digits(self.found, 4)}, wanted {sign} {digits(self.wanted)}: {verdict}"
 
 
 @dataclass
@@ -47,7 +53,7 @@ class Grid:
     def add(self, *cells: object) -> None:
         """Append a row. Floats are given three digits; one that is a ratio or a share should come as a string."""
         assert len(cells) == len(self.columns), f"{len(cells)} cells for the columns {self.columns}"
-        self.rows.append([f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells])
+        self.rows.append([digits(cell) if isinstance(cell, float) else str(cell) for cell in cells])
         print(f"{self.title}: " + ", ".join(self.rows[-1]), file=sys.stderr, flush=True)  # progress
 
 
@@ -86,6 +92,10 @@ class Record:
         wanted = at_least if at_most is None else at_most
         assert wanted is not None
         self.goals.append(Goal(what, wanted, found, at_most is None))
+
+    def curve(self, title: str, x: str, y: str, series: dict[str, list[tuple[float, float]]], *, log: bool = True) -> None:
+        """A plot of label -> [x, y] points; log: of both axes."""
+        self.curves.append(Curves(title, x, y, series, log_x=log, log_y=log))
 
     def finish(self, arguments: argparse.Namespace) -> None:
         """Print everything and, with --output, write it as JSON with the machine, the command and the settings."""

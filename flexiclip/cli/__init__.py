@@ -6,19 +6,10 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 
+from flexiclip.cli.data import add_data
+from flexiclip.cli.parser import Parser
 from flexiclip.errors import UserError
-
-if TYPE_CHECKING:
-    from flexiclip.data.sources.emoji_set import EmojiBuild
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are UserErrors: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,12 +22,12 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     from flexiclip import __version__
 
-    parser = _Parser(prog="flexiclip", description="Image-text models whose image tower works at every patch size.")
+    parser = Parser(prog="flexiclip", description="Image-text models whose image tower works at every patch size.")
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; ranks.py reads the environment
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
-    def add(name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> _Parser:
+    def add(name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> Parser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         return sub
@@ -58,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--tolerance", type=float, default=1.0, help="points below the best that still do; default: 1")
     sub.add_argument("--budget", help="what an image may cost, '5 GFLOPs' or '20 ms': the best length within it is named")
     sub.add_argument("--cascade", help="SHORT:LONG, the lengths that rank and re-rank; default: the shortest and the longest")
+    _add_analyze(add("analyze", _analyze, "look inside a model at several lengths: layers, attention, tokens, ensembles, cues"))
     sub = add("import", _import, "turn published weights into a model folder")
     sub.add_argument("source", help="a weight file, a Hugging Face folder, or open_clip's NAME/PRETRAINED (a tag or a file)")
     sub.add_argument("--format", required=True, help="big_vision, timm, open_clip, siglip or transformers")
@@ -67,12 +59,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--heads", type=int, help="of the image tower; default: width/64, or as published")
     sub.add_argument("--image-size", type=int, help="pixels; default: what kernel and grid cover")
     _add_export(commands)
-    _add_data(commands)
+    add_data(commands)
     _add_plan(add("plan", _plan, "what a recipe needs of a cluster: memory, traffic, images/s and hours"))
     return parser
 
 
-def _add_plan(sub: _Parser) -> None:
+def _add_analyze(sub: Parser) -> None:
+    sub.add_argument("model", help="a model folder, a run folder, another library's folder; A+pi flexes A")
+    sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
+    sub.add_argument("--output", type=Path, required=True, help="folder for analysis.json, plots and report.html")
+    sub.add_argument("--seqhw", type=_lengths, help="grid sides, for example 5,8,15; default: those of the training")
+    sub.add_argument("--only", type=lambda text: text.split(","), help="of cka,attention,tokens,ensembles,cue-conflict")
+    sub.add_argument("--cue-conflict", type=Path, help="folder of SHAPE/SHAPE1-TEXTURE2.png, as Geirhos's")
+    sub.add_argument("--images", type=int, default=256, help="drawn from the suite for all but ensembles; default: 256")
+    sub.add_argument("--maps", type=int, default=6, help="of them, how many are shown with their maps; default: 6")
+    sub.add_argument("--batch-size", type=int, default=64, help="images a pass, and CKA's minibatch; default: 64")
+    sub.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
+
+
+def _add_plan(sub: Parser) -> None:
     sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="dotted.key=value, for example engine.zero_stage=3")
     sub.add_argument("--nodes", type=int, default=1)
@@ -85,9 +91,9 @@ def _add_plan(sub: _Parser) -> None:
     )
 
 
-def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     export = commands.add_parser("export", help="write encoders and models that other software runs").add_subparsers(
-        required=True, metavar="WHAT", parser_class=_Parser
+        required=True, metavar="WHAT", parser_class=Parser
     )
     for name, command, text in (
         ("image", _export_image, "write the image encoder, one file a length"),
@@ -110,37 +116,6 @@ def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
             sub.add_argument("--images", help="a folder or shards of images to compare on; default: drawn pictures")
         if name == "image":
             sub.add_argument("--normalize-inside", action="store_true", help="the encoder takes uint8 pixels and normalises them")
-
-
-def _add_data(commands: argparse._SubParsersAction[_Parser]) -> None:
-    data = commands.add_parser("data", help="build, index and check shards").add_subparsers(
-        required=True, metavar="COMMAND", parser_class=_Parser
-    )
-    for name, text in (("openmoji", "OpenMoji's"), ("noto", "Noto's"), ("fluent", "Fluent's")):
-        sub = data.add_parser(name, help=f"build train and held-out shards from {text} emoji")
-        sub.add_argument("--output", type=Path, required=True, help="folder for the shards")
-        sub.add_argument("--pixels", type=int, default=96, help="side of the rendered images")
-        sub.set_defaults(command=_data_openmoji if name == "openmoji" else _data_vendor, vendor=name)
-        if name != "openmoji":
-            sub.add_argument("--package", type=Path, help="the unpacked npm package; default: npm fetches it")
-        if name == "fluent":
-            sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="default: 3d")
-    for name, command, text in (
-        ("index", _data_index, "count the samples of shards and write their offset indices"),
-        ("check", _data_check, "name every bad sample; exit 1 if there is one"),
-        ("tokenizer", _data_tokenizer, "train a sentencepiece tokenizer on the captions of shards"),
-    ):
-        sub = data.add_parser(name, help=text, description=text)
-        sub.add_argument("shards", nargs="+", help="files, brace ranges (train-{0000..0015}.tar) and globs")
-        sub.set_defaults(command=command)
-        if name != "index":
-            sub.add_argument("--captions", default="txt", help="member or json:KEY, comma-separated; default: txt")
-        if name == "check":
-            sub.add_argument("--images", default="jpg,jpeg,png,webp", help="image members; default: jpg,jpeg,png,webp")
-        if name == "tokenizer":
-            sub.add_argument("--output", type=Path, required=True, help="the .model file to write")
-            sub.add_argument("--vocab-size", type=int, default=4096)
-            sub.add_argument("--keep-case", action="store_true", help="do not lower-case the captions")
 
 
 def _lengths(text: str) -> list[int]:
@@ -228,6 +203,22 @@ def _eval(arguments: argparse.Namespace) -> None:
         )
 
 
+def _analyze(arguments: argparse.Namespace) -> None:
+    from flexiclip_eval.analysis.run import AnalysisOptions, analyze
+
+    options = AnalysisOptions(
+        seqhw=arguments.seqhw,
+        only=arguments.only,
+        cue_conflict=arguments.cue_conflict,
+        images=arguments.images,
+        maps=arguments.maps,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        device=_device(arguments.device),
+    )
+    analyze(arguments.model, arguments.suite, arguments.output, options)
+
+
 def _import(arguments: argparse.Namespace) -> None:
     from flexiclip.imports import ImportOptions, import_weights
 
@@ -269,57 +260,6 @@ def _report(export: Callable[[], list[str]]) -> int:
         print(error)
         return 1
     return 0
-
-
-def _data_openmoji(arguments: argparse.Namespace) -> None:
-    from flexiclip.data.sources.openmoji import build_openmoji
-
-    _say_built(arguments.output, *build_openmoji(arguments.output, pixels=arguments.pixels))
-
-
-def _data_vendor(arguments: argparse.Namespace) -> None:
-    from flexiclip.data.sources.vendors import FLUENT, NOTO, build_vendor
-
-    vendor = NOTO if arguments.vendor == "noto" else FLUENT[arguments.style]
-    _say_built(arguments.output, *build_vendor(arguments.output, vendor, arguments.package, pixels=arguments.pixels))
-
-
-def _say_built(output: Path, build: EmojiBuild, fresh: bool) -> None:
-    print(
-        f"{output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} "
-        f"concepts in {build.train_shards} shards, and {build.heldout} held-out concepts; licence {build.license}"
-    )
-
-
-def _data_index(arguments: argparse.Namespace) -> None:
-    from flexiclip.data.check import describe_shards
-    from flexiclip.data.shards import expand_shards
-
-    rows = describe_shards(expand_shards(arguments.shards))
-    for row in rows:
-        print(f"{row.samples:>10} samples  {row.bytes:>14} bytes  {row.shard}")
-    print(f"{sum(row.samples for row in rows):>10} samples  {sum(row.bytes for row in rows):>14} bytes  in {len(rows)} shards")
-
-
-def _data_check(arguments: argparse.Namespace) -> int:
-    from flexiclip.data.check import check_shards
-    from flexiclip.data.shards import expand_shards
-
-    bad = check_shards(expand_shards(arguments.shards), arguments.images.split(","), arguments.captions.split(","))
-    for sample in bad:
-        print(sample)
-    print(f"{len(bad)} bad samples" if bad else "every sample is good")
-    return 1 if bad else 0
-
-
-def _data_tokenizer(arguments: argparse.Namespace) -> None:
-    from flexiclip.config import DataConfig
-    from flexiclip.data.captions import iter_captions
-    from flexiclip.data.tokenizers import train_sentencepiece
-
-    captions = iter_captions(DataConfig(train=tuple(arguments.shards), captions=tuple(arguments.captions.split(","))))
-    path = train_sentencepiece(captions, arguments.output, arguments.vocab_size, lowercase=not arguments.keep_case)
-    print(f"wrote {path}: tokenizer.kind=sentencepiece tokenizer.path={path}")
 
 
 def _device(name: str | None) -> str:

@@ -1,0 +1,124 @@
+"""Minibatch CKA between layers and lengths: do two layers see the same similarities between images?
+
+Centered kernel alignment (Kornblith et al., arXiv 1905.00414) with a linear kernel, from the unbiased HSIC of Song et al. (JMLR
+13, 2012) summed over minibatches, as Nguyen et al. (arXiv 2010.15327) have it: in expectation the value does not depend on the
+size of the batch, and no Gram matrix of the whole sample is held. Layers of different widths and numbers of tokens can be
+compared, for what is compared are B x B similarities.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from flexiclip.errors import UserError
+
+from . import figures
+from .finding import Finding, Table
+from .layers import layer_names, watched_layers
+from .subject import Subject
+
+SMALLEST = 4  # images of a minibatch: the unbiased estimate divides by n (n - 3)
+
+
+def gram(features: Tensor) -> Tensor:
+    """Linear-kernel Gram matrix of features [B, ...]: [B, B] float64.
+
+    The mean over the batch is taken off first. It changes no HSIC, and without it float32 would lose what differs between images.
+    """
+    rows = features.flatten(1).float()
+    rows = rows - rows.mean(0)
+    return (rows @ rows.T).double()
+
+
+def hsic(grams: Tensor) -> Tensor:
+    """Unbiased HSIC of every pair of Gram matrices: [P, B, B] -> [P, P] float64. B is at least SMALLEST."""
+    n = grams.shape[-1]
+    off = grams.double() * (1 - torch.eye(n, dtype=torch.float64, device=grams.device))
+    flat, rows = off.flatten(1), off.sum(2)
+    total = rows.sum(1)
+    together = flat @ flat.T + total[:, None] * total / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows @ rows.T
+    return together / (n * (n - 3))
+
+
+def alignment(summed: Tensor) -> Tensor:
+    """CKA from HSICs summed over the minibatches: [P, P] -> [P, P], 1 on the diagonal; NaN where a layer tells none apart."""
+    own = summed.diagonal()
+    own = torch.where(own > 0, own, torch.nan)
+    return summed / (own[:, None] * own).sqrt()
+
+
+def layer_cka(subject: Subject) -> Tensor:
+    """CKA of every (length, layer) with every other, [P, P] float64 with P = lengths x layers, a length's layers side by side."""
+    count = len(layer_names(subject.tower))
+    size = len(subject.lengths) * count
+    summed = torch.zeros(size, size, dtype=torch.float64)
+    for batch in subject.batches(subject.batch_size):
+        if len(batch) < SMALLEST:  # the rest of a sample that the batch size does not divide
+            continue
+        summed += hsic(_grams(subject, batch))
+    return alignment(summed)
+
+
+def _grams(subject: Subject, batch: Tensor) -> Tensor:
+    """Of every layer at every length, [P, B, B]; only the Gram matrices are held, never the outputs of several layers."""
+    found: list[Tensor] = []
+    for length in subject.lengths:
+        with torch.no_grad(), watched_layers(subject.tower, lambda _, output: found.append(gram(output).cpu())):
+            subject.tower(batch, length)
+    return torch.stack(found)
+
+
+def analyse(subject: Subject) -> Finding:
+    """CKA between all layers at all lengths. Raises UserError for fewer images than a minibatch needs."""
+    images = len(subject.sample.images)
+    if min(images, subject.batch_size) < SMALLEST:
+        raise UserError(f"CKA needs minibatches of at least {SMALLEST} images, not {min(images, subject.batch_size)}")
+    matrix = layer_cka(subject)
+    names = layer_names(subject.tower)
+    across = matrix.reshape(len(subject.lengths), len(names), len(subject.lengths), len(names)).diagonal(dim1=1, dim2=3)
+    means = [_mean_off_diagonal(across[:, :, layer]) for layer in range(len(names))]
+    ends = across[0, -1]  # the shortest with the longest, by layer
+    known = [(value, name) for value, name in zip(means, names, strict=True) if not math.isnan(value)]
+    low, high = min(known, default=(math.nan, "none")), max(known, default=(math.nan, "none"))
+    shortest, longest = subject.lengths[0], subject.lengths[-1]
+    return Finding(
+        title="Layers across lengths (CKA)",
+        method="Minibatch CKA (arXiv 2010.15327) with a linear kernel between the outputs of all layers at all lengths, over "
+        f"{images} images in minibatches of {min(images, subject.batch_size)}. 1: the same similarities between images.",
+        sentence=f"The same layer at two lengths: mean CKA from {low[0]:.2f} ({low[1]}) to {high[0]:.2f} ({high[1]}); pooled "
+        f"features of seqhw {shortest} and {longest}: {float(ends[-1]):.2f}.",
+        numbers={
+            "layers": names,
+            "lengths": list(subject.lengths),
+            "images": images,
+            "same_layer_mean": [_plain(value) for value in means],
+            "matrix": [[_plain(value) for value in row] for row in matrix.tolist()],
+            "order": [[length, name] for length, name in product(subject.lengths, names)],
+        },
+        table=Table(
+            ("layer", "mean over pairs of lengths", f"seqhw {shortest} with {longest}"),
+            [(name, _show(mean), _show(float(end))) for name, mean, end in zip(names, means, ends, strict=True)],
+        ),
+        figures={"cka": figures.cka(matrix.numpy(), subject.lengths, names)},
+        captions={
+            "cka": "Left: every layer at every length with every other; each square is a pair of lengths, its layers from the "
+            "stem outwards. Right: each layer at a length with the same layer at the longest."
+        },
+    )
+
+
+def _mean_off_diagonal(square: Tensor) -> float:
+    off = ~torch.eye(len(square), dtype=torch.bool)
+    return float(square[off].mean())
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
+
+
+def _show(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"

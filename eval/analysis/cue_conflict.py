@@ -1,0 +1,169 @@
+"""Shape or texture: which one names an image whose two cues disagree (Geirhos et al., arXiv 1811.12231)?
+
+    flexiclip analyze MODEL --suite openmoji --only cue-conflict --cue-conflict data/cue-conflict --output runs/analysis
+
+The folder is laid out as Geirhos's: SHAPE/SHAPE1-TEXTURE2.png, with numbers of the drawings; `flexiclip data cue-conflict` builds
+one. The shapes and the textures that occur are the classes, in the words of their folders and files; the templates are those of
+zeroshot_classification_templates.txt beside them, where there is one. Shape bias is the share of shape among the answers that are
+either the shape or the texture. Images whose two cues are one class say nothing and are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flexiclip.data.samples import BadSample
+from flexiclip.errors import UserError
+
+from ..data.files import read_image
+from ..embeddings.embed import to_device
+from ..embeddings.prompts import class_embeddings, embed_texts, unit_rows
+from ..models.protocol import has_text
+from ..suites.folder import class_folders, class_images
+from ..suites.layout import class_templates
+from ..suites.task import DEFAULT_TEMPLATES
+from . import figures
+from .finding import Finding, Table
+from .subject import Subject
+
+MEND = "give --cue-conflict DIR, Geirhos's images or those of `flexiclip data cue-conflict`"
+_NAME = re.compile(r"([A-Za-z_ ]+)\d+-([A-Za-z_ ]+)\d+")
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """An image file and its two cues."""
+
+    path: str
+    shape: str
+    texture: str
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What a model answers at one length: shares in 0..1 of the images; the bias is one of the answers that are either cue."""
+
+    images: int
+    shape: float
+    texture: float
+    bias: float | None  # None where no answer is either cue
+    by_shape: dict[str, float | None]  # the bias over the images of a shape
+
+
+def read_conflicts(folder: Path) -> list[Conflict]:
+    """The images of a folder whose cues differ, sorted. Raises UserError for a name that does not say both, or no image."""
+    conflicts = []
+    for name in class_folders(str(folder)):
+        for path in class_images(str(folder), name):
+            match = _NAME.match(Path(path).stem)
+            if match is None or match[1] != name:
+                raise UserError(f"--cue-conflict {path}: the name must be {name}1-TEXTURE1.png, the shape of its folder first")
+            if match[1] != match[2]:
+                conflicts.append(Conflict(path, match[1], match[2]))
+    if not conflicts:
+        raise UserError(f"--cue-conflict {folder}: every image has the texture of its own shape; nothing conflicts")
+    return conflicts
+
+
+def bias_of(predicted: Sequence[str], conflicts: Sequence[Conflict]) -> Bias:
+    """The bias of answers, class names in the order of the images."""
+    pairs = list(zip(predicted, conflicts, strict=True))
+    shape, texture = (sum(answer == cue for answer, cue in cues) for cues in _cues(pairs))
+    by_shape = {}
+    for name in sorted({conflict.shape for conflict in conflicts}):
+        of_name = [pair for pair in pairs if pair[1].shape == name]
+        by_shape[name] = _share(*(sum(answer == cue for answer, cue in cues) for cues in _cues(of_name)))
+    return Bias(len(pairs), shape / len(pairs), texture / len(pairs), _share(shape, texture), by_shape)
+
+
+def _cues(pairs: Sequence[tuple[str, Conflict]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(answer, shape) and (answer, texture) of each image."""
+    return [(answer, c.shape) for answer, c in pairs], [(answer, c.texture) for answer, c in pairs]
+
+
+def _share(one: int, other: int) -> float | None:
+    return one / (one + other) if one + other else None
+
+
+def answers(subject: Subject, conflicts: Sequence[Conflict]) -> tuple[dict[int, list[str]], list[Conflict]]:
+    """(the class that the model names for each readable image, by length; these images)."""
+    classes = sorted({name for conflict in conflicts for name in (conflict.shape, conflict.texture)})
+    templates = class_templates(str(subject.cue_conflict)) or DEFAULT_TEMPLATES
+    prompts = [[template.replace("{c}", name.replace("_", " ")) for template in templates] for name in classes]
+    class_z = class_embeddings(
+        partial(embed_texts, subject.loaded, batch_size=subject.batch_size, device=subject.device), prompts
+    )
+    predicted: dict[int, list[str]] = {length: [] for length in subject.lengths}
+    kept = []
+    for start in range(0, len(conflicts), subject.batch_size):
+        part, images = _read(subject, conflicts[start : start + subject.batch_size])
+        kept += part
+        for length in subject.lengths if part else ():
+            with torch.no_grad():
+                z = unit_rows(subject.model.encode_image(images, seqhw=length))
+            predicted[length] += [classes[i] for i in (z @ class_z.T).argmax(1).tolist()]
+    if not kept:
+        raise UserError(f"--cue-conflict {subject.cue_conflict}: none of its {len(conflicts)} images can be read")
+    return predicted, kept
+
+
+def _read(subject: Subject, conflicts: Sequence[Conflict]) -> tuple[list[Conflict], Tensor]:
+    to_tensor = getattr(subject.loaded.transform, "pixels", subject.loaded.transform)
+
+    def read(conflict: Conflict) -> Tensor | None:
+        try:
+            tensor: Tensor = to_tensor(read_image(str(subject.cue_conflict), conflict.path))
+        except BadSample:
+            return None
+        return tensor
+
+    with ThreadPoolExecutor(subject.workers) as pool:
+        images = list(pool.map(read, conflicts))
+    kept = [(conflict, image) for conflict, image in zip(conflicts, images, strict=True) if image is not None]
+    if not kept:
+        return [], torch.empty(0)
+    batch = to_device(subject.loaded, torch.stack([image for _, image in kept]), subject.device)
+    return [conflict for conflict, _ in kept], batch
+
+
+def analyse(subject: Subject) -> Finding:
+    """The bias at every length. Raises UserError for a model without texts, or a folder that is not laid out as it must be."""
+    if subject.cue_conflict is None:
+        raise UserError(f"cue-conflict: {MEND}")
+    if not has_text(subject.loaded):
+        raise UserError("cue-conflict needs the model's text half to name what it sees, and the model is an image tower alone")
+    conflicts = read_conflicts(subject.cue_conflict)
+    predicted, kept = answers(subject, conflicts)
+    found = {length: bias_of(predicted[length], kept) for length in subject.lengths}
+    shortest, longest = subject.lengths[0], subject.lengths[-1]
+    first, last = found[shortest], found[longest]
+    return Finding(
+        title="Shape or texture",
+        method=f"{first.images} images whose shape is of one class and whose texture of another (arXiv 1811.12231). Shape bias: "
+        "the share of shape among the answers that are either.",
+        sentence=f"Shape bias {_percent(first.bias)} at seqhw {shortest} and {_percent(last.bias)} at {longest}; "
+        f"{first.shape + first.texture:.0%} and {last.shape + last.texture:.0%} of the answers are either cue.",
+        numbers={
+            "folder": str(subject.cue_conflict),
+            "unreadable": len(conflicts) - len(kept),
+            "lengths": {str(length): asdict(bias) for length, bias in found.items()},
+        },
+        table=Table(
+            ("seqhw", "shape bias", "answers: shape", "answers: texture"),
+            [(str(n), _percent(b.bias), f"{b.shape:.1%}", f"{b.texture:.1%}") for n, b in found.items()],
+        ),
+        figures={"cue_conflict": figures.cue_conflict(found)},
+        captions={"cue_conflict": "0.5: shape and texture name as many images."},
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

@@ -1,0 +1,177 @@
+"""Ensembles over lengths: are two passes at two lengths worth more than one pass that costs as much (FlexiViT, appendix)?
+
+A model is run at several lengths, and its embeddings are averaged, or its similarities with the texts (which is the mean before
+it is normalised). The cost of an ensemble is that of all its lengths; it is compared with the model at ONE length of that cost,
+read from the curve of the single lengths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations, pairwise
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..choices.length import PRIMARY
+from ..data.splits import open_splits
+from ..report.names import long_name, show
+from ..score import EmbeddedSplit, prepare_tasks
+from ..tasks.base import Prepared
+from . import figures
+from .finding import Finding, Table
+from .subject import Subject
+
+LISTED = 12  # ensembles of the table; analysis.json has all
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several lengths on one task, by the metric that stands for it."""
+
+    lengths: tuple[int, ...]
+    gflops: float  # of one image at all of them
+    embeddings: float  # the metric of the mean unit embedding, made a unit again
+    similarities: float  # of the mean of the similarities
+    single: float  # of one length at equal cost
+
+    @property
+    def gain(self) -> float:
+        """Of the mean of embeddings over one length at equal cost."""
+        return self.embeddings - self.single
+
+
+@dataclass(frozen=True)
+class TaskEnsembles:
+    """All ensembles of one task beside its single lengths: {length: value}."""
+
+    dataset: str
+    task: str
+    metric: str
+    images: int
+    singles: dict[int, float]
+    ensembles: list[Ensemble]
+
+
+def mean_rows(rows: Mapping[int, Tensor], lengths: Sequence[int]) -> Tensor:
+    """Mean over lengths of unit rows [N, D]. Its products with unit rows of texts are the means of the products."""
+    total = rows[lengths[0]]
+    for length in lengths[1:]:
+        total = total + rows[length]
+    return total / len(lengths)
+
+
+def at_cost(curve: Sequence[tuple[float, float]], gflops: float) -> float:
+    """The value of one length that costs `gflops`, from (gflops, value) of the single lengths in ascending order of cost.
+
+    Between two of them linear in the logarithm of the cost; beyond the ends the value of the end, which costs less than asked.
+    """
+    if gflops >= curve[-1][0]:
+        return curve[-1][1]
+    for (low, below), (high, above) in pairwise(curve):
+        if gflops < high:
+            part = max(0.0, math.log(gflops / low) / math.log(high / low))
+            return below + part * (above - below)
+    raise AssertionError("the last cost is above")
+
+
+def subsets(lengths: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every pair of lengths, and the shortest three, four and so on up to all of them."""
+    return [*combinations(lengths, 2), *(tuple(lengths[:n]) for n in range(3, len(lengths) + 1))]
+
+
+def task_ensembles(subject: Subject, prepared: Prepared, images: EmbeddedSplit, taught: EmbeddedSplit | None) -> TaskEnsembles:
+    """One task of a data set at every length and in every ensemble."""
+    rows = {length: images.rows[length].to(subject.device) for length in subject.lengths}
+    trained = {length: taught.rows[length].to(subject.device) for length in subject.lengths} if taught else None
+
+    def measure(lengths: Sequence[int], unit: bool) -> dict[str, float]:
+        z = mean_rows(rows, lengths)
+        t = mean_rows(trained, lengths) if trained else z[:0]
+        return prepared.measure(*((F.normalize(each, dim=-1) for each in (z, t)) if unit else (z, t))).metrics
+
+    alone = {length: measure([length], unit=False) for length in subject.lengths}
+    metric = next((name for name in PRIMARY if name in alone[subject.lengths[0]]), next(iter(alone[subject.lengths[0]])))
+    singles = {length: values[metric] for length, values in alone.items()}
+    curve = [(subject.gflops(length), singles[length]) for length in subject.lengths]
+    ensembles = []
+    for lengths in subsets(subject.lengths):
+        cost = sum(subject.gflops(length) for length in lengths)
+        embeddings, similarities = (measure(lengths, unit)[metric] for unit in (True, False))
+        ensembles.append(Ensemble(lengths, cost, embeddings, similarities, at_cost(curve, cost)))
+    return TaskEnsembles(prepared.info.dataset, prepared.info.task, metric, len(images.records), singles, ensembles)
+
+
+def analyse(subject: Subject) -> Finding:
+    """Every task of every data set."""
+    found = []
+    for config in subject.datasets:
+        splits = open_splits(config, subject.loaded.transform, workers=subject.workers, cache_bytes=0)
+        for prepared, images, taught in prepare_tasks(
+            subject.loaded, splits, subject.lengths, subject.batch_size, subject.device
+        ):
+            found.append(task_ensembles(subject, prepared, images, taught))
+    return Finding(
+        title="Ensembles over lengths",
+        method="The mean of embeddings, or of similarities, over several lengths, against one length at equal GFLOPs of the "
+        "image tower. Where an ensemble costs more than the longest length, that length is what it is compared with.",
+        sentence=" ".join(_sentence(each) for each in found),
+        numbers={
+            "gflops": {str(length): subject.gflops(length) for length in subject.lengths},
+            "tasks": [{**asdict(each), "ensembles": [{**asdict(e), "gain": e.gain} for e in each.ensembles]} for each in found],
+        },
+        table=Table(
+            (
+                "task",
+                "lengths",
+                "GFLOPs",
+                "mean of embeddings",
+                "mean of similarities",
+                "one length at equal cost",
+                "gain of embeddings, points",
+            ),
+            [line for each in found for line in _lines(each)],
+        ),
+        figures={
+            f"ensembles_{i}": figures.ensembles(
+                [(subject.gflops(length), value) for length, value in each.singles.items()],
+                [(e.gflops, e.embeddings) for e in each.ensembles],
+                f"{each.dataset} · {each.images} images",
+                long_name(each.metric),
+            )
+            for i, each in enumerate(found)
+        },
+        captions={f"ensembles_{i}": f"{each.dataset}: {long_name(each.metric)}." for i, each in enumerate(found)},
+    )
+
+
+def _sentence(each: TaskEnsembles) -> str:
+    better = sum(e.gain > 0 for e in each.ensembles)
+    best = max(each.ensembles, key=lambda e: e.gain)
+    noise = _standard_error(best.single, each.images)
+    return (
+        f"{each.dataset}, {long_name(each.metric)}: {better} of {len(each.ensembles)} ensembles are above one length at equal "
+        f"cost, the best ({'+'.join(map(str, best.lengths))}) by {100 * best.gain:+.1f} points; a value has a standard error of "
+        f"{100 * noise:.1f} points."
+    )
+
+
+def _lines(each: TaskEnsembles) -> list[tuple[str, ...]]:
+    ranked = sorted(each.ensembles, key=lambda e: -e.gain)[:LISTED]
+    return [
+        (
+            f"{each.dataset} {each.metric}",
+            "+".join(map(str, e.lengths)),
+            f"{e.gflops:.3g}",
+            *(show(each.metric, value) for value in (e.embeddings, e.similarities, e.single)),
+            f"{100 * e.gain:+.1f}",
+        )
+        for e in ranked
+    ]
+
+
+def _standard_error(share: float, queries: int) -> float:
+    """Of a share of independent queries."""
+    return math.sqrt(max(0.0, share * (1 - share)) / queries)

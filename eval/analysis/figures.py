@@ -1,0 +1,144 @@
+"""The pictures of the analyses, in the look of the other reports (report/drawing.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from ..report.drawing import INK, gflops_axis, grid, look
+from ..report.names import brief
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .cue_conflict import Bias
+
+PANEL = 1.35  # inches a side of a small picture
+_LEGEND: Any = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "fontsize": 9}
+
+
+def cka(matrix: np.ndarray, lengths: Sequence[int], layers: Sequence[str]) -> Figure:
+    """matrix [P, P], P = lengths x layers, in -1..1; NaN is left white."""
+    figure, ((left, right),) = grid(1, 2, (13.0, 5.2))
+    count = len(layers)
+    shown = left.imshow(matrix, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    middles = [(at + 0.5) * count - 0.5 for at in range(len(lengths))]
+    names = [str(length) for length in lengths]
+    left.set_xticks(middles, names)
+    left.set_yticks(middles, names)
+    for at in range(1, len(lengths)):
+        left.axhline(at * count - 0.5, color="white", linewidth=0.8)
+        left.axvline(at * count - 0.5, color="white", linewidth=0.8)
+    left.set_xlabel("seqhw; inside each, layers from the stem outwards")
+    left.set_ylabel("seqhw")
+    left.set_title("CKA of all layers and lengths", loc="left", fontsize=10)
+    figure.colorbar(shown, ax=left, shrink=0.85)
+    for at, length in enumerate(lengths[:-1]):
+        colour, marker = look(at)
+        last = (len(lengths) - 1) * count
+        values = [matrix[at * count + layer, last + layer] for layer in range(count)]
+        right.plot(range(count), values, marker=marker, color=colour, linewidth=2, markersize=4.5, label=f"seqhw {length}")
+    right.set_xticks(range(count), layers, rotation=60, ha="right", fontsize=8)
+    right.set_ylim(top=1.03)
+    right.set_title(f"the same layer at seqhw {lengths[-1]}", loc="left", fontsize=10)
+    right.set_ylabel("CKA")
+    right.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    right.legend(**_LEGEND)
+    return figure
+
+
+def attention(images: Tensor, texts: Sequence[str | None], heats: Sequence[Sequence[Tensor]], lengths: Sequence[int]) -> Figure:
+    """A line an image: itself under its text, and its relevance map at each length. images: uint8 [n, 3, H, W]."""
+    figure, axes = _pictures(images, lengths)
+    for line, text, maps in zip(axes, texts, heats, strict=True):
+        line[0].set_ylabel(brief(text or "", 24), fontsize=8)
+        for axis, heat in zip(line[1:], maps, strict=True):
+            _over(axis, heat, images.shape[2:], cmap="inferno", vmin=0)
+    return figure
+
+
+def tokens(
+    images: Tensor, maps: Sequence[Sequence[Tensor]], lengths: Sequence[int], seed_at: int, seed: tuple[float, float]
+) -> Figure:
+    """A line an image: itself with the seed's place, and the seed's cosine with every token at each length, all on one scale."""
+    figure, axes = _pictures(images, lengths)
+    height, width = images.shape[2:]
+    low = min(float(m.min()) for line in maps for m in line)
+    for line, each in zip(axes, maps, strict=True):
+        middle = [(int(part * seed_at + 1e-9) + 0.5) / seed_at for part in seed]
+        line[0].plot(middle[1] * width, middle[0] * height, "x", color="#D55E00", markersize=9, markeredgewidth=2.5)
+        for axis, values in zip(line[1:], each, strict=True):
+            shown = _over(axis, values, (height, width), cmap="viridis", vmin=low, vmax=1)
+    figure.colorbar(shown, ax=[axis for line in axes for axis in line], shrink=0.6, label="cosine")
+    return figure
+
+
+def ensembles(singles: Sequence[tuple[float, float]], several: Sequence[tuple[float, float]], title: str, metric: str) -> Figure:
+    """A metric against GFLOPs: the curve of single lengths, in ascending order, and a point for each ensemble."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, ((axis,),) = grid(1, 1, (8.4, 4.4))
+    line: Any = {"linewidth": 2, "markersize": 5.5, "zorder": 3}
+    points: Any = {"markersize": 4, "alpha": 0.7}
+    axis.plot([x for x, _ in singles], [y for _, y in singles], "o-", color=look(0)[0], label="one length", **line)
+    axis.plot([x for x, _ in several], [y for _, y in several], "D", color=look(1)[0], label="mean over lengths", **points)
+    gflops_axis(axis)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axis.set_ylabel(metric)
+    axis.set_title(title, loc="left", weight="bold", pad=10)
+    axis.legend(**_LEGEND)
+    return figure
+
+
+def cue_conflict(found: Mapping[int, Bias]) -> Figure:
+    """Shape bias, and the shares of answers that are either cue, against the length."""
+    from matplotlib.ticker import NullLocator, PercentFormatter
+
+    figure, ((axis,),) = grid(1, 1, (8.4, 4.2))
+    known = [(length**2, bias.bias) for length, bias in found.items() if bias.bias is not None]
+    curves = {
+        "shape bias": known,
+        "answers: shape": [(length**2, bias.shape) for length, bias in found.items()],
+        "answers: texture": [(length**2, bias.texture) for length, bias in found.items()],
+    }
+    for number, (label, points) in enumerate(curves.items()):
+        colour, marker = look(number)
+        xs, values = [x for x, _ in points], [value for _, value in points]
+        style: Any = {"linewidth": 2.5 if number == 0 else 1.5, "linestyle": "-" if number == 0 else "--"}
+        axis.plot(xs, values, marker=marker, color=colour, markersize=5.5, label=label, clip_on=False, zorder=3, **style)
+    axis.axhline(0.5, linestyle=":", color=INK, linewidth=1.2)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks([length**2 for length in found], [str(length**2) for length in found])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("tokens an image")
+    axis.set_ylim(0, 1)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axis.legend(**_LEGEND)
+    return figure
+
+
+def _pictures(images: Tensor, lengths: Sequence[int]) -> tuple[Figure, list[list[Axes]]]:
+    """A line an image, itself in the first column; a column a length, its seqhw on top."""
+    figure, axes = grid(len(images), 1 + len(lengths), (PANEL * (1 + len(lengths)) + 0.6, PANEL * len(images) + 0.4))
+    for line, image in zip(axes, images, strict=True):
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        line[0].imshow(image.permute(1, 2, 0).numpy())
+    for axis, length in zip(axes[0][1:], lengths, strict=True):
+        axis.set_title(f"seqhw {length}", fontsize=9)
+    return figure, axes
+
+
+def _over(axis: Axes, values: Tensor, size: Sequence[int], **style: Any) -> Any:
+    """Values [g, h] over the area of an image of (height, width) pixels, a cell a token."""
+    height, width = size
+    return axis.imshow(values.numpy(), extent=(0, width, height, 0), interpolation="nearest", **style)

@@ -1,0 +1,113 @@
+"""What the analyses look at: a model of ours, its lengths, the data sets of a suite, and a sample of their images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexiclip.errors import UserError
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.flexivit import FlexiViT
+
+from ..data.images import ImageBlock, Record
+from ..data.labels import resolve_labels
+from ..embeddings.embed import to_device
+from ..models.protocol import EvalModel, choose_lengths, geometry
+from ..suites.dataset import DatasetConfig
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images of the data sets, drawn by a seed. texts: what each shows, where a caption or a class says so."""
+
+    images: Tensor  # uint8 [n, 3, H, W], as the model's transform leaves them
+    texts: list[str | None]
+    bad: list[dict[str, str]]  # dataset, shard, key, reason
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model and its data."""
+
+    loaded: EvalModel
+    lengths: tuple[int, ...]  # at least two, ascending
+    datasets: tuple[DatasetConfig, ...]
+    sample: Sample
+    device: torch.device
+    batch_size: int
+    workers: int
+    maps: int  # images whose maps are drawn
+    cue_conflict: Path | None = None
+
+    @property
+    def model(self) -> FlexiCLIP:
+        """Both towers, in evaluation mode."""
+        model: FlexiCLIP = self.loaded.model
+        return model
+
+    @property
+    def tower(self) -> FlexiViT:
+        """The image tower."""
+        return self.model.image_tower
+
+    def gflops(self, length: int) -> float:
+        """Of one image at a length."""
+        gflops = geometry(self.loaded, length).gflops
+        assert gflops is not None, "a model of ours knows its cost"
+        return gflops
+
+    def batches(self, size: int, count: int | None = None) -> list[Tensor]:
+        """The first `count` images of the sample, default all, normalised and on the device: float32 [<= size, 3, H, W] each."""
+        return [to_device(self.loaded, part, self.device) for part in self.sample.images[:count].split(size)]
+
+
+def subject_lengths(loaded: EvalModel, source: str, seqhw: Sequence[int] | None) -> tuple[int, ...]:
+    """The lengths to compare. Raises UserError for a model whose inside is not ours to look into, or that has one length."""
+    if not isinstance(loaded.model, FlexiCLIP):
+        raise UserError(f"{source}: the analyses look inside towers of ours; write {source}+pi, which runs its weights in them")
+    lengths = tuple(length for length in choose_lengths(loaded, seqhw) if length is not None)
+    if len(lengths) < 2:
+        raise UserError(
+            f"{source}: the analyses compare lengths and there is but seqhw={lengths[0]}; name more with --seqhw, or flex the "
+            "patches of a fixed model: MODEL+pi"
+        )
+    return lengths
+
+
+def draw_sample(
+    datasets: Sequence[DatasetConfig], transform: Callable[[Any], Tensor], count: int, *, workers: int = 2, seed: int = 0
+) -> Sample:
+    """`count` images out of all data sets together, in an order that mixes them; fewer where there are no more, or bad ones.
+
+    The transform has `pixels`, as those of our model folders do. Raises UserError where none can be read.
+    """
+    blocks = [ImageBlock(config, transform, workers=workers, cache_bytes=0) for config in datasets]
+    places = [(number, i) for number, block in enumerate(blocks) for i in range(block.total)]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    chosen = [places[i] for i in order]
+    found: dict[tuple[int, int], tuple[Tensor, str | None]] = {}
+    for number, block in enumerate(blocks):
+        images, records = block.pick([i for whose, i in chosen if whose == number])
+        for image, record in zip(images, records, strict=True):
+            found[number, record.number] = image, _text(datasets[number], record)
+    bad = [entry for block in blocks for entry in block.bad_samples()]
+    if not found:
+        raise UserError(f"none of the {len(chosen)} images drawn can be read; first: {bad[0]}")
+    kept = [found[place] for place in chosen if place in found]
+    return Sample(torch.stack([image for image, _ in kept]), [text for _, text in kept], bad)
+
+
+def _text(config: DatasetConfig, record: Record) -> str | None:
+    """The first caption of an image, else the first prompt of its class."""
+    if record.captions:
+        return record.captions[0]
+    for task in config.tasks:
+        if task.kind == "classification":
+            _, prompts, label = resolve_labels(task, [record])
+            return prompts[int(label[0])][0]
+    return None

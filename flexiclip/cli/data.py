@@ -1,0 +1,106 @@
+"""`flexiclip data ...`: building, indexing and checking shards."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexiclip.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from flexiclip.data.sources.emoji_set import EmojiBuild
+
+
+def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add `data` and its commands."""
+    data = commands.add_parser("data", help="build, index and check shards").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    for name, text in (("openmoji", "OpenMoji's"), ("noto", "Noto's"), ("fluent", "Fluent's")):
+        sub = data.add_parser(name, help=f"build train and held-out shards from {text} emoji")
+        sub.add_argument("--output", type=Path, required=True, help="folder for the shards")
+        sub.add_argument("--pixels", type=int, default=96, help="side of the rendered images")
+        sub.set_defaults(command=_openmoji if name == "openmoji" else _vendor, vendor=name)
+        if name != "openmoji":
+            sub.add_argument("--package", type=Path, help="the unpacked npm package; default: npm fetches it")
+        if name == "fluent":
+            sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="default: 3d")
+    cues = data.add_parser("cue-conflict", help="draw silhouettes filled with the textures of other things")
+    cues.add_argument("--output", type=Path, required=True, help="folder for SHAPE/SHAPE1-TEXTURE2.png")
+    cues.add_argument("--pixels", type=int, default=224, help="side of the images; default: 224")
+    cues.set_defaults(command=_cue_conflict)
+    for name, command, text in (
+        ("index", _index, "count the samples of shards and write their offset indices"),
+        ("check", _check, "name every bad sample; exit 1 if there is one"),
+        ("tokenizer", _tokenizer, "train a sentencepiece tokenizer on the captions of shards"),
+    ):
+        sub = data.add_parser(name, help=text, description=text)
+        sub.add_argument("shards", nargs="+", help="files, brace ranges (train-{0000..0015}.tar) and globs")
+        sub.set_defaults(command=command)
+        if name != "index":
+            sub.add_argument("--captions", default="txt", help="member or json:KEY, comma-separated; default: txt")
+        if name == "check":
+            sub.add_argument("--images", default="jpg,jpeg,png,webp", help="image members; default: jpg,jpeg,png,webp")
+        if name == "tokenizer":
+            sub.add_argument("--output", type=Path, required=True, help="the .model file to write")
+            sub.add_argument("--vocab-size", type=int, default=4096)
+            sub.add_argument("--keep-case", action="store_true", help="do not lower-case the captions")
+
+
+def _openmoji(arguments: argparse.Namespace) -> None:
+    from flexiclip.data.sources.openmoji import build_openmoji
+
+    _say_built(arguments.output, *build_openmoji(arguments.output, pixels=arguments.pixels))
+
+
+def _vendor(arguments: argparse.Namespace) -> None:
+    from flexiclip.data.sources.vendors import FLUENT, NOTO, build_vendor
+
+    vendor = NOTO if arguments.vendor == "noto" else FLUENT[arguments.style]
+    _say_built(arguments.output, *build_vendor(arguments.output, vendor, arguments.package, pixels=arguments.pixels))
+
+
+def _cue_conflict(arguments: argparse.Namespace) -> None:
+    from flexiclip.data.sources.cue_conflict import SHAPES, TEXTURES, build_cue_conflict
+
+    count = build_cue_conflict(arguments.output, arguments.pixels)
+    print(f"{arguments.output} holds {count} images of {len(SHAPES)} shapes in {len(TEXTURES)} textures")
+
+
+def _say_built(output: Path, build: EmojiBuild, fresh: bool) -> None:
+    print(
+        f"{output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} "
+        f"concepts in {build.train_shards} shards, and {build.heldout} held-out concepts; licence {build.license}"
+    )
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from flexiclip.data.check import describe_shards
+    from flexiclip.data.shards import expand_shards
+
+    rows = describe_shards(expand_shards(arguments.shards))
+    for row in rows:
+        print(f"{row.samples:>10} samples  {row.bytes:>14} bytes  {row.shard}")
+    print(f"{sum(row.samples for row in rows):>10} samples  {sum(row.bytes for row in rows):>14} bytes  in {len(rows)} shards")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from flexiclip.data.check import check_shards
+    from flexiclip.data.shards import expand_shards
+
+    bad = check_shards(expand_shards(arguments.shards), arguments.images.split(","), arguments.captions.split(","))
+    for sample in bad:
+        print(sample)
+    print(f"{len(bad)} bad samples" if bad else "every sample is good")
+    return 1 if bad else 0
+
+
+def _tokenizer(arguments: argparse.Namespace) -> None:
+    from flexiclip.config import DataConfig
+    from flexiclip.data.captions import iter_captions
+    from flexiclip.data.tokenizers import train_sentencepiece
+
+    captions = iter_captions(DataConfig(train=tuple(arguments.shards), captions=tuple(arguments.captions.split(","))))
+    path = train_sentencepiece(captions, arguments.output, arguments.vocab_size, lowercase=not arguments.keep_case)
+    print(f"wrote {path}: tokenizer.kind=sentencepiece tokenizer.path={path}")

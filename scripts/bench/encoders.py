@@ -1,0 +1,170 @@
+"""What an exported image encoder gains: eager, compiled, onnxruntime and int8 on the same threads, by length and batch.
+
+    python scripts/bench/encoders.py                         ViT-S, 240 px, 2 threads (a quarter of an hour)
+    python scripts/bench/encoders.py --model runs/NAME       a model of your own, at the lengths it was trained at
+    python scripts/bench/encoders.py --quick                 ViT-Ti at one length, batch 1 and 2 (a minute, most of it compiling)
+
+Images a second of the flexible model in eager torch (each call resizes kernel and grid), of the same length baked in, still
+eager, of the model with compiled blocks (one graph for all lengths, as train.compile makes it), of the ONNX file and of its int8
+form. The ratios in brackets are to the eager model; `difference` and `int8 cosine` are too. `products` is the share of
+onnxruntime's time that its own profile finds in matrix products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from side_by_side.record import Record, options
+from side_by_side.turns import ratio, take_turns
+
+from flexiclip.bundle import load_model
+from flexiclip.config import ImageTowerConfig, ModelConfig
+from flexiclip.config.schema import Size
+from flexiclip.export import onnx
+from flexiclip.export.agreement import EXACT, INT8, agreement
+from flexiclip.export.encoders import ImageEncoder
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.text.base import AbsentText
+from flexiclip.train.engines.blocks import compile_blocks
+
+LENGTHS = (5, 8, 10, 15, 30)
+FASTER = 1.2
+ABOUT = (
+    "Images a second of one image encoder: the flexible model in eager torch, its length baked in, its blocks compiled, and the "
+    "exported ONNX file in onnxruntime, float32 and int8."
+)
+BOUND = (
+    "Where onnxruntime gains little, matrix products bound it, which both libraries do at about the same speed: its ratio over "
+    "the share `products` is what the ratio could become if all else cost nothing."
+)
+PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
+"""Operators of onnxruntime; with a scale a product is fused with it."""
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+
+def encoders(model: FlexiCLIP, compiled: FlexiCLIP, seqhw: Size, folder: Path) -> dict[str, Encode]:
+    """All forms of one length, by name, the eager model first."""
+    baked = ImageEncoder(model, seqhw)
+    whole, quantized = folder / "whole.onnx", folder / "int8.onnx"
+    onnx.write(baked, whole)
+    onnx.quantize(whole, quantized)
+    return {
+        "eager": lambda x: model.encode_image(x, seqhw, normalize=True),
+        "baked": baked,
+        "compiled": lambda x: compiled.encode_image(x, seqhw, normalize=True),
+        "onnxruntime": onnx.open_encoder(whole),
+        "int8": onnx.open_encoder(quantized),
+    }
+
+
+class Found(NamedTuple):
+    """What was measured at one length and batch."""
+
+    times: dict[str, list[float]]  # seconds of each form
+    difference: float  # largest, of the ONNX file's embeddings
+    cosine: float  # smallest, of the int8 one's
+
+    def gain(self, name: str) -> float:
+        """How many times as fast as the eager model."""
+        return ratio(self.times["eager"], self.times[name])
+
+
+@torch.no_grad()
+def measure(works: dict[str, Encode], images: torch.Tensor, rounds: int) -> Found:
+    """All forms in turn, after each has been compared with the eager model."""
+    expected = works["eager"](images)
+    found = {name: agreement("random images", expected, work(images)) for name, work in works.items()}
+    for name, each in found.items():
+        assert each.within(INT8 if name == "int8" else EXACT), f"{name} is not the model: {each}"
+    times = take_turns({name: partial(work, images) for name, work in works.items()}, rounds)
+    return Found(times, found["onnxruntime"].difference, found["int8"].cosine)
+
+
+def share_of_products(path: Path, images: torch.Tensor, threads: int, runs: int) -> float:
+    """Of the time that onnxruntime's operators take, what goes to matrix products; of each node the fastest run."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.enable_profiling, settings.log_severity_level = threads, True, 3
+    settings.profile_file_prefix = str(path.with_suffix(""))
+    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    for _ in range(runs):
+        session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    least: dict[tuple[str, str], int] = {}  # (operator, node) -> microseconds
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            node = event["args"]["op_name"], event["name"]
+            least[node] = min(event["dur"], least.get(node, event["dur"]))
+    return sum(spent for (operator, _), spent in least.items() if operator in PRODUCTS) / sum(least.values())
+
+
+def cells(found: Found, batch: int, products: float) -> list[str]:
+    """Images a second of each form, and the rest of a line."""
+    speeds = [f"{batch / statistics.median(each):.1f}" for each in found.times.values()]
+    gains = ["" if name == "eager" else f" ({found.gain(name):.2f} x)" for name in found.times]
+    both = [speed + gain for speed, gain in zip(speeds, gains, strict=True)]
+    return [*both, f"{products:.0%}", f"{found.difference:.0e}", f"{found.cosine:.5f}"]
+
+
+def parse() -> argparse.Namespace:
+    parser = options(__doc__, rounds=7)
+    parser.add_argument("--model", help="a model folder or a run folder; default: random weights of --variant")
+    parser.add_argument("--variant", default="S")
+    parser.add_argument("--seqhw", help="grid sides, with commas between them")
+    parser.add_argument("--batches", default="1,32")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.variant, arguments.seqhw, arguments.batches, arguments.rounds = "Ti", "5", "1,2", 1
+    return arguments
+
+
+def open_model(arguments: argparse.Namespace) -> tuple[FlexiCLIP, str, list[Size]]:
+    """The model, what it is called, and its lengths."""
+    asked: list[Size] = [int(part) for part in arguments.seqhw.split(",")] if arguments.seqhw else []
+    if arguments.model:
+        loaded = load_model(arguments.model)
+        return loaded.model, arguments.model, asked or list(loaded.config.patch.seqhw)
+    config = ModelConfig(image=ImageTowerConfig(variant=arguments.variant), text=None)
+    return FlexiCLIP(config, AbsentText()).eval(), f"ViT-{arguments.variant}", asked or list(LENGTHS)
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    model, name, lengths = open_model(arguments)
+    compiled = copy.deepcopy(model)
+    compile_blocks(compiled.image_tower)
+    height, width = model.image_tower.image_size
+    record = Record("encoders", ABOUT)
+    table = record.table(
+        f"images a second, {name}, {height} px, float32, {arguments.threads} threads",
+        *("seqhw", "tokens", "batch", "eager", "baked", "compiled", "onnxruntime", "int8"),
+        *("products", "difference", "int8 cosine"),
+    )
+    for seqhw in lengths:
+        gh, gw = model.image_tower.grid_of((height, width), seqhw)
+        with TemporaryDirectory() as folder:
+            works = encoders(model, compiled, seqhw, Path(folder))
+            for batch in map(int, arguments.batches.split(",")):
+                images = torch.randn(batch, 3, height, width)
+                found = measure(works, images, arguments.rounds)
+                products = share_of_products(Path(folder) / "whole.onnx", images, arguments.threads, 1 + arguments.rounds)
+                table.add(seqhw, gh * gw, batch, *cells(found, batch, products))
+                record.goal(f"seqhw {seqhw}, batch {batch}: onnxruntime / eager", found.gain("onnxruntime"), at_least=FASTER)
+    record.notes.append(BOUND)
+    record.finish(arguments)
+
+
+if __name__ == "__main__":
+    main()

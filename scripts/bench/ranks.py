@@ -1,0 +1,131 @@
+"""What a second rank adds: a training step on one rank and on two, one thread each, the same batch a rank.
+
+    python scripts/bench/ranks.py                       ViT-Ti with its text tower, 32 pairs a rank, seqhw 15 and 8 (some minutes)
+    python scripts/bench/ranks.py --quick               two pairs a rank, seqhw 5 (half a minute)
+
+Each run is one of torchrun's, over gloo, with the trainer's own ranks, engine (DistributedDataParallel) and loss over the global
+batch; runs on one and on two ranks take turns. The throughput of two ranks is 2 x the time of one over the time of two.
+`reducing` is the time of an all-reduce of as many bytes as there are gradients, alone: what two ranks must do, and one need not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from side_by_side.process import measure_apart
+from side_by_side.record import Record, options
+from side_by_side.turns import ratio
+
+WORLDS = (1, 2)
+THROUGHPUT = 1.9
+ABOUT = (
+    "Pairs a second of a training step (both towers, loss over the global batch, AdamW) on one rank and on two, one thread each, "
+    "with the same number of pairs a rank."
+)
+
+
+def measure(variant: str, seqhw: int, batch: int, steps: int, bf16: bool) -> dict[str, Any] | None:
+    """Be one of the ranks; the main one returns the seconds of the steps."""
+    import torch
+    import torch.distributed as dist
+    from side_by_side.training import Task, make_stepper, random_pairs
+    from side_by_side.turns import seconds
+
+    from flexiclip.train.processes.ranks import joined_ranks
+
+    with joined_ranks(process_group=False, threads=1) as ranks:
+        torch.manual_seed(0)
+        stepper = make_stepper(Task(variant, bf16=bf16), ranks)
+        inputs = random_pairs(batch)
+        losses, times = [], []
+        for step in range(steps + 1):
+            ranks.barrier()
+            times.append(seconds(lambda: losses.append(stepper(inputs, seqhw, step, 1e-4).loss)))  # noqa: B023
+        gradients = torch.zeros(sum(p.numel() for p in stepper.engine.towers.parameters()))
+        reducing = [seconds(lambda: dist.all_reduce(gradients)) for _ in range(3)] if ranks.world > 1 else [0.0]
+        found = {"seconds": times[1:], "losses": losses, "reducing": min(reducing), "bytes": 4 * gradients.numel()}
+        return found if ranks.main else None
+
+
+def runs(seqhw: int, arguments: argparse.Namespace) -> dict[int, list[dict[str, Any]]]:
+    """Ranks -> what each round found; runs of one and of two ranks take turns."""
+    found: dict[int, list[dict[str, Any]]] = {world: [] for world in WORLDS}
+    sizes = {name: getattr(arguments, name) for name in ("variant", "batch", "steps", "precision")}
+    for _ in range(arguments.rounds):
+        for world, each in found.items():
+            each.append(measure_apart(__file__, {"seqhw": seqhw, **sizes}, flags=("--measure",), ranks=world))
+    return found
+
+
+def rows(seqhw: int, found: dict[int, list[dict[str, Any]]], batch: int) -> Iterator[list[str]]:
+    """A line for one rank and one for two."""
+    for world, each in found.items():
+        seconds = statistics.median(second(run) for run in each)
+        gain = throughput(found, world)
+        reducing = f"{1e3 * statistics.median(run['reducing'] for run in each):.0f}" if world > 1 else "-"
+        yield [str(seqhw), str(world), f"{seconds:.3g}", f"{world * batch / seconds:.1f}", f"{gain:.2f} x", reducing]
+
+
+def second(run: dict[str, Any]) -> float:
+    """Seconds of a step of one run."""
+    return statistics.median(run["seconds"])
+
+
+def throughput(found: dict[int, list[dict[str, Any]]], world: int) -> float:
+    """Pairs a second on so many ranks over those on one."""
+    return world * ratio([second(run) for run in found[1]], [second(run) for run in found[world]])
+
+
+def check(found: dict[int, list[dict[str, Any]]], batch: int) -> None:
+    """Before training the loss over a global batch of alike pairs is that of one rank's, plus log 2 for twice the negatives.
+
+    Every rank has drawn the same pairs from one seed, so each image meets each caption twice.
+    """
+    one, two = (found[world][0]["losses"][0] for world in WORLDS)
+    assert abs(two - one - math.log(2)) < 1e-3, f"{batch} pairs: a loss of {one} on one rank and of {two} on two"
+
+
+def parse() -> argparse.Namespace:
+    parser = options(__doc__, rounds=3, threads=1)
+    parser.add_argument("--variant", default="Ti")
+    parser.add_argument("--batch", type=int, default=32, help="pairs a rank")
+    parser.add_argument("--seqhw", default="15,8", help="with commas between them")
+    parser.add_argument("--steps", type=int, default=5, help="of one run")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.batch, arguments.seqhw, arguments.steps, arguments.rounds = 2, "5", 1, 1
+    return arguments
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = parse()
+    if arguments.measure:
+        bf16 = arguments.precision == "bf16"
+        found = measure(arguments.variant, int(arguments.seqhw), arguments.batch, arguments.steps, bf16)
+        if found is not None:
+            print(json.dumps(found))
+        return
+    record = Record("ranks", ABOUT)
+    table = record.table(
+        f"ViT-{arguments.variant} and text, {arguments.batch} pairs a rank, {arguments.precision}, one thread a rank",
+        *("seqhw", "ranks", "step s", "pairs/s", "throughput", "reducing ms"),
+    )
+    for seqhw in map(int, arguments.seqhw.split(",")):
+        measured = runs(seqhw, arguments)
+        check(measured, arguments.batch)
+        for row in rows(seqhw, measured, arguments.batch):
+            table.add(*row)
+        record.goal(f"seqhw {seqhw}: two ranks / one", throughput(measured, 2), at_least=THROUGHPUT)
+    record.finish(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""A training step as the trainer builds it, on random pairs: both towers, the engine of plain torch, the loss, the scalars."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from flexiclip.config import Config, ImageTowerConfig, LossConfig, ModelConfig, TextTowerConfig
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.text import TextTransformer
+from flexiclip.train.engines.engine import TorchEngine
+from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.objectives.base import Inputs
+from flexiclip.train.objectives.contrastive import Contrastive
+from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.step import Stepper
+
+IMAGE = 240  # pixels
+TOKENS = 32  # a caption's
+VOCABULARY = 4096
+
+
+class Task(NamedTuple):
+    """What is trained: two towers of one variant, at 240 px."""
+
+    variant: str = "Ti"
+    micro_batch: int = 1 << 20
+    bf16: bool = False
+
+
+def alone() -> Ranks:
+    """This process as the only rank."""
+    return Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+
+
+def make_model(variant: str) -> FlexiCLIP:
+    """An untrained image tower and a text tower of the same variant."""
+    text = TextTowerConfig(variant=variant, vocab_size=VOCABULARY, pad_id=0, eos_id=1, context_length=TOKENS)
+    return FlexiCLIP(ModelConfig(image=ImageTowerConfig(variant=variant), text=text), TextTransformer(text))
+
+
+def make_stepper(task: Task, ranks: Ranks) -> Stepper:
+    """All of a training step with the softmax loss, in which every other pair is a negative."""
+    model = make_model(task.variant)
+    config = Config(model=model.config, loss=LossConfig(mask_identical=False))
+    objective = Contrastive(model, config.loss, task.bf16)
+    return Stepper(
+        objective=objective,
+        engine=TorchEngine(objective.towers, config, ranks),
+        scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
+        micro_batch=lambda _: task.micro_batch,
+        seed=0,
+        ranks=ranks,
+    )
+
+
+def random_pairs(batch: int) -> Inputs:
+    """Random images and captions of full length."""
+    images = torch.randint(256, (batch, 3, IMAGE, IMAGE), dtype=torch.uint8)
+    return Inputs(images, torch.randint(2, VOCABULARY, (batch, TOKENS)), torch.arange(batch))

@@ -1,0 +1,176 @@
+"""`flexiclip analyze` on toys: whole runs, and what they say against the same worked out sample by sample."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from eval_tools import (
+    CATEGORIES,
+    encode_one_by_one,
+    slow_recall,
+    texts_one_by_one,
+    toy_model,
+    toys,
+    unit,
+    write_shards,
+    write_suite,
+)
+from flexiclip_eval.analysis import cue_conflict
+from flexiclip_eval.analysis.run import AnalysisOptions, analyze, chosen
+from flexiclip_eval.analysis.subject import Subject, draw_sample
+from flexiclip_eval.suites.load import load_datasets
+
+from flexiclip.bundle import LoadedModel, load_model, save_model
+from flexiclip.cli import run
+from flexiclip.config import TokenizerConfig
+from flexiclip.data.tokenizers import AbsentTokenizer
+from flexiclip.errors import UserError
+
+BROKEN = (2, 20)
+LENGTHS = [2, 3, 6]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model`, `toys.yaml` (23 images, two of them broken) and `cues`, images of two categories' names."""
+    folder = tmp_path_factory.mktemp("analyze")
+    save_model(folder / "model", toy_model(folder))
+    write_suite(folder / "toys.yaml", write_shards(folder / "data", toys(23, BROKEN), (9, 1, 13)))
+    for i, toy in enumerate(toys(12)):
+        shape, texture = CATEGORIES[i % 3], CATEGORIES[(i + 1 + i % 2) % 6]
+        (folder / "cues" / shape).mkdir(parents=True, exist_ok=True)
+        toy.image.save(folder / "cues" / shape / f"{shape}{i}-{texture}1.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(place: Path) -> Path:
+    """What the command leaves for all analyses."""
+    out = place / "out"
+    arguments = ["analyze", str(place / "model"), "--suite", str(place / "toys.yaml"), "--output", str(out), "--device", "cpu"]
+    assert run([*arguments, "--cue-conflict", str(place / "cues"), "--maps", "2", "--batch-size", "8"]) == 0
+    return out
+
+
+def numbers(found: Path, name: str) -> dict:
+    return json.loads((found / "analysis.json").read_text())["analyses"][name]
+
+
+def loaded(place: Path) -> LoadedModel:
+    return load_model(str(place / "model"))
+
+
+def test_all_is_written_and_nothing_is_loaded_by_the_page(found: Path) -> None:
+    about = json.loads((found / "analysis.json").read_text())
+    assert list(about["analyses"]) == ["cka", "attention", "tokens", "ensembles", "cue-conflict"]
+    assert [length["seqhw"] for length in about["lengths"]] == LENGTHS
+    assert about["images"] == 21
+    assert len(about["bad_samples"]) == 2
+    pictures = {path.stem for path in found.glob("*.png")}
+    assert pictures == {"cka", "attention", "tokens", "ensembles_0", "ensembles_1", "cue_conflict"}
+    page = (found / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sum(source.startswith("data:image/png;base64,") for source in sources) == 6
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert "<!-- " not in page
+    assert "<script" not in page
+    assert all(each["sentence"] in page for each in about["analyses"].values())
+
+
+def test_cka_is_one_on_the_diagonal_and_symmetric(found: Path) -> None:
+    cka = numbers(found, "cka")
+    matrix = np.array(cka["matrix"])
+    assert cka["layers"] == ["stem", "block 1", "pooled"]
+    assert matrix.shape == (9, 9)
+    np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-5)
+    across = [matrix[i * 3 + 2, j * 3 + 2] for i in range(3) for j in range(3) if i != j]
+    assert cka["same_layer_mean"][2] == pytest.approx(np.mean(across), abs=1e-5)
+
+
+def test_maps_and_tokens_are_those_of_the_sample(found: Path) -> None:
+    attention = numbers(found, "attention")
+    captions = {caption for toy in toys(23) for caption in toy.captions}
+    assert all(image["text"] in captions for image in attention["images"])
+    for image in attention["images"]:
+        assert {n: np.shape(heat) for n, heat in image["maps"].items()} == {"2": (2, 2), "3": (3, 3), "6": (6, 6)}
+        assert all(np.sum(heat) == pytest.approx(1, abs=1e-5) for heat in image["maps"].values())
+    tokens = numbers(found, "tokens")
+    np.testing.assert_allclose(np.diag(tokens["same_place"]), 1, atol=1e-5)
+    assert tokens["seed"] == {"length": 3, "place": [0.5, 0.5]}
+    assert tokens["seed_maps"][0]["3"][1][1] == pytest.approx(1, abs=1e-5)
+
+
+def test_an_ensemble_is_the_mean_of_its_lengths(found: Path, place: Path) -> None:
+    items = [toy for toy in toys(23, BROKEN) if not toy.broken]
+    model = loaded(place)
+    captions = list(dict.fromkeys(text for toy in items for text in toy.captions))
+    positive = np.array([[text in toy.captions for toy in items] for text in captions])
+    texts = texts_one_by_one(model, captions)
+    rows = {length: encode_one_by_one(model, items, length) for length in LENGTHS}
+    retrieval = numbers(found, "ensembles")["tasks"][0]
+    assert (retrieval["task"], retrieval["metric"]) == ("zeroshot_retrieval", "image_retrieval_recall@5")
+    for length in LENGTHS:  # an ensemble of one
+        assert retrieval["singles"][str(length)] == pytest.approx(slow_recall(texts @ rows[length].T, positive, 5), abs=1e-9)
+    gflops = numbers(found, "ensembles")["gflops"]
+    for ensemble in retrieval["ensembles"]:
+        mean = np.mean([rows[length] for length in ensemble["lengths"]], axis=0)
+        assert ensemble["embeddings"] == pytest.approx(slow_recall(texts @ unit(mean).T, positive, 5), abs=1e-9)
+        assert ensemble["similarities"] == pytest.approx(slow_recall(texts @ mean.T, positive, 5), abs=1e-9)
+        assert ensemble["gflops"] == pytest.approx(sum(gflops[str(length)] for length in ensemble["lengths"]))
+        assert ensemble["gain"] == pytest.approx(ensemble["embeddings"] - ensemble["single"])
+    assert [e["lengths"] for e in retrieval["ensembles"]] == [[2, 3], [2, 6], [3, 6], [2, 3, 6]]
+
+
+def test_cue_conflicts_are_answered_by_the_nearest_prompt(found: Path, place: Path) -> None:
+    model = loaded(place)
+    items = toys(12)
+    cues = [(CATEGORIES[i % 3], CATEGORIES[(i + 1 + i % 2) % 6]) for i in range(12)]
+    kept = [i for i, (shape, texture) in enumerate(cues) if shape != texture]
+    classes = sorted({name for i in kept for name in cues[i]})
+    prompts = texts_one_by_one(model, [f"a photo of a {name}." for name in classes])
+    for length in LENGTHS:
+        scores = encode_one_by_one(model, items, length) @ prompts.T
+        answers = {i: classes[int(scores[i].argmax())] for i in kept}
+        shape, texture = (sum(answers[i] == cues[i][cue] for i in kept) for cue in (0, 1))
+        bias = numbers(found, "cue-conflict")["lengths"][str(length)]
+        assert bias["images"] == len(kept)
+        assert (bias["shape"], bias["texture"]) == (pytest.approx(shape / len(kept)), pytest.approx(texture / len(kept)))
+        assert bias["bias"] == (pytest.approx(shape / (shape + texture)) if shape + texture else None)
+
+
+def test_a_sample_is_drawn_once_and_mixes_the_sets(place: Path) -> None:
+    datasets = load_datasets([str(place / "toys.yaml")])
+    transform = loaded(place).transform
+    everything = draw_sample(datasets, transform, 23)
+    part = draw_sample(datasets, transform, 9)
+    assert torch.equal(part.images, everything.images[: len(part.images)])
+    assert part.images.dtype == torch.uint8
+    captions = [toy.captions[0] for toy in toys(23, BROKEN) if not toy.broken]
+    assert sorted(map(str, everything.texts)) == sorted(captions)
+    assert everything.texts != captions
+
+
+def test_mistakes_are_told(place: Path, tmp_path: Path) -> None:
+    suite, model = str(place / "toys.yaml"), str(place / "model")
+    for only, message in (
+        (["ensemble"], r"--only ensemble: did you mean ensembles\? the analyses are cka, attention"),
+        (["cue-conflict"], "--only cue-conflict: give --cue-conflict DIR"),
+    ):
+        with pytest.raises(UserError, match=message):
+            chosen(AnalysisOptions(only=only))
+    with pytest.raises(UserError, match="but seqhw=3; name more with --seqhw"):
+        analyze(model, [suite], tmp_path / "out", AnalysisOptions(seqhw=[3]))
+    with pytest.raises(UserError, match="CKA needs minibatches of at least 4 images, not 2"):
+        analyze(model, [suite], tmp_path / "out", AnalysisOptions(only=["cka"], batch_size=2))
+    textless = replace(loaded(place), tokenizer=AbsentTokenizer(TokenizerConfig(), {}))
+    sample = draw_sample(load_datasets([suite]), textless.transform, 4)
+    subject = Subject(textless, (2, 3), (), sample, torch.device("cpu"), 4, 1, 1, place / "cues")
+    with pytest.raises(UserError, match="the model is an image tower alone"):
+        cue_conflict.analyse(subject)
