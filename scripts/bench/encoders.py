@@ -7,7 +7,8 @@
 Images a second of the flexible model in eager torch (each call resizes kernel and grid), of the same length baked in, still
 eager, of the model with compiled blocks (one graph for all lengths, as train.compile makes it), of the ONNX file and of its int8
 form. The ratios in brackets are to the eager model; `difference` and `int8 cosine` are too. `products` is the share of
-onnxruntime's time that its own profile finds in matrix products.
+onnxruntime's time that its own profile finds in matrix products. The int8 file is that of all layers, which `flexiclip export`
+refuses where its cosine is below 0.99.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from flexiclip.bundle import load_model
 from flexiclip.config import ImageTowerConfig, ModelConfig
 from flexiclip.config.schema import Size
 from flexiclip.export import onnx
-from flexiclip.export.agreement import EXACT, INT8, agreement
+from flexiclip.export.agreement import EXACT, agreement
 from flexiclip.export.encoders import ImageEncoder
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text.base import AbsentText
@@ -84,7 +85,7 @@ def measure(works: dict[str, Encode], images: torch.Tensor, rounds: int) -> Foun
     expected = works["eager"](images)
     found = {name: agreement("random images", expected, work(images)) for name, work in works.items()}
     for name, each in found.items():
-        assert each.within(INT8 if name == "int8" else EXACT), f"{name} is not the model: {each}"
+        assert name == "int8" or each.within(EXACT), f"{name} is not the model: {each}"
     times = take_turns({name: partial(work, images) for name, work in works.items()}, rounds)
     return Found(times, found["onnxruntime"].difference, found["int8"].cosine)
 

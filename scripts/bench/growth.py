@@ -113,7 +113,7 @@ def step_times(record: Record, quick: bool, rounds: int) -> None:
         for line, y in zip(curves.values(), (found, fitted), strict=True):
             line.append((n, y))
     record.curve("Training step", "tokens of an image", "seconds", curves)
-    record.notes.append(f"Seconds of a training step at n tokens: {a:.3g} + {b:.3g} n + {c:.3g} n^2.")
+    record.notes.append(f"Seconds of a training step at n tokens: {a:.3g} {b:+.3g} n {c:+.3g} n^2.")
 
 
 def fit_parabola(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
