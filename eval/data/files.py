@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
+from flexiclip.data.fields import BadSample
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.reading import read_whole
-from flexiclip.data.samples import BadSample
 from flexiclip.errors import UserError
 
 from ..suites.dataset import DatasetConfig

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexiclip.data.samples import BadSample
+from flexiclip.data.fields import BadSample
 from flexiclip.errors import UserError
 
 from ..embeddings.ranks import block, gather_objects, largest_block

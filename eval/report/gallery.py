@@ -10,7 +10,7 @@ import io
 from array import array
 from collections.abc import Iterable, Sequence
 
-from flexiclip.data.samples import BadSample
+from flexiclip.data.fields import BadSample
 
 from ..data.images import Record
 from ..data.opening import open_source

@@ -3,8 +3,10 @@
 from flexiclip.config.durations import Duration, parse_duration, to_steps
 from flexiclip.config.load import dump, from_dict, load, to_dict
 from flexiclip.config.schema import (
+    ClassificationConfig,
     Config,
     DataConfig,
+    DistillationConfig,
     EngineConfig,
     EvalConfig,
     ImageTowerConfig,
@@ -21,8 +23,10 @@ from flexiclip.config.schema import (
 )
 
 __all__ = [
+    "ClassificationConfig",
     "Config",
     "DataConfig",
+    "DistillationConfig",
     "Duration",
     "EngineConfig",
     "EvalConfig",

@@ -14,12 +14,11 @@ def valid_seqhw(image_size: Size) -> list[int]:
 
 def validate(config: Config) -> None:
     """Raise UserError where two sections contradict each other."""
+    _check_objective(config)
     _check_lengths(config)
     _check_locks(config)
     _check_batch(config)
     _check_offload(config)
-    if config.loss.kind == "sigmoid" and config.model.logit_bias_init is None:
-        raise UserError("loss.kind=sigmoid needs model.logit_bias_init (SigLIP starts at -10)")
 
 
 def _check_lengths(config: Config) -> None:
@@ -31,17 +30,54 @@ def _check_lengths(config: Config) -> None:
         raise UserError(f"patch.seqhw: {wrong} do not divide model.image.image_size={size}; valid: {valid}")
 
 
+def _check_objective(config: Config) -> None:
+    """What each objective needs, and what would have no effect under it."""
+    model, data, objective = config.model, config.data, config.objective
+    if objective == "contrastive" and model.text is None:
+        raise UserError("model.text=null is an image tower alone: objective=classification trains one, or give model.text.kind")
+    if model.text is not None and not data.captions:
+        raise UserError("data.captions is empty: name a member such as txt, or json:caption")
+    if model.text is not None and data.mixup:
+        raise UserError(
+            f"data.mixup={data.mixup} mixes images and classes, and captions cannot be mixed: set it to 0, or model.text=null"
+        )
+    if config.loss.kind == "sigmoid" and objective == "contrastive" and model.logit_bias_init is None:
+        raise UserError("loss.kind=sigmoid needs model.logit_bias_init (SigLIP starts at -10)")
+    if model.text is not None and model.classes is not None:
+        raise UserError("model.classes are those of a classifier, an image tower alone: set model.text=null")
+    if model.classes is not None and model.image.projection == "none":
+        raise UserError("model.image.projection=none leaves a classifier without its head: set linear")
+    if objective == "classification":
+        _check_classification(config)
+    if objective == "distillation":
+        _check_distillation(config)
+
+
+def _check_classification(config: Config) -> None:
+    if config.model.text is not None:
+        raise UserError("objective=classification trains an image tower alone: set model.text=null")
+    if config.model.classes is None:
+        raise UserError("objective=classification needs model.classes: names, a file with one on each line, or their number")
+    if config.data.labels is None:
+        raise UserError("objective=classification needs data.labels: the member cls, or a json field such as json:category")
+
+
+def _check_distillation(config: Config) -> None:
+    if config.distillation.teacher is None:
+        raise UserError("objective=distillation needs distillation.teacher: a model folder or a run's")
+    if config.model.text is None and config.distillation.cosine:
+        raise UserError("distillation.cosine compares embeddings, and model.text=null distils a classifier's logits: set it to 0")
+
+
 def _check_locks(config: Config) -> None:
     image, text, dim = config.model.image, config.model.text, config.model.embed_dim
-    if text is None:
-        raise UserError("model.text=null is what an imported image tower has; a recipe needs a text tower: give model.text.kind")
     if image.lock and image.init is None:
         raise UserError("model.image.lock=true freezes a tower without weights: give model.image.init")
-    if text.lock and text.init is None and text.kind == "transformer":
+    if text is not None and text.lock and text.init is None and text.kind == "transformer":
         raise UserError("model.text.lock=true freezes a tower without weights: give model.text.init")
     if image.projection == "none" and _width(image) not in (None, dim):
         raise UserError(f"model.image.projection=none needs model.embed_dim={dim} to be the tower's width {_width(image)}")
-    if image.lock and text.lock and image.projection == text.projection == "none":
+    if image.frozen and image.projection == "none" and (text is None or (text.frozen and text.projection == "none")):
         raise UserError("model.image.lock and model.text.lock leave nothing to train: open one, or give it a projection")
 
 

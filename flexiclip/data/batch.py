@@ -8,27 +8,35 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from flexiclip.data.samples import BadSample
+from flexiclip.data.fields import BadSample
+from flexiclip.data.mixup import Mixup, mix
 
 Tokenize = Callable[[list[str]], torch.Tensor]
+TENSORS = ("images", "tokens", "caption_ids", "labels", "shares")
+"""The fields of a batch that go to the device."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One training sample. pixels: uint8 [3, H, W], in any order in memory; bad: the unreadable samples met on the way to it."""
+    """One training sample. pixels: uint8 [3, H, W], in any order in memory; bad: the unreadable samples met on the way to it.
+
+    caption: "" where none are read. labels: numbers of its classes, () where none are read.
+    """
 
     pixels: torch.Tensor
     caption: str
     name: str
     bad: tuple[BadSample, ...] = ()
+    labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Batch:
     """A rank's part of a step: b samples.
 
-    images: uint8 [b, 3, H, W]; tokens: int64 [b, L]; caption_ids: int64 [b], equal exactly where the captions are;
-    samples: `SHARD/KEY` of each; bad: {shard, key, reason} of every unreadable sample that was replaced.
+    images: uint8 [b, 3, H, W]; tokens: int64 [b, L], L = 0 where no captions are read; caption_ids: int64 [b], equal exactly
+    where the captions are; labels: int64 [b, M], classes of each image, and shares: float32 [b, M], how much of each, 0 where an
+    image has fewer than M; samples: `SHARD/KEY` of each; bad: {shard, key, reason} of every unreadable sample that was replaced.
     """
 
     step: int
@@ -36,12 +44,14 @@ class Batch:
     tokens: torch.Tensor
     caption_ids: torch.Tensor
     captions: list[str]
+    labels: torch.Tensor
+    shares: torch.Tensor
     samples: list[str]
     bad: list[dict[str, str]]
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
-        pinned = {name: getattr(self, name).pin_memory() for name in ("images", "tokens", "caption_ids")}
+        pinned = {name: getattr(self, name).pin_memory() for name in TENSORS}
         return replace(self, **pinned)
 
 
@@ -52,28 +62,55 @@ def caption_id(caption: str) -> int:
 
 @dataclass(frozen=True)
 class Collate:
-    """Items to a Batch. trim: drop the columns of `pad_id` that every caption of the batch ends with."""
+    """Items to a Batch. tokenizer: None where no captions are read. trim: drop the columns of `pad_id` that every caption of the
+    batch ends with. mixup: see mixup.py.
+    """
 
-    tokenizer: Tokenize
-    trim: bool
-    pad_id: int
+    tokenizer: Tokenize | None
+    trim: bool = False
+    pad_id: int = 0
+    mixup: Mixup | None = None
 
-    def __call__(self, step: int, items: Sequence[Item]) -> Batch:
-        """Tokenise and stack."""
+    def __call__(self, step: int, items: Sequence[Item], before: Item | None = None) -> Batch:
+        """Tokenise and stack; with mixup, mix each image with the one before it, the first with `before`."""
         captions = [item.caption for item in items]
-        tokens = self.tokenizer(captions).long()
-        if self.trim:
-            used = (tokens != self.pad_id).any(dim=0).nonzero()
-            tokens = tokens[:, : int(used[-1]) + 1 if len(used) else 1].contiguous()
         images = torch.empty((len(items), *items[0].pixels.shape), dtype=torch.uint8)
         for image, item in zip(images, items, strict=True):
             image.copy_(item.pixels)  # the one copy, which orders the memory too
+        labels, shares = _labels(items)
+        if self.mixup is not None:
+            assert before is not None, "the loader reads one sample more for mixup"
+            kept = self.mixup.kept(step)
+            mix(images, before.pixels, kept)
+            others, their_shares = _labels([before, *items[:-1]])
+            labels, shares = torch.hstack([labels, others]), torch.hstack([kept * shares, (1 - kept) * their_shares])
         return Batch(
             step=step,
             images=images,
-            tokens=tokens,
+            tokens=self._tokens(captions),
             caption_ids=torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64),
             captions=captions,
+            labels=labels,
+            shares=shares,
             samples=[item.name for item in items],
             bad=[error.as_dict() for item in items for error in item.bad],
         )
+
+    def _tokens(self, captions: list[str]) -> torch.Tensor:
+        if self.tokenizer is None:
+            return torch.empty(len(captions), 0, dtype=torch.int64)
+        tokens = self.tokenizer(captions).long()
+        if not self.trim:
+            return tokens
+        used = (tokens != self.pad_id).any(dim=0).nonzero()
+        return tokens[:, : int(used[-1]) + 1 if len(used) else 1].contiguous()
+
+
+def _labels(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(classes int64, shares float32) of the items, [b, M] for M the most that one of them has."""
+    most = max(len(item.labels) for item in items)
+    labels, shares = torch.zeros(len(items), most, dtype=torch.int64), torch.zeros(len(items), most)
+    for row, item in enumerate(items):
+        labels[row, : len(item.labels)] = torch.tensor(item.labels, dtype=torch.int64)
+        shares[row, : len(item.labels)] = 1.0
+    return labels, shares

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import open_sources
-from flexiclip.data.samples import BadSample
+from flexiclip.data.fields import BadSample
 from flexiclip.data.sequential import stream_captions
 
 

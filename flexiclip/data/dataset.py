@@ -16,11 +16,13 @@ import numpy as np
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.batch import Item
 from flexiclip.data.draws import Draw, below, generator
+from flexiclip.data.fields import BadSample
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import ShardIndex, index_shards
+from flexiclip.data.labels import Labels
 from flexiclip.data.plan import Place, Plan, Source
 from flexiclip.data.reading import Retries, prefetch, reads_in_parallel
-from flexiclip.data.samples import BadSample, Sample, SampleStore
+from flexiclip.data.samples import Sample, SampleStore
 from flexiclip.data.shards import expand_shards
 from flexiclip.data.stages import Note, silent
 from flexiclip.errors import UserError
@@ -59,8 +61,8 @@ def source_configs(config: DataConfig) -> tuple[SourceConfig, ...]:
     return tuple(SourceConfig(shards=entry) if isinstance(entry, str) else entry for entry in entries)
 
 
-def open_sources(config: DataConfig, seed: int) -> TrainSources:
-    """Index the training shards. Of a damaged one the samples before the damage are used.
+def open_sources(config: DataConfig, seed: int, labels: Labels | None = None) -> TrainSources:
+    """Index the training shards. Of a damaged one the samples before the damage are used. labels: see SampleStore.
 
     Raises UserError for shards that are missing, unreachable or only stream, and when too many are damaged (see _check_damage).
     """
@@ -73,7 +75,7 @@ def open_sources(config: DataConfig, seed: int) -> TrainSources:
         if any(url.startswith("pipe:") for url in urls):
             raise UserError("a pipe: source cannot seek: set data.sequential=true")
         indices = index_shards(urls, config.index_cache, retries)
-        stores.append(SampleStore(indices, config.image_keys, config.captions, retries))
+        stores.append(SampleStore(indices, config.image_keys, config.captions, retries, labels))
     damaged = _check_damage([index for store in stores for index in store.indices], config.max_bad_fraction)
     weights = [source.weight for source in source_configs(config)]
     plan = Plan([Source(s.counts, w) for s, w in zip(stores, weights, strict=True)], seed, config.window_shards)
@@ -136,5 +138,6 @@ class TrainDataset:
 
 def make_item(sample: Sample, transform: TrainTransform, rng: np.random.Generator, bad: tuple[BadSample, ...] = ()) -> Item:
     """Draw a caption and a view of the sample; `rng` alone decides which."""
-    caption = sample.captions[int(rng.random() * len(sample.captions))]
-    return Item(transform(sample.image, rng), caption, sample.name, bad)
+    drawn = int(rng.random() * max(1, len(sample.captions)))  # drawn always: a view does not depend on whether captions are read
+    caption = sample.captions[drawn] if sample.captions else ""
+    return Item(transform(sample.image, rng), caption, sample.name, bad, sample.labels)

@@ -22,6 +22,7 @@ class Draw(IntEnum):
     SUBSTITUTE = 5  # what replaces an unreadable sample
     SEQUENTIAL = 6  # shard order and shuffling of a sequential source
     DROPOUT = 7  # torch's seed for a micro-batch
+    MIXUP = 8  # how much of each image a step's mixture keeps
 
 
 def _bits(seed: int, purpose: Draw, place: tuple[int, ...]) -> np.random.PCG64:

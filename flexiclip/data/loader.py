@@ -24,6 +24,8 @@ from flexiclip.config import DataConfig
 from flexiclip.data.batch import Batch, Collate, Item, Tokenize
 from flexiclip.data.dataset import TrainDataset, TrainSources, open_sources
 from flexiclip.data.images import TrainTransform
+from flexiclip.data.labels import Labels
+from flexiclip.data.mixup import Mixup
 from flexiclip.data.stages import Notes, StageBoard
 from flexiclip.errors import RunError, UserError
 
@@ -49,16 +51,17 @@ class _Steps(Dataset[Batch | UserError]):
         if self._notes is not None:
             self._notes.step = step
         try:
-            items = self._items(step * self.stride + self.shift)
+            start = step * self.stride
+            items = self._items(range(start + self.shift, start + self.shift + self.size))
+            before = self._items([start + (self.shift - 1) % self.stride])[0] if self.collate.mixup else None
             self.dataset.note("tokenising", "", "")
-            return self.collate(step, items)
+            return self.collate(step, items, before)
         except UserError as error:
             return error
         finally:
             self.dataset.note("idle", "", "")
 
-    def _items(self, start: int) -> list[Item]:
-        positions = range(start, start + self.size)
+    def _items(self, positions: Sequence[int]) -> list[Item]:
         if not self.parallel:
             return [self.dataset[position] for position in positions]
         if self._pool is None:  # made where it is used: threads do not survive the fork of a worker
@@ -148,7 +151,7 @@ def train_loader(
     *,
     image_size: tuple[int, int],
     interpolation: str,
-    tokenizer: Tokenize,
+    tokenizer: Tokenize | None,
     trim: bool,
     pad_id: int,
     seed: int,
@@ -158,24 +161,26 @@ def train_loader(
     start_step: int,
     steps: int,
     sources: TrainSources | None = None,
+    labels: Labels | None = None,
 ) -> Batches:
     """The batches of the steps start_step to start_step + steps - 1 for one rank.
 
-    image_size: (H, W) in pixels. tokenizer: list[str] -> LongTensor [N, L]. sources: from open_sources(config, seed), opened here
-    when absent. Raises UserError when the ranks cannot share the batch evenly.
+    image_size: (H, W) in pixels. tokenizer: list[str] -> LongTensor [N, L]; None: no captions are wanted. labels: of the classes,
+    where they are wanted. sources: from open_sources(config, seed, labels), opened here when absent. Raises UserError when the
+    ranks cannot share the batch evenly.
     """
     if global_batch_size % world:
         raise UserError(f"train.global_batch_size={global_batch_size} does not divide by the {world} ranks of this run")
     transform = TrainTransform(
         image_size, config.crop_scale, config.crop_ratio, config.flip, interpolation, config.scaled_decoding
     )
-    collate = Collate(tokenizer, trim, pad_id)
+    collate = Collate(tokenizer, trim, pad_id, Mixup(config.mixup, seed) if config.mixup else None)
     if config.sequential:
         from flexiclip.data.sequential import SequentialDataset
 
-        stream = SequentialDataset(config, transform, collate, global_batch_size // world, seed, rank, start_step, steps)
+        stream = SequentialDataset(config, labels, transform, collate, global_batch_size // world, seed, rank, start_step, steps)
         return _batches(stream, None, config)
-    dataset = TrainDataset(sources or open_sources(config, seed), transform, seed)
+    dataset = TrainDataset(sources or open_sources(config, seed, labels), transform, seed)
     numbers = range(start_step, start_step + steps)
     return _batches(_Steps(dataset, collate, global_batch_size, rank, world), numbers, config)
 

@@ -1,19 +1,7 @@
-"""Samples by number: a store reads one sample's members in one range read, decodes the image and picks out the captions.
-
-Captions are named by `data.captions`, each entry `MEMBER` or `MEMBER:SELECTOR`:
-
-    txt              the member is one caption, line breaks included
-    txt:lines        one caption a line, as CLIP_benchmark's retrieval shards have it
-    json:caption     a field of a JSON member: a text or a list of texts; `json:a.b` descends
-
-Captions are stripped, cut after 8,192 characters, and empty ones dropped. A sample that misses some of the entries is fine, one
-without any caption is bad.
-"""
+"""Samples by number: a store reads one sample's members in one range read, decodes the image, picks out captions and label."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,44 +9,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flexiclip.data.fields import BadSample, parse_json, read_captions
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.index import ShardIndex, index_shards, require_whole
+from flexiclip.data.labels import Labels
 from flexiclip.data.members import ChangedError, read_members
 from flexiclip.data.reading import DEFAULT, Retries
 from flexiclip.data.shards import shard_name
 from flexiclip.data.stages import Note, silent
-from flexiclip.errors import one_line
-
-_LONGEST_TEXT = 2**24  # bytes of a member that holds captions, or of a sample's json
-_LONGEST_CAPTION = 2**13  # characters; what lies beyond is cut off, no text tower reads so far
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class BadSample(Exception):  # noqa: N818 (a fact about the data, met in every large set)
-    """A sample that cannot be used: which one, and why. `key` is empty when the whole shard is bad."""
-
-    def __init__(self, shard: str, key: str, reason: str) -> None:
-        super().__init__(shard, key, reason)
-        self.shard, self.key, self.reason = shard, key, reason
-
-    def __str__(self) -> str:
-        # A key may hold anything, a terminal's commands too.
-        return one_line(": ".join(filter(None, (self.shard, self.key, self.reason))))
-
-    def as_dict(self) -> dict[str, str]:
-        """The line of bad_samples.jsonl."""
-        return {"shard": self.shard, "key": self.key, "reason": self.reason}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its captions. shard: path or URL; meta: the `json` member, {} without one."""
+    """An image with its captions and classes. shard: path or URL; meta: the `json` member, {} without one."""
 
     shard: str
     key: str
     image: Image.Image  # RGB, upright
     captions: tuple[str, ...]  # non-empty, stripped
     meta: dict[str, Any]
+    labels: tuple[int, ...] = ()  # numbers of its classes
 
     @property
     def name(self) -> str:
@@ -69,17 +39,22 @@ class Sample:
 class SampleStore:
     """The samples of a list of shards, in the shards' order.
 
-    indices: of the shards, from index.py. image_keys: extensions tried in turn for the image. captions: see the module; () reads
-    none and asks for none. retries: of each read. Picklable and safe to use from forked workers.
+    indices: of the shards, from index.py. image_keys: extensions tried in turn for the image. captions: see fields.py; () reads
+    none and asks for none. labels: None reads none. retries: of each read. Picklable and safe to use from forked workers.
     """
 
     def __init__(
-        self, indices: Sequence[ShardIndex], image_keys: Sequence[str], captions: Sequence[str], retries: Retries = DEFAULT
+        self,
+        indices: Sequence[ShardIndex],
+        image_keys: Sequence[str],
+        captions: Sequence[str],
+        retries: Retries = DEFAULT,
+        labels: Labels | None = None,
     ) -> None:
         self.indices = tuple(indices)
         self.urls = tuple(index.url for index in self.indices)
         self.image_keys = tuple(key.lower() for key in image_keys)
-        self.caption_specs = tuple(captions)
+        self.caption_specs, self.labels = tuple(captions), labels
         self.retries = retries
         self.counts = np.array([len(index) for index in self.indices], dtype=np.int64)  # samples of each shard
         self._ends = np.cumsum(self.counts)
@@ -109,11 +84,12 @@ class SampleStore:
     def read(self, shard: int, sample: int, min_side: int | None = None, note: Note = silent) -> Sample:
         """Read and decode one sample. min_side: see decode_image; note: is told what is being done. Raises BadSample."""
         wanted = {*self.image_keys, *_caption_members(self.caption_specs), "json"}
+        wanted |= {self.labels.member} if self.labels else set()
         url, key = self.urls[shard], self.key(shard, sample)
         note("reading", url, key)
         members = self._read(shard, sample, wanted)
         note("decoding", url, key)
-        return build_sample(url, key, members, self.image_keys, self.caption_specs, min_side)
+        return build_sample(url, key, members, self.image_keys, self.caption_specs, min_side, self.labels)
 
     def captions(self, shard: int, sample: int) -> tuple[str, ...]:
         """The captions alone, without touching the image. Raises BadSample."""
@@ -142,64 +118,27 @@ def open_samples(
 
 
 def build_sample(
-    shard: str, key: str, members: Mapping[str, bytes], image_keys: Sequence[str], captions: Sequence[str], min_side: int | None
+    shard: str,
+    key: str,
+    members: Mapping[str, bytes],
+    image_keys: Sequence[str],
+    captions: Sequence[str],
+    min_side: int | None,
+    labels: Labels | None = None,
 ) -> Sample:
     """A Sample from its members' bytes. Raises BadSample."""
     data = next((members[name] for name in image_keys if name in members), None)
     if data is None:
         raise BadSample(shard, key, f"no image: none of {', '.join(image_keys)}")
     texts = read_captions(shard, key, members, captions)
-    meta = _parse_json(shard, key, members["json"]) if "json" in members else {}
+    numbers = labels.read(shard, key, members) if labels else ()
+    meta = parse_json(shard, key, members["json"]) if "json" in members else {}
     try:
         image = decode_image(data, min_side)
     except ImageError as error:
         raise BadSample(shard, key, f"image cannot be decoded: {error}") from None
-    return Sample(shard, key, image, texts, meta if isinstance(meta, dict) else {})
-
-
-def read_captions(shard: str, key: str, members: Mapping[str, bytes], specs: Sequence[str]) -> tuple[str, ...]:
-    """The captions that `specs` (see the module) name, in order. Raises BadSample when specs are given and none is found."""
-    texts: list[str] = []
-    present = False
-    for spec in specs:
-        name, _, selector = spec.partition(":")
-        if name in members:
-            found = _select(shard, key, name, members[name], selector)
-            present = present or bool(found)
-            texts += [stripped[:_LONGEST_CAPTION] for text in found if (stripped := text.strip())]
-    if specs and not texts:
-        raise BadSample(shard, key, "empty caption" if present else f"no caption: none of {', '.join(specs)}")
-    if any(_LONE_SURROGATE.search(text) for text in texts):  # JSON can escape what UTF-8 cannot hold
-        raise BadSample(shard, key, "caption is not Unicode")
-    return tuple(texts)
-
-
-def _select(shard: str, key: str, name: str, data: bytes, selector: str) -> list[str]:
-    if name.split(".")[-1] == "json":
-        value = _parse_json(shard, key, data)
-        for part in selector.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        values = value if isinstance(value, list) else [value]
-        return [text for text in values if isinstance(text, str)]
-    text = _decode(shard, key, name, data)
-    return text.splitlines() if selector == "lines" else [text]
+    return Sample(shard, key, image, texts, meta if isinstance(meta, dict) else {}, numbers)
 
 
 def _caption_members(specs: Sequence[str]) -> list[str]:
     return [spec.partition(":")[0] for spec in specs]
-
-
-def _parse_json(shard: str, key: str, data: bytes) -> Any:
-    try:
-        return json.loads(_decode(shard, key, "json", data))
-    except (ValueError, RecursionError) as error:
-        raise BadSample(shard, key, f"json cannot be parsed: {error}") from None
-
-
-def _decode(shard: str, key: str, name: str, data: bytes) -> str:
-    if len(data) > _LONGEST_TEXT:
-        raise BadSample(shard, key, f"caption too long: {name} has {len(data)} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise BadSample(shard, key, f"{name} is not UTF-8") from None

@@ -19,10 +19,12 @@ from flexiclip.config import DataConfig
 from flexiclip.data.batch import Batch, Collate, Item
 from flexiclip.data.dataset import MAX_BAD, make_item, source_configs
 from flexiclip.data.draws import Draw, below, generator
+from flexiclip.data.fields import BadSample, read_captions
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import split_name
+from flexiclip.data.labels import Labels
 from flexiclip.data.reading import open_stream
-from flexiclip.data.samples import BadSample, Sample, build_sample, read_captions
+from flexiclip.data.samples import Sample, build_sample
 from flexiclip.data.shards import PIPE, SHELL, expand_shards
 from flexiclip.data.stages import Note, Notes, silent
 from flexiclip.errors import UserError
@@ -40,6 +42,7 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
     def __init__(
         self,
         config: DataConfig,
+        labels: Labels | None,
         transform: TrainTransform,
         collate: Collate,
         size: int,
@@ -48,7 +51,7 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
         start_step: int,
         steps: int,
     ) -> None:
-        self.config, self.transform, self.collate, self.size = config, transform, collate, size
+        self.config, self.labels, self.transform, self.collate, self.size = config, labels, transform, collate, size
         self.seed, self.rank, self.start_step, self.steps = seed, rank, start_step, steps
         self._notes: Notes | None = None
         self.note: Note = silent  # is told what is being done
@@ -78,7 +81,7 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
             self._notes.step = step
         drawn = [next(items) for _ in range(self.size)]
         self.note("tokenising", "", "")
-        batch = self.collate(step, drawn)
+        batch = self.collate(step, drawn, before=drawn[-1])
         self.note("idle", "", "")
         return batch
 
@@ -100,10 +103,8 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
         seed = choice.getrandbits(63)
         shards = webdataset.ResampledShards(urls, deterministic=True, worker_seed=lambda: seed)
         raw = webdataset.filters.shuffle(_SHUFFLE, rng=random.Random(seed))(reader.samples(shards))  # noqa: S311
-        config, min_side = self.config, self.transform.min_side
-        return reader.keep(
-            raw, lambda url, key, members: build_sample(url, key, members, config.image_keys, config.captions, min_side)
-        )
+        images, captions, min_side, labels = self.config.image_keys, self.config.captions, self.transform.min_side, self.labels
+        return reader.keep(raw, lambda url, key, members: build_sample(url, key, members, images, captions, min_side, labels))
 
 
 def stream_captions(config: DataConfig) -> Iterator[str]:

@@ -40,7 +40,7 @@ class Target:
 
 def make_target(name: str) -> Target:
     """The target of that name; the code under test is imported here, so that an engine may instrument it."""
-    from flexiclip.data.samples import BadSample
+    from flexiclip.data.fields import BadSample
     from flexiclip.errors import UserError
 
     documented = {"index": (UserError, BadSample), "samples": (BadSample,), "recipe": (UserError,), "weights": (UserError,)}

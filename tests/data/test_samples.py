@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from shardkit import good_sample, jpeg, write_samples
 
-from flexiclip.data.samples import BadSample, SampleStore, open_samples
+from flexiclip.data.fields import BadSample
+from flexiclip.data.samples import SampleStore, open_samples
 from flexiclip.data.shards import expand_shards
 
 

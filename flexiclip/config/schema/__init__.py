@@ -7,6 +7,7 @@ the framework but the error type, so that every floor may import it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flexiclip.config.schema.checks import Size, pair, require
 from flexiclip.config.schema.data import DataConfig, PatchConfig, PatchStage, SourceConfig
@@ -17,11 +18,21 @@ from flexiclip.config.schema.model import (
     TextTowerConfig,
     TokenizerConfig,
 )
-from flexiclip.config.schema.train import EngineConfig, EvalConfig, LossConfig, OptimizerConfig, TrainConfig
+from flexiclip.config.schema.train import (
+    ClassificationConfig,
+    DistillationConfig,
+    EngineConfig,
+    EvalConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 __all__ = [
+    "ClassificationConfig",
     "Config",
     "DataConfig",
+    "DistillationConfig",
     "EngineConfig",
     "EvalConfig",
     "ImageTowerConfig",
@@ -46,11 +57,14 @@ class Config:
 
     run_dir: str = "runs/default"
     seed: int = 0
+    objective: Literal["contrastive", "classification", "distillation"] = "contrastive"
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     patch: PatchConfig = field(default_factory=PatchConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: LossConfig = field(default_factory=LossConfig)  # of objective=contrastive
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -26,6 +26,7 @@ class DataConfig:
     train: str | tuple[str | SourceConfig, ...] = ()  # a glob, a brace range, a list of them, or a list of {shards, weight}
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     captions: tuple[str, ...] = ("txt",)  # members or json fields (`json:caption`); one is drawn when there are several
+    labels: str | None = None  # of objective=classification: the member `cls`, or a json field (`json:category`)
     sequential: bool = False  # webdataset's own pipeline, for sources that cannot seek; does not resume exactly
     allow_shell: bool = False  # permits pipe: sources
     window_shards: int = 16  # shards read at once; samples are shuffled inside the window
@@ -35,6 +36,7 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: bool = False  # horizontal, with probability 1/2; off because captions may say left and right
     scaled_decoding: bool = True  # JPEGs at 1/2, 1/4 or 1/8 where every crop keeps its pixels: fast, not exact; training only
+    mixup: float = 0.0  # p of Beta(p, p), 0 for none: each image is mixed with another, its classes too (arXiv 1710.09412)
     index_cache: str | None = None  # folder for shard indices; default: beside the shard, else a user cache folder
     read_attempts: int = 4  # of a read that fails, waiting longer each time; after them the sample is replaced
     read_timeout_s: float = 60.0  # seconds that one attempt at a remote read may take
@@ -45,7 +47,7 @@ class DataConfig:
         positive("data", self, "window_shards", "prefetch", "read_attempts", "read_timeout_s", "stall_s")
         require(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie between 0 and 1")
         require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
-        require(bool(self.captions), "data.captions is empty: name a member such as txt, or json:caption")
+        require(self.mixup >= 0, f"data.mixup={self.mixup} must be 0 or more")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"data.crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1")
 

@@ -101,12 +101,19 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Two towers and the joint space. logit_scale is stored as a log; logit_bias exists only when its start is given."""
+    """Two towers and the joint space. logit_scale is stored as a log; logit_bias exists only when its start is given.
+
+    An image tower alone may be a classifier: its projection is the head, and `classes` are what its outputs stand for.
+    """
 
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    text: TextTowerConfig | None = field(default_factory=TextTowerConfig)  # null: an imported image tower alone
+    text: TextTowerConfig | None = field(default_factory=TextTowerConfig)  # null: an image tower alone
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    embed_dim: int = 512
+    embed_dim: int = 512  # of the joint space; an image tower alone has as many outputs
+    classes: int | str | tuple[str, ...] | None = (
+        None  # of a classifier: names, a file with one a line, or how many; sets embed_dim
+    )
+    head_bias_init: float = 0.0  # of a classifier; far below 0 for sigmoid over many classes (big_vision: -10 for 21,843)
     logit_scale_init: float = 1 / 0.07  # as a factor, not a log
     logit_scale_max: float = 100.0
     logit_bias_init: float | None = None

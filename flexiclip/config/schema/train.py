@@ -1,4 +1,4 @@
-"""The sections `loss`, `optimizer`, `train`, `engine` and `eval`: what is trained, and how a run goes."""
+"""The objectives' sections, `optimizer`, `train`, `engine` and `eval`: what is trained, and how a run goes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,40 @@ class LossConfig:
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
     mask_identical: bool = False  # a caption that stands twice in the global batch is not its twin's negative
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """objective=classification: cross-entropy of an image tower alone; needs model.text=null, model.classes and data.labels."""
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: every class is a decision of its own; summed over the classes
+    label_smoothing: float = 0.0  # share of the targets that is spread evenly over the classes
+
+    def __post_init__(self) -> None:
+        smoothing = self.label_smoothing
+        require(0 <= smoothing < 1, f"classification.label_smoothing={smoothing} must be 0 or more and below 1")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """objective=distillation: the student, `model`, learns from a frozen teacher (arXiv 2106.05237; FlexiViT, section 3.5).
+
+    Without a text tower both are classifiers, and the student's logits follow the teacher's. With one both have two towers, and
+    what follows is, for each image, how the captions of the batch compare, and for each caption how the images do.
+    """
+
+    teacher: str | None = None  # a model folder or a run's; other libraries' models become one by `flexiclip import`
+    seqhw: int | None = None  # the teacher's grid side; default: the longest that it was trained at
+    temperature: float = 1.0  # divides the logits of both
+    kl: float = 1.0  # weight of the Kullback-Leibler divergence, times temperature^2 so that its gradients keep their size
+    cosine: float = 0.0  # weight of 1 - cosine between the student's and the teacher's embeddings, of images and of captions
+
+    def __post_init__(self) -> None:
+        positive("distillation", self, "seqhw", "temperature")
+        require(
+            min(self.kl, self.cosine) >= 0 and self.kl + self.cosine > 0,
+            f"distillation.kl={self.kl} and distillation.cosine={self.cosine} must be 0 or more, and not both 0",
+        )
 
 
 @dataclass(frozen=True)
