@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -42,3 +44,19 @@ def reduce_rows(x: Tensor, rows: int) -> Tensor:
     reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed in torch 2.14
     reduce_scatter(own, x)
     return own
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows, ctx.total = rows.shape[0], rows.shape[0] * world()
+        return sum_over_ranks(rows.sum()) / ctx.total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return (grad / ctx.total).expand(ctx.rows)
+
+
+def mean_over_ranks(rows: Tensor) -> Tensor:
+    """The mean of all ranks' rows [b], every rank with the same b; its gradient is 1 / (b W) for each of this rank's."""
+    return _MeanOverRanks.apply(rows)
