@@ -29,9 +29,11 @@ from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.config.yaml_text import Dumper, read_yaml
 from flexiclip.data.images import EvalTransform
+from flexiclip.data.labels import class_names
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.rebase import own_patch, rebase
 from flexiclip.models.sizes import check_sizes
 from flexiclip.models.text import build_text_tower
 from flexiclip.models.variants import shape_of
@@ -58,16 +60,19 @@ class LoadedModel:
 
 def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
     """A fresh model of a recipe: random weights from `seed`, then those that `init` and `name` point at. Equal on every rank."""
-    tokenizer = tokenizer or build_tokenizer(config.tokenizer)
-    config = fill_from_tokenizer(config, tokenizer)
+    if tokenizer is None:
+        alone = config.model.text is None
+        tokenizer = AbsentTokenizer(config.tokenizer, {}) if alone else build_tokenizer(config.tokenizer)
+    config = fill_from_tokenizer(fill_classes(config), tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = FlexiCLIP(config.model, build_text_tower(config.model.text))
+    notes = []
     for half in ("image", "text"):
-        source = getattr(config.model, half).init
-        if source is not None:
-            _init_half(model, half, model_folder(source))
-    return LoadedModel(model, _transform(config), tokenizer, config)
+        section = getattr(config.model, half)
+        if section is not None and section.init is not None:
+            notes += _init_half(model, config, half, model_folder(section.init))
+    return LoadedModel(model, _transform(config), tokenizer, config, {"init_notes": notes} if notes else {})
 
 
 def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str) -> LoadedModel:
@@ -216,20 +221,43 @@ def fill_from_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
     return replace(config, model=replace(config.model, text=filled))
 
 
-def _init_half(model: FlexiCLIP, half: str, folder: Path) -> None:
-    """Fill one tower, and its projection when the folder's has the same shape, from a model folder."""
-    weights = read_weights(folder / WEIGHTS)
+def fill_classes(config: Config) -> Config:
+    """The config of a classifier with its classes by name, and with as many outputs. UserError for names that cannot be had."""
+    if config.model.classes is None:
+        return config
+    names = class_names(config.model.classes)
+    return replace(config, model=replace(config.model, classes=names, embed_dim=len(names)))
+
+
+def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path) -> list[str]:
+    """Fill one tower, and its projection when the folder's is the same, from a model folder. Returns what was resized for it."""
+    weights, (theirs, _) = read_weights(folder / WEIGHTS), _read_config(folder)
     tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
     where = f"model.{half}.init={folder}"
     if not tower:
         raise UserError(f"{where}: the folder has no {half} tower")
+    notes: list[str] = []
+    if half == "image" and {"kernel", "posemb"} <= tower.keys():
+        tower, notes = _rebased(tower, theirs, config)
     load_strictly(getattr(model, f"{half}_tower"), tower, where)
-    _check_settings(getattr(model.config, half), getattr(_read_config(folder)[0].model, half), where)
+    _check_settings(getattr(config.model, half), getattr(theirs.model, half), where)
     projection = getattr(model, f"{half}_projection")
     found = {name.split(".")[1]: t for name, t in weights.items() if name.startswith(f"{half}_projection.")}
     wanted = projection.state_dict()
-    if found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items()):
+    fits = found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items())
+    if fits and config.model.classes == theirs.model.classes:  # a classifier's head is no way into a joint space
         projection.load_state_dict(found)
+    return [f"{where}: {note}" for note in notes]
+
+
+def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[dict[str, Tensor], list[str]]:
+    """An image tower at the base sizes of ours. One of a single length that shall learn others brings the kernel it has there."""
+    lengths = {*ours.patch.seqhw, *(seqhw for stage in ours.patch.stages for seqhw in stage.seqhw)}
+    image = theirs.model.image
+    trained = pair(image.base_patch_size)
+    if not ours.model.image.frozen and lengths != set(theirs.patch.seqhw):
+        trained = own_patch(image, theirs.patch.seqhw)
+    return rebase(tower, image, ours.model.image, trained)
 
 
 def _check_settings(ours: ImageTowerConfig | TextTowerConfig, theirs: ImageTowerConfig | TextTowerConfig, where: str) -> None:

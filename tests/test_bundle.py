@@ -141,7 +141,7 @@ def test_init_takes_one_tower(trained: LoadedModel, recipe: Callable[..., Config
     text = build_model(recipe(text={**SMALL, "init": str(tmp_path / "run")})).model.state_dict()
     assert torch.equal(text["text_tower.posemb"], theirs["text_tower.posemb"])
     with pytest.raises(UserError, match=r"model\.image\.init=.*of another shape: .*instead of") as error:
-        build_model(recipe(image={"init": str(tmp_path / "run"), "base_grid": 5}))
+        build_model(recipe(image={"init": str(tmp_path / "run"), "mlp_dim": 20}))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="is no model folder"):
         build_model(recipe(image={"init": str(tmp_path / "nothing")}))

@@ -25,7 +25,7 @@ class FlexiCLIP(nn.Module):
 
     logit_scale [1] holds a log; logit_bias [1] is None unless the model was made for the sigmoid loss. Both lie outside the
     towers, so that an engine that shards the towers never sees them. With config.text None the text half is absent: it has no
-    parameters, and asking for it raises UserError.
+    parameters, and asking for it raises UserError. Such an image tower alone may be a classifier: encode_image then gives logits.
     """
 
     def __init__(self, config: ModelConfig, text_tower: TextTower) -> None:
@@ -36,6 +36,8 @@ class FlexiCLIP(nn.Module):
         self.image_projection = _projection(
             config.image.projection, self.image_tower.width, config.embed_dim, config.image.projection_bias, "image"
         )
+        if config.classes is not None:
+            _init_head(self.image_projection, config.head_bias_init)
         self.text_projection: nn.Module = nn.Identity()
         if config.text is not None:
             self.text_projection = _projection(
@@ -107,6 +109,12 @@ def _projection(kind: str, width: int, embed_dim: int, bias: bool, name: str) ->
             f"model.{name}.projection=none needs model.embed_dim={embed_dim} to equal the {name} tower's width {width}"
         )
     return nn.Identity()
+
+
+def _init_head(head: nn.Module, bias: float) -> None:
+    """A classifier begins without an opinion (big_vision's zero head)."""
+    for name, p in head.named_parameters():
+        nn.init.constant_(p, bias if name == "bias" else 0.0)
 
 
 def _unit(z: Tensor, normalize: bool) -> Tensor:

@@ -1,0 +1,103 @@
+"""A tower at other base sizes: the kernel by the full pseudo-inverse, the grid by torch's own resize, the rest as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flexiclip.bundle import build_model, load_model
+from flexiclip.config import Config, from_dict
+from flexiclip.imports import ImportOptions, import_weights
+
+TINY = {"width": 32, "depth": 1, "heads": 2, "pool": "gap"}
+FLEXIBLE = {**TINY, "image_size": 48, "base_patch_size": 16, "base_grid": 4}
+
+
+def recipe(image: dict[str, object], seqhw: list[int], **more: object) -> Config:
+    return from_dict(Config, {"model": {"image": image, "text": None, "embed_dim": 8, **more}, "patch": {"seqhw": seqhw}})
+
+
+def full_pinv(kernel: Tensor, size: int) -> Tensor:
+    """FlexiViT's equation 3 as it stands: pinv(B^T) over whole patches, B the bilinear resize, column by column."""
+    old = kernel.shape[-1]
+    basis = torch.eye(old * old).view(old * old, 1, old, old)
+    resize = F.interpolate(basis, size=(size, size), mode="bilinear", align_corners=False).flatten(1).T  # [new^2, old^2]
+    inverse = torch.linalg.pinv(resize.double().T)
+    return (kernel.double().flatten(2) @ inverse.T).view(*kernel.shape[:2], size, size)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """timm's own ViT of patch 12 on 48 px, with random weights, imported."""
+    import timm
+
+    torch.manual_seed(0)
+    options = {"img_size": 48, "patch_size": 12, "embed_dim": 32, "depth": 1, "num_heads": 2, "class_token": False}
+    vit = timm.models.vision_transformer.VisionTransformer(**options, global_pool="avg", fc_norm=False, num_classes=8)
+    for p in vit.parameters():
+        p.data.normal_(std=0.2)
+    folder = tmp_path_factory.mktemp("teacher")
+    save_file(vit.state_dict(), folder / "vit.safetensors")
+    import_weights(str(folder / "vit.safetensors"), "timm", folder / "model", ImportOptions(heads=2))
+    return folder / "model"
+
+
+def test_a_student_starts_from_its_teacher(teacher: Path) -> None:
+    image = {**FLEXIBLE, "base_grid": 7, "activation": "gelu", "projection_bias": True, "init": str(teacher)}
+    student = build_model(recipe(image, [3, 4, 6]))
+    theirs, ours = load_model(teacher).model.state_dict(), student.model.state_dict()
+    torch.testing.assert_close(
+        ours["image_tower.kernel"].double(), full_pinv(theirs["image_tower.kernel"], 16), rtol=0, atol=1e-5
+    )
+    grid = F.interpolate(theirs["image_tower.posemb"], size=(7, 7), mode="bilinear", antialias=True, align_corners=False)
+    torch.testing.assert_close(ours["image_tower.posemb"], grid, rtol=0, atol=1e-6)
+    rest = ours.keys() - {"image_tower.kernel", "image_tower.posemb", "logit_scale"}
+    assert all(torch.equal(ours[name], theirs[name]) for name in rest)
+    assert any(name.startswith("image_projection") for name in rest)
+    notes = student.provenance["init_notes"]
+    assert [note.partition(": ")[2] for note in notes] == [
+        "the patch kernel PI-resized from 12x12 to 16x16",
+        "the position grid resampled from 4x4 to 7x7",
+    ]
+
+
+def fixed(tmp_path: Path, **image: object) -> tuple[Path, Tensor]:
+    """A model folder that was trained at 4 alone, patches of 12 px, with a base kernel of 16, and that kernel."""
+    from flexiclip.bundle import save_model
+
+    loaded = build_model(recipe({**FLEXIBLE, **image}, [4]))
+    save_model(tmp_path / "fixed", loaded)
+    return tmp_path / "fixed", loaded.model.image_tower.kernel.detach()
+
+
+def test_of_one_length_the_kernel_that_was_trained_is_taken(tmp_path: Path) -> None:
+    folder, kernel = fixed(tmp_path)
+    student = build_model(recipe({**FLEXIBLE, "init": str(folder)}, [3, 4, 6]))
+    wanted = full_pinv(full_pinv(kernel, 12).float(), 16)
+    torch.testing.assert_close(student.model.image_tower.kernel.detach().double(), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("lock", "seqhw"), [(True, [3, 4, 6]), (False, [4])])
+def test_a_tower_that_shall_stay_what_it_is_is_copied(tmp_path: Path, lock: bool, seqhw: list[int]) -> None:
+    """One that is frozen, and one that trains on at its own length."""
+    folder, kernel = fixed(tmp_path)
+    student = build_model(recipe({**FLEXIBLE, "init": str(folder), "lock": lock}, seqhw))
+    assert torch.equal(student.model.image_tower.kernel.detach(), kernel)
+    assert not student.provenance
+
+
+def test_a_classifiers_head_is_no_way_into_a_joint_space(tmp_path: Path) -> None:
+    from flexiclip.bundle import save_model
+
+    image = {**FLEXIBLE, "projection_bias": True}
+    classifier = build_model(recipe(image, [4], classes=8))
+    classifier.model.image_projection.weight.data.fill_(3.0)
+    save_model(tmp_path / "classifier", classifier)
+    image["init"] = str(tmp_path / "classifier")
+    assert (build_model(recipe(image, [4], classes=8)).model.image_projection.weight == 3.0).all()
+    assert (build_model(recipe(image, [4])).model.image_projection.weight != 3.0).all()
