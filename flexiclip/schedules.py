@@ -78,7 +78,8 @@ def _probabilities(seqhw: Sequence[int], weights: str | Sequence[float], cost: C
 
 def pair_tokens(config: Config, seqhw: int) -> int:
     """Tokens of an image at grid side `seqhw`, and of its caption at full length where the text tower trains."""
-    return seqhw**2 + (0 if config.model.text_frozen else config.tokenizer.context_length)
+    text = config.model.text
+    return seqhw**2 + (0 if text is None or text.frozen else config.tokenizer.context_length)
 
 
 def within_budget(config: Config, budget: int) -> Callable[[int], int]:

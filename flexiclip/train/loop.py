@@ -62,7 +62,7 @@ def _loop(run: Run, recorder: Recorder, feed: Feed, stop: StopSignal) -> None:
 
 def _step(run: Run, recorder: Recorder, batch: Batch, clock: float, waited: float) -> None:
     seqhw, lr = run.seqhw(run.step), run.lr(run.step)
-    outcome = run.stepper(_inputs(run, batch), seqhw, run.step, lr)
+    outcome = run.stepper(Inputs.of(batch, run.ranks.device), seqhw, run.step, lr)
     run.step += 1
     if outcome.fault is not None:
         recorder.say(run.skips.refused(run.ranks, run.step, seqhw, outcome.fault))
@@ -78,8 +78,3 @@ def _step(run: Run, recorder: Recorder, batch: Batch, clock: float, waited: floa
         recorder.save()
     if done or recorder.evaluation_is_due():
         recorder.evaluate()
-
-
-def _inputs(run: Run, batch: Batch) -> Inputs:
-    """Images stay uint8 until they are encoded (towers.py)."""
-    return Inputs(*(x.to(run.ranks.device, non_blocking=True) for x in (batch.images, batch.tokens, batch.caption_ids)))

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from flexiclip.bundle import LoadedModel, build_model, load_strictly
-from flexiclip.config import Config
+from flexiclip.config import Config, DataConfig
 from flexiclip.config.schema import pair
 from flexiclip.data.captions import iter_captions
 from flexiclip.data.dataset import TrainSources, open_sources
+from flexiclip.data.labels import Labels
 from flexiclip.data.loader import Batches, train_loader
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
@@ -31,13 +32,12 @@ from flexiclip.train.engines.engine import Engine, TorchEngine
 from flexiclip.train.engines.optim import ScalarOptimizer
 from flexiclip.train.engines.precision import uses_bf16
 from flexiclip.train.nonfinite import Skips
+from flexiclip.train.objectives import make_objective, resolve
 from flexiclip.train.objectives.base import Objective
-from flexiclip.train.objectives.contrastive import Contrastive
 from flexiclip.train.processes.data_order import check_ranks_agree, data_order, say_if_changed
 from flexiclip.train.processes.hosts import check_shared_folder, share_file
 from flexiclip.train.processes.ranks import Ranks
 from flexiclip.train.step import Stepper
-from flexiclip.train.text_features import compute_text_features
 
 
 @dataclass
@@ -65,10 +65,10 @@ class Run:
         """The batches of the steps that are left."""
         config, tower = self.config, self.loaded.model.text_tower
         return train_loader(
-            config.data,
+            data_of(config),
             image_size=pair(config.model.image.image_size),
             interpolation=config.model.preprocess.interpolation,
-            tokenizer=self.loaded.tokenizer,
+            tokenizer=None if config.model.text is None else self.loaded.tokenizer,
             trim=tower.trims,
             pad_id=tower.pad_id,
             seed=config.seed,
@@ -78,7 +78,23 @@ class Run:
             start_step=self.step,
             steps=self.horizon.steps - self.step,
             sources=self.sources,
+            labels=labels_of(config),
         )
+
+
+def data_of(config: Config) -> DataConfig:
+    """What is read of the samples: an image tower alone has no use for captions."""
+    return config.data if config.model.text is not None else replace(config.data, captions=())
+
+
+def labels_of(config: Config) -> Labels | None:
+    """The labels that are read: those of the classes, where these are what is learned."""
+    if config.objective != "classification":
+        return None
+    spec, classes = config.data.labels, config.model.classes
+    assert spec is not None, "validate() demands it"
+    assert isinstance(classes, tuple), "fill_classes() has named them"
+    return Labels(spec, classes)
 
 
 def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
@@ -86,7 +102,8 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     check_one_recipe(config, ranks)
     if config.train.global_batch_size % ranks.world:
         raise UserError(f"train.global_batch_size={config.train.global_batch_size} does not divide by the {ranks.world} ranks")
-    sources = None if config.data.sequential else open_sources(config.data, config.seed)
+    config, teacher = resolve(config, ranks.device)
+    sources = None if config.data.sequential else open_sources(data_of(config), config.seed, labels_of(config))
     horizon = Horizon.of(config.train.steps, config.train.global_batch_size, sources.samples if sources else None)
     order = data_order(sources)
     check_ranks_agree(order, ranks)
@@ -98,17 +115,17 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     checkpoint = fetch_checkpoint(found, folder, ranks) if found is not None else None
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))
-    if checkpoint is not None:
+    if checkpoint is None:
+        for note in loaded.provenance.get("init_notes", ()):
+            ranks.say(note)
+    else:
         load_strictly(loaded.model, checkpoint.weights(), checkpoint.where)
         ranks.say(f"going on from {checkpoint.where}")
         say_if_changed(order, checkpoint, ranks)
     loaded.model.to(ranks.device).train()
     bf16 = uses_bf16(config.train.precision, ranks)
-    features = None
-    if config.model.text_frozen and sources is not None:
-        features = compute_text_features(loaded, iter_captions(config.data), folder, ranks, bf16)
     shadow = _shadow(loaded) if evaluates and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else None
-    objective = Contrastive(loaded.model, config.loss, bf16, features)
+    objective = make_objective(loaded, teacher, config, bf16, folder, ranks)
     engine, scalars = _engine(loaded, objective, config, ranks, checkpoint)
     forget_fetched(folder, ranks)
     stepper = Stepper(
@@ -127,7 +144,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         engine=engine,
         stepper=stepper,
         horizon=horizon,
-        seqhw=SeqhwSchedule(config.patch, config.seed, horizon, partial(image_model_flops, config.model)),
+        seqhw=SeqhwSchedule(config.patch, config.seed, horizon, partial(image_model_flops, loaded.config.model)),
         lr=learning_rate(config.optimizer, horizon),
         sources=sources,
         data_order=order,
@@ -142,7 +159,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
 def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) -> Config:
     """The config with a tokenizer that exists: a sentencepiece model that nobody gave is trained on the training captions."""
     tokenizer = config.tokenizer
-    if tokenizer.kind != "sentencepiece" or tokenizer.path is not None:
+    if tokenizer.kind != "sentencepiece" or tokenizer.path is not None or config.model.text is None:
         return config
     path = folder / "tokenizer.model"
     if ranks.main and checkpoint is not None and not path.is_file():  # the run folder is new: the checkpoint lay elsewhere
@@ -159,7 +176,7 @@ def _engine(
     loaded: LoadedModel, objective: Objective, config: Config, ranks: Ranks, checkpoint: Checkpoint | None
 ) -> tuple[Engine, ScalarOptimizer]:
     model, towers = loaded.model, objective.towers
-    prepare_blocks([model.image_tower, model.text_tower], config, ranks.device)
+    prepare_blocks([model.image_tower, *([] if config.model.text is None else [model.text_tower])], config, ranks.device)
     scalars = ScalarOptimizer(objective.scalars, config.optimizer, config.model.logit_scale_max)
     engine: Engine
     if config.engine.kind == "deepspeed":

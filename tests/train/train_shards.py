@@ -1,4 +1,4 @@
-"""Shards to train on: three of unequal size, written by webdataset, of 48-pixel images whose colours the captions name."""
+"""Shards to train on: three of unequal size, written by webdataset, of 48-pixel images whose colours captions and labels name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLES = sum(SIZES)
 
 
 def sample(number: int) -> dict[str, Any]:
-    """A noisy field of one colour with a patch of another, and a caption that tells all samples apart."""
+    """A noisy field of one colour with a patch of another, whose colour is the class; a caption that tells all samples apart."""
     rng = np.random.default_rng(number)
     names = list(COLOURS)
     ground, figure = names[number % 5], names[(number // 5 + number % 5 + 1) % 5]
@@ -28,7 +28,7 @@ def sample(number: int) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
     caption = f"a {figure} {THINGS[number % 4]} number {number} on {ground}"
-    return {"__key__": f"s{number:04d}", "png": buffer.getvalue(), "txt": caption.encode()}
+    return {"__key__": f"s{number:04d}", "png": buffer.getvalue(), "txt": caption.encode(), "cls": figure.encode()}
 
 
 def write_shard(path: Path, samples: Sequence[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from flexiclip.config import Config, dump, to_dict
+from flexiclip.config import Config, dump, from_dict, to_dict
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.files import reason, write_whole
@@ -99,7 +99,7 @@ def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
 
     Without a checkpoint nobody asks: a first start that failed may be mended and started again.
     """
-    old, new = _flat(recipe), _flat(to_dict(config))
+    old, new = _flat(_completed(recipe)), _flat(to_dict(config))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_under(key, FREE)]
     if changed:
         key = changed[0]
@@ -108,6 +108,14 @@ def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
             f"{where} holds a run with {key}={old.get(key)}, not {new.get(key)}{more}: "
             "give another run_dir, or train.resume=never to start anew (the old run is moved aside)"
         )
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of keys that the version which wrote it did not have yet: a run goes on under a newer one."""
+    try:
+        return to_dict(from_dict(Config, recipe))  # type: ignore[no-any-return]
+    except UserError:  # a key that is no more, or takes other values now
+        return recipe
 
 
 def prepare_run_folder(config: Config) -> None:
