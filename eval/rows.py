@@ -15,7 +15,7 @@ class Row:
     dataset: str
     model: str
     pretrained: str
-    task: str  # zeroshot_retrieval | zeroshot_classification | image_caption_selection | linear_probe
+    task: str  # zeroshot_retrieval | zeroshot_classification | classification | image_caption_selection | linear_probe
     metrics: dict[str, float]  # in 0..1
     language: str
     n: int  # images scored; broken ones are not among them

@@ -23,7 +23,7 @@ from .data.splits import Splits, open_splits
 from .embeddings.ranks import rank_and_world
 from .embeddings.store import EmbeddingStore
 from .models import open_model
-from .models.protocol import EvalModel, choose_lengths, geometry, has_text, is_fixed, model_names, trained_lengths
+from .models.protocol import EvalModel, choose_lengths, geometry, has_text, head_classes, is_fixed, model_names, trained_lengths
 from .progress import silent, watch
 from .report.gallery import Gallery
 from .report.table import ModelInfo, Report
@@ -31,7 +31,7 @@ from .rows import Row
 from .score import Score, score_tasks
 from .suites.dataset import DatasetConfig
 from .suites.load import load_datasets
-from .tasks.registry import WITHOUT_TEXT
+from .tasks.registry import WITH_A_HEAD, WITHOUT_TEXT
 
 CACHE_BYTES = 1 << 30  # of decoded images a split and rank, kept between the evaluations of a training run
 
@@ -153,7 +153,8 @@ def _refuse_twice(sources: Sequence[str]) -> None:
 
 def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConfig]) -> None:
     """UserError for an image tower alone, where a task compares images with texts."""
-    kinds = {task.kind for dataset in datasets for task in dataset.tasks if task.kind not in WITHOUT_TEXT}
+    possible = WITHOUT_TEXT if head_classes(loaded) is None else WITH_A_HEAD
+    kinds = {task.kind for dataset in datasets for task in dataset.tasks if task.kind not in possible}
     if kinds and not has_text(loaded):
         raise UserError(
             f"{source}: the model is an image tower alone (model.text is null): zero-shot tasks need its text half "

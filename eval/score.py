@@ -15,7 +15,7 @@ from .data.splits import Splits
 from .embeddings.embed import embed_images, evaluating
 from .embeddings.prompts import embed_texts
 from .embeddings.store import EmbeddingStore, Kept
-from .models.protocol import EvalModel, Length
+from .models.protocol import EvalModel, Length, head_classes
 from .progress import Watch, silent
 from .rows import TaskInfo
 from .tasks.base import Context, Prepared, Result
@@ -85,7 +85,8 @@ def prepare_tasks(
         images = embed(splits.images)
         texts = partial(embed_texts, loaded, batch_size=batch_size, device=device, store=store)
         for task in splits.config.tasks:
-            context = Context(splits.config, task, images.records, texts, taught.records if taught else ())
+            training = taught.records if taught else ()
+            context = Context(splits.config, task, images.records, texts, head_classes(loaded), training)
             yield TASKS[task.kind](context), images, taught
 
 

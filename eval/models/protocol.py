@@ -82,6 +82,12 @@ def has_text(loaded: EvalModel) -> bool:
     return not isinstance(loaded.tokenizer, AbsentTokenizer)
 
 
+def head_classes(loaded: EvalModel) -> tuple[str, ...] | None:
+    """What the outputs of encode_image stand for, of a classifier; None for every other model."""
+    classes = loaded.config.model.classes if loaded.config is not None else None
+    return classes if isinstance(classes, tuple) else None
+
+
 def is_fixed(loaded: EvalModel) -> bool:
     """Whether it has one length and no choice."""
     return len(loaded.lengths) == 1 if isinstance(loaded, ForeignModel) else loaded.config is None

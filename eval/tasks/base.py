@@ -24,6 +24,8 @@ class Context:
     records: Sequence[Record]
     """Of the images that could be read, in the order of the rows of embeddings."""
     embed_texts: Callable[[Sequence[str]], Tensor]
+    head: tuple[str, ...] | None = None
+    """The classes of a model that is a classifier: its rows of images are logits, scaled to length 1."""
     training: Sequence[Record] = ()
     """Those of the training split, where a task of the data set trains."""
 

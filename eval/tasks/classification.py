@@ -1,7 +1,7 @@
-"""Zero-shot classification: acc1, acc5 and mean_per_class_recall, named and meant as CLIP_benchmark has them.
+"""Classification, zero-shot or by a classifier's own head: acc1, acc5 and mean_per_class_recall.
 
-mean_per_class_recall averages over the classes that own at least one image, as scikit-learn's balanced accuracy does. acc5 is
-left out when there are fewer than 5 classes, where it says nothing.
+The metrics are named and meant as CLIP_benchmark has them. mean_per_class_recall averages over the classes that own at least one
+image, as scikit-learn's balanced accuracy does. acc5 is left out when there are fewer than 5 classes, where it says nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+
+from flexiclip.errors import UserError
 
 from ..data.labels import resolve_labels
 from ..embeddings.prompts import class_embeddings
@@ -19,12 +21,30 @@ from .search import Ties, counts, over_blocks, topk_hits
 
 
 def prepare_classification(context: Context) -> Prepared:
-    """An image finds its class among prompts. Raises UserError for a label that is no class."""
+    """An image finds its class among prompts, or by the head of a classifier, which has no text tower.
+
+    Raises UserError for a label that is no class, and for a class that the head does not know.
+    """
     classes, prompts, label = resolve_labels(context.task, context.records)
-    class_z = class_embeddings(context.embed_texts, prompts)
+    zero_shot = context.head is None
+    class_z = class_embeddings(context.embed_texts, prompts) if zero_shot else head_rows(context, classes)
     chance = classification_chance(len(classes))
-    info = TaskInfo(context.name, "zeroshot_classification", chance, tuple(classes), largest_class(label))
-    return Prepared(info, lambda image_z, _: classify(image_z, class_z, label, classes, context.task.ties))
+    kind = "zeroshot_classification" if zero_shot else "classification"
+    info = TaskInfo(context.name, kind, chance, tuple(classes), largest_class(label))
+    return Prepared(info, lambda image_z, _: classify(image_z, class_z.to(image_z.device), label, classes, context.task.ties))
+
+
+def head_rows(context: Context, classes: list[str]) -> Tensor:
+    """Of each class the unit row that picks its logit out of a head's, [len(classes), len(head)] float32."""
+    assert context.head is not None, "asked of a classifier"
+    number = {name: i for i, name in enumerate(context.head)}
+    unknown = [name for name in classes if name not in number]
+    if unknown:
+        raise UserError(
+            f"data set {context.name}: its class {unknown[0]!r} is none of the {len(number)} that the model's head knows "
+            "(model.classes); name them alike in the suite"
+        )
+    return torch.eye(len(number))[[number[name] for name in classes]]
 
 
 def classify(image_z: Tensor, class_z: Tensor, label: Tensor, classes: list[str], ties: Ties = "chance") -> Result:

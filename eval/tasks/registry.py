@@ -21,3 +21,6 @@ TASKS: dict[str, Callable[[Context], Prepared]] = {
 
 WITHOUT_TEXT = ("linear_probe",)
 """The kinds that an image tower alone can be scored on."""
+
+WITH_A_HEAD = (*WITHOUT_TEXT, "classification")
+"""Those of a classifier."""

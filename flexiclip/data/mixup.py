@@ -28,6 +28,6 @@ class Mixup:
 
 
 def mix(images: torch.Tensor, before: torch.Tensor, kept: float) -> None:
-    """In place: kept * image + (1 - kept) * the one before it, rounded. images uint8 [b, 3, H, W]; before [3, H, W]: the first's."""
+    """In place: kept * image + (1 - kept) * the one before it, rounded. uint8 [b, 3, H, W]; before [3, H, W]: the first's."""
     for i in reversed(range(len(images))):  # the last first: the one before is then still what it was
         images[i] = (kept * images[i].float()).add_((images[i - 1] if i else before).float(), alpha=1 - kept).round_()
