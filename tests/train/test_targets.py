@@ -1,0 +1,132 @@
+"""What a step of each new objective computes, against one graph written out here, whole and in micro-batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_step import ALONE, BATCH, LR, SEQHW, normalized
+from torch import Tensor
+from train_shards import sample
+
+from flexiclip.bundle import LoadedModel, build_model
+from flexiclip.config import ClassificationConfig, Config, DistillationConfig, load
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.train.engines.engine import TorchEngine
+from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.objectives.base import Inputs, Objective
+from flexiclip.train.objectives.classification import Classification
+from flexiclip.train.objectives.distillation import ClassifierDistillation, PairDistillation
+from flexiclip.train.objectives.teacher import Teacher
+from flexiclip.train.step import Stepper
+
+CLASSES, TEACHER_SEQHW = 5, 4
+LABELS = torch.tensor([[i % CLASSES, (i * i + 1) % CLASSES] for i in range(BATCH)])
+SHARES = torch.tensor([[0.7, 0.3], [1.0, 0.0], [1.0, 1.0]]).repeat(BATCH // 3, 1)
+"""Mixtures, images of one class, images of two."""
+
+Plain = Callable[[FlexiCLIP, Inputs], Tensor]
+
+
+def built(recipe: list[str], *overrides: str) -> tuple[LoadedModel, Config]:
+    """A model of the tiny recipe, without clipping and decay; a classifier's head is not left at zero."""
+    config = load(recipe[0], [*recipe[1:], "optimizer.grad_clip=null", "optimizer.weight_decay=0", *overrides])
+    loaded = build_model(config)
+    if config.model.text is None:
+        torch.nn.init.normal_(loaded.model.image_projection.weight, generator=torch.Generator().manual_seed(config.seed))
+    loaded.model.train()
+    return loaded, config
+
+
+def inputs_for(loaded: LoadedModel) -> Inputs:
+    captions = [sample(number)["txt"].decode() for number in range(BATCH)]
+    images = torch.randint(256, (BATCH, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    alone = loaded.config.model.text is None
+    tokens = torch.empty(BATCH, 0) if alone else loaded.tokenizer(captions)
+    return Inputs(images, tokens, torch.arange(BATCH), LABELS, SHARES, captions)
+
+
+def assert_step_equals(objective: Objective, model: FlexiCLIP, config: Config, inputs: Inputs, plain: Plain, micro: int) -> None:
+    """Loss and gradients, which the first moments hold, of a step in micro-batches of so many."""
+    other = copy.deepcopy(model)
+    expected = plain(other, inputs)
+    expected.backward()
+    engine = TorchEngine(objective.towers, config, ALONE)
+    scalars = ScalarOptimizer(objective.scalars, config.optimizer, config.model.logit_scale_max)
+    outcome = Stepper(objective, engine, scalars, lambda _: micro, seed=0, ranks=ALONE)(inputs, SEQHW, step=0, lr=LR)
+    assert outcome.loss == pytest.approx(expected.item(), abs=1e-5)
+    taken = {name.removeprefix("exp_avg/"): m / 0.1 for name, m in engine.moments() if name.startswith("exp_avg/")}
+    taken |= {"logit_scale": scalars.state()["exp_avg/0"] / 0.1} if objective.scalars else {}
+    gradients = {name: p.grad for name, p in other.named_parameters() if p.grad is not None}
+    assert taken.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        bound = 2e-5 * float(gradient.abs().max()) + 1e-8
+        torch.testing.assert_close(taken[name], gradient, rtol=0, atol=bound, msg=lambda text, n=name: f"{n}: {text}")
+
+
+ALONE_TOWER = ("model.text=null", f"model.classes={CLASSES}", "model.image.projection_bias=true")
+MICRO = [12, 5]
+
+
+@pytest.mark.parametrize("micro", MICRO)
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_classification(recipe: list[str], kind: str, micro: int) -> None:
+    loaded, config = built(recipe, "objective=classification", "data.labels=cls", *ALONE_TOWER)
+
+    def plain(model: FlexiCLIP, inputs: Inputs) -> Tensor:
+        logits = model.encode_image(normalized(inputs.images), SEQHW)
+        targets = torch.zeros(BATCH, CLASSES)
+        for row in range(BATCH):
+            for label, share in zip(LABELS[row].tolist(), SHARES[row].tolist(), strict=True):
+                targets[row, label] += share / (SHARES[row].sum() if kind == "softmax" else 1.0)
+        targets = 0.9 * targets + 0.1 / CLASSES
+        if kind == "softmax":
+            return -(targets * logits.log_softmax(1)).sum(1).mean()
+        return -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum(1).mean()
+
+    objective = Classification(loaded.model, ClassificationConfig(kind, 0.1), bf16=False)  # type: ignore[arg-type]
+    assert_step_equals(objective, loaded.model, config, inputs_for(loaded), plain, micro)
+
+
+def kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """At a temperature of 2."""
+    p, q = (teacher / 2).softmax(1), (student / 2).softmax(1)
+    return 4 * (p * (p / q).log()).sum(1).mean()
+
+
+@pytest.mark.parametrize("micro", MICRO)
+def test_distillation_of_a_classifier(recipe: list[str], micro: int) -> None:
+    (loaded, config), (teacher, _) = (
+        built(recipe, "objective=classification", "data.labels=cls", *ALONE_TOWER, f"seed={seed}") for seed in (0, 1)
+    )
+    teacher.model.requires_grad_(False).eval()
+
+    def plain(model: FlexiCLIP, inputs: Inputs) -> Tensor:
+        images = normalized(inputs.images)
+        return kl(model.encode_image(images, SEQHW), teacher.model.encode_image(images, TEACHER_SEQHW))
+
+    objective = ClassifierDistillation(
+        loaded.model, Teacher(teacher, TEACHER_SEQHW, bf16=False), DistillationConfig(temperature=2.0), bf16=False
+    )
+    assert_step_equals(objective, loaded.model, config, inputs_for(loaded), plain, micro)
+
+
+@pytest.mark.parametrize("micro", MICRO)
+def test_distillation_of_two_towers(recipe: list[str], micro: int) -> None:
+    (loaded, config), (teacher, _) = (built(recipe, f"seed={seed}") for seed in (0, 1))
+    teacher.model.requires_grad_(False).eval()
+
+    def plain(model: FlexiCLIP, inputs: Inputs) -> Tensor:
+        images = normalized(inputs.images)
+        zimg, ztxt = model(images, inputs.tokens, SEQHW)
+        timg, ttxt = teacher.model(images, inputs.tokens, TEACHER_SEQHW)
+        ours, theirs = model.logit_scale.exp() * zimg @ ztxt.T, teacher.model.logit_scale.exp() * timg @ ttxt.T
+        cosine = 1 - (F.cosine_similarity(zimg, timg) + F.cosine_similarity(ztxt, ttxt)).mean() / 2
+        return 0.5 * (kl(ours, theirs) + kl(ours.T, theirs.T)) / 2 + 3 * cosine
+
+    given = DistillationConfig(temperature=2.0, kl=0.5, cosine=3.0)
+    objective = PairDistillation(loaded.model, Teacher(teacher, TEACHER_SEQHW, bf16=False), given, bf16=False)
+    assert_step_equals(objective, loaded.model, config, inputs_for(loaded), plain, micro)
