@@ -1,4 +1,4 @@
-"""Features of the training captions from a locked text tower, computed once before the first step.
+"""Features of the training captions from a frozen text tower, a locked one or a teacher's, computed once before the first step.
 
 The captions are sorted and encoded in fixed batches that depend on nothing else, so a run that is resumed, or that runs on
 another number of ranks, sees the same numbers. They are kept in the run folder, under the hash of the captions and of the
@@ -36,13 +36,13 @@ def compute_text_features(
     for caption in captions:
         distinct[caption_id(caption)] = caption
         if len(distinct) > limit:
-            ranks.say(f"more than {limit} distinct captions: the locked text tower runs in every step")
+            ranks.say(f"more than {limit} distinct captions: the frozen text tower runs in every step")
             return None
     ids = torch.tensor(sorted(distinct), dtype=torch.int64)
     path = folder / f"text_features-{_key(ids, tower, bf16)}.safetensors"
     if not ranks.agree(not path.is_file())[0]:  # all ranks read it, or all compute it
         return TextFeatures(ids, load_file(path)["rows"])
-    ranks.say(f"computing the locked text tower's features of {len(ids)} captions")
+    ranks.say(f"computing a frozen text tower's features of {len(ids)} captions")
     rows = _encode(loaded, [distinct[i] for i in ids.tolist()], ranks, bf16)
     if ranks.main:
         aside = path.with_suffix(".tmp")
