@@ -5,7 +5,8 @@
 The folder is laid out as Geirhos's: SHAPE/SHAPE1-TEXTURE2.png, with numbers of the drawings; `flexiclip data cue-conflict` builds
 one. The shapes and the textures that occur are the classes, in the words of their folders and files; the templates are those of
 zeroshot_classification_templates.txt beside them, where there is one. Shape bias is the share of shape among the answers that are
-either the shape or the texture. Images whose two cues are one class say nothing and are left out.
+either the shape or the texture. A weak model seldom answers either, so beside it stands the choice between these two alone, which
+every image decides. Images whose two cues are one class say nothing and are left out.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Bias:
     shape: float
     texture: float
     bias: float | None  # None where no answer is either cue
+    nearer: float  # to the shape's words than to the texture's, whatever is nearest of all
     by_shape: dict[str, float | None]  # the bias over the images of a shape
 
 
@@ -73,46 +75,60 @@ def read_conflicts(folder: Path) -> list[Conflict]:
     return conflicts
 
 
-def bias_of(predicted: Sequence[str], conflicts: Sequence[Conflict]) -> Bias:
-    """The bias of answers, class names in the order of the images."""
-    pairs = list(zip(predicted, conflicts, strict=True))
-    shape, texture = (sum(answer == cue for answer, cue in cues) for cues in _cues(pairs))
+@dataclass(frozen=True)
+class Answer:
+    """The class that a model names, and whether the shape's is nearer than the texture's."""
+
+    named: str
+    shape_nearer: bool
+
+
+def bias_of(answers: Sequence[Answer], conflicts: Sequence[Conflict]) -> Bias:
+    """The bias of answers in the order of the images."""
+    pairs = [(answer.named, conflict) for answer, conflict in zip(answers, conflicts, strict=True)]
+    shape, texture = _counts(pairs)
     by_shape = {}
     for name in sorted({conflict.shape for conflict in conflicts}):
-        of_name = [pair for pair in pairs if pair[1].shape == name]
-        by_shape[name] = _share(*(sum(answer == cue for answer, cue in cues) for cues in _cues(of_name)))
-    return Bias(len(pairs), shape / len(pairs), texture / len(pairs), _share(shape, texture), by_shape)
+        by_shape[name] = _share(*_counts([pair for pair in pairs if pair[1].shape == name]))
+    nearer = sum(answer.shape_nearer for answer in answers) / len(pairs)
+    return Bias(len(pairs), shape / len(pairs), texture / len(pairs), _share(shape, texture), nearer, by_shape)
 
 
-def _cues(pairs: Sequence[tuple[str, Conflict]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(answer, shape) and (answer, texture) of each image."""
-    return [(answer, c.shape) for answer, c in pairs], [(answer, c.texture) for answer, c in pairs]
+def _counts(pairs: Sequence[tuple[str, Conflict]]) -> tuple[int, int]:
+    """How many answers are the shape of their image, and how many the texture."""
+    return sum(named == c.shape for named, c in pairs), sum(named == c.texture for named, c in pairs)
 
 
 def _share(one: int, other: int) -> float | None:
     return one / (one + other) if one + other else None
 
 
-def answers(subject: Subject, conflicts: Sequence[Conflict]) -> tuple[dict[int, list[str]], list[Conflict]]:
-    """(the class that the model names for each readable image, by length; these images)."""
-    classes = sorted({name for conflict in conflicts for name in (conflict.shape, conflict.texture)})
+def answers(
+    subject: Subject, conflicts: Sequence[Conflict], classes: Sequence[str]
+) -> tuple[dict[int, list[Answer]], list[Conflict]]:
+    """(what the model answers to each readable image, by length; these images)."""
     templates = class_templates(str(subject.cue_conflict)) or DEFAULT_TEMPLATES
     prompts = [[template.replace("{c}", name.replace("_", " ")) for template in templates] for name in classes]
     class_z = class_embeddings(
         partial(embed_texts, subject.loaded, batch_size=subject.batch_size, device=subject.device), prompts
     )
-    predicted: dict[int, list[str]] = {length: [] for length in subject.lengths}
+    given: dict[int, list[Answer]] = {length: [] for length in subject.lengths}
     kept = []
     for start in range(0, len(conflicts), subject.batch_size):
         part, images = _read(subject, conflicts[start : start + subject.batch_size])
         kept += part
         for length in subject.lengths if part else ():
             with torch.no_grad():
-                z = unit_rows(subject.model.encode_image(images, seqhw=length))
-            predicted[length] += [classes[i] for i in (z @ class_z.T).argmax(1).tolist()]
+                scores = (unit_rows(subject.model.encode_image(images, seqhw=length)) @ class_z.T).cpu()
+            given[length] += [_answer(row, conflict, classes) for row, conflict in zip(scores, part, strict=True)]
     if not kept:
         raise UserError(f"--cue-conflict {subject.cue_conflict}: none of its {len(conflicts)} images can be read")
-    return predicted, kept
+    return given, kept
+
+
+def _answer(scores: Tensor, conflict: Conflict, classes: Sequence[str]) -> Answer:
+    shape, texture = (scores[classes.index(cue)] for cue in (conflict.shape, conflict.texture))
+    return Answer(classes[int(scores.argmax())], bool(shape > texture))
 
 
 def _read(subject: Subject, conflicts: Sequence[Conflict]) -> tuple[list[Conflict], Tensor]:
@@ -141,8 +157,9 @@ def analyse(subject: Subject) -> Finding:
     if not has_text(subject.loaded):
         raise UserError("cue-conflict needs the model's text half to name what it sees, and the model is an image tower alone")
     conflicts = read_conflicts(subject.cue_conflict)
-    predicted, kept = answers(subject, conflicts)
-    found = {length: bias_of(predicted[length], kept) for length in subject.lengths}
+    classes = sorted({name for conflict in conflicts for name in (conflict.shape, conflict.texture)})
+    given, kept = answers(subject, conflicts, classes)
+    found = {length: bias_of(given[length], kept) for length in subject.lengths}
     shortest, longest = subject.lengths[0], subject.lengths[-1]
     first, last = found[shortest], found[longest]
     return Finding(
@@ -150,15 +167,17 @@ def analyse(subject: Subject) -> Finding:
         method=f"{first.images} images whose shape is of one class and whose texture of another (arXiv 1811.12231). Shape bias: "
         "the share of shape among the answers that are either.",
         sentence=f"Shape bias {_percent(first.bias)} at seqhw {shortest} and {_percent(last.bias)} at {longest}; "
-        f"{first.shape + first.texture:.0%} and {last.shape + last.texture:.0%} of the answers are either cue.",
+        f"{first.shape + first.texture:.0%} and {last.shape + last.texture:.0%} of the answers are either cue, of luck alone "
+        f"{2 / len(classes):.0%}. Between the two alone {first.nearer:.0%} and {last.nearer:.0%} go to the shape.",
         numbers={
             "folder": str(subject.cue_conflict),
             "unreadable": len(conflicts) - len(kept),
+            "classes": classes,
             "lengths": {str(length): asdict(bias) for length, bias in found.items()},
         },
         table=Table(
-            ("seqhw", "shape bias", "answers: shape", "answers: texture"),
-            [(str(n), _percent(b.bias), f"{b.shape:.1%}", f"{b.texture:.1%}") for n, b in found.items()],
+            ("seqhw", "shape bias", "answers: shape", "answers: texture", "shape, of the two alone"),
+            [(str(n), _percent(b.bias), f"{b.shape:.1%}", f"{b.texture:.1%}", f"{b.nearer:.1%}") for n, b in found.items()],
         ),
         figures={"cue_conflict": figures.cue_conflict(found)},
         captions={"cue_conflict": "0.5: shape and texture name as many images."},

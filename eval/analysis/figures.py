@@ -105,6 +105,7 @@ def cue_conflict(found: Mapping[int, Bias]) -> Figure:
         "shape bias": known,
         "answers: shape": [(length**2, bias.shape) for length, bias in found.items()],
         "answers: texture": [(length**2, bias.texture) for length, bias in found.items()],
+        "shape, of the two alone": [(length**2, bias.nearer) for length, bias in found.items()],
     }
     for number, (label, points) in enumerate(curves.items()):
         colour, marker = look(number)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from flexiclip_eval.analysis.attention import agreement, half_mass
 from flexiclip_eval.analysis.cka import alignment, gram, hsic
-from flexiclip_eval.analysis.cue_conflict import Conflict, bias_of, read_conflicts
+from flexiclip_eval.analysis.cue_conflict import Answer, Conflict, bias_of, read_conflicts
 from flexiclip_eval.analysis.ensembles import at_cost, mean_rows, subsets
 from flexiclip_eval.analysis.layers import layer_names, watched_layers
 from flexiclip_eval.analysis.relevance import recorded_attention, relevance
@@ -187,13 +187,14 @@ def test_ensembles_are_means_and_compared_at_their_cost() -> None:
 
 
 def test_shape_bias_by_hand() -> None:
-    """Of six answers three are the shape, one the texture, two neither: 3/4."""
+    """Of six answers three are the shape, one the texture, two neither: 3/4. Between the two alone five are the shape."""
     cues = [("cat", "car"), ("cat", "key"), ("cat", "car"), ("car", "cat"), ("car", "key"), ("key", "cat")]
     conflicts = [Conflict(str(i), shape, texture) for i, (shape, texture) in enumerate(cues)]
-    bias = bias_of(["cat", "cat", "car", "car", "cat", "car"], conflicts)
-    assert (bias.images, bias.shape, bias.texture, bias.bias) == (6, 3 / 6, 1 / 6, 3 / 4)
+    named = ["cat", "cat", "car", "car", "cat", "car"]
+    bias = bias_of([Answer(name, name != "car" or i > 2) for i, name in enumerate(named)], conflicts)
+    assert (bias.images, bias.shape, bias.texture, bias.bias, bias.nearer) == (6, 3 / 6, 1 / 6, 3 / 4, 5 / 6)
     assert bias.by_shape == {"cat": 2 / 3, "car": 1.0, "key": None}
-    assert bias_of(["cup"] * 6, conflicts).bias is None
+    assert bias_of([Answer("cup", False)] * 6, conflicts).bias is None
 
 
 def test_the_cues_of_a_file_are_in_its_name(tmp_path: Path) -> None:

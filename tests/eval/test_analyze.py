@@ -139,7 +139,9 @@ def test_cue_conflicts_are_answered_by_the_nearest_prompt(found: Path, place: Pa
         scores = encode_one_by_one(model, items, length) @ prompts.T
         answers = {i: classes[int(scores[i].argmax())] for i in kept}
         shape, texture = (sum(answers[i] == cues[i][cue] for i in kept) for cue in (0, 1))
+        nearer = [scores[i, classes.index(cues[i][0])] > scores[i, classes.index(cues[i][1])] for i in kept]
         bias = numbers(found, "cue-conflict")["lengths"][str(length)]
+        assert bias["nearer"] == pytest.approx(np.mean(nearer))
         assert bias["images"] == len(kept)
         assert (bias["shape"], bias["texture"]) == (pytest.approx(shape / len(kept)), pytest.approx(texture / len(kept)))
         assert bias["bias"] == (pytest.approx(shape / (shape + texture)) if shape + texture else None)
