@@ -89,10 +89,13 @@ def test_any_engine_and_micro_batch_trains_alike(
 
 
 @pytest.mark.parametrize(
-    ("objective", "world", "engine"), [("classification", 1, "torch"), ("pairs", 2, "zero1"), ("logits", 1, "torch")]
+    ("objective", "world", "engine"), [("classification", 1, "torch"), ("logits", 1, "torch"), ("pairs", 2, "zero1")]
 )
-def test_a_resumed_run_is_the_same_run(fit: Fit, recipes: dict[str, list[str]], objective: str, world: int, engine: str) -> None:
-    whole = fit(world, *recipes[objective], *ENGINES[engine], "train.save_every=10")
+def test_a_resumed_run_is_the_same_run(
+    fit: Fit, recipes: dict[str, list[str]], alone: dict[str, Trained], objective: str, world: int, engine: str
+) -> None:
+    """From the checkpoint that the recipe writes at step 10."""
+    whole = alone[objective] if engine == "torch" else fit(world, *recipes[objective], *ENGINES[engine])
     resumed = fit(world, *recipes[objective], *ENGINES[engine], f"train.resume={whole.checkpoint(10)}")
     assert resumed.timeless() == whole.timeless()[10:]
     assert resumed.samples == whole.samples[10:]
@@ -124,8 +127,9 @@ STILL = ["train.steps=4", "patch.seqhw=[4]", "distillation.seqhw=4", "optimizer.
 
 @pytest.mark.parametrize("kind", ["pairs", "logits"])
 def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(
-    fit: Fit, recipes: dict[str, list[str]], opinionated: Trained, reference: Trained, kind: str
+    fit: Fit, recipes: dict[str, list[str]], alone: dict[str, Trained], opinionated: Trained, reference: Trained, kind: str
 ) -> None:
+    """Another student of the same teacher has both."""
     teacher = opinionated if kind == "logits" else reference
     halves = ["image"] if kind == "logits" else ["image", "text"]
     start = [f"model.{half}.init={teacher.folder}" for half in halves]
@@ -133,8 +137,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(
     run = fit(1, *recipes[kind], *depth, *start, *STILL, "train.micro_batch_size=4")
     assert np.abs(run.column("loss")).max() < 1e-6
     assert run.column("grad_norm").max() < 1e-5
-    other = fit(1, *recipes[kind], *STILL)
-    assert other.column("grad_norm").min() > 1e-3
+    assert min(alone[kind].rows[0]["loss"], alone[kind].rows[0]["grad_norm"]) > 0.01
 
 
 def test_a_teacher_from_timm(fit: Fit, tmp_path: Path) -> None:
