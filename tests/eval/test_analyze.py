@@ -125,6 +125,7 @@ def test_an_ensemble_is_the_mean_of_its_lengths(found: Path, place: Path) -> Non
         assert ensemble["similarities"] == pytest.approx(slow_recall(texts @ mean.T, positive, 5), abs=1e-9)
         assert ensemble["gflops"] == pytest.approx(sum(gflops[str(length)] for length in ensemble["lengths"]))
         assert ensemble["gain"] == pytest.approx(ensemble["embeddings"] - ensemble["single"])
+    assert retrieval["mean_gain"] == pytest.approx(np.mean([e["gain"] for e in retrieval["ensembles"]]))
     assert [e["lengths"] for e in retrieval["ensembles"]] == [[2, 3], [2, 6], [3, 6], [2, 3, 6]]
 
 
