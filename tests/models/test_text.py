@@ -109,7 +109,7 @@ def test_trims_exactly_when_it_says_so(causal: bool, pad_mask: bool, pool: str) 
     tower = tiny(causal=causal, pad_mask=pad_mask, pool=pool)
     tokens = captions(3, 7, 4)
     difference = largest_difference(tower(trim_padding(tokens, PAD)), tower(tokens))
-    assert (difference < 1e-6) == tower.trims
+    assert (difference < 1e-5) == tower.trims
     assert tower.trims == (pool != "last" and (pad_mask or (causal and pool == "eos")))
 
 

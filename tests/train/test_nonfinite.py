@@ -23,6 +23,7 @@ Refuse = Callable[..., str]
 
 NAN = float("nan")
 QKV = "image_tower.blocks.0.attn.qkv.weight"
+MLP = "image_tower.blocks.0.mlp"
 SKIP = "train.on_nonfinite=skip"
 
 
@@ -85,8 +86,13 @@ def test_embeddings_are_named_by_step_length_and_tower(
 def test_gradients_are_named_by_tower_when_all_before_them_is_finite(
     refuse: Refuse, saved: Trained, tmp_path: Path, world: int, engine: str
 ) -> None:
-    """Queries and keys of 1e20 make a softmax of zeros and ones, and its gradient an Inf times zero."""
-    bad = spoil(saved.checkpoint(10), tmp_path / "bad", lambda weights: weights[QKV].mul_(1e20))
+    """GELU of 1e20 is 1e20 or 0; the formula of its gradient squares that, and an Inf times zero comes of it."""
+
+    def change(weights: dict[str, Tensor]) -> None:
+        weights[f"{MLP}.fc1.weight"].mul_(1e20)
+        weights[f"{MLP}.fc2.weight"].mul_(1e-20)  # what follows sees ordinary numbers
+
+    bad = spoil(saved.checkpoint(10), tmp_path / "bad", change)
     micro = ["train.micro_batch_size=2"] if world > 1 else []
     said = refuse(world, *ENGINES[engine], f"train.resume={bad}", *micro)
     assert ": gradients of the image tower are not finite;" in said
