@@ -163,8 +163,8 @@ def _sentence(each: TaskEnsembles) -> str:
     best = max(each.ensembles, key=lambda e: e.gain)
     noise = _standard_error(best.single, each.images)
     return (
-        f"{each.dataset}, {long_name(each.metric)}: ensembles are {100 * each.mean_gain:+.1f} points from one length at equal cost "
-        f"on average, {better} of {len(each.ensembles)} above it, the best ({'+'.join(map(str, best.lengths))}) by "
+        f"{each.dataset}, {long_name(each.metric)}: ensembles are {100 * each.mean_gain:+.1f} points from one length at equal "
+        f"cost on average, {better} of {len(each.ensembles)} above it, the best ({'+'.join(map(str, best.lengths))}) by "
         f"{100 * best.gain:+.1f}; a value has a standard error of {100 * noise:.1f} points."
     )
 
