@@ -1,4 +1,4 @@
-"""Lengths of training: `500`, `"3 epochs"`, `"2M samples"`, `"5%"` of the run, or `"10 minutes"` of wall clock."""
+"""Lengths of training: `500`, `"3 epochs"`, `"2M samples"`, `"5%"` of the run, `"10 minutes"` of wall clock, or `"30 TFLOPs"`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from flexiclip.errors import UserError
 
-Unit = Literal["steps", "epochs", "samples", "percent", "minutes"]
+Unit = Literal["steps", "epochs", "samples", "percent", "minutes", "TFLOPs"]
 
 _UNITS: dict[str, Unit] = {
     "": "steps",
@@ -26,6 +26,7 @@ _UNITS: dict[str, Unit] = {
     "minutes": "minutes",
     "min": "minutes",
 }
+_TERAS = {"gflops": 1e-3, "tflops": 1.0, "pflops": 1e3, "eflops": 1e6, "zflops": 1e9}
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _LONGEST = 1e15  # steps, samples, ...: whole numbers up to here are exact in a float, and no sum of them overflows
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
@@ -52,12 +53,12 @@ def parse_duration(text: str | int | float | Duration) -> Duration:
     suffix, unit = (match[2].lower(), match[3].lower()) if match else ("", "?")
     if suffix == "m" and unit in ("in", "inute", "inutes"):  # the m of minutes, not of a million
         suffix, unit = "", "m" + unit
-    if match is None or unit not in _UNITS:
+    if match is None or unit not in {**_UNITS, **_TERAS}:
         raise UserError(f"{text!r} is no duration: write 500, '3 epochs', '2M samples', '5%' or '10 minutes'")
-    value = float(match[1]) * _MULTIPLES[suffix]
+    value = float(match[1]) * _MULTIPLES[suffix] * _TERAS.get(unit, 1)
     if value > _LONGEST:
         raise UserError(f"{text!r} is no duration that ends: the longest is {_LONGEST:.0e}")
-    return Duration(value, _UNITS[unit])
+    return Duration(value, _UNITS.get(unit, "TFLOPs"))
 
 
 def to_steps(duration: Duration, *, batch: int, samples: int | None = None, total: int | None = None) -> int:
@@ -78,6 +79,7 @@ def to_steps(duration: Duration, *, batch: int, samples: int | None = None, tota
             why = {
                 "epochs": "the size of an epoch is unknown for a sequential source",
                 "percent": "train.steps itself cannot be a percentage",
+                "TFLOPs": "a number of FLOPs can stand only in train.steps",
             }.get(duration.unit, "a time cannot stand here, only for train.save_every")
             raise UserError(f"the duration '{duration}' cannot be turned into steps: {why}")
     return 0 if duration.value == 0 else max(1, math.ceil(steps - 1e-9))

@@ -23,7 +23,7 @@ def validate(config: Config) -> None:
 
 def _check_lengths(config: Config) -> None:
     valid = valid_seqhw(config.model.image.image_size)
-    used = {*config.patch.seqhw, *(config.eval.seqhw or ()), *(s for stage in config.patch.stages for s in stage.seqhw)}
+    used = {*config.patch.all_seqhw, *(config.eval.seqhw or ())}
     wrong = sorted(used - set(valid))
     if wrong:
         size = config.model.image.image_size

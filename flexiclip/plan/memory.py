@@ -27,7 +27,7 @@ from flexiclip.config.schema import ImageTowerConfig, TextTowerConfig
 from flexiclip.losses import GPU_TILE
 from flexiclip.models.variants import Shape
 from flexiclip.plan.states import FLOAT, Engine, States, block_weights, states
-from flexiclip.plan.towers import Model, open_blocks
+from flexiclip.plan.towers import Model
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool)
     size = 2 if config.train.precision == "bf16" else FLOAT
     section: ImageTowerConfig | TextTowerConfig = config.model.image if half == "image" else model.text_config
     shape, tokens = (model.image, model.image_tokens(seqhw)) if half == "image" else (model.text, model.caption_tokens)
-    opened = open_blocks(section)
+    opened = section.open_blocks
     blocks = shape.depth if opened is None else opened
     parts = []
     if opened is None:

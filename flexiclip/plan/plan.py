@@ -16,14 +16,15 @@ from functools import partial
 from flexiclip.config import Config
 from flexiclip.errors import UserError
 from flexiclip.models.flops import image_model_flops
-from flexiclip.plan.compute import loss_flops, pair_flops, text_is_cached
+from flexiclip.models.training_flops import text_is_cached
+from flexiclip.plan.compute import loss_flops
 from flexiclip.plan.hardware import USABLE_MEMORY, Device, device_of
 from flexiclip.plan.memory import Memory, step_memory
 from flexiclip.plan.result import Cluster, LengthPlan, Plan, StagePlan
 from flexiclip.plan.states import FLOAT, Engine, states
 from flexiclip.plan.towers import Model, build
 from flexiclip.plan.traffic import Collective, seconds, step_collectives
-from flexiclip.schedules import Horizon, SeqhwSchedule, micro_batches, pair_tokens, within_budget
+from flexiclip.schedules import TERA, Horizon, SeqhwSchedule, horizon_of, micro_batches, pair_tokens, within_budget
 
 
 def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> Plan:
@@ -34,7 +35,7 @@ def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> P
     model = build(replace(config, train=train))
     config = model.config
     engine = Engine.of(config.engine, cluster.world)
-    horizon = _horizon(config, samples)
+    horizon = _horizon(model, samples)
     shares = _shares(config, horizon or Horizon(1, config.train.global_batch_size, None))
     usable = USABLE_MEMORY * device.memory
     lengths = tuple(_length(model, engine, cluster, device, s, share) for s, share in shares.items())
@@ -56,6 +57,7 @@ def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> P
         mean_step_s=mean_step,
         images_per_s=config.train.global_batch_size / mean_step,
         steps=horizon.steps if horizon else None,
+        tflops=_tflops(lengths, horizon) if horizon else None,
         hours=horizon.steps * mean_step / 3600 if horizon else None,
         text_features_hours=first,
         notes=_notes(model, engine, horizon),
@@ -72,30 +74,29 @@ def _check(config: Config, cluster: Cluster) -> None:
         raise UserError(f"train.global_batch_size={batch} does not divide by the {world} ranks: {near} would")
 
 
-def _horizon(config: Config, samples: int | None) -> Horizon | None:
-    train = config.train
-    if train.steps.unit == "epochs" and samples is None:
-        if config.patch.stages:
-            raise UserError(f"train.steps={train.steps}: the stages of patch.stages need the size of an epoch; give --samples")
+def _horizon(model: Model, samples: int | None) -> Horizon | None:
+    """None: of a run in epochs of a size that is not known."""
+    config = model.config
+    steps, patch = config.train.steps, config.patch
+    if steps.unit == "epochs" and samples is None:
+        if patch.stages or patch.curriculum == "clipa":
+            raise UserError(f"train.steps={steps}: a curriculum needs the size of an epoch; give --samples")
         return None
-    return Horizon.of(train.steps, train.global_batch_size, samples)
+    return horizon_of(config, samples, _cost(config), lambda seqhw: model.pair_flops(seqhw).model)
 
 
 def _shares(config: Config, horizon: Horizon) -> dict[int, float]:
     """seqhw -> its share of the steps of the whole run, by the schedule that training draws from."""
-    schedule = SeqhwSchedule(config.patch, config.seed, horizon, partial(image_model_flops, config.model))
-    found: dict[int, float] = {}
-    starts = [stage.start for stage in schedule.stages if stage.start < horizon.steps]
-    for start, end in zip(starts, [*starts[1:], horizon.steps], strict=True):
-        for seqhw in sorted({*config.patch.seqhw, *(s for stage in config.patch.stages for s in stage.seqhw)}):
-            drawn = schedule.expected(start, _indicator(seqhw))
-            if drawn and end > start:
-                found[seqhw] = found.get(seqhw, 0.0) + drawn * (end - start) / horizon.steps
-    return dict(sorted(found.items()))
+    return SeqhwSchedule(config.patch, config.seed, horizon, _cost(config)).shares()
 
 
-def _indicator(seqhw: int) -> Callable[[int], float]:
-    return lambda drawn: float(drawn == seqhw)
+def _tflops(lengths: tuple[LengthPlan, ...], horizon: Horizon) -> float:
+    """Of the towers and projections in the whole run, without what gradient caching and recomputation do again."""
+    return horizon.steps * horizon.batch * sum(length.share * length.flops.model for length in lengths) / TERA
+
+
+def _cost(config: Config) -> Callable[[int], float]:
+    return partial(image_model_flops, config.model)
 
 
 def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqhw: int, share: float) -> LengthPlan:
@@ -103,7 +104,7 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
     local = train.global_batch_size // cluster.world
     micro = min(local, micro_batches(model.config, cluster.world)(seqhw))
     count = -(-local // micro)
-    flops = pair_flops(model, seqhw, count > 1, train.activation_checkpointing)
+    flops = model.pair_flops(seqhw, count > 1, train.activation_checkpointing)
     loss = loss_flops(model.config.loss.kind, local, cluster.world, model.config.model.embed_dim)
     peak, fp32 = device.peak(train.precision) * device.mfu, device.fp32_flops * device.mfu
     compute = local * flops.total / peak + loss / fp32
@@ -196,10 +197,10 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
 
 
 def _text_features_hours(model: Model, cluster: Cluster, device: Device, samples: int | None) -> float | None:
-    if samples is None or not text_is_cached(model):
+    if samples is None or not text_is_cached(model.config):
         return None
     peak = device.peak(model.config.train.precision) * device.mfu
-    return samples * model.text_flops().forward / (peak * cluster.world) / 3600
+    return samples * model.text_cost().tower.forward / (peak * cluster.world) / 3600
 
 
 def _notes(model: Model, engine: Engine, horizon: Horizon | None) -> tuple[str, ...]:

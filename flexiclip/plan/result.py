@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flexiclip.errors import UserError
-from flexiclip.plan.compute import PairFlops
+from flexiclip.models.training_flops import PairFlops
 from flexiclip.plan.hardware import Device
 from flexiclip.plan.memory import Memory
 from flexiclip.plan.towers import Parameters
@@ -87,6 +87,7 @@ class Plan:
     mean_step_s: float
     images_per_s: float
     steps: int | None
+    tflops: float | None  # of the towers, forward and backward, over the run; what train.steps="N TFLOPs" counts
     hours: float | None
     text_features_hours: float | None  # of a locked text tower, before the first step
     notes: tuple[str, ...]

@@ -73,7 +73,8 @@ def summary(plan: Plan) -> list[str]:
         f"({plan.images_per_s / plan.cluster.nodes:,.0f} a node to read and decode)"
     ]
     if plan.hours is not None:
-        lines.append(f"{plan.steps:,} steps: {plan.hours:,.3g} hours, {plan.hours * plan.cluster.world:,.4g} rank-hours")
+        hours = f"{plan.hours:,.3g} hours, {plan.hours * plan.cluster.world:,.4g} rank-hours"
+        lines.append(f"{plan.steps:,} steps: {plan.tflops:,.4g} TFLOPs, {hours}")
     if plan.text_features_hours is not None:
         lines.append(f"before the first step, features of the locked text tower: {plan.text_features_hours:.2g} hours")
     own = next(stage for stage in plan.stages if stage.own)

@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from flexiclip.bundle import fill_from_tokenizer
-from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig
+from flexiclip.config import Config, TextTowerConfig
 from flexiclip.config.schema import pair
 from flexiclip.data.tokenizers import build_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.flops import TowerFlops, foreign_shape, foreign_text_flops, image_flops, projection_flops, text_flops
+from flexiclip.models.flops import foreign_shape
 from flexiclip.models.text import build_text_tower
+from flexiclip.models.training_flops import PairFlops, TextCost, pair_flops, text_cost
 from flexiclip.models.variants import Shape, shape_of
 
 
@@ -57,21 +57,15 @@ class Model:
         """Length of the image tower's sequence."""
         return seqhw * seqhw + (self.config.model.image.pool == "tok")
 
-    def image_flops(self, seqhw: int) -> TowerFlops:
-        """Forward FLOPs of an image, projection left out."""
-        return image_flops(self.config.model.image, seqhw)
-
-    def text_flops(self) -> TowerFlops:
+    def text_cost(self) -> TextCost:
         """Forward FLOPs of a caption, projection left out."""
-        if self.text_config.kind == "transformer":
-            return text_flops(self.text_config, self.caption_tokens)
-        return foreign_text_flops(self.module.text_tower, self.caption_tokens)
+        cost = text_cost(self.config, self.module.text_tower)
+        assert cost is not None, "validate() refuses a recipe without a text tower"
+        return cost
 
-    def projection_flops(self, half: str) -> int:
-        """Forward FLOPs of one vector's projection."""
-        section = self.config.model.image if half == "image" else self.text_config
-        tower: nn.Module = getattr(self.module, f"{half}_tower")
-        return projection_flops(section, int(tower.width), self.config.model.embed_dim)  # type: ignore[arg-type]
+    def pair_flops(self, seqhw: int, several: bool = False, checkpointing: bool = False) -> PairFlops:
+        """Of a pair in a step; see training_flops.py."""
+        return pair_flops(self.config.model, self.text_cost(), seqhw, several=several, checkpointing=checkpointing)
 
     def pixels(self) -> int:
         """Values of an image."""
@@ -81,11 +75,6 @@ class Model:
     def total(self, what: str) -> int:
         """The sum of one field of Parameters over the parts."""
         return sum(getattr(part, what) for part in self.parts)
-
-
-def open_blocks(section: ImageTowerConfig | TextTowerConfig) -> int | None:
-    """Blocks that train in a locked tower, from its end; None: the whole tower trains."""
-    return section.unlock_last if section.lock else None
 
 
 def build(config: Config) -> Model:

@@ -61,7 +61,7 @@ def _loop(run: Run, recorder: Recorder, feed: Feed, stop: StopSignal) -> None:
 
 
 def _step(run: Run, recorder: Recorder, batch: Batch, clock: float, waited: float) -> None:
-    seqhw, lr = run.seqhw(run.step), run.lr(run.step)
+    seqhw, lr = run.course.seqhw(run.step), run.lr(run.step)
     outcome = run.stepper(Inputs.of(batch, run.ranks.device), seqhw, run.step, lr)
     run.step += 1
     if outcome.fault is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,13 +19,13 @@ from flexiclip.data.labels import Labels
 from flexiclip.data.loader import Batches, train_loader
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.models.flops import image_model_flops
-from flexiclip.schedules import Horizon, SeqhwSchedule, learning_rate, micro_batches
+from flexiclip.schedules import Horizon, learning_rate, micro_batches
 from flexiclip.train.checkpoints.checkpoint import Checkpoint
 from flexiclip.train.checkpoints.files import write_whole
 from flexiclip.train.checkpoints.resume import fetch_checkpoint, forget_fetched, run_store, shared
 from flexiclip.train.checkpoints.run_folder import check_one_recipe, enter_run_folder
 from flexiclip.train.checkpoints.stores import Store
+from flexiclip.train.course import Course
 from flexiclip.train.engines.blocks import prepare_blocks
 from flexiclip.train.engines.engine import Engine, TorchEngine
 from flexiclip.train.engines.optim import ScalarOptimizer
@@ -50,8 +49,7 @@ class Run:
     loaded: LoadedModel
     engine: Engine
     stepper: Stepper
-    horizon: Horizon
-    seqhw: SeqhwSchedule
+    course: Course
     lr: Callable[[int], float]
     sources: TrainSources | None
     data_order: str | None  # see data_order.py
@@ -60,6 +58,11 @@ class Run:
     step: int
     skips: Skips  # steps that updated nothing
     shadow: LoadedModel | None  # a second model to evaluate with, where the engine holds the first in shards
+
+    @property
+    def horizon(self) -> Horizon:
+        """How long the run is."""
+        return self.course.horizon
 
     def batches(self) -> Batches:
         """The batches of the steps that are left."""
@@ -104,7 +107,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         raise UserError(f"train.global_batch_size={config.train.global_batch_size} does not divide by the {ranks.world} ranks")
     config, teacher = resolve(config, ranks.device)
     sources = None if config.data.sequential else open_sources(data_of(config), config.seed, labels_of(config))
-    horizon = Horizon.of(config.train.steps, config.train.global_batch_size, sources.samples if sources else None)
+    course = Course.of(config, sources.samples if sources else None)
     order = data_order(sources)
     check_ranks_agree(order, ranks)
     folder = Path(config.run_dir)
@@ -143,9 +146,8 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         loaded=loaded,
         engine=engine,
         stepper=stepper,
-        horizon=horizon,
-        seqhw=SeqhwSchedule(config.patch, config.seed, horizon, partial(image_model_flops, loaded.config.model)),
-        lr=learning_rate(config.optimizer, horizon),
+        course=course,
+        lr=learning_rate(config.optimizer, course.horizon),
         sources=sources,
         data_order=order,
         store=store,

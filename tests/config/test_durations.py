@@ -29,6 +29,9 @@ FORMS = {
     "1 minute": (1, "minutes"),
     "3min": (3, "minutes"),
     ".5 min": (0.5, "minutes"),
+    "30 TFLOPs": (30, "TFLOPs"),
+    "250gflops": (0.25, "TFLOPs"),
+    "1e3 EFLOPs": (1e9, "TFLOPs"),
 }
 
 
@@ -47,7 +50,7 @@ def test_no_duration(text):
 
 @given(
     st.floats(0, 1e15, allow_nan=False),
-    st.sampled_from(["steps", "epochs", "samples", "percent", "minutes"]),
+    st.sampled_from(["steps", "epochs", "samples", "percent", "minutes", "TFLOPs"]),
 )
 def test_text_reads_back_to_the_same_duration(value, unit):
     duration = Duration(value, unit)
@@ -83,6 +86,7 @@ def test_a_third_of_the_run_is_not_rounded_up_by_float_error():
         ("1 epoch", "the size of an epoch is unknown"),
         ("5%", "cannot be a percentage"),
         ("10 minutes", "only for train.save_every"),
+        ("3 TFLOPs", "only in train.steps"),
     ],
 )
 def test_what_cannot_be_turned_into_steps_says_why(text, why):

@@ -17,6 +17,13 @@ BROKEN = {
     "patch.seqhw is empty": {"patch": {"seqhw": []}},
     "patch.weights has 2 numbers for 1 lengths": {"patch": {"seqhw": [5], "weights": [1, 2]}},
     "patch.weights=cheap: uniform, inverse_cost or a list": {"patch": {"weights": "cheap"}},
+    "patch.spread=3.0 must be above 0 and at most 2": {"patch": {"spread": 3}},
+    "patch.curriculum=clipa and patch.stages both order the lengths": {
+        "patch": {"curriculum": "clipa", "stages": [{"start": "50%", "seqhw": [5]}]}
+    },
+    "patch.curriculum=short_to_long needs two lengths": {
+        "patch": {"curriculum": "short_to_long", "seqhw": [5, 6], "weights": [0, 1]}
+    },
     "not all 0": {"patch": {"seqhw": [5, 6], "weights": [0, 0]}},
     "model.image.lock=true freezes a tower without weights": {"model": {"image": {"lock": True}}},
     "model.text.lock=true freezes a tower without weights": {"model": {"text": {"lock": True}}},

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig
 from flexiclip.models.flops import foreign_text_flops, text_flops
 from flexiclip.models.text import build_text_tower
-from flexiclip.plan.compute import loss_flops, pair_flops
+from flexiclip.plan.compute import loss_flops
 from flexiclip.plan.towers import build
 from flexiclip.train.engines.blocks import recompute_blocks
 from flexiclip.train.engines.engine import TorchEngine
@@ -69,7 +69,7 @@ def planned_step(config: Config, seqhw: int) -> int:
     model = build(config)
     train = config.train
     several = train.micro_batch_size is not None and train.micro_batch_size < train.global_batch_size
-    flops = pair_flops(model, seqhw, several, train.activation_checkpointing)
+    flops = model.pair_flops(seqhw, several, train.activation_checkpointing)
     rows = train.global_batch_size
     return rows * flops.total + loss_flops("softmax", rows, 1, config.model.embed_dim)
 

@@ -39,7 +39,7 @@ def save_and_train_on(*argv: str) -> None:
 
         def two_steps() -> None:
             for _ in range(2):
-                run.stepper(_inputs(run, next(batches)), run.seqhw(run.step), run.step, 1e-2)
+                run.stepper(_inputs(run, next(batches)), run.course.seqhw(run.step), run.step, 1e-2)
                 run.step += 1
 
         two_steps()

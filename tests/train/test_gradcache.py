@@ -111,7 +111,7 @@ def _dropout_rank(argv: list[str]) -> None:
         run = set_up(config, ranks, evaluates=False)
         states: list[Tensor] = []
         run.engine.towers.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
-        batch, seqhw = next(iter(run.batches())), run.seqhw(0)
+        batch, seqhw = next(iter(run.batches())), run.course.seqhw(0)
         outcome = run.stepper(Inputs(batch.images, batch.tokens, batch.caption_ids), seqhw, 0, 1e-12)
 
         first, second = states[: len(states) // 2], states[len(states) // 2 :]

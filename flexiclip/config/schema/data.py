@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from flexiclip.config.durations import Duration
+from flexiclip.config.durations import Duration, parse_duration
 from flexiclip.config.schema.checks import positive, require
 
 
@@ -68,10 +69,27 @@ class PatchConfig:
     seqhw: tuple[int, ...] = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
     weights: str | tuple[float, ...] = "uniform"  # uniform | inverse_cost | one number a length
     stages: tuple[PatchStage, ...] = ()  # later stages override the two keys above from their start on
+    # Or a curriculum by name. The first two draw from a window that moves over the lengths: each is drawn as often as `weights`
+    # says, in another order. clipa: the shorter half of the lengths, and at the end the longer half (arXiv 2305.07017).
+    curriculum: Literal["none", "short_to_long", "long_to_short", "clipa"] = "none"
+    spread: float = 1.0  # of the window: the part of the lengths that it covers, by weight; 2 covers all of them at any time
+    finish: Duration = parse_duration("5%")  # of clipa: how long the longer half is trained
 
     def __post_init__(self) -> None:
         for seqhw, weights in [(self.seqhw, self.weights), *((s.seqhw, s.weights) for s in self.stages)]:
             _check_lengths(seqhw, weights)
+        require(0 < self.spread <= 2, f"patch.spread={self.spread} must be above 0 and at most 2")
+        if self.curriculum == "none":
+            return
+        require(not self.stages, f"patch.curriculum={self.curriculum} and patch.stages both order the lengths: give one of them")
+        weights = (1.0,) * len(self.seqhw) if isinstance(self.weights, str) else self.weights
+        drawn = {seqhw for seqhw, weight in zip(self.seqhw, weights, strict=True) if weight}
+        require(len(drawn) > 1, f"patch.curriculum={self.curriculum} needs two lengths in patch.seqhw that have a weight")
+
+    @property
+    def all_seqhw(self) -> list[int]:
+        """Every length that may be drawn at some time."""
+        return sorted({*self.seqhw, *(s for stage in self.stages for s in stage.seqhw)})
 
 
 def _check_lengths(seqhw: tuple[int, ...], weights: str | tuple[float, ...]) -> None:

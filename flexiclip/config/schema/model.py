@@ -19,6 +19,11 @@ class _Lockable:
         """Whether the whole tower is locked."""
         return self.lock and self.unlock_last == 0
 
+    @property
+    def open_blocks(self) -> int | None:
+        """Blocks that train in a locked tower, from its end; None: the whole tower trains."""
+        return self.unlock_last if self.lock else None
+
 
 @dataclass(frozen=True)
 class ImageTowerConfig(_Lockable):

@@ -13,6 +13,7 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.config import to_dict
 from flexiclip.data.batch import Batch
 from flexiclip.errors import RunError, UserError
+from flexiclip.schedules import TERA
 from flexiclip.train.checkpoints.checkpoint import Facts, Snapshot
 from flexiclip.train.checkpoints.writer import CheckpointWriter, Keep
 from flexiclip.train.records.bad_samples import BadShare
@@ -42,6 +43,7 @@ class Recorder:
         self._bad_share, self._start = BadShare(run.config.data.max_bad_fraction), run.step
         self._name_damaged()
         self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
+        self._flops = run.course.flops(range(run.step))  # drawn again: a checkpoint holds the step alone
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Recorder:
@@ -62,6 +64,7 @@ class Recorder:
         """Take in a finished step; write a row every train.log_every steps. Collective."""
         run = self.run
         self._times.append((data_s, step_s))
+        self._flops += run.course.flops(range(run.step - 1, run.step))
         self._bad += batch.bad
         self.progress.seen(int(values["seqhw"]), values["loss"])
         if run.config.train.log_samples:
@@ -167,6 +170,7 @@ class Recorder:
         row |= {name: _item(p) for name, p in zip(("logit_scale", "logit_bias"), run.stepper.scalars.scalars, strict=False)}
         row |= {"skipped": run.skips.total} if run.config.train.on_nonfinite == "skip" else {}
         row |= {"epoch": run.step * batch / samples} if samples else {}
+        row |= {"tflops": self._flops / TERA} if self._flops else {}
         return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}
 
 

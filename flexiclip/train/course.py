@@ -1,0 +1,42 @@
+"""The course of a run, known before its first step: how many steps, of which lengths, and the FLOPs that each takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from flexiclip.config import Config
+from flexiclip.errors import UserError
+from flexiclip.models.flops import image_model_flops
+from flexiclip.models.training_flops import pair_flops, text_cost
+from flexiclip.schedules import Horizon, SeqhwSchedule, horizon_of
+
+
+@dataclass(frozen=True)
+class Course:
+    """The steps of a run."""
+
+    horizon: Horizon
+    seqhw: SeqhwSchedule
+    pair_flops: dict[int, int] | None
+    """seqhw -> FLOPs of training on a pair; None where those of a text tower of another library cannot be counted."""
+
+    @classmethod
+    def of(cls, config: Config, samples: int | None) -> Course:
+        """Of a recipe. samples: of an epoch, None where unknown. Raises UserError where train.steps says no number of steps."""
+        cost = partial(image_model_flops, config.model)
+        try:
+            text = text_cost(config)
+            flops = {seqhw: pair_flops(config.model, text, seqhw).model for seqhw in config.patch.all_seqhw}
+        except UserError:
+            if config.train.steps.unit == "TFLOPs":
+                raise
+            flops = None
+        horizon = horizon_of(config, samples, cost, (flops or {}).__getitem__)
+        return cls(horizon, SeqhwSchedule(config.patch, config.seed, horizon, cost), flops)
+
+    def flops(self, steps: range) -> int:
+        """What those steps (from 0) take, over all ranks; 0 where it cannot be counted."""
+        if self.pair_flops is None:
+            return 0
+        return self.horizon.batch * sum(self.pair_flops[self.seqhw(step)] for step in steps)
