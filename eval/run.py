@@ -18,12 +18,25 @@ from flexiclip.config import to_dict
 from flexiclip.errors import UserError
 
 from .choices.cascade import CascadeCurve, cascade_pair, priced
+from .choices.front import fronts
 from .choices.length import TOLERANCE, Budget, check_tolerance, choose
 from .data.splits import Splits, open_splits
+from .embeddings.embed import embedding_width, evaluating
 from .embeddings.ranks import rank_and_world
 from .embeddings.store import EmbeddingStore
 from .models import open_model
-from .models.protocol import EvalModel, choose_lengths, geometry, has_text, head_classes, is_fixed, model_names, trained_lengths
+from .models.protocol import (
+    EvalModel,
+    Length,
+    Width,
+    choose_lengths,
+    geometry,
+    has_text,
+    head_classes,
+    is_fixed,
+    model_names,
+    trained_lengths,
+)
 from .progress import silent, watch
 from .report.gallery import Gallery
 from .report.table import ModelInfo, Report
@@ -50,6 +63,7 @@ def evaluate_suites(
     tolerance: float = TOLERANCE,
     budget: Budget | None = None,
     cascade: tuple[int, int] | None = None,
+    widths: Sequence[int] = (),
 ) -> list[Row]:
     """Score models on suites (names or files); on rank 0 print a table and, given `output`, write the files of report/.
 
@@ -58,6 +72,7 @@ def evaluate_suites(
     models one of a single length keeps its own. command: the line shown in the report, default this process's own. workers:
     threads that decode. embeddings: a folder where they are kept, and read by the next evaluation of the same model and images.
     tolerance, budget: of the lengths chosen (choices/length.py). cascade: its two lengths (choices/cascade.py), default the ends.
+    widths: of prefixes of the embeddings, which are scored beside the whole ones as if they were other models, without cascades.
     """
     from .report.files import write_report
     from .report.terminal import print_report
@@ -68,10 +83,11 @@ def evaluate_suites(
     if seqhw and cascade:
         cascade_pair(seqhw, cascade)
     report, gallery = Report(command=command or shlex.join(sys.argv)), Gallery()
-    plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade)
+    plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade, widths)
     for model in models:
         _score_model(model, plan, report, gallery)
     report.choices = choose(report.rows, tolerance=tolerance, budget=budget)
+    report.fronts = fronts(report.rows)
     if rank_and_world()[0] == 0:
         print_report(report)
         if output is not None:
@@ -91,26 +107,41 @@ class _Plan:
     workers: int
     embeddings: Path | None
     cascade: tuple[int, int] | None
+    widths: Sequence[int]
 
 
 def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report, gallery: Gallery) -> None:
     """Add the rows of one model. A model that is opened here is let go at the end, so that two are never held."""
     source, loaded = (model, open_model(model, str(plan.device))) if isinstance(model, str) else model
     _require_text(loaded, source, plan.datasets)
-    report.models.append(_model_info(source, loaded))
     lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
-    pair = cascade_pair(lengths, plan.cascade) if len(lengths) > 1 else None
+    widths = _widths(loaded, source, plan, lengths[0])
+    report.models += [_model_info(source, loaded, width) for width in widths]
+    pair = cascade_pair(lengths, plan.cascade) if len(lengths) > 1 and not plan.widths else None
     opened = [open_splits(dataset, loaded.transform, workers=plan.workers, cache_bytes=0) for dataset in plan.datasets]
     store = None if plan.embeddings is None else EmbeddingStore(plan.embeddings, loaded)
     main = rank_and_world()[0] == 0
     for dataset, splits in zip(plan.datasets, opened, strict=True):
         seen = watch(f"{source} · {dataset.name}") if main else silent
-        for score in score_tasks(loaded, splits, lengths, plan.batch_size, plan.device, seen, store, pair):
+        for score in score_tasks(loaded, splits, lengths, plan.batch_size, plan.device, seen, store, pair, widths):
             report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
             if pair and score.reranked:
                 report.cascades.append(_curve(loaded, source, score, pair))
         report.add_bad_samples(splits.bad_samples())
         gallery.add(map(dataset.row_name, dataset.tasks), dataset, splits.images.gather()[0])
+
+
+def _widths(loaded: EvalModel, source: str, plan: _Plan, length: Length) -> list[Width]:
+    """Those that are asked for and that of the whole embeddings, which a model of another library says only in these."""
+    if not plan.widths:
+        return [None]
+    if head_classes(loaded) is not None:
+        raise UserError(f"--widths: {source} is a classifier, whose outputs are its classes; leave the option out")
+    with evaluating(loaded.model):
+        whole = embedding_width(loaded, length, plan.device)
+    if not 1 <= min(plan.widths) <= max(plan.widths) <= whole:
+        raise UserError(f"--widths {','.join(map(str, plan.widths))}: the embeddings of {source} have {whole} columns")
+    return [*sorted({*plan.widths, whole})]
 
 
 def make_evaluators(
@@ -162,9 +193,9 @@ def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConf
         )
 
 
-def _model_info(source: str, loaded: EvalModel) -> ModelInfo:
+def _model_info(source: str, loaded: EvalModel, width: Width) -> ModelInfo:
     config = to_dict(loaded.config) if loaded.config is not None else {}
-    return ModelInfo(*model_names(loaded, source), config, trained_lengths(loaded))
+    return ModelInfo(*model_names(loaded, source), config, trained_lengths(loaded), width)
 
 
 def _curve(loaded: EvalModel, source: str, score: Score, pair: tuple[int, int]) -> CascadeCurve:
@@ -190,4 +221,5 @@ def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: Score) -
         image_size=there.image_size,
         gflops=there.gflops,
         images_per_s=score.images_per_s,
+        width=score.width,
     )

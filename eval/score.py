@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,15 +14,17 @@ from .choices.cascade import Reranked
 from .data.images import ImageBlock, Record
 from .data.splits import Splits
 from .embeddings.embed import embed_images, evaluating
-from .embeddings.prompts import embed_texts
+from .embeddings.prompts import embed_texts, unit_rows
 from .embeddings.store import EmbeddingStore, Kept
-from .models.protocol import EvalModel, Length, head_classes
+from .models.protocol import EvalModel, Length, Width, head_classes
 from .progress import Watch, silent
 from .rows import TaskInfo
 from .tasks.base import Context, Prepared, Result
 from .tasks.registry import TASKS
 
 Embedded = tuple[dict[Length, Tensor], dict[Length, float | None]]  # unit rows [N, D] and images/s by length
+
+EmbedTexts = Callable[[Sequence[str]], Tensor]  # texts -> unit rows [T, D]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Score:
 
     info: TaskInfo
     length: Length
+    width: Width
     result: Result
     n: int
     images_per_s: float | None
@@ -45,19 +49,21 @@ def score_tasks(
     seen: Watch = silent,
     store: EmbeddingStore | None = None,
     pair: tuple[int, int] | None = None,
+    widths: Sequence[Width] = (None,),
 ) -> Iterator[Score]:
-    """The scores of every task and length of one data set, from one pass over its images, or none where the store has them.
+    """The scores of every task, width and length of a data set, from one pass over its images, or none where the store has them.
 
-    pair: the lengths of a cascade, if there is one.
+    pair: the lengths of a cascade, if there is one. widths: of the embeddings that are compared.
     """
-    for prepared, images, taught in prepare_tasks(loaded, splits, lengths, batch_size, device, seen, store):
+    for prepared, images, taught in prepare_tasks(loaded, splits, lengths, batch_size, device, seen, store, widths):
         for length in lengths:
             image_z = images.rows[length].to(device)
             reranked: list[Reranked] = []
             if pair and prepared.rerank and length == pair[1]:
                 reranked = prepared.rerank(images.rows[pair[0]].to(device), image_z)
             result = prepared.measure(image_z, taught.rows[length].to(device) if taught else image_z[:0])
-            yield Score(prepared.info, length, result, len(images.records), images.speeds[length], tuple(reranked))
+            speed = images.speeds[length]
+            yield Score(prepared.info, length, images.width, result, len(images.records), speed, tuple(reranked))
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,11 @@ class EmbeddedSplit:
     records: list[Record]
     rows: dict[Length, Tensor]
     speeds: dict[Length, float | None]
+    width: Width = None
+
+    def narrow(self, width: Width) -> EmbeddedSplit:
+        """The same with the first `width` columns of its rows."""
+        return self if width is None else replace(self, rows={at: _prefix(z, width) for at, z in self.rows.items()}, width=width)
 
 
 def prepare_tasks(
@@ -77,17 +88,41 @@ def prepare_tasks(
     device: torch.device,
     seen: Watch = silent,
     store: EmbeddingStore | None = None,
+    widths: Sequence[Width] = (None,),
 ) -> Iterator[tuple[Prepared, EmbeddedSplit, EmbeddedSplit | None]]:
-    """(a task, the embedded images, the training split if a task trains) for every task of one data set, after one pass."""
+    """(a task, the images' embeddings, the training split's if a task trains) for every task and width, after one pass."""
     with evaluating(loaded.model):
         embed = partial(_embed, loaded, lengths=lengths, batch_size=batch_size, device=device, seen=seen, store=store)
         taught = embed(splits.training) if splits.training is not None else None
         images = embed(splits.images)
-        texts = partial(embed_texts, loaded, batch_size=batch_size, device=device, store=store)
-        for task in splits.config.tasks:
+        texts = _asked_once(partial(embed_texts, loaded, batch_size=batch_size, device=device, store=store))
+        for task, width in itertools.product(splits.config.tasks, widths):
+            embed_task = _narrowed(texts, width)
             training = taught.records if taught else ()
-            context = Context(splits.config, task, images.records, texts, head_classes(loaded), training)
-            yield TASKS[task.kind](context), images, taught
+            context = Context(splits.config, task, images.records, embed_task, head_classes(loaded), training)
+            yield TASKS[task.kind](context), images.narrow(width), taught.narrow(width) if taught else None
+
+
+def _prefix(z: Tensor, width: Width) -> Tensor:
+    """The first `width` columns of unit rows, as unit rows; None: all of them."""
+    return z if width is None else unit_rows(z[:, :width])
+
+
+def _narrowed(embed: EmbedTexts, width: Width) -> EmbedTexts:
+    return lambda texts: _prefix(embed(texts), width)
+
+
+def _asked_once(embed: EmbedTexts) -> EmbedTexts:
+    """`embed`, which remembers what it was asked for last: a task asks for the same texts at every width."""
+    last: tuple[Sequence[str], Tensor] | None = None
+
+    def once(texts: Sequence[str]) -> Tensor:
+        nonlocal last
+        if last is None or list(last[0]) != list(texts):
+            last = texts, embed(texts)
+        return last[1]
+
+    return once
 
 
 def _embed(

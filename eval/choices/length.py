@@ -50,6 +50,7 @@ class Choice:
     value: float | None = None  # of the metric, in 0..1
     gflops: float | None = None  # of one image
     ms: float | None = None  # an image takes, in this evaluation's batches
+    width: int | None = None  # of the embeddings, see Row
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def choose(rows: Sequence[Row], *, tolerance: float = TOLERANCE, budget: Budget 
     tolerance: points of the primary metric below the best that are still good enough. Raises UserError for a negative one.
     """
     check_tolerance(tolerance)
-    curves: dict[tuple[str, str, str, str], list[Row]] = {}
+    curves: dict[tuple[str, str, str, str, int | None], list[Row]] = {}
     for row in rows:
         if row.seqhw is not None:  # a length without a number has no neighbours to choose from
-            curves.setdefault((row.dataset, row.task, row.model, row.pretrained), []).append(row)
+            curves.setdefault((row.dataset, row.task, row.model, row.pretrained, row.width), []).append(row)
     choices = []
     for curve in curves.values():
         if len(curve) > 1:
@@ -137,7 +138,9 @@ def _choice(curve: Sequence[Row], chosen: Row | None, rule: str) -> Choice:
     best = max(curve, key=lambda row: (row.metrics[metric], -(row.seqhw or 0)))
     assert best.seqhw is not None, "a curve has lengths"
     whole = (first.dataset, first.task, first.model, first.pretrained, metric, rule, best.seqhw, best.metrics[metric])
-    return Choice(*whole, chosen.seqhw, chosen.metrics[metric], chosen.gflops, _ms(chosen)) if chosen else Choice(*whole)
+    if chosen is None:
+        return Choice(*whole, width=first.width)
+    return Choice(*whole, chosen.seqhw, chosen.metrics[metric], chosen.gflops, _ms(chosen), first.width)
 
 
 def _ms(row: Row) -> float | None:

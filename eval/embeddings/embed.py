@@ -55,6 +55,12 @@ def embed_images(
     return embeddings, {length: _total([speed[length] for speed in speeds]) for length in lengths}
 
 
+def embedding_width(loaded: EvalModel, length: Length, device: torch.device) -> int:
+    """Columns of the image embeddings, from a blank image."""
+    with torch.no_grad():
+        return int(loaded.model.encode_image(to_device(loaded, torch.empty(0), device), seqhw=length).shape[1])
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for every module, and each module's own mode back afterwards (a locked tower stays in evaluation)."""

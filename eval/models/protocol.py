@@ -28,6 +28,9 @@ OPEN_CLIP = "open_clip:"
 Length = int | None
 """A seqhw; None: the model's own, for a model that has but one and does not name it."""
 
+Width = int | None
+"""Columns of the embeddings that are compared, the first ones; None: all."""
+
 
 class EvalModel(Protocol):
     """Attributes are read, never set. config is None for a foreign model, which is then scored at its one length."""

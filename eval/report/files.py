@@ -2,7 +2,7 @@
 
 OUTPUT/results.json   a list of rows (table.Row)       OUTPUT/rows/*.json   one row a file: `clip_benchmark build OUTPUT/rows`
 OUTPUT/results.csv    the same, a metric a column      OUTPUT/*.png         each task against tokens and GFLOPs
-OUTPUT/report.json    command, models, tasks, choices, cascades, bad samples
+OUTPUT/report.json    command, models, tasks, choices, cascades, fronts of length and width, bad samples
 OUTPUT/details.json   one object a row: recall of each class, what sampled captions found
 OUTPUT/report.html    all of it on one page that loads nothing
 """
@@ -54,11 +54,13 @@ def write_report(report: Report, output: Path, gallery: Gallery | None = None) -
 
 def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
     """A task's PNGs: against the tokens, against GFLOPs, and its cascades; fewer where a model does not say what it costs."""
-    from .plots import plot_cascades, plot_task, save
+    from .plots import plot_cascades, plot_front, plot_task, save
 
     runs = runs_of(report, task)
     cascades = {label_of(c): c for c in report.cascades if (c.dataset, c.task) == (task.dataset, task.task)}
     figures = {"": plot_task(runs, task), "_gflops": plot_task(runs, task, "gflops")}
+    front = next((front for front in report.fronts if (front.dataset, front.task) == (task.dataset, task.task)), None)
+    figures["_front"] = None if front is None else plot_front(front, runs)
     if cascades:
         figures["_cascade"] = plot_cascades(cascades, runs, primary_metric(runs[next(iter(cascades))][0]))
     files = []
@@ -95,7 +97,7 @@ def read_rows(path: Path) -> list[Row]:
     file = path / "results.json" if path.is_dir() else path
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        return [Row(**{field.name: row[field.name] for field in dataclasses.fields(Row)}) for row in data]
+        return [Row(**{field.name: row[field.name] for field in dataclasses.fields(Row) if field.name in row}) for row in data]
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; give the results.json of `flexiclip eval --output`") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..choices.cascade import CascadeCurve
+from ..choices.front import Front
 from ..rows import Row, TaskInfo
 from .drawing import INK, Against, chance_line, curve, finish, frames, legend, look, place
 from .names import brief, family_of, is_share, long_name
@@ -87,6 +88,25 @@ def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str)
     axis.set_xlabel("GFLOPs a gallery image, all captions asked once")
     axis.set_ylabel(long_name(metric))
     axis.set_title(f"{next(iter(cascades.values())).dataset} · cascade", loc="left", weight="bold", pad=10)
+    legend(axis, 1)
+    return figure
+
+
+def plot_front(front: Front, runs: Runs) -> Figure:
+    """A metric against GFLOPs, a curve for each model and width; what the front beats is hollow."""
+    figure, (axis,) = frames(1)
+    best = {(p.model, p.pretrained, p.width, p.seqhw) for p in front.points}
+    for i, (label, rows) in enumerate(runs.items()):
+        known = [row for row in rows if row.width is not None and row.gflops is not None]
+        colour, marker = look(i)
+        curve(axis, known, front.metric, "gflops", i, label)
+        beaten = [row for row in known if (row.model, row.pretrained, row.width, row.seqhw) not in best]
+        style: Any = {"color": colour, "markerfacecolor": "white", "markersize": 5.5, "zorder": 4, "clip_on": False}
+        axis.plot([row.gflops or 0 for row in beaten], [row.metrics[front.metric] for row in beaten], marker, **style)
+    finish(axis, [row for rows in runs.values() for row in rows], "gflops")
+    axis.set_ylabel(long_name(front.metric))
+    title = f"{front.dataset} · length and width\nfilled: nothing is as good for fewer GFLOPs and columns"
+    axis.set_title(title, loc="left", fontsize=10, pad=10)
     legend(axis, 1)
     return figure
 

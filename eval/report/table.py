@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..choices.cascade import CascadeCurve
+from ..choices.front import Front
 from ..choices.length import Choice
 from ..rows import Row, TaskInfo
 
@@ -18,6 +19,7 @@ class ModelInfo:
     pretrained: str
     config: dict[str, Any] = field(default_factory=dict)  # resolved; {} for a foreign model
     trained_seqhw: tuple[int, ...] = ()
+    width: int | None = None  # of its embeddings, where prefixes of them are scored too
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Report:
     details: list[dict[str, Any]] = field(default_factory=list)  # one a row, see tasks/base.py Result
     choices: list[Choice] = field(default_factory=list)
     cascades: list[CascadeCurve] = field(default_factory=list)
+    fronts: list[Front] = field(default_factory=list)
 
     def add(self, row: Row, task: TaskInfo, details: dict[str, Any]) -> None:
         """One more row, and its task where it is new."""
@@ -59,8 +62,10 @@ def runs_of(report: Report, task: TaskInfo) -> dict[str, list[Row]]:
 
 
 def label_of(named: Row | ModelInfo | Choice | CascadeCurve) -> str:
-    """A model's name for a reader."""
-    return f"{named.model} {named.pretrained}".strip()
+    """A model's name for a reader; the width of its embeddings ends it, where several are scored."""
+    name = f"{named.model} {named.pretrained}".strip()
+    width = None if isinstance(named, CascadeCurve) else named.width
+    return name if width is None else f"{name} [:{width}]"
 
 
 def cells(row: Row) -> list[str]:

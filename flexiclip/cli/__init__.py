@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", nargs="+", help="model folders, open_clip:NAME[/PRETRAINED], others' folders; A+pi flexes A")
     sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
     sub.add_argument("--seqhw", type=_lengths, help="grid sides, for example 5,8,15; default: those of the training")
+    sub.add_argument("--widths", type=_lengths, default=(), help="of prefixes of the embeddings, for example 64,128; scored too")
     sub.add_argument("--output", type=Path, help="folder for results.json, results.csv, plots and report.html")
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
     sub.add_argument("--batch-size", type=int, default=128)
@@ -200,6 +201,7 @@ def _eval(arguments: argparse.Namespace) -> None:
             tolerance=arguments.tolerance,
             budget=parse_budget(arguments.budget) if arguments.budget is not None else None,
             cascade=parse_cascade(arguments.cascade) if arguments.cascade is not None else None,
+            widths=arguments.widths,
         )
 
 

@@ -19,6 +19,7 @@ def validate(config: Config) -> None:
     _check_locks(config)
     _check_batch(config)
     _check_offload(config)
+    _check_widths(config)
 
 
 def _check_lengths(config: Config) -> None:
@@ -51,6 +52,14 @@ def _check_objective(config: Config) -> None:
         _check_classification(config)
     if objective == "distillation":
         _check_distillation(config)
+
+
+def _check_widths(config: Config) -> None:
+    widths, columns = config.loss.widths, config.model.embed_dim
+    if widths and config.objective != "contrastive":
+        raise UserError(f"loss.widths={list(widths)} are of objective=contrastive: leave them out")
+    if max(widths, default=0) > columns:
+        raise UserError(f"loss.widths={list(widths)}: the embeddings have {columns} columns (model.embed_dim)")
 
 
 def _check_classification(config: Config) -> None:

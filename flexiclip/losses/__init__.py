@@ -3,6 +3,7 @@
 from flexiclip.losses.classification import CROSS_ENTROPIES, sigmoid_xent, softmax_xent
 from flexiclip.losses.contrastive import CPU_TILE, GPU_TILE, LOSSES, sigmoid_loss, softmax_loss
 from flexiclip.losses.distillation import classifier_kl, cosine_distance, kl_rows, similarity_kl
+from flexiclip.losses.matryoshka import nested_loss
 
 __all__ = [
     "CPU_TILE",
@@ -12,6 +13,7 @@ __all__ = [
     "classifier_kl",
     "cosine_distance",
     "kl_rows",
+    "nested_loss",
     "sigmoid_loss",
     "sigmoid_xent",
     "similarity_kl",

@@ -5,7 +5,10 @@ Source: the code. Those of the towers stand in models/training_flops.py.
 
 from __future__ import annotations
 
+from flexiclip.config import Config
 
-def loss_flops(kind: str, local: int, world: int, embed_dim: int) -> int:
-    """Of the loss on one rank: `local` images against all captions."""
-    return (8 if kind == "softmax" else 6) * local * (local * world) * embed_dim
+
+def loss_flops(config: Config, local: int, world: int) -> int:
+    """Of the loss on one rank: `local` images against all captions, at every width that it is taken of."""
+    products = 8 if config.loss.kind == "softmax" else 6
+    return products * local * (local * world) * sum(config.loss.all_widths(config.model.embed_dim))

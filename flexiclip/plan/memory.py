@@ -148,8 +148,8 @@ def _projection(model: Model, half: str, micro: int, size: int) -> Part:
 
 
 def _embeddings(model: Model, local: int) -> int:
-    """Both halves of the rank's rows, joined, and their gradients."""
-    return 2 * 2 * FLOAT * local * model.config.model.embed_dim
+    """Both halves of the rank's rows, joined, and their gradients; at every width that the loss is taken of."""
+    return 2 * 2 * FLOAT * local * sum(model.config.loss.all_widths(model.config.model.embed_dim))
 
 
 def _loss(model: Model, local: int) -> int:

@@ -105,7 +105,7 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
     micro = min(local, micro_batches(model.config, cluster.world)(seqhw))
     count = -(-local // micro)
     flops = model.pair_flops(seqhw, count > 1, train.activation_checkpointing)
-    loss = loss_flops(model.config.loss.kind, local, cluster.world, model.config.model.embed_dim)
+    loss = loss_flops(model.config, local, cluster.world)
     peak, fp32 = device.peak(train.precision) * device.mfu, device.fp32_flops * device.mfu
     compute = local * flops.total / peak + loss / fp32
     collectives = step_collectives(model, engine, count)

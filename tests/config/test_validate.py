@@ -61,6 +61,8 @@ BROKEN = {
     "engine.offload=optimizer is ZeRO's: set engine.kind=deepspeed": {"engine": {"kind": "torch", "offload": "optimizer"}},
     "engine.offload=parameters is ZeRO's: set": {"engine": {"zero_stage": 0, "offload": "parameters"}},
     "engine.offload=parameters needs engine.zero_stage=3, not 2": {"engine": {"zero_stage": 2, "offload": "parameters"}},
+    "loss.widths=(0, 8) must be positive": {"loss": {"widths": [0, 8]}},
+    "loss.widths=[64, 513]: the embeddings have 512 columns (model.embed_dim)": {"loss": {"widths": [64, 513]}},
     "train.steps=0 must be positive": {"train": {"steps": 0}},
     "train.log_every=0% must be positive": {"train": {"log_every": "0%"}},
     "train.keep_every=0 must be positive": {"train": {"keep_every": 0}},

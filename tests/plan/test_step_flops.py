@@ -15,7 +15,7 @@ from plan_kit import ALONE, IMAGE, TEXT, config_of, inputs, real_model, stepper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig
+from flexiclip.config import Config, ImageTowerConfig, LossConfig, TextTowerConfig
 from flexiclip.models.flops import foreign_text_flops, text_flops
 from flexiclip.models.text import build_text_tower
 from flexiclip.plan.compute import loss_flops
@@ -71,7 +71,7 @@ def planned_step(config: Config, seqhw: int) -> int:
     several = train.micro_batch_size is not None and train.micro_batch_size < train.global_batch_size
     flops = model.pair_flops(seqhw, several, train.activation_checkpointing)
     rows = train.global_batch_size
-    return rows * flops.total + loss_flops("softmax", rows, 1, config.model.embed_dim)
+    return rows * flops.total + loss_flops(config, rows, 1)
 
 
 def locked(section: Any, unlock_last: int = 0) -> Any:
@@ -90,6 +90,7 @@ CASES: dict[str, Config] = {
     "last blocks": config_of(locked(IMAGE, 1), locked(TEXT, 1)),
     "last blocks, attention pool": config_of(locked(replace(IMAGE, pool="map"), 2)),
     "gradient cache": config_of(micro_batch_size=2),
+    "Matryoshka": replace(config_of(), loss=LossConfig(widths=(8, 16))),
     "gradient cache, image locked": config_of(locked(IMAGE), micro_batch_size=2),
     "gradient cache, last blocks": config_of(locked(IMAGE, 2), micro_batch_size=2),
     "recomputed": config_of(activation_checkpointing=True),

@@ -15,6 +15,14 @@ class LossConfig:
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
     mask_identical: bool = False  # a caption that stands twice in the global batch is not its twin's negative
+    widths: tuple[int, ...] = ()  # Matryoshka (arXiv 2205.13147): the first so many columns of the embeddings have the loss too
+
+    def __post_init__(self) -> None:
+        positive("loss", self, "widths")
+
+    def all_widths(self, embed_dim: int) -> list[int]:
+        """Of the embeddings that the loss is taken of: the whole one's is among them."""
+        return sorted({*self.widths, embed_dim})
 
 
 @dataclass(frozen=True)

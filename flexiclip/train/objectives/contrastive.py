@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flexiclip.config import LossConfig
-from flexiclip.losses import LOSSES
+from flexiclip.losses import LOSSES, nested_loss
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.train.engines.towers import LockedTowers, Tensors, TextFeatures, Towers
 from flexiclip.train.objectives.base import Inputs, Micro
@@ -18,7 +18,7 @@ class Contrastive:
         """text_features: of a locked text tower, computed beforehand."""
         self.towers, self.scalars = Towers(model, bf16), model.scalars()
         self.locked = LockedTowers(model, bf16, text_features)
-        self.config = loss
+        self.config, self.widths = loss, loss.all_widths(model.config.embed_dim)
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
         """See Objective."""
@@ -29,4 +29,5 @@ class Contrastive:
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
         """See Objective. outputs: zimg, ztxt [b, embed_dim], unit rows."""
         caption_ids = targets[0] if targets else None
-        return LOSSES[self.config.kind](*outputs, *self.scalars, caption_ids=caption_ids)
+        loss = LOSSES[self.config.kind]
+        return nested_loss(loss, self.widths, *outputs, *self.scalars, caption_ids=caption_ids)
