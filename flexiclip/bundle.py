@@ -44,7 +44,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 
 # Settings of a tower that its weights' shapes do not show.
 _RESIZES = ("kernel_resize", "kernel_antialias", "grid_resize", "grid_antialias")
-_MEANING = ("activation", "norm_eps", "causal", "pad_mask", "pool", *_RESIZES)
+_MEANING = ("flexible", "activation", "norm_eps", "causal", "pad_mask", "pool", *_RESIZES)
 
 
 @dataclass

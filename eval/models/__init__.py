@@ -3,7 +3,7 @@
     flexiclip eval runs/NAME open_clip:ViT-B-16/openai open_clip:ViT-B-16/openai+pi --suite openmoji
 
 A fixed-patch ViT of any kind may end in `+pi`, `+bilinear`, `+bicubic`, `+area` or `+norm` (flex.py): it is then scored at every
-length.
+length. A model of ours that was trained with exits may end in `+exitN` (exits.py): it is then left after block N.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ _KINDS = (
 
 def open_model(source: str, device: str) -> EvalModel:
     """The model that a user names, in evaluation mode on `device`. Raises UserError that lists the kinds for none of them."""
+    from .exits import exit_of, open_exit
     from .flex import open_flexed, split_suffix
     from .readers import fixed, is_open_clip, is_ours, read_model
 
+    left = exit_of(source)
+    if left is not None:
+        return open_exit(*left, device)
     plain, flex = split_suffix(source)
     exported = _exported(plain)
     if flex is not None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
+from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT, resizers
 from flexiclip.models.pi_resize import AxisMatrix, AxisResize, interpolation_matrix
 
@@ -47,6 +48,8 @@ def split_suffix(source: str) -> tuple[str, str | None]:
 def open_flexed(source: str, flex: str, device: str) -> ForeignModel:
     """The model at every length that divides its images. Raises UserError for one that is no plain ViT, or has no weights."""
     loaded = read_model(source, device)
+    if loaded.config.model.image.flexible == "stride":
+        raise UserError(f"{source}+{flex}: its patches overlap (model.image.flexible=stride), and no kernel of them is resized")
     if len(loaded.config.patch.seqhw) == 1:
         fix_patch(loaded.model.image_tower, loaded.config.patch.seqhw[0])
     FLEXES[flex](loaded.model.image_tower)

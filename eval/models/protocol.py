@@ -104,11 +104,11 @@ def choose_lengths(loaded: EvalModel, seqhw: Sequence[int] | None) -> list[Lengt
         if seqhw:
             raise UserError(f"--seqhw {_listed(seqhw)}: this model has one fixed length; leave the option out")
         return [None]
-    size = loaded.config.model.image.image_size
-    lengths = sorted(set(seqhw or loaded.config.patch.seqhw))
-    wrong = sorted(set(lengths) - set(valid_seqhw(size)))
+    image = loaded.config.model.image
+    lengths, valid = sorted(set(seqhw or loaded.config.patch.seqhw)), valid_seqhw(image.image_size, image.widest_stride)
+    wrong = sorted(set(lengths) - set(valid))
     if wrong:
-        raise UserError(f"seqhw {wrong} does not divide the image of {size} pixels; valid: {valid_seqhw(size)}")
+        raise UserError(f"seqhw {wrong} does not divide the image of {image.image_size} pixels; valid: {valid}")
     return list(lengths)
 
 

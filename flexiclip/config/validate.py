@@ -6,10 +6,14 @@ from flexiclip.config.schema import Config, ImageTowerConfig, Size, pair
 from flexiclip.errors import UserError
 
 
-def valid_seqhw(image_size: Size) -> list[int]:
-    """Every grid side that divides both sides of the image."""
+def valid_seqhw(image_size: Size, widest_stride: Size | None = None) -> list[int]:
+    """Every grid side that divides both sides of the image, into cells of at most `widest_stride` pixels."""
     height, width = pair(image_size)
-    return [s for s in range(1, min(height, width) + 1) if height % s == 0 and width % s == 0]
+    sides = [s for s in range(1, min(height, width) + 1) if height % s == 0 and width % s == 0]
+    if widest_stride is None:
+        return sides
+    p, q = pair(widest_stride)
+    return [s for s in sides if height // s <= p and width // s <= q]
 
 
 def validate(config: Config) -> None:
@@ -19,16 +23,17 @@ def validate(config: Config) -> None:
     _check_locks(config)
     _check_batch(config)
     _check_offload(config)
-    _check_widths(config)
+    _check_nested(config)
 
 
 def _check_lengths(config: Config) -> None:
-    valid = valid_seqhw(config.model.image.image_size)
+    image = config.model.image
+    valid = valid_seqhw(image.image_size, image.widest_stride)
     used = {*config.patch.all_seqhw, *(config.eval.seqhw or ())}
     wrong = sorted(used - set(valid))
     if wrong:
-        size = config.model.image.image_size
-        raise UserError(f"patch.seqhw: {wrong} do not divide model.image.image_size={size}; valid: {valid}")
+        strides = f", or leave gaps between kernels of {image.widest_stride} pixels" if image.widest_stride is not None else ""
+        raise UserError(f"patch.seqhw: {wrong} do not divide model.image.image_size={image.image_size}{strides}; valid: {valid}")
 
 
 def _check_objective(config: Config) -> None:
@@ -54,10 +59,12 @@ def _check_objective(config: Config) -> None:
         _check_distillation(config)
 
 
-def _check_widths(config: Config) -> None:
-    widths, columns = config.loss.widths, config.model.embed_dim
-    if widths and config.objective != "contrastive":
-        raise UserError(f"loss.widths={list(widths)} are of objective=contrastive: leave them out")
+def _check_nested(config: Config) -> None:
+    """Losses at several widths and after several blocks."""
+    widths, columns, exits = config.loss.widths, config.model.embed_dim, config.model.image.exits
+    if (widths or exits) and config.objective != "contrastive":
+        name = f"loss.widths={list(widths)}" if widths else f"model.image.exits={list(exits)}"
+        raise UserError(f"{name}: their loss is that of objective=contrastive; leave them out")
     if max(widths, default=0) > columns:
         raise UserError(f"loss.widths={list(widths)}: the embeddings have {columns} columns (model.embed_dim)")
 

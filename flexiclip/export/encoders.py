@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flexiclip.config import PreprocessConfig
-from flexiclip.config.schema import Size
+from flexiclip.config.schema import Size, pair
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.flexivit import FlexiViT
@@ -40,6 +40,8 @@ def bake(tower: FlexiViT, seqhw: Size | None = None) -> FlexiViT:
     grid = tower.grid_of(tower.image_size, seqhw)
     patch = (tower.image_size[0] // grid[0], tower.image_size[1] // grid[1])
     baked = deepcopy(tower).cpu().float().eval()
+    if tower.config.flexible == "stride":  # whose kernel has one size
+        patch = pair(tower.config.base_patch_size)
     baked.kernel = nn.Parameter(baked.resize_kernel(baked.kernel, patch).contiguous(), requires_grad=False)
     baked.posemb = nn.Parameter(baked.resize_grid(baked.posemb, grid).contiguous(), requires_grad=False)
     baked.add_module("resize_kernel", _Baked())

@@ -37,6 +37,8 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
     if format == "big_vision" and seqhw is not None:
         raise UserError("--seqhw has no meaning for --format big_vision: its file keeps the base kernel, and so every length")
     loaded = load_model(model)
+    if loaded.config.model.image.flexible == "stride":
+        raise UserError(f"--format {format}: patches that overlap (model.image.flexible=stride) have no place in this format")
     source = model_folder(model)
     if format == "big_vision":
         return _file(loaded, source, output)

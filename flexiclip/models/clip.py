@@ -7,6 +7,7 @@ no_grad. Its projection, if it has one, still trains.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,11 @@ class FlexiCLIP(nn.Module):
         )
         if config.classes is not None:
             _init_head(self.image_projection, config.head_bias_init)
+        separate = config.image.exits if config.image.exit_heads == "separate" else ()
+        self.exit_projections = nn.ModuleList(
+            _projection(config.image.projection, self.image_tower.width, config.embed_dim, config.image.projection_bias, "image")
+            for _ in separate
+        )
         self.text_projection: nn.Module = nn.Identity()
         if config.text is not None:
             self.text_projection = _projection(
@@ -72,6 +78,17 @@ class FlexiCLIP(nn.Module):
     def project_image(self, features: Tensor, normalize: bool = True) -> Tensor:
         """Pooled features of the image tower [B, width] -> [B, embed_dim]."""
         return _unit(self.image_projection(features), normalize)
+
+    def project_exits(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """What `image_tower.forward_exits` gives, each [B, width] -> unit embeddings [B, embed_dim]."""
+        exits = [self.exit_projection(depth) for depth in self.config.image.exits]
+        return [_unit(project(z), True) for project, z in zip([*exits, self.image_projection], features, strict=True)]
+
+    def exit_projection(self, depth: int) -> nn.Module:
+        """The projection of the exit after block `depth`."""
+        if self.config.image.exit_heads == "shared":
+            return self.image_projection
+        return self.exit_projections[self.config.image.exits.index(depth)]
 
     def project_text(self, features: Tensor, normalize: bool = True) -> Tensor:
         """Pooled features of the text tower [B, width] -> [B, embed_dim]."""

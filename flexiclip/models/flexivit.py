@@ -4,12 +4,16 @@ The parameters are a large patch embedding kernel (32x32) and a small position g
 length it is asked for: the kernel by PI-resize, the grid by an ordinary antialiased resize. Nothing else depends on the length,
 and no module remembers it: `seqhw` is an argument that is handed down.
 
+Two of the paper's alternatives (section 7) are settings of the same tower. flexible=stride keeps the kernel and moves it by one
+cell of the grid, so that patches overlap. exits: the tower may be left after some of its blocks too (exits.py).
+
 Shapes: B batch, [H, W] image, [gh, gw] grid (seqhw), [p, q] = [H / gh, W / gw] patch, N = gh * gw tokens, D width.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +46,15 @@ class FlexiViT(nn.Module):
         self.blocks = nn.ModuleList(Block(shape, config.activation, config.norm_eps) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=config.norm_eps)
         self.map_head = MAPHead(shape, config.activation, config.norm_eps) if config.pool == "map" else None
+        if max(config.exits, default=0) >= shape.depth:
+            raise UserError(
+                f"model.image.exits={list(config.exits)} must lie before the last of the tower's {shape.depth} blocks"
+            )
+        separate = config.exits if config.exit_heads == "separate" else ()
+        self.exit_norms = nn.ModuleList(nn.LayerNorm(shape.width, eps=config.norm_eps) for _ in separate)
+        self.exit_map_heads = nn.ModuleList(
+            MAPHead(shape, config.activation, config.norm_eps) for _ in separate if self.map_head is not None
+        )
         self.resize_kernel, self.resize_grid = resizers(config)
         self._init()
 
@@ -56,24 +69,50 @@ class FlexiViT(nn.Module):
         The length is given as `seqhw` (cells a side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; by default
         it is the configured one. Raises UserError that names the valid seqhw when the image does not divide.
         """
-        x = self.forward_tokens(images, seqhw, patch_size)
-        if self.map_head is not None:
-            return self.map_head(x)
-        return x[:, 0] if self.cls is not None else x.mean(dim=1)
+        return self._pool(self.forward_tokens(images, seqhw, patch_size), self.map_head)
 
     def forward_tokens(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:
         """images [B, 3, H, W] -> tokens after the last norm, [B, N, D]; with pool tok [B, 1 + N, D], the class token first."""
-        grid = self.grid_of((images.shape[-2], images.shape[-1]), seqhw, patch_size)
-        x = self.embed_patches(images, grid) + self.position_embedding(grid)
-        if self.cls is not None:  # FlexiViT's class token has no position
-            x = torch.cat([self.cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
-        x = self.norm_pre(x)
+        x = self._first_tokens(images, seqhw, patch_size)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
+    def forward_exits(self, images: Tensor, seqhw: Size | None = None) -> list[Tensor]:
+        """images [B, 3, H, W] -> the pooled features [B, D] of every exit and, last, of the whole tower, in one pass."""
+        x, found = self._first_tokens(images, seqhw, None), []
+        for depth, block in enumerate(self.blocks, 1):
+            x = block(x)
+            if depth in self.config.exits:
+                norm, map_head = self.exit_head(depth)
+                found.append(self._pool(norm(x), map_head))
+        return [*found, self._pool(self.norm(x), self.map_head)]
+
+    def exit_head(self, depth: int) -> tuple[nn.LayerNorm, MAPHead | None]:
+        """The norm and the attention pool, if there is one, that follow block `depth`."""
+        if self.config.exit_heads == "shared":
+            return self.norm, self.map_head
+        number = self.config.exits.index(depth)
+        map_head = cast(MAPHead, self.exit_map_heads[number]) if self.map_head is not None else None
+        return cast(nn.LayerNorm, self.exit_norms[number]), map_head
+
+    def _pool(self, x: Tensor, map_head: MAPHead | None) -> Tensor:
+        if map_head is not None:
+            return map_head(x)
+        return x[:, 0] if self.cls is not None else x.mean(dim=1)
+
+    def _first_tokens(self, images: Tensor, seqhw: Size | None, patch_size: Size | None) -> Tensor:
+        """What the first block is given."""
+        grid = self.grid_of((images.shape[-2], images.shape[-1]), seqhw, patch_size)
+        x = self.embed_patches(images, grid) + self.position_embedding(grid)
+        if self.cls is not None:  # FlexiViT's class token has no position
+            x = torch.cat([self.cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        return self.norm_pre(x)
+
     def embed_patches(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """images [B, 3, H, W] -> patch embeddings [B, N, D] without positions: one reshape and one matmul."""
+        if self.config.flexible == "stride":
+            return self._embed_overlapping(images, grid)
         batch, channels, height, width = images.shape
         (gh, gw), (p, q) = grid, (height // grid[0], width // grid[1])
         kernel = self.resize_kernel(self.kernel, (p, q)).to(self.kernel.dtype)
@@ -81,6 +120,14 @@ class FlexiViT(nn.Module):
             images.reshape(batch, channels, gh, p, gw, q).permute(0, 2, 4, 1, 3, 5).reshape(batch, gh * gw, channels * p * q)
         )
         return F.linear(patches, kernel.flatten(1), self.bias)
+
+    def _embed_overlapping(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The same with the kernel as it is, moved by a cell: zeros (grey) around the image, as much on each side (TF's SAME)."""
+        _, _, height, width = images.shape
+        cell, kernel = (height // grid[0], width // grid[1]), (self.kernel.shape[-2], self.kernel.shape[-1])
+        above, left = ((k - c) // 2 for k, c in zip(kernel, cell, strict=True))
+        padded = F.pad(images, (left, kernel[1] - cell[1] - left, above, kernel[0] - cell[0] - above))
+        return F.conv2d(padded, self.kernel, self.bias, stride=cell).flatten(2).transpose(1, 2)
 
     def position_embedding(self, grid: tuple[int, int]) -> Tensor:
         """The position grid resized to `grid`, [1, N, D]."""
@@ -94,10 +141,15 @@ class FlexiViT(nn.Module):
             grid = tuple(side // p if side % p == 0 else 0 for side, p in zip(image_size, pair(patch_size), strict=True))
         else:
             grid = pair(seqhw if seqhw is not None else self.default_seqhw(image_size))
+        asked = f"seqhw={seqhw}" if patch_size is None else f"patch_size={patch_size}"
+        widest = self.config.widest_stride
         if any(g < 1 or side % g for side, g in zip(image_size, grid, strict=True)):
-            asked = f"seqhw={seqhw}" if patch_size is None else f"patch_size={patch_size}"
+            valid = valid_seqhw(image_size, widest)
+            raise UserError(f"{asked} does not divide an image of {image_size[0]}x{image_size[1]}; valid seqhw: {valid}")
+        if widest is not None and any(s // g > k for s, g, k in zip(image_size, grid, pair(widest), strict=True)):
+            valid = valid_seqhw(image_size, widest)
             raise UserError(
-                f"{asked} does not divide an image of {image_size[0]}x{image_size[1]}; valid seqhw: {valid_seqhw(image_size)}"
+                f"{asked} leaves gaps between kernels of {widest} pixels (model.image.flexible=stride); valid: {valid}"
             )
         return grid[0], grid[1]
 
@@ -106,7 +158,11 @@ class FlexiViT(nn.Module):
         if self.config.default_seqhw is not None:
             return self.config.default_seqhw
         sides = zip(image_size or self.image_size, pair(self.config.base_patch_size), strict=True)
-        gh, gw = (min(_divisors(side), key=lambda g: (abs(g - side / base), g)) for side, base in sides)
+        at_most = self.config.flexible == "stride"  # the kernel reaches no further
+        gh, gw = (
+            min((g for g in _divisors(side) if not at_most or side <= g * base), key=lambda g: (abs(g - side / base), g))
+            for side, base in sides
+        )
         return gh if gh == gw else (gh, gw)
 
 

@@ -7,6 +7,7 @@ that of its input, and the stem's input, pixels, needs none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -61,8 +62,9 @@ def image_flops(config: ImageTowerConfig, seqhw: Size) -> TowerFlops:
     shape, (gh, gw) = shape_of(config, "model.image"), pair(seqhw)
     height_px, width_px = pair(config.image_size)
     length = gh * gw + (config.pool == "tok")
-    # Every pixel meets every channel once, at any patch size.
-    stem = 2 * shape.width * 3 * height_px * width_px
+    # Every pixel meets every channel once, at any patch size; more than once where patches overlap, which the padding does too.
+    pixels = height_px * width_px if config.flexible == "patch" else gh * gw * math.prod(pair(config.base_patch_size))
+    stem = 2 * shape.width * 3 * pixels
     return _tower(shape, stem, length, config.pool)
 
 

@@ -20,7 +20,7 @@ def own_patch(config: ImageTowerConfig, seqhw: tuple[int, ...]) -> tuple[int, in
 
     What the one length never looked at of a larger base kernel is still as it was drawn at random.
     """
-    if len(set(seqhw)) != 1:
+    if len(set(seqhw)) != 1 or config.flexible == "stride":
         return pair(config.base_patch_size)
     height, width = pair(config.image_size)
     return height // seqhw[0], width // seqhw[0]

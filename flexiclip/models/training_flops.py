@@ -11,7 +11,7 @@ run whose length is given in FLOPs, count `model` alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -80,8 +80,9 @@ def pair_flops(
 
     several: the step has more than one micro-batch, so the gradient cache is at work. checkpointing: activations are recomputed.
     """
-    image = image_flops(config.image, seqhw)
-    projection = projection_flops(config.image, shape_of(config.image, "model.image").width, config.embed_dim)
+    image, ends = image_flops(config.image, seqhw), 1 + len(config.image.exits)
+    image = replace(image, head=ends * image.head)
+    projection = ends * projection_flops(config.image, shape_of(config.image, "model.image").width, config.embed_dim)
     halves: list[tuple[ImageTowerConfig | TextTowerConfig, TowerFlops, int, bool]] = [(config.image, image, projection, False)]
     if text is not None and config.text is not None:
         halves.append((config.text, text.tower, projection_flops(config.text, text.width, config.embed_dim), text.cached))

@@ -9,6 +9,6 @@ from flexiclip.config import Config
 
 
 def loss_flops(config: Config, local: int, world: int) -> int:
-    """Of the loss on one rank: `local` images against all captions, at every width that it is taken of."""
-    products = 8 if config.loss.kind == "softmax" else 6
+    """Of the loss on one rank: `local` images against all captions, at every exit and every width that it is taken of."""
+    products = (8 if config.loss.kind == "softmax" else 6) * (1 + len(config.model.image.exits))
     return products * local * (local * world) * sum(config.loss.all_widths(config.model.embed_dim))

@@ -101,7 +101,8 @@ def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool)
         parts.append(_stem(model, half, shape, micro, size))
     parts += [_block(section, shape, tokens * micro, size, checkpointing)] * blocks
     if blocks:
-        parts.append(_head(section, shape, tokens, micro, size))
+        ends = 1 + (len(config.model.image.exits) if half == "image" else 0)
+        parts += [_head(section, shape, tokens, micro, size)] * ends
     return [*parts, _projection(model, half, micro, size)]
 
 
@@ -148,8 +149,10 @@ def _projection(model: Model, half: str, micro: int, size: int) -> Part:
 
 
 def _embeddings(model: Model, local: int) -> int:
-    """Both halves of the rank's rows, joined, and their gradients; at every width that the loss is taken of."""
-    return 2 * 2 * FLOAT * local * sum(model.config.loss.all_widths(model.config.model.embed_dim))
+    """The rank's rows of every exit and of the captions, joined, and their gradients; at every width that has the loss."""
+    config = model.config
+    columns = sum(config.loss.all_widths(config.model.embed_dim))
+    return 2 * (2 + len(config.model.image.exits)) * FLOAT * local * columns
 
 
 def _loss(model: Model, local: int) -> int:

@@ -118,7 +118,8 @@ def _with_vocabulary(config: Config) -> Config:
 def _parameters(module: FlexiCLIP) -> tuple[Parameters, ...]:
     frozen_whole = {"image_tower": module.config.image.frozen, "text_tower": module.config.text_frozen}
     parts = []
-    for name in ("image_tower", "text_tower", "image_projection", "text_projection"):
+    names = ["image_tower", "text_tower", "image_projection", "text_projection"]
+    for name in names + ["exit_projections"] * bool(len(module.exit_projections)):
         sizes = {True: 0, False: 0}
         for p in getattr(module, name).parameters():
             sizes[p.requires_grad] += p.numel()

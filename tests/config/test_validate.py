@@ -61,6 +61,11 @@ BROKEN = {
     "engine.offload=optimizer is ZeRO's: set engine.kind=deepspeed": {"engine": {"kind": "torch", "offload": "optimizer"}},
     "engine.offload=parameters is ZeRO's: set": {"engine": {"zero_stage": 0, "offload": "parameters"}},
     "engine.offload=parameters needs engine.zero_stage=3, not 2": {"engine": {"zero_stage": 2, "offload": "parameters"}},
+    "model.image.exits=[1]: their loss is that of objective=contrastive": {
+        "objective": "classification",
+        "model": {"text": None, "classes": ["a", "b"], "image": {"exits": [1]}},
+        "data": {"labels": "cls"},
+    },
     "loss.widths=(0, 8) must be positive": {"loss": {"widths": [0, 8]}},
     "loss.widths=[64, 513]: the embeddings have 512 columns (model.embed_dim)": {"loss": {"widths": [64, 513]}},
     "train.steps=0 must be positive": {"train": {"steps": 0}},

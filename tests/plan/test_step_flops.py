@@ -50,11 +50,12 @@ def resizes(model: Any, seqhw: int, config: Config) -> int:
     several = train.micro_batch_size is not None and train.micro_batch_size < train.global_batch_size
     passes = -(-train.global_batch_size // (train.micro_batch_size or train.global_batch_size))
     side = tower.image_size[0] // seqhw
+    kernel_size = (side, side) if config.model.image.flexible == "patch" else tower.kernel.shape[-2:]
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        tower.resize_kernel(tower.kernel, (side, side))
+        tower.resize_kernel(tower.kernel, kernel_size)
         tower.resize_grid(tower.posemb, (seqhw, seqhw))
     with FlopCounterMode(display=False) as both:
-        kernel = tower.resize_kernel(tower.kernel, (side, side)).sum()
+        kernel = tower.resize_kernel(tower.kernel, kernel_size).sum()
         grid = tower.resize_grid(tower.posemb, (seqhw, seqhw)).sum()
         if tower.kernel.requires_grad:
             (kernel + grid).backward()
@@ -90,6 +91,9 @@ CASES: dict[str, Config] = {
     "last blocks": config_of(locked(IMAGE, 1), locked(TEXT, 1)),
     "last blocks, attention pool": config_of(locked(replace(IMAGE, pool="map"), 2)),
     "gradient cache": config_of(micro_batch_size=2),
+    "exits": config_of(replace(IMAGE, exits=(1, 3), exit_heads="separate")),
+    "exits, attention pool": config_of(replace(IMAGE, exits=(2,), pool="map")),
+    "stride": config_of(replace(IMAGE, flexible="stride")),
     "Matryoshka": replace(config_of(), loss=LossConfig(widths=(8, 16))),
     "gradient cache, image locked": config_of(locked(IMAGE), micro_batch_size=2),
     "gradient cache, last blocks": config_of(locked(IMAGE, 2), micro_batch_size=2),

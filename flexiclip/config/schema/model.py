@@ -37,6 +37,10 @@ class ImageTowerConfig(_Lockable):
     image_size: Size = 240  # pixels
     base_patch_size: Size = 32  # side of the stored kernel, pixels
     base_grid: Size = 7  # side of the stored position grid, cells
+    # What changes with the length. stride: the kernel keeps its size, and patches overlap where they are closer (section 7).
+    flexible: Literal["patch", "stride"] = "patch"
+    exits: tuple[int, ...] = ()  # flexible depth: the tower may also be left after so many blocks; each exit has the loss too
+    exit_heads: Literal["shared", "separate"] = "shared"  # norm, pool and projection after an exit: the tower's, or its own
     default_seqhw: Size | None = None  # grid used when a caller names none; default: the valid one nearest the base kernel
     pool: Literal["tok", "gap", "map"] = "gap"
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
@@ -58,6 +62,15 @@ class ImageTowerConfig(_Lockable):
         positive("model.image", self, "width", "depth", "heads", "mlp_dim", "image_size", "base_patch_size", "base_grid")
         require(max(pair(self.image_size)) <= 2**14, f"model.image.image_size={self.image_size} exceeds {2**14} pixels a side")
         _check_lock("model.image", self.lock, self.unlock_last)
+        exits = list(self.exits)
+        require(not (exits and self.lock), f"model.image.exits={exits} need a tower that trains: model.image.lock=false")
+        rising = exits == sorted(set(exits)) and min(exits, default=1) > 0
+        require(rising, f"model.image.exits={exits} must be numbers of blocks, each above the one before")
+
+    @property
+    def widest_stride(self) -> Size | None:
+        """Pixels between patches that leave none out; None where the kernel is as wide as any patch."""
+        return self.base_patch_size if self.flexible == "stride" else None
 
 
 @dataclass(frozen=True)

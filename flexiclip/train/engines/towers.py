@@ -29,6 +29,12 @@ class Trained(nn.Module):
         self.image_width = model.image_tower.width
         self._project_image = model.project_image
 
+    def image_exits(self, image: Tensor, seqhw: int) -> list[Tensor]:
+        """The features of every exit of an image tower that has some, and of its end."""
+        if self.image_tower is None:
+            return [image]
+        return self.image_tower.forward_exits(normalize(image, self.preprocess.mean, self.preprocess.std), seqhw)
+
     def image_features(self, image: Tensor, seqhw: int) -> Tensor:
         """[B, 3, H, W] uint8, or the features of a locked tower -> features [B, width]."""
         if self.image_tower is None:
@@ -56,22 +62,26 @@ class Classifier(Trained):
 
 
 class Towers(Trained):
-    """(image or image features, tokens or text features, seqhw) -> unit embeddings zimg, ztxt [B, embed_dim] float32."""
+    """(image or image features, tokens or text features, seqhw) -> unit embeddings zimg, ztxt [B, embed_dim] float32.
+
+    Where the image tower has exits, each of them has a zimg, in front of that of the whole tower.
+    """
 
     def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
         super().__init__(model, bf16)
         self.text_tower = None if model.config.text_frozen else model.text_tower
         self.image_projection, self.text_projection = model.image_projection, model.text_projection
+        self.exit_projections, self._project_exits = model.exit_projections, model.project_exits
         self.text_width = model.text_tower.width
         self._project_text = model.project_text
 
     def forward(self, image: Tensor, text: Tensor, seqhw: int) -> Tensors:
         """image [B, 3, H, W] uint8, text [B, L] int64; a tower that is locked gets its features [B, width] in place of them."""
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
-            image = self.image_features(image, seqhw)
+            images = self._project_exits(self.image_exits(image, seqhw))
             if self.text_tower is not None:
                 text = self.text_tower(text)
-            return self._project_image(image), self._project_text(text)
+            return *images, self._project_text(text)
 
     def dummy_inputs(self, device: torch.device) -> Tensors:
         """See Trained."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from flexiclip.config import LossConfig
@@ -27,7 +30,11 @@ class Contrastive:
         return Micro((image, text), (inputs.caption_ids,) if self.config.mask_identical else ())
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
-        """See Objective. outputs: zimg, ztxt [b, embed_dim], unit rows."""
+        """See Objective. outputs: a zimg for each exit of the image tower and for its end, and ztxt, [b, embed_dim] unit rows.
+
+        Exits and widths count alike: it is the mean over all of them.
+        """
         caption_ids = targets[0] if targets else None
-        loss = LOSSES[self.config.kind]
-        return nested_loss(loss, self.widths, *outputs, *self.scalars, caption_ids=caption_ids)
+        *images, ztxt = outputs
+        loss = partial(nested_loss, LOSSES[self.config.kind], self.widths)
+        return torch.stack([loss(zimg, ztxt, *self.scalars, caption_ids=caption_ids) for zimg in images]).mean()

@@ -1,0 +1,43 @@
+"""Flexible depth (FlexiViT, section 7): a model whose image tower is left after some of its blocks.
+
+    flexiclip eval runs/NAME runs/NAME+exit2 --suite openmoji
+
+What comes out is an ordinary model with a tower of that depth, and costs what such a tower costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from flexiclip.errors import UserError
+from flexiclip.models.clip import FlexiCLIP
+
+
+def leave_after(model: FlexiCLIP, depth: int, where: str) -> FlexiCLIP:
+    """The model with the first `depth` blocks of its image tower, in eval mode; it shares its parameters with `model`.
+
+    The exit's own norm, pool and projection take the place of the tower's where the model was trained with such. Raises
+    UserError that lists the exits.
+    """
+    image, tower = model.config.image, model.image_tower
+    whole = len(tower.blocks)
+    if depth != whole and depth not in image.exits:
+        trained = (
+            f"its exits are {', '.join(map(str, image.exits))}" if image.exits else "it was trained without model.image.exits"
+        )
+        raise UserError(f"{where}: the image tower cannot be left after block {depth} of {whole}: {trained}")
+    section = replace(image, depth=depth, exits=(), exit_heads="shared", init=None)
+    with torch.device("meta"):
+        left = FlexiCLIP(replace(model.config, image=section), model.text_tower)
+    shorter, projection = left.image_tower, model.image_projection
+    shorter.load_state_dict(
+        {name: p for name, p in tower.state_dict(keep_vars=True).items() if name in shorter.state_dict()}, assign=True
+    )
+    if depth != whole:
+        shorter.norm, shorter.map_head = tower.exit_head(depth)
+        projection = model.exit_projection(depth)
+    left.image_projection, left.text_projection = projection, model.text_projection
+    left.logit_scale, left.logit_bias = model.logit_scale, model.logit_bias
+    return left.to(model.logit_scale.device).eval()
