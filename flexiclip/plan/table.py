@@ -74,13 +74,20 @@ def summary(plan: Plan) -> list[str]:
     ]
     if plan.hours is not None:
         hours = f"{plan.hours:,.3g} hours, {plan.hours * plan.cluster.world:,.4g} rank-hours"
-        lines.append(f"{plan.steps:,} steps: {plan.tflops:,.4g} TFLOPs, {hours}")
+        lines.append(f"{plan.steps:,} steps: {_work(plan.tflops or 0.0)}, {hours}")
     if plan.text_features_hours is not None:
         lines.append(f"before the first step, features of the locked text tower: {plan.text_features_hours:.2g} hours")
     own = next(stage for stage in plan.stages if stage.own)
     if not own.fits:
         lines.append(f"the recipe does NOT fit: {_advice(own)}")
     return [*lines, *(f"note: {note}" for note in plan.notes)]
+
+
+def _work(tflops: float) -> str:
+    """FLOPs as train.steps takes them, in the unit that leaves a short number."""
+    units = {"ZFLOPs": 1e9, "EFLOPs": 1e6, "PFLOPs": 1e3, "TFLOPs": 1.0, "GFLOPs": 1e-3}
+    unit = next((name for name, size in units.items() if tflops >= size), "GFLOPs")
+    return f"{tflops / units[unit]:.4g} {unit}"
 
 
 def _advice(own: StagePlan) -> str:
