@@ -63,12 +63,17 @@ class FlexiViT(nn.Module):
         nn.init.normal_(self.kernel, std=self.kernel[0].numel() ** -0.5)  # unit variance out of unit variance in
         nn.init.normal_(self.posemb, std=self.width**-0.5)
 
-    def forward(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None, *, every_exit: bool = False
+    ) -> Tensor | list[Tensor]:
         """images [B, 3, H, W], normalised -> pooled features [B, D].
 
         The length is given as `seqhw` (cells a side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; by default
-        it is the configured one. Raises UserError that names the valid seqhw when the image does not divide.
+        it is the configured one. Raises UserError that names the valid seqhw when the image does not divide. every_exit: return
+        what forward_exits does; asked for here because an engine that shards parameters gathers a module's for its forward alone.
         """
+        if every_exit:
+            return self.forward_exits(images, seqhw)
         return self._pool(self.forward_tokens(images, seqhw, patch_size), self.map_head)
 
     def forward_tokens(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:

@@ -33,7 +33,9 @@ class Trained(nn.Module):
         """The features of every exit of an image tower that has some, and of its end."""
         if self.image_tower is None:
             return [image]
-        return self.image_tower.forward_exits(normalize(image, self.preprocess.mean, self.preprocess.std), seqhw)
+        images = normalize(image, self.preprocess.mean, self.preprocess.std)
+        found: list[Tensor] = self.image_tower(images, seqhw, every_exit=True)
+        return found
 
     def image_features(self, image: Tensor, seqhw: int) -> Tensor:
         """[B, 3, H, W] uint8, or the features of a locked tower -> features [B, width]."""
