@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from flexiclip.config import Config
 from flexiclip.errors import UserError
 from flexiclip.models.flops import image_model_flops
+from flexiclip.models.text import TextTower
 from flexiclip.models.training_flops import pair_flops, text_cost
 from flexiclip.schedules import Horizon, SeqhwSchedule, horizon_of
 
@@ -18,25 +19,31 @@ class Course:
 
     horizon: Horizon
     seqhw: SeqhwSchedule
-    pair_flops: dict[int, int] | None
+    pair_flops: dict[int, int] | None = None
     """seqhw -> FLOPs of training on a pair; None where those of a text tower of another library cannot be counted."""
 
     @classmethod
     def of(cls, config: Config, samples: int | None) -> Course:
         """Of a recipe. samples: of an epoch, None where unknown. Raises UserError where train.steps says no number of steps."""
         cost = partial(image_model_flops, config.model)
+        counted = _pair_flops(config) if config.train.steps.unit == "TFLOPs" else {}
+        horizon = horizon_of(config, samples, cost, counted.__getitem__)
+        return cls(horizon, SeqhwSchedule(config.patch, config.seed, horizon, cost))
+
+    def counted(self, config: Config, tower: TextTower) -> Course:
+        """The same with the FLOPs of its lengths. tower: the model's text tower, while its parameters are whole."""
         try:
-            text = text_cost(config)
-            flops = {seqhw: pair_flops(config.model, text, seqhw).model for seqhw in config.patch.all_seqhw}
+            return replace(self, pair_flops=_pair_flops(config, tower))
         except UserError:
-            if config.train.steps.unit == "TFLOPs":
-                raise
-            flops = None
-        horizon = horizon_of(config, samples, cost, (flops or {}).__getitem__)
-        return cls(horizon, SeqhwSchedule(config.patch, config.seed, horizon, cost), flops)
+            return self
 
     def flops(self, steps: range) -> int:
         """What those steps (from 0) take, over all ranks; 0 where it cannot be counted."""
         if self.pair_flops is None:
             return 0
         return self.horizon.batch * sum(self.pair_flops[self.seqhw(step)] for step in steps)
+
+
+def _pair_flops(config: Config, tower: TextTower | None = None) -> dict[int, int]:
+    text = text_cost(config, tower)
+    return {seqhw: pair_flops(config.model, text, seqhw).model for seqhw in config.patch.all_seqhw}

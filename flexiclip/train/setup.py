@@ -125,6 +125,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         load_strictly(loaded.model, checkpoint.weights(), checkpoint.where)
         ranks.say(f"going on from {checkpoint.where}")
         say_if_changed(order, checkpoint, ranks)
+    course = course.counted(loaded.config, loaded.model.text_tower)
     loaded.model.to(ranks.device).train()
     bf16 = uses_bf16(config.train.precision, ranks)
     shadow = _shadow(loaded) if evaluates and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else None
