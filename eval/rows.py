@@ -25,7 +25,7 @@ class Row:
     image_size: Side | None  # pixels
     gflops: float | None  # image tower, one image, a multiply-add counting 2
     images_per_s: float | None  # image tower over all ranks, without decoding and warm-up; null for a single image
-    width: int | None = None  # columns of the embeddings that were compared, the first ones, with --widths; null: all
+    width: int | None = None  # columns of the embeddings that were compared, the first ones, with --widths; else all, and no key
 
 
 @dataclass(frozen=True)

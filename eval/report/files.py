@@ -76,18 +76,20 @@ def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """results.csv: the top-level keys, then one column a metric; empty where a row has no such value."""
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    keys = [field.name for field in dataclasses.fields(Row) if field.name != "metrics"]
+    keys = [key for key in dict.fromkeys(key for row in rows for key in as_json(row)) if key != "metrics"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*keys, *names])
         writer.writeheader()
         for row in rows:
             data = as_json(row)
-            writer.writerow({**{key: data[key] for key in keys}, **data["metrics"]})
+            writer.writerow({**{key: data.get(key) for key in keys}, **data["metrics"]})
 
 
 def as_json(row: Row) -> dict[str, Any]:
     """A row as plain data. Numbers are finite, or JSON could not hold them."""
     data = dataclasses.asdict(row)
+    if row.width is None:
+        del data["width"]
     assert all(math.isfinite(value) for value in row.metrics.values()), f"metrics must be finite: {row.metrics}"
     return data
 
