@@ -28,6 +28,7 @@ from flexiclip.train.checkpoints.stores import Store
 from flexiclip.train.course import Course
 from flexiclip.train.engines.blocks import prepare_blocks
 from flexiclip.train.engines.engine import Engine, TorchEngine
+from flexiclip.train.engines.host_memory import keep_freed_memory
 from flexiclip.train.engines.optim import ScalarOptimizer
 from flexiclip.train.engines.precision import uses_bf16
 from flexiclip.train.nonfinite import Skips
@@ -130,6 +131,8 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     bf16 = uses_bf16(config.train.precision, ranks)
     shadow = _shadow(loaded) if evaluates and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else None
     objective = make_objective(loaded, teacher, config, bf16, folder, ranks)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     engine, scalars = _engine(loaded, objective, config, ranks, checkpoint)
     forget_fetched(folder, ranks)
     stepper = Stepper(

@@ -13,19 +13,34 @@ from collections.abc import Callable, Mapping, Sequence
 Work = Callable[[], object]
 
 
-def seconds(work: Work) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
+Clock = Callable[[], float]
+"""Seconds: time.perf_counter, or time.process_time, the CPU seconds of this process, which say more of one thread where others
+use the machine too. (Several threads wait for each other, and that counts.)"""
+
+
+def seconds(work: Work, clock: Clock = time.perf_counter) -> float:
+    """Seconds of one call."""
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def take_turns(works: Mapping[str, Work], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """name -> seconds of each of `rounds` rounds, in which every work has its turn, A B A B; the first `warm_up` do not count."""
+def take_turns(
+    works: Mapping[str, Work],
+    rounds: int,
+    warm_up: int = 1,
+    clock: Clock = time.perf_counter,
+    before: Callable[[str], object] = lambda name: None,
+) -> dict[str, list[float]]:
+    """name -> seconds of each of `rounds` rounds, in which every work has its turn, A B A B; the first `warm_up` do not count.
+
+    before: called with a work's name before each of its turns, and not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(warm_up + rounds):
         for name, work in works.items():
-            spent = seconds(work)
+            before(name)
+            spent = seconds(work, clock)
             if turn >= warm_up:
                 times[name].append(spent)
     return times
