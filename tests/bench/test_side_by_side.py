@@ -17,15 +17,14 @@ from side_by_side.record import Goal, Record, options
 from side_by_side.turns import ratio, take_turns
 
 
-def test_works_take_turns_and_the_warm_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_works_take_turns_and_the_warm_up_does_not_count() -> None:
     clock, calls = [0.0], []
-    monkeypatch.setattr("side_by_side.turns.time.perf_counter", lambda: clock[0])
 
     def work(name: str, spent: float) -> None:
         calls.append(name)
         clock[0] += spent * len(calls)  # the machine gets slower and slower
 
-    times = take_turns({"a": lambda: work("a", 1.0), "b": lambda: work("b", 3.0)}, rounds=3)
+    times = take_turns({"a": lambda: work("a", 1.0), "b": lambda: work("b", 3.0)}, rounds=3, clock=lambda: clock[0])
     assert calls == ["a", "b"] * 4
     assert times == {"a": [3.0, 5.0, 7.0], "b": [12.0, 18.0, 24.0]}
 
