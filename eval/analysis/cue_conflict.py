@@ -32,7 +32,7 @@ from ..suites.folder import class_folders, class_images
 from ..suites.layout import class_templates
 from ..suites.task import DEFAULT_TEMPLATES
 from . import figures
-from .finding import Finding, Table
+from .finding import Bias, Finding, Table
 from .subject import Subject
 
 MEND = "give --cue-conflict DIR, Geirhos's images or those of `flexiclip data cue-conflict`"
@@ -46,18 +46,6 @@ class Conflict:
     path: str
     shape: str
     texture: str
-
-
-@dataclass(frozen=True)
-class Bias:
-    """What a model answers at one length: shares in 0..1 of the images; the bias is one of the answers that are either cue."""
-
-    images: int
-    shape: float
-    texture: float
-    bias: float | None  # None where no answer is either cue
-    nearer: float  # to the shape's words than to the texture's, whatever is nearest of all
-    by_shape: dict[str, float | None]  # the bias over the images of a shape
 
 
 def read_conflicts(folder: Path) -> list[Conflict]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .cue_conflict import Bias
+    from .finding import Bias
 
 PANEL = 1.35  # inches a side of a small picture
 _LEGEND: Any = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "fontsize": 9}

@@ -29,3 +29,15 @@ class Finding:
     table: Table
     figures: dict[str, Figure]  # name of the file, less its ending
     captions: dict[str, str]  # of the figures, by the same names
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What a model answers at one length: shares in 0..1 of the images; the bias is one of the answers that are either cue."""
+
+    images: int
+    shape: float
+    texture: float
+    bias: float | None  # None where no answer is either cue
+    nearer: float  # to the shape's words than to the texture's, whatever is nearest of all
+    by_shape: dict[str, float | None]  # the bias over the images of a shape
