@@ -118,7 +118,7 @@ def test_the_absent_text_half_says_so(alone: Path, capsys: pytest.CaptureFixture
     err = capsys.readouterr().err
     assert "zero-shot tasks need its text half" in err
     assert err.count("\n") == 1
-    with pytest.raises(UserError, match=r"model\.text=null is what an imported image tower has"):
+    with pytest.raises(UserError, match=r"model\.text=null is an image tower alone: objective=classification trains one"):
         load("debug", ["model.text=null"])
 
 

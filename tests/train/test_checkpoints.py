@@ -26,7 +26,7 @@ Fit = Callable[..., Trained]
 def save_and_train_on(*argv: str) -> None:
     """In each rank: two steps, a snapshot, two steps more; the snapshot must still be what the state was when it was taken."""
     from flexiclip.config import load
-    from flexiclip.train.loop import _inputs
+    from flexiclip.train.objectives.base import Inputs
     from flexiclip.train.processes.ranks import joined_ranks
     from flexiclip.train.records.recorder import Recorder
     from flexiclip.train.setup import set_up
@@ -39,7 +39,7 @@ def save_and_train_on(*argv: str) -> None:
 
         def two_steps() -> None:
             for _ in range(2):
-                run.stepper(_inputs(run, next(batches)), run.course.seqhw(run.step), run.step, 1e-2)
+                run.stepper(Inputs.of(next(batches), ranks.device), run.course.seqhw(run.step), run.step, 1e-2)
                 run.step += 1
 
         two_steps()

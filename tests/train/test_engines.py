@@ -72,6 +72,7 @@ def test_a_locked_tower_stays_as_it_was_and_the_rest_trains_alike(fit: Fit, refe
         assert_same_weights(run, alone)
 
 
+@pytest.mark.slow
 def test_a_partly_locked_tower_trains_its_last_block_under_any_engine(fit: Fit, reference: Trained) -> None:
     lock = ["model.image.lock=true", "model.image.unlock_last=1", f"model.image.init={reference.folder}", "seed=1"]
     alone = fit(1, *lock)

@@ -59,6 +59,7 @@ def slurm_command(hosts: Hosts, recipe: list[str]) -> tuple[dict[str, str], list
     return dict(word.split("=", 1) for word in words[:at]), words[at + 4 :]
 
 
+@pytest.mark.slow
 def test_torchrun_as_slurm_starts_it(hosts: Hosts, recipe: list[str], reference: Trained, tmp_path: Path) -> None:
     exported, argv = slurm_command(hosts, [*recipe, f"run_dir={tmp_path / 'run'}"])
     assert exported == {"NNODES": "2", "RDZV_ENDPOINT": "10.77.0.1:29500", "RDZV_ID": "flexiclip-7"}

@@ -56,7 +56,7 @@ def assert_goes_on(fit: Fit, folder: Path, world: int, engine: str, whole: Train
         assert (resumed.weights()[name] == tensor).all(), name
 
 
-@pytest.mark.parametrize(("world", "engine"), [(1, "torch"), (2, "zero2")])
+@pytest.mark.parametrize(("world", "engine"), [(1, "torch"), pytest.param(2, "zero2", marks=pytest.mark.slow)])
 def test_kill_9_in_mid_epoch(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path, world: int, engine: str) -> None:
     folder = tmp_path / "run"
     with Command() as command:
@@ -66,7 +66,7 @@ def test_kill_9_in_mid_epoch(fit: Fit, recipe: list[str], whole_run: WholeRun, t
     assert_goes_on(fit, folder, world, engine, whole_run(world, engine))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signal_saves_and_leaves(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path, number: int) -> None:
     """Sent to the whole process group, as a terminal and a scheduler do, data workers included."""
     folder = tmp_path / "run"

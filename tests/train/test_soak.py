@@ -60,7 +60,8 @@ def report(soaked: Soak, what: str) -> None:
 
 
 # Seed 3 begins with a strike of each kind, in a step, an evaluation and a save.
-@pytest.mark.parametrize(("strikes", "engine", "seed"), [(3, "torch", 3), pytest.param(40, "zero2", 0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("strikes", "engine", "seed"), [(3, "torch", 3), (40, "zero2", 0)])
 @pytest.mark.timeout(3600)
 def test_one_number_of_ranks_gives_the_same_bits(recipe: list[str], tmp_path: Path, strikes: int, engine: str, seed: int) -> None:
     argv = arguments(recipe, tmp_path, strikes)
