@@ -18,7 +18,7 @@ from flexiclip.errors import UserError
 
 from . import figures
 from .finding import Finding, Table
-from .layers import layer_names, watched_layers
+from .layers import layer_names, visit_layers
 from .subject import Subject
 
 SMALLEST = 4  # images of a minibatch: the unbiased estimate divides by n (n - 3)
@@ -67,8 +67,8 @@ def _grams(subject: Subject, batch: Tensor) -> Tensor:
     """Of every layer at every length, [P, B, B]; only the Gram matrices are held, never the outputs of several layers."""
     found: list[Tensor] = []
     for length in subject.lengths:
-        with torch.no_grad(), watched_layers(subject.tower, lambda _, output: found.append(gram(output).cpu())):
-            subject.tower(batch, length)
+        with torch.no_grad():
+            visit_layers(subject.tower, batch, length, lambda _, output: found.append(gram(output).cpu()))
     return torch.stack(found)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -19,9 +18,8 @@ def layer_names(tower: FlexiViT) -> list[str]:
     return ["stem", *(f"block {i + 1}" for i in range(len(blocks_of(tower)))), "pooled"]
 
 
-@contextmanager
-def watched_layers(tower: FlexiViT, visit: Visit) -> Iterator[None]:
-    """Inside, every forward pass of the tower hands the output of each layer to `visit`, in the order of layer_names.
+def visit_layers(tower: FlexiViT, images: Tensor, seqhw: int, visit: Visit) -> None:
+    """Hand what each layer gives of images [B, 3, H, W] to `visit`, in the order of layer_names.
 
     A class token is left out of the layers before the pooled features: they are compared as maps of the image.
     """
@@ -36,9 +34,9 @@ def watched_layers(tower: FlexiViT, visit: Visit) -> Iterator[None]:
 
     handles = [blocks[0].register_forward_pre_hook(enter)]
     handles += [block.register_forward_hook(leave(i + 1)) for i, block in enumerate(blocks)]
-    handles.append(tower.register_forward_hook(lambda module, args, output: visit(len(blocks) + 1, output)))
     try:
-        yield
+        tokens = tower.forward_tokens(images, seqhw)
     finally:
         for handle in handles:
             handle.remove()
+    visit(len(blocks) + 1, tower.pool_tokens(tokens))

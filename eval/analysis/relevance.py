@@ -16,9 +16,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from flexiclip.models.attention import Attention
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.flexivit import FlexiViT
-from flexiclip.models.transformer import Attention, MAPHead
+from flexiclip.models.transformer import MAPHead
 
 
 @contextmanager
@@ -64,7 +65,8 @@ def relevance(model: FlexiCLIP, image: Tensor, seqhw: int, text_z: Tensor | None
     """
     tower = model.image_tower
     with torch.enable_grad(), recorded_attention(tower) as weights:
-        features = tower(image.detach().requires_grad_(), seqhw)  # through the image, for a locked tower has no gradients else
+        image = image.detach().requires_grad_()  # through it, for a locked tower has no gradients else
+        features = tower.pool_tokens(tower.forward_tokens(image, seqhw))  # every token of every block, whatever the pool reads
         if text_z is None:
             score = (features * features.detach()).sum()
         else:

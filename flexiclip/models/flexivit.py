@@ -69,29 +69,44 @@ class FlexiViT(nn.Module):
         """images [B, 3, H, W], normalised -> pooled features [B, D].
 
         The length is given as `seqhw` (cells a side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; by default
-        it is the configured one. Raises UserError that names the valid seqhw when the image does not divide. every_exit: return
-        what forward_exits does; asked for here because an engine that shards parameters gathers a module's for its forward alone.
+        it is the configured one. Raises UserError that names the valid seqhw when the image does not divide. With pool tok the
+        last block computes the class token alone, [B, 1, D]: nothing reads the others. every_exit: return what forward_exits
+        does; asked for here because an engine that shards parameters gathers a module's for its forward alone.
         """
         if every_exit:
             return self.forward_exits(images, seqhw)
-        return self._pool(self.forward_tokens(images, seqhw, patch_size), self.map_head)
+        return self.pool_tokens(self._encode(self._first_tokens(images, seqhw, patch_size), self._read))
 
     def forward_tokens(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:
         """images [B, 3, H, W] -> tokens after the last norm, [B, N, D]; with pool tok [B, 1 + N, D], the class token first."""
-        x = self._first_tokens(images, seqhw, patch_size)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self._encode(self._first_tokens(images, seqhw, patch_size), None)
+
+    def pool_tokens(self, tokens: Tensor) -> Tensor:
+        """What forward_tokens gives -> pooled features [B, D]."""
+        return self._pool(tokens, self.map_head)
 
     def forward_exits(self, images: Tensor, seqhw: Size | None = None) -> list[Tensor]:
         """images [B, 3, H, W] -> the pooled features [B, D] of every exit and, last, of the whole tower, in one pass."""
         x, found = self._first_tokens(images, seqhw, None), []
-        for depth, block in enumerate(self.blocks, 1):
+        *first, last = self.blocks
+        for depth, block in enumerate(first, 1):
             x = block(x)
             if depth in self.config.exits:
                 norm, map_head = self.exit_head(depth)
                 found.append(self._pool(norm(x), map_head))
-        return [*found, self._pool(self.norm(x), self.map_head)]
+        return [*found, self.pool_tokens(self.norm(last(x, at=self._read)))]
+
+    @property
+    def _read(self) -> int | None:
+        """The one token that the pool reads, if it reads one."""
+        return None if self.cls is None else 0
+
+    def _encode(self, x: Tensor, at: int | None) -> Tensor:
+        """The blocks and the last norm, [B, L, D] -> [B, L, D]; of the token `at` alone [B, 1, D]."""
+        *first, last = self.blocks
+        for block in first:
+            x = block(x)
+        return self.norm(last(x, at=at))
 
     def exit_head(self, depth: int) -> tuple[nn.LayerNorm, MAPHead | None]:
         """The norm and the attention pool, if there is one, that follow block `depth`."""

@@ -22,28 +22,38 @@ from flexiclip.models.variants import HEAD_WIDTH, Shape, shape_of
 
 @dataclass(frozen=True)
 class TowerFlops:
-    """Forward FLOPs of one sample: the patch embedding, one block and their number, and what follows the blocks."""
+    """Forward FLOPs of one sample: the patch embedding, one block and their number, and what follows the blocks.
+
+    The last block is counted apart: it may compute one token alone (tokens_read).
+    """
 
     stem: int
     block: int
     depth: int
     head: int
+    last: int
     block_end: int  # of `block`: its last layer, which a checkpointed block need not run again
+    last_end: int  # the same of `last`
 
     @property
     def forward(self) -> int:
         """Of the whole tower."""
-        return self.stem + self.depth * self.block + self.head
+        return self.stem + self._blocks(self.depth) + self.head
 
     def backward(self, open_blocks: int | None = None) -> int:
         """Of the gradients. open_blocks: how many of the last blocks train, in a tower that is locked but for them; None: all."""
         if open_blocks is None:
-            return self.stem + 2 * (self.depth * self.block + self.head)
-        return 2 * (open_blocks * self.block + self.head) if open_blocks else 0
+            return self.stem + 2 * (self._blocks(self.depth) + self.head)
+        return 2 * (self._blocks(open_blocks) + self.head) if open_blocks else 0
 
     def recomputation(self, open_blocks: int | None = None) -> int:
         """Of a second pass through the blocks that train, as activation checkpointing takes it."""
-        return (self.depth if open_blocks is None else open_blocks) * (self.block - self.block_end)
+        again = self.depth if open_blocks is None else open_blocks
+        return self._blocks(again) - (again - 1) * self.block_end - self.last_end if again else 0
+
+    def _blocks(self, number: int) -> int:
+        """Of so many blocks, the last among them."""
+        return (number - 1) * self.block + self.last if number else 0
 
 
 def image_tower_flops(config: ImageTowerConfig, seqhw: Size, embed_dim: int) -> int:
@@ -65,17 +75,17 @@ def image_flops(config: ImageTowerConfig, seqhw: Size) -> TowerFlops:
     # Every pixel meets every channel once, at any patch size; more than once where patches overlap, which the padding does too.
     pixels = height_px * width_px if config.flexible == "patch" else gh * gw * math.prod(pair(config.base_patch_size))
     stem = 2 * shape.width * 3 * pixels
-    return _tower(shape, stem, length, config.pool)
+    return _tower(shape, stem, length, tokens_read(config, length), config.pool)
 
 
 def text_flops(config: TextTowerConfig, length: int) -> TowerFlops:
     """Our own text tower on a caption of `length` tokens. Masked and causal attention count in full, as torch counts them."""
-    return _tower(shape_of(config, "model.text"), 0, length, config.pool)
+    return _tower(shape_of(config, "model.text"), 0, length, tokens_read(config, length), config.pool)
 
 
 def foreign_text_flops(tower: nn.Module, length: int) -> TowerFlops:
     """A text tower of another library: its blocks as `foreign_shape` sees them; every matrix after them meets a caption once."""
-    known = _tower(foreign_shape(tower), 0, length, "last")
+    known = _tower(foreign_shape(tower), 0, length, length, "mean")
     inside = {id(p) for block in blocks_of(tower) for p in block.parameters()}
     after = sum(p.numel() for p in _matrices(tower) if id(p) not in inside)
     return replace(known, head=2 * after)
@@ -99,18 +109,29 @@ def foreign_shape(tower: nn.Module) -> Shape:
     return Shape(width, len(blocks), heads, (weights - 4 * width * width) // (2 * width))
 
 
+def tokens_read(config: ImageTowerConfig | TextTowerConfig, length: int) -> int:
+    """Tokens that the last block computes: one where the pool of a tower of ours reads one, else all."""
+    ours = isinstance(config, ImageTowerConfig) or config.kind == "transformer"
+    return 1 if ours and config.pool in ("tok", "eos", "last") else length
+
+
 def projection_flops(config: ImageTowerConfig | TextTowerConfig, width: int, embed_dim: int) -> int:
     """Of one vector's way into the joint space."""
     return 2 * width * embed_dim if config.projection == "linear" else 0
 
 
-def _tower(shape: Shape, stem: int, length: int, pool: str) -> TowerFlops:
+def _tower(shape: Shape, stem: int, length: int, read: int, pool: str) -> TowerFlops:
     width, mlp = shape.width, shape.mlp_dim
-    block = 2 * length * (4 * width * width + 2 * width * mlp) + 4 * length * length * width
+    layer = 2 * width * mlp  # of the MLP, for one token
+
+    def block(tokens: int) -> int:
+        """With so many queries, and the projections of queries, keys and values for all tokens."""
+        return 2 * 3 * length * width * width + 2 * tokens * width * width + 4 * tokens * length * width + 2 * tokens * layer
+
     head = 0
     if pool == "map":
         head = 2 * length * 2 * width * width + 4 * length * width + 2 * (2 * width * width + 2 * width * mlp)
-    return TowerFlops(stem, block, shape.depth, head, 2 * length * width * mlp)
+    return TowerFlops(stem, block(length), shape.depth, head, block(read), length * layer, read * layer)
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:

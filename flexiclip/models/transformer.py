@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flexiclip.models.attention import Attention, attend, token_at
 from flexiclip.models.variants import Shape
 
 
@@ -28,23 +28,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "quick_gelu": QuickGELU,
 }
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """x [B, L, D]; mask broadcastable to [B, H, L, L], True where attention is allowed -> [B, L, D]."""
-        batch, length, width = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.proj(x.transpose(1, 2).reshape(batch, length, width))
 
 
 class MLP(nn.Module):
@@ -71,9 +54,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(shape.width, eps=norm_eps)
         self.mlp = MLP(shape.width, shape.mlp_dim, activation)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """[B, L, D] -> [B, L, D]; mask and causal as in Attention."""
-        x = x + self.attn(self.norm1(x), mask, causal)
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, at: Tensor | int | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D], or [B, 1, D] of the tokens `at`; mask, causal and at as in Attention."""
+        x = (x if at is None else token_at(x, at)) + self.attn(self.norm1(x), mask, causal, at)
         return x + self.mlp(self.norm2(x))
 
 
@@ -95,7 +78,7 @@ class MAPHead(nn.Module):
         batch, length, width = x.shape
         q = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(batch, -1, -1, -1)
         k, v = self.kv(x).view(batch, length, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(batch, width)
+        pooled = attend(q, k, v, mask, training=self.training).reshape(batch, width)
         pooled = self.proj(pooled)
         return pooled + self.mlp(self.norm(pooled))
 

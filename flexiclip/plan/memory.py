@@ -9,6 +9,9 @@ A pre-norm block keeps for its backward pass, a token (D width, M the MLP's, H h
     attention's output       e D           with 4 H for its log-sum-exp; no L^2: SDPA is a flash kernel on GPUs and on CPUs
     the MLP                  2 e M         around its activation (3 e M for quick_gelu)
 
+The last block computes what the pool reads: where that is one token, it keeps of the others what keys and values need. A CPU that
+trains in bf16 keeps 2 H L^2 bytes more a sample and block (models/attention.py), not counted here: plans in bf16 are for GPUs.
+
 With M = 4 D that is 36 D bytes a token in bf16, 64 D in float32; Korthikanti et al. (arXiv 2205.05198, equation 1) count 34 D for
 half precision with dropout's masks and a residual stream in it. A checkpointed block keeps its input, 4 D. Under autocast the
 backward pass also holds a bf16 copy of each weight. Towers of other libraries are taken for one of ours of the same size.
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 
 from flexiclip.config.schema import ImageTowerConfig, TextTowerConfig
 from flexiclip.losses import GPU_TILE
+from flexiclip.models.flops import tokens_read
 from flexiclip.models.variants import Shape
 from flexiclip.plan.states import FLOAT, Engine, States, block_weights, states
 from flexiclip.plan.towers import Model
@@ -99,23 +103,39 @@ def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool)
     parts = []
     if opened is None:
         parts.append(_stem(model, half, shape, micro, size))
-    parts += [_block(section, shape, tokens * micro, size, checkpointing)] * blocks
+    read = tokens_read(section, tokens)
     if blocks:
+        parts += [_block(section, shape, tokens * micro, tokens * micro, size, checkpointing)] * (blocks - 1)
+        parts.append(_block(section, shape, tokens * micro, read * micro, size, checkpointing))
         ends = 1 + (len(config.model.image.exits) if half == "image" else 0)
-        parts += [_head(section, shape, tokens, micro, size)] * ends
+        parts += [_head(section, shape, read, micro, size)] * ends
     return [*parts, _projection(model, half, micro, size)]
 
 
 def block_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
     """What a block keeps for its backward pass, a token: the table above."""
+    return _seen_bytes(shape, size) + _computed_bytes(section, shape, size)
+
+
+def _seen_bytes(shape: Shape, size: int) -> int:
+    """Of a token that others attend to: the first norm, q, k and v."""
+    return FLOAT * shape.width + 8 + size * 4 * shape.width
+
+
+def _computed_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
+    """Of a token that comes out of the block, besides: what follows the attention."""
     mlp = 3 if section.activation == "quick_gelu" else 2
-    return 8 * shape.width + 16 + size * (6 * shape.width + mlp * shape.mlp_dim) + 4 * shape.heads
+    return FLOAT * shape.width + 8 + size * (2 * shape.width + mlp * shape.mlp_dim) + 4 * shape.heads
 
 
-def _block(section: ImageTowerConfig | TextTowerConfig, shape: Shape, tokens: int, size: int, checkpointing: bool) -> Part:
-    saved = tokens * block_bytes(section, shape, size) + (size < FLOAT) * size * block_weights(shape)
+def _block(
+    section: ImageTowerConfig | TextTowerConfig, shape: Shape, tokens: int, read: int, size: int, checkpointing: bool
+) -> Part:
+    """A block that computes `read` of its tokens."""
+    saved = tokens * _seen_bytes(shape, size) + read * _computed_bytes(section, shape, size)
+    saved += (size < FLOAT) * size * block_weights(shape)
     # The gradients of the residual stream and, in the linear layers' type, of the MLP's input and hidden layer.
-    scratch = tokens * (FLOAT * shape.width + size * (shape.width + shape.mlp_dim))
+    scratch = tokens * FLOAT * shape.width + read * size * (shape.width + shape.mlp_dim)
     gradients = FLOAT * (block_weights(shape) + 9 * shape.width + shape.mlp_dim)
     if checkpointing:
         kept = FLOAT * tokens * shape.width

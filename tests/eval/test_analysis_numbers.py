@@ -15,7 +15,7 @@ from flexiclip_eval.analysis.attention import agreement, half_mass
 from flexiclip_eval.analysis.cka import alignment, gram, hsic
 from flexiclip_eval.analysis.cue_conflict import Answer, Conflict, bias_of, read_conflicts
 from flexiclip_eval.analysis.ensembles import at_cost, mean_rows, subsets
-from flexiclip_eval.analysis.layers import layer_names, watched_layers
+from flexiclip_eval.analysis.layers import layer_names, visit_layers
 from flexiclip_eval.analysis.relevance import recorded_attention, relevance
 from flexiclip_eval.analysis.tokens import alike, cell, seed_map
 from PIL import Image
@@ -73,8 +73,9 @@ def test_a_layer_that_tells_no_images_apart_has_no_cka() -> None:
 def test_layers_are_what_the_blocks_give_one_after_another(pool: str) -> None:
     tower = small_model(pool).image_tower
     seen: dict[int, Tensor] = {}
-    with torch.no_grad(), watched_layers(tower, seen.__setitem__):
-        pooled = tower(images(2), 3)
+    with torch.no_grad():
+        visit_layers(tower, images(2), 3, seen.__setitem__)
+        pooled = tower.pool_tokens(tower.forward_tokens(images(2), 3))
         x = tower.embed_patches(images(2), (3, 3)) + tower.position_embedding((3, 3))
     with torch.no_grad():
         expected = [x]
@@ -86,7 +87,7 @@ def test_layers_are_what_the_blocks_give_one_after_another(pool: str) -> None:
     assert list(seen) == [0, 1, 2, 3]
     for number, output in enumerate([*expected, pooled]):
         assert torch.equal(seen[number], output)
-    assert not tower._forward_hooks
+    assert not tower.blocks[0]._forward_hooks
     assert not tower.blocks[0]._forward_pre_hooks
 
 
@@ -136,7 +137,8 @@ def test_relevance_equals_the_rule_worked_out_head_by_head(pool: str) -> None:
         with torch.no_grad():
             plain = model.image_tower(images(1), side)
             with recorded_attention(model.image_tower) as weights:
-                torch.testing.assert_close(model.image_tower(images(1), side), plain, rtol=0, atol=1e-5)
+                whole = model.image_tower.forward_tokens(images(1), side)
+                torch.testing.assert_close(model.image_tower.pool_tokens(whole), plain, rtol=0, atol=1e-5)
         assert len(weights) == 2 + (pool == "map")
         assert all(torch.allclose(w.sum(-1), torch.ones(())) for w in weights)
         found = relevance(model, images(1), side, text_z)

@@ -10,6 +10,7 @@ from plan_kit import ALONE, IMAGE, TEXT, config_of, inputs, real_model, stepper
 from torch.profiler import ProfilerActivity, profile
 
 from flexiclip.config import Config
+from flexiclip.models import attention
 from flexiclip.plan.memory import block_bytes, step_memory
 from flexiclip.plan.states import Engine
 from flexiclip.plan.towers import build
@@ -20,6 +21,12 @@ from flexiclip.train.engines.towers import Towers
 WIDE = replace(IMAGE, width=192, depth=6, heads=3)
 SMALL_TEXT = replace(TEXT, width=128, depth=3, heads=2)
 ALONE_ENGINE = Engine("torch", 0, 1)
+
+
+@pytest.fixture(autouse=True)
+def _attention_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's kernel in bf16 too."""
+    monkeypatch.setattr(attention, "PLAIN_UP_TO", 0)
 
 
 def highest(deltas: list[int]) -> int:

@@ -53,18 +53,20 @@ class TextTransformer(TextTower):
         # A causal position sees nothing to its right, padding included: its mask would cost SDPA's fast path and change nothing.
         mask = valid[:, None, None] if self.config.pad_mask and not self.config.causal else None
         x = self.token_embedding(tokens) + self.posemb[:, : tokens.shape[1]]
-        for block in self.blocks:
+        *first, last = self.blocks
+        for block in first:
             x = block(x, mask, self.config.causal)
-        return self._pool(self.norm(x), end, valid)
+        if self.config.pool in ("eos", "last"):  # one token is read, so the last block computes no other
+            at = end if self.config.pool == "eos" else -1
+            seen = valid if self.config.pool == "eos" and self.config.causal else None  # all that stands left of it
+            x = last(x, mask if seen is None else seen[:, None, None], at=at)
+            return self.norm(x)[:, 0]
+        return self._pool(self.norm(last(x, mask, self.config.causal)), valid)
 
-    def _pool(self, x: Tensor, end: Tensor, valid: Tensor) -> Tensor:
-        """x [B, L, D], end [B], valid [B, L] -> [B, D]."""
+    def _pool(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x [B, L, D], valid [B, L] -> [B, D], of the pools that read every token."""
         if self.map_head is not None:
             return self.map_head(x, valid[:, None, None] if self.config.pad_mask else None)
-        if self.config.pool == "eos":
-            return x[torch.arange(x.shape[0], device=x.device), end]
-        if self.config.pool == "last":
-            return x[:, -1]
         return mean_over(x, valid) if self.config.pad_mask else x.mean(dim=1)
 
     def save_config(self, folder: Path) -> None:

@@ -1,0 +1,67 @@
+"""Attention of both towers: multi-head self-attention, of all tokens or of one, and the products at its heart.
+
+Shapes: B batch, L tokens, D width, H heads, K = D / H.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PLAIN_UP_TO = 512
+"""Keys up to which a CPU trains in bfloat16 by plain products: beyond, scores outgrow the caches and torch's kernel is as fast."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, at: Tensor | int | None = None) -> Tensor:
+        """x [B, L, D] -> [B, L, D].
+
+        mask: broadcastable to [B, H, L, L], True where attention is allowed; or causal. at: the position of the one token of each
+        row that is wanted, as in `token_at`: -> [B, 1, D], under a mask broadcastable to [B, H, 1, L], and not causal.
+        """
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).unbind(2)
+        if at is not None:
+            q = token_at(q, at)
+        x = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, causal, training=self.training)
+        return self.proj(x.transpose(1, 2).reshape(batch, -1, width))
+
+
+def token_at(x: Tensor, at: Tensor | int) -> Tensor:
+    """One token of each row: x [B, L, ...] and its position, the same for all or [B] int64 -> [B, 1, ...]."""
+    if isinstance(at, int):
+        return x[:, at:][:, :1]
+    return x[torch.arange(x.shape[0], device=x.device), at].unsqueeze(1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, *, training: bool = False
+) -> Tensor:
+    """softmax(q k' / sqrt(K)) v: q [B, H, Lq, K], k and v [B, H, L, K] -> [B, H, Lq, K]; mask as in Attention.
+
+    torch's scaled_dot_product_attention, but where a CPU trains short sequences in bfloat16. torch's kernel there multiplies
+    blocks too small for the bfloat16 instructions, and its backward pass is slower than in float32; two plain batched products
+    take half its time at 226 tokens and a fifth at 38 (scripts/bench/attention.py). They round the scores to bfloat16 before the
+    softmax, as autocast rounds every other product, and keep the weights, 2 B H Lq L bytes, until the backward pass.
+    """
+    if training and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= PLAIN_UP_TO:
+        return _attend_plainly(q, k, v, mask, causal)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ v
