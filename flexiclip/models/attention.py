@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PLAIN_UP_TO = 512
-"""Keys up to which a CPU trains in bfloat16 by plain products: beyond, scores outgrow the caches and torch's kernel is as fast."""
+"""Keys up to which a CPU trains bfloat16 by plain products: beyond, scores outgrow the caches and torch's kernel is as fast."""
 
 
 class Attention(nn.Module):

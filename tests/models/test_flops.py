@@ -66,6 +66,6 @@ def test_batches_cost_in_proportion() -> None:
 
 
 def test_published_size() -> None:
-    """ViT-B/16 at 224 px: 17.6 G multiply-adds in the literature (DeiT, table 5), with its classifier and all tokens to the end."""
+    """ViT-B/16 at 224 px: 17.6 G multiply-adds in the literature (DeiT, table 5), with classifier and all tokens to the end."""
     config = ImageTowerConfig(variant="B", image_size=224, base_patch_size=16, base_grid=14, pool="gap")
     assert image_tower_flops(config, 14, 1000) / 2 == pytest.approx(17.56e9, rel=0.01)
