@@ -23,7 +23,7 @@ fi
 
 SUBJECTS=("$@")
 if [ ${#SUBJECTS[@]} = 0 ]; then
-  SUBJECTS=(training_step flexible_training pi_resize losses loader sweep retrieval_memory encoders startup ranks growth compile gradcache)
+  SUBJECTS=(training_step flexible_training attention pi_resize losses loader sweep retrieval_memory encoders startup ranks growth compile gradcache)
 fi
 
 mkdir -p "$FOLDER"

@@ -22,6 +22,7 @@ from side_by_side.record import Goal, digits
 ORDER = (
     "training_step",
     "flexible_training",
+    "attention",
     "pi_resize",
     "losses",
     "loader",

@@ -1,0 +1,80 @@
+"""Attention as a CPU trains it, by plain products in bfloat16, beside torch's fused kernel: forward and backward.
+
+    python scripts/bench/attention.py             batch 32, 3 heads of 64 as in ViT-Ti, at seven lengths (a minute)
+    python scripts/bench/attention.py --quick     two lengths
+
+`error` is the norm of what differs from float64 over the norm of what float64 gives, of the output. In float32 both sides are
+torch's kernel: the row is there to show what bfloat16 gains at all.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from side_by_side.record import Record, options
+from side_by_side.turns import Work, ratio, take_turns
+from torch import Tensor
+
+from flexiclip.models.attention import PLAIN_UP_TO, attend
+
+BATCH, HEADS, HEAD = 32, 3, 64
+LENGTHS = (26, 38, 77, 101, 226, 401, 901)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ABOUT = (
+    "Self-attention of ViT-Ti's shape, forward and backward on the CPU: `attend` of models/attention.py in training mode, which "
+    f"multiplies plainly in bfloat16 up to {PLAIN_UP_TO} tokens, beside torch's scaled_dot_product_attention."
+)
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As a block in training mode calls it."""
+    return attend(q, k, v, training=True)
+
+
+def step(attention: Attention, qkv: list[Tensor]) -> Work:
+    """Forward and backward."""
+    leaves = [t.clone().requires_grad_() for t in qkv]
+
+    def run() -> None:
+        out = attention(*leaves)
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    return run
+
+
+def error(attention: Attention, qkv: list[Tensor]) -> float:
+    """Of the output, against float64."""
+    expected = F.scaled_dot_product_attention(*(t.double() for t in qkv))
+    return float((attention(*qkv).double() - expected).norm() / expected.norm())
+
+
+def main() -> None:
+    """Measure every length in both precisions, write the record."""
+    arguments = options(__doc__, rounds=7).parse_args()
+    torch.set_num_threads(arguments.threads)
+    lengths = LENGTHS[:2] if arguments.quick else LENGTHS
+    record = Record("attention", ABOUT)
+    table = record.table(
+        f"forward and backward, batch {BATCH}, {HEADS} heads of {HEAD}, milliseconds",
+        *("precision", "tokens", "ours", "torch's", "torch's / ours", "error", "torch's error"),
+    )
+    for precision, dtype in DTYPES.items():
+        for length in lengths:
+            torch.manual_seed(length)
+            qkv = [torch.randn(BATCH, HEADS, length, HEAD).to(dtype) for _ in range(3)]
+            sides: dict[str, Attention] = {"ours": ours, "torch's": F.scaled_dot_product_attention}
+            times = take_turns({name: step(each, qkv) for name, each in sides.items()}, arguments.rounds)
+            errors = [error(each, qkv) for each in sides.values()]
+            assert max(errors) < 0.02, f"{precision}, {length} tokens: errors {errors}"
+            medians = [1e3 * statistics.median(each) for each in times.values()]
+            gain = ratio(times["torch's"], times["ours"])
+            table.add(precision, length, *medians, f"{gain:.2f} x", *(f"{e:.1e}" for e in errors))
+    record.finish(arguments)
+
+
+if __name__ == "__main__":
+    main()
