@@ -48,7 +48,8 @@ def step(attention: Attention, qkv: list[Tensor]) -> Work:
 
 def error(attention: Attention, qkv: list[Tensor]) -> float:
     """Of the output, against float64."""
-    expected = F.scaled_dot_product_attention(*(t.double() for t in qkv))
+    q, k, v = (t.double() for t in qkv)
+    expected = F.scaled_dot_product_attention(q, k, v)
     return float((attention(*qkv).double() - expected).norm() / expected.norm())
 
 
