@@ -2,7 +2,7 @@
 # Every benchmark, ours beside the peers' real code, and docs/benchmarks.md out of what they found.
 #
 #   scripts/bench.sh                            all subjects: some hours on 2 CPU cores, which should do nothing else meanwhile
-#   scripts/bench.sh losses loader              these subjects; the page keeps what build/bench holds of the others
+#   scripts/bench.sh losses loader              these subjects; the page keeps what docs/benchmarks holds of the others
 #   scripts/bench.sh --quick                    small sizes, into build/bench-quick and its own page: that everything runs
 #
 # A subject that fails is named at the end, and the page is written without it.
@@ -12,7 +12,7 @@ EXTRAS="bench"
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 QUICK=()
-FOLDER=build/bench
+FOLDER=docs/benchmarks
 PAGE=docs/benchmarks.md
 if [ "${1:-}" = --quick ]; then
   QUICK=(--quick)

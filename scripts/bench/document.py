@@ -1,6 +1,6 @@
 """docs/benchmarks.md and its plots, out of the JSON files that the subjects' scripts wrote.
 
-python scripts/bench/document.py build/bench --output docs/benchmarks.md
+python scripts/bench/document.py docs/benchmarks --output docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ INTRODUCTION = """# Benchmarks
 `scripts/bench.sh` makes this page: each subject is a script of `scripts/bench/`, which runs flexiclip and its peer's real code in
 turn (A B A B) on the same work and the same threads, after it has checked that both give the same result. Times are medians over
 rounds; a ratio is the median of the ratios of paired rounds, which a busy machine hardly moves. One subject alone:
-`python scripts/bench/SUBJECT.py`, or `scripts/bench.sh SUBJECT...` to renew its part of this page. What to set, and why, is in
-[performance.md](performance.md).
+`python scripts/bench/SUBJECT.py`, or `scripts/bench.sh SUBJECT...` to renew its part of this page; the records of all are kept in
+docs/benchmarks, each with its machine and commit. What to set, and why, is in [performance.md](performance.md).
 """
 
 
@@ -98,7 +98,9 @@ def goals_lines(found: Sequence[dict[str, Any]]) -> list[str]:
 
 def subject_lines(record: dict[str, Any], images: Path) -> list[str]:
     """The section of one subject; its plots are drawn."""
-    lines = ["", f"## {record['subject']}", "", record["about"], "", f"`{record['command']}`"]
+    machine = record["machine"]
+    lines = ["", f"## {record['subject']}", "", record["about"], ""]
+    lines.append(f"`{record['command']}`, at {machine['commit']}, torch {machine['torch']}, {machine['processor']}")
     for table in record["tables"]:
         lines += ["", f"**{table['title']}**", "", *markdown_table(table["columns"], table["rows"])]
     for i, curves in enumerate(record["curves"]):
