@@ -17,6 +17,7 @@ from alike import ENGINES
 from launch import Command, Trained, descendants, flexiclip_main, leave_in_time, run_ranks, said, started_ranks, trained
 from train_shards import sample, write_shard
 
+from flexiclip.train.processes.signals import Stopped, StopSignal
 from flexiclip.train.records.metrics import read_lines
 
 ENDLESS = ["train.steps=100000", "train.save_every=3", "train.save_in_background=false"]
@@ -122,6 +123,26 @@ def test_a_signal_before_the_first_step_stops_all_ranks(recipe: list[str], tmp_p
     assert [process.exitcode for process in ranks] == [0, 0], text(log, 0) + text(log, 1)
     assert "stopped by a signal" in text(log, 0)
     assert "Traceback" not in text(log, 0) + text(log, 1)
+
+
+def test_a_signal_that_a_library_turns_into_its_own_error_is_still_a_signal() -> None:
+    """A C extension that is being imported raises ImportError in the place of what its signal handler raised."""
+
+    def setting_up(sent: bool, saved: bool) -> None:
+        with StopSignal() as stop:
+            if saved:
+                stop.defer()
+            try:
+                if sent:
+                    signal.raise_signal(signal.SIGTERM)
+            finally:
+                raise ImportError("initialization failed")
+
+    with pytest.raises(Stopped):
+        setting_up(sent=True, saved=False)
+    for sent in (False, True):  # nobody asked; or there is something to save, and an error must not pass for a stop
+        with pytest.raises(ImportError):
+            setting_up(sent, saved=sent)
 
 
 # --- Data that hangs

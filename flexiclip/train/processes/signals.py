@@ -27,9 +27,11 @@ class StopSignal:
             self._old[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if self.asked and not self._deferred and isinstance(error, Exception):
+            raise Stopped from error  # which the code that it hit has made an error of its own: an import of C code does
 
     def defer(self) -> None:
         """From now on there is something to save: the run looks at `asked` between its steps."""
