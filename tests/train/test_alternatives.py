@@ -23,9 +23,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("case", "engine"), [("stride", "torch"), ("shared", "zero3"), pytest.param("separate", "zero1", marks=pytest.mark.slow)]
-)
+SLOW = [pytest.param(*each, marks=pytest.mark.slow) for each in (("shared", "zero3"), ("separate", "zero1"))]
+
+
+@pytest.mark.parametrize(("case", "engine"), [("stride", "torch"), *SLOW])
 def test_ranks_and_micro_batches_equal_the_big_batch(fit: Fit, case: str, engine: str) -> None:
     whole = fit(1, *CASES[case])
     parts = fit(2, *CASES[case], *ENGINES[engine], "train.micro_batch_size=2")

@@ -80,6 +80,7 @@ def test_signal_saves_and_leaves(fit: Fit, recipe: list[str], whole_run: WholeRu
     assert_goes_on(fit, folder, 1, "torch", whole_run(1, "torch"))
 
 
+@pytest.mark.slow
 def test_sigterm_under_torchrun(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path) -> None:
     """torchrun hands the signal down to its ranks and waits for them to save. Its own exit code then is not ours to choose."""
     folder = tmp_path / "run"
