@@ -51,6 +51,10 @@ class TowerFlops:
         again = self.depth if open_blocks is None else open_blocks
         return self._blocks(again) - (again - 1) * self.block_end - self.last_end if again else 0
 
+    def all_tokens(self) -> TowerFlops:
+        """Of the same tower with a last block that computes every token, as other libraries' do."""
+        return replace(self, last=self.block, last_end=self.block_end)
+
     def _blocks(self, number: int) -> int:
         """Of so many blocks, the last among them."""
         return (number - 1) * self.block + self.last if number else 0

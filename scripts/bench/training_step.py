@@ -96,11 +96,13 @@ def product(precision: str) -> tuple[Call, int]:
     return lambda: a @ a, 2 * side**3
 
 
-def step_flops(loaded: LoadedModel, batch: int, length: int) -> int:
-    """Of a step on captions of `length` tokens, from the towers' shapes."""
+def step_flops(loaded: LoadedModel, batch: int, length: int, whole: bool) -> int:
+    """Of a step on captions of `length` tokens, from the towers' shapes; whole: the last blocks compute every token."""
     model = loaded.config.model
     assert model.text is not None
     image, text = image_flops(model.image, SEQHW), text_flops(model.text, length)
+    if whole:
+        image, text = image.all_tokens(), text.all_tokens()
     joint = 2 * projection_flops(model.image, loaded.model.image_tower.width, model.embed_dim)
     return batch * (image.forward + image.backward() + text.forward + text.backward() + 3 * joint)
 
@@ -137,7 +139,7 @@ def measure(case: Case, table: Grid, record: Record, arguments: argparse.Namespa
     ours, peers = (min(times.keys() & names, key=lambda name: median(times[name])) for names in (OURS, THEIRS))
     for name in (name for name in sides if name != PRODUCT):
         length = CONTEXT if name in THEIRS else trimmed
-        share = ratio(times[PRODUCT], times[name]) * step_flops(loaded, case.batch, length) / rate
+        share = ratio(times[PRODUCT], times[name]) * step_flops(loaded, case.batch, length, name in THEIRS) / rate
         spent = median(times[name])
         faster = ratio(times[name], times[ours])
         table.add(str(case), name, length, f"{1000 * spent:,.0f}", f"{case.batch / spent:.1f}", f"{faster:.2f}x", f"{share:.0%}")

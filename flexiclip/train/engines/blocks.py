@@ -20,7 +20,7 @@ from flexiclip.errors import UserError
 from flexiclip.models.blocks import blocks_of
 
 GRAPHS = 64
-"""Graphs that one kind of block may need: for each tower, with and without gradients, autocast, and rows in the batch but one."""
+"""Graphs that one kind of block may need: for each tower, all tokens or one, with gradients, autocast, many rows or one."""
 
 
 def prepare_blocks(towers: list[nn.Module], config: Config, device: torch.device) -> None:
