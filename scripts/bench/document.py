@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-from flexiclip_eval.report.drawing import COLOURS, INK, MARKERS
+from flexiclip_eval.report.documents import Axes, draw_lines, markdown_table
 from side_by_side.record import Goal, digits
 
 ORDER = (
@@ -45,33 +40,6 @@ rounds; a ratio is the median of the ratios of paired rounds, which a busy machi
 `python scripts/bench/SUBJECT.py`, or `scripts/bench.sh SUBJECT...` to renew its part of this page; the records of all are kept in
 docs/benchmarks, each with its machine and commit. What to set, and why, is in [performance.md](performance.md).
 """
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table: its first column to the left, the others to the right."""
-    rules = ["---", *["---:"] * (len(columns) - 1)]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, rules, *rows)]
-
-
-def draw(curves: dict[str, Any], path: Path) -> None:
-    """A plot of one set of curves."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for i, (label, points) in enumerate(curves["series"].items()):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
-        axis.plot([x for x, _ in points], [y for _, y in points], label=label, **style)
-    if curves["log_x"]:
-        axis.set_xscale("log")
-    if curves["log_y"]:
-        axis.set_yscale("log")
-    axis.set_xlabel(curves["x"])
-    axis.set_ylabel(curves["y"])
-    axis.set_title(curves["title"], loc="left", weight="bold", fontsize=10, color=INK)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor="white")
-    plt.close(figure)
 
 
 def machine_lines(found: Sequence[dict[str, Any]]) -> list[str]:
@@ -105,7 +73,8 @@ def subject_lines(record: dict[str, Any], images: Path) -> list[str]:
         lines += ["", f"**{table['title']}**", "", *markdown_table(table["columns"], table["rows"])]
     for i, curves in enumerate(record["curves"]):
         name = f"bench_{record['subject']}{'' if i == 0 else f'_{i + 1}'}.png"
-        draw(curves, images / name)
+        axes = Axes(curves["title"], curves["x"], curves["y"], curves["log_x"], curves["log_y"])
+        draw_lines(curves["series"], axes, images / name)
         lines += ["", f"![{curves['title']}](images/{name})"]
     for note in record["notes"]:
         lines += ["", note]

@@ -8,10 +8,9 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from flexiclip_eval.report.machine import describe
 from rich.console import Console
 from rich.table import Table
-
-from side_by_side.machine import describe
 
 WIDTH = 130
 

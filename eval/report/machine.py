@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""What a figure was measured on, for the documents that scripts write."""
 
 from __future__ import annotations
 
@@ -41,7 +41,6 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constant words
     return done.stdout.strip() or "unknown"

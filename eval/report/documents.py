@@ -1,0 +1,53 @@
+"""Tables and plots of pages in Markdown, as docs/ has them: what the scripts that write those pages share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import drawing
+
+Points = Sequence[Sequence[float]]
+"""Pairs: (x, y), or (lowest, highest)."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Of a plot of lines."""
+
+    title: str
+    x: str
+    y: str
+    log_x: bool = True
+    log_y: bool = False
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
+    """The lines of a table: its first `left` columns to the left, the others to the right."""
+    rules = ["---" if i < left else "---:" for i in range(len(columns))]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, rules, *rows)]
+
+
+def draw_lines(series: Mapping[str, Points], axes: Axes, path: Path, ranges: Mapping[str, Points] | None = None) -> None:
+    """A picture of curves, (x, y) by their labels; ranges: a band (lowest, highest) around the points of a label."""
+    figure, ((axis,),) = drawing.grid(1, 1, (6.4, 3.6))
+    for number, (label, points) in enumerate(series.items()):
+        colour, marker = drawing.look(number)
+        xs = [x for x, _ in points]
+        style = "-" if number < len(drawing.COLOURS) else "--"
+        axis.plot(xs, [y for _, y in points], style, label=label, color=colour, marker=marker, markersize=5)
+        if ranges:
+            lowest, highest = ([pair[i] for pair in ranges[label]] for i in (0, 1))
+            axis.fill_between(xs, lowest, highest, color=colour, alpha=0.12, linewidth=0)
+    if axes.log_x:
+        axis.set_xscale("log")
+    if axes.log_y:
+        axis.set_yscale("log")
+    axis.set_xlabel(axes.x)
+    axis.set_ylabel(axes.y)
+    axis.set_title(axes.title, loc="left", weight="bold", fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, facecolor="white")

@@ -1,0 +1,85 @@
+"""docs/paper.md and its plots, out of the studies' records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flexiclip_eval.report.documents import Axes, draw_lines, markdown_table
+
+from . import records
+from .records import Record
+from .study import Claim, Study
+from .verdicts import judge
+
+INTRODUCTION = """# The paper's claims, on two cores
+
+What FlexiViT ([arXiv 2212.08013](https://arxiv.org/abs/2212.08013)) claims, tried with this repository's trainer and harness
+on real data at a small scale: image towers of 0.9 M parameters on 60 px drawings, taught by {samples:,} samples a run.
+`scripts/paper.sh` makes all of it, `scripts/paper.sh STUDY` one study; it goes on where it was stopped. The runs train on
+OpenMoji and Fluent emoji; scored are concepts that no run saw, in OpenMoji's style, and concepts that were seen, in Noto's, a
+style that was not. The **quality** of a model is the mean over both sets, and over both directions of retrieval, of recall@5
+in percent (of accuracy in percent, for classifiers).
+
+A claim is a figure and a bound. It *holds* where the mean over seeds is above the bound by a one-sided t-test at 95 %, *does
+not hold* where it is below by the same test, and is *within the noise* else. The test knows the spread over seeds; the scored
+images are the same for all of them. At this scale a claim can fail that holds for ViT-B on ImageNet-21k, and the other way
+round: this page says that the code does what the paper describes, and what a user can expect of small models.
+"""
+
+
+def write_page(studies: Sequence[Study], folder: Path, page: Path, pictures: str) -> None:
+    """The page of the studies that have a record in `folder`. pictures: the start of the plots' names, below `page`/images."""
+    found = [(study, record) for study in studies if (record := records.read(folder, study.name)) is not None]
+    samples = int(found[0][1].budget["samples"]) if found else 0
+    lines = [INTRODUCTION.format(samples=samples), "## Claims", "", *_claims_table(found, pictures)]
+    for study, record in found:
+        lines += _section(study, record, page.parent / "images", pictures)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _claims_table(found: Sequence[tuple[Study, Record]], pictures: str) -> list[str]:
+    rows = []
+    for study, record in found:
+        for claim in study.claims:
+            verdict = judge(record.figures(claim.figure), claim.above)
+            plot = f"[plot](images/{pictures}{study.plots[0].key}.png)"
+            command = f"`scripts/paper.sh {study.name}`"
+            figure = _figure(verdict.mean, verdict.spread, claim)
+            rows.append([claim.text, claim.section, figure, f"> {claim.above:g}", verdict.words, plot, command])
+    columns = ["claim", "section", "mean ± spread of seeds", "bound", "verdict", "plot", "command"]
+    return markdown_table(columns, rows, left=len(columns))
+
+
+def _figure(mean: float, spread: float | None, claim: Claim) -> str:
+    sign = "+" if claim.unit == "points" else ""
+    decimals = 1 if claim.unit == "points" else 2
+    return f"{mean:{sign}.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}") + f" {claim.unit}".rstrip()
+
+
+def _section(study: Study, record: Record, images: Path, pictures: str) -> Iterator[str]:
+    seeds = ", ".join(record.seeds)
+    machine = record.machine
+    yield from ["", f"## {study.title}", "", study.about, ""]
+    made = f"at {machine['commit']}, torch {machine['torch']}, {machine['processor']}"
+    yield f"`scripts/paper.sh {study.name}`: seeds {seeds}, {made}"
+    for plot in study.plots:
+        means, ranges = record.curves(plot.key)
+        name = f"{pictures}{plot.key}.png"
+        draw_lines(means, Axes(plot.title, plot.x, plot.y, plot.log_x), images / name, ranges)
+        yield from ["", f"![{plot.title}](images/{name})"]
+    yield from ["", *_figures_table(study, record)]
+    for remark in study.remarks:
+        yield from ["", remark]
+
+
+def _figures_table(study: Study, record: Record) -> list[str]:
+    """Every figure of every seed, those of no claim too."""
+    keys = dict.fromkeys(key for each in record.seeds.values() for key in each.figures)
+    rows = [[key.replace("_", " "), *(_cell(each.figures.get(key)) for each in record.seeds.values())] for key in keys]
+    return markdown_table(["figure", *(f"seed {seed}" for seed in record.seeds)], rows)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

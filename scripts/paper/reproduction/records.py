@@ -1,0 +1,75 @@
+"""docs/paper/STUDY.json: the figures and curves of every seed that was run, one file a study.
+
+Seeds gather over several calls. A record that was made with another budget is of no use beside a new one, and is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .study import Measured, Series
+from .trainings import Budget
+
+
+@dataclass
+class Record:
+    """All seeds of a study; machine is the last one's."""
+
+    study: str
+    budget: dict[str, float]
+    machine: dict[str, str] = field(default_factory=dict)
+    seeds: dict[str, Measured] = field(default_factory=dict)
+    """The seed, as a word -> what was measured."""
+
+    def figures(self, key: str) -> list[float]:
+        """Of each seed."""
+        return [each.figures[key] for each in self.seeds.values() if key in each.figures]
+
+    def curves(self, key: str) -> tuple[Series, Series]:
+        """Mean over seeds of each curve, point by point, and (lowest, highest) of each point's value."""
+        found = [each.curves[key] for each in self.seeds.values() if key in each.curves]
+        means: Series = {}
+        ranges: Series = {}
+        for label in found[0] if found else ():
+            runs = [each[label] for each in found]
+            columns = list(zip(*runs, strict=True))
+            means[label] = [(_mean([x for x, _ in points]), _mean([y for _, y in points])) for points in columns]
+            ranges[label] = [(min(y for _, y in points), max(y for _, y in points)) for points in columns]
+        return means, ranges
+
+
+def read(folder: Path, study: str) -> Record | None:
+    """The record of a study, or None."""
+    path = folder / f"{study}.json"
+    if not path.is_file():
+        return None
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    return Record(**{**whole, "seeds": {seed: Measured(**each) for seed, each in whole["seeds"].items()}})
+
+
+def add(folder: Path, study: str, budget: Budget, seed: int, measured: Measured, machine: dict[str, str]) -> None:
+    """Put a seed into the record, in the place of an earlier one of its number."""
+    record = read(folder, study)
+    if record is None or record.budget != asdict(budget):
+        record = Record(study, asdict(budget))
+    seeds = {**record.seeds, str(seed): measured}
+    record.seeds = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
+    record.machine = machine
+    folder.mkdir(parents=True, exist_ok=True)
+    whole: dict[str, Any] = asdict(record)
+    (folder / f"{study}.json").write_text(json.dumps(_rounded(whole), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,86 @@
+"""The studies of docs/paper.md: trains, scores, measures, and writes the page.
+
+python scripts/paper/run.py                         three seeds of every study
+python scripts/paper/run.py curricula --seeds 1     one seed of one study; the page keeps what it holds of the others
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flexiclip_eval.report.machine import describe
+from reproduction import records
+from reproduction.outcomes import Outcomes
+from reproduction.page import write_page
+from reproduction.running import Runner
+from reproduction.study import Study
+from reproduction.trainings import FULL, QUICK, Budget
+from reproduction.work import tasks_of
+from studies import STUDIES
+
+from flexiclip.errors import UserError
+
+
+def main() -> int:
+    """Returns the exit code: 1 where a command failed."""
+    arguments = _parser().parse_args()
+    os.environ.setdefault("FLEXICLIP_DATA", "data")
+    try:
+        return run(chosen(arguments.study), arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(studies: Sequence[Study], arguments: argparse.Namespace) -> int:
+    """Seed by seed: what failed of one does not stop the next."""
+    budget = QUICK if arguments.quick else FULL
+    work = Path("build/paper-quick" if arguments.quick else "build/paper")
+    folder, page = (work, work / "paper.md") if arguments.quick else (Path("docs/paper"), Path("docs/paper.md"))
+    failed: list[str] = []
+    for seed in arguments.seeds:
+        failed += _seed(studies, seed, budget, work / f"seed-{seed}", folder, arguments.jobs)
+        write_page(STUDIES, folder, page, "paper_")
+        print(f"{page}: seed {seed}", flush=True)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _seed(studies: Sequence[Study], seed: int, budget: Budget, work: Path, folder: Path, jobs: int) -> list[str]:
+    """Run a seed and record every study whose commands all ended well; returns a line for each command that did not."""
+    runner = Runner(work, jobs)
+    missing = runner.run(tasks_of(studies, seed, budget, work))
+    machine = describe()
+    for study in studies:
+        if not {task.name for task in tasks_of([study], seed, budget, work)} & set(missing):
+            records.add(folder, study.name, budget, seed, study.measure(Outcomes(work / "evaluations")), machine)
+    return [f"{name}, see {runner.log(name)}" if runner.log(name).is_file() else f"{name}, not started" for name in missing]
+
+
+def chosen(names: Sequence[str]) -> list[Study]:
+    """The studies of these names, all of them for none. Raises UserError."""
+    known = {study.name: study for study in STUDIES}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(f"{name}: no such study{f'; did you mean {near[0]}?' if near else ''}: there are {', '.join(known)}")
+    return [study for study in STUDIES if not names or study.name in names]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="*", help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=2, help="commands at a time, which share the cores")
+    parser.add_argument("--quick", action="store_true", help="tiny runs into build/paper-quick: that it works, not what it finds")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""The studies of docs/paper.md, one a file, in the order of the page."""
+
+from __future__ import annotations
+
+from . import (
+    alternatives,
+    analyses,
+    curricula,
+    distillation,
+    flexibility,
+    matryoshka,
+    resizing,
+    scale,
+    towers,
+    transfer,
+)
+
+STUDIES = tuple(
+    module.STUDY
+    for module in (
+        flexibility,
+        resizing,
+        distillation,
+        curricula,
+        transfer,
+        towers,
+        analyses,
+        alternatives,
+        scale,
+        matryoshka,
+    )
+)

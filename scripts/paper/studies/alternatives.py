@@ -1,0 +1,49 @@
+"""Section 7: other ways to make a ViT's compute flexible, at equal floating point operations in training and in use."""
+
+from __future__ import annotations
+
+from reproduction.outcomes import Curve, Outcomes, at_equal_cost
+from reproduction.study import Claim, Evaluation, Measured, Plot, Study, mean, scored
+
+EXIT_AT, DEPTH = 10, 4
+"""The length of the models of flexible depth, and their blocks, the last of which is no early exit."""
+KINDS = ("shared", "separate")
+NAMES = {"stride": "stride", **{f"depth_{kind}": f"depth, {kind} heads" for kind in KINDS}}
+"""Figure -> curve."""
+
+
+def _exits(kind: str) -> list[str]:
+    return [f"depth_{kind}+exit{n}" for n in range(1, DEPTH)] + [f"depth_{kind}"]
+
+
+def measure(seen: Outcomes) -> Measured:
+    """Points of flexible patch size over each other way, where both cost the same."""
+    patch = seen.by_cost("flexible")
+    curves: dict[str, Curve] = {"patch size": patch, "stride": seen.by_cost("stride")}
+    for kind in KINDS:
+        curves[NAMES[f"depth_{kind}"]] = [point for model in _exits(kind) for point in seen.by_cost(model, [EXIT_AT])]
+    figures: dict[str, float] = {}
+    for name, label in NAMES.items():
+        figures[f"patch_over_{name}"] = mean([theirs - value for value, theirs in at_equal_cost(curves[label], patch)])
+    heads = {kind: mean([seen.quality(model, EXIT_AT) for model in _exits(kind)]) for kind in KINDS}
+    figures["separate_heads_over_shared"] = heads["separate"] - heads["shared"]
+    return Measured(figures, {"alternatives": curves})
+
+
+STUDY = Study(
+    name="alternatives",
+    title="Flexible stride and flexible depth",
+    about="Each model is trained with the floating point operations of the flexible one. Stride: patches of 20 px that overlap, "
+    "at every grid. Depth: 10 x 10 patches and an exit after each block, with one head for all exits or one each.",
+    evaluations=(
+        *scored(["flexible", "stride"]),
+        *(Evaluation(model, lengths=(EXIT_AT,)) for kind in KINDS for model in _exits(kind)),
+    ),
+    claims=(
+        Claim("patch_over_stride", "7", "Flexible patch size is better than flexible stride at equal GFLOPs"),
+        Claim("patch_over_depth_shared", "7", "Flexible patch size is better than early exits with a shared head"),
+        Claim("patch_over_depth_separate", "7", "Flexible patch size is better than early exits with a head each"),
+    ),
+    plots=(Plot("alternatives", "Three ways to spend less", "GFLOPs an image"),),
+    measure=measure,
+)

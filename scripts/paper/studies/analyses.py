@@ -1,0 +1,67 @@
+"""Sections 3.6 and 6: what `flexiclip analyze` sees in a flexible model and in a fixed one that is resized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reproduction.outcomes import LENGTHS, Outcomes
+from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study, mean
+
+MODELS = ("flexible", "fixed_6+pi")
+CUES = ("--cue-conflict=$FLEXICLIP_DATA/cue-conflict",)
+
+
+def measure(seen: Outcomes) -> Measured:
+    """How alike a model is to itself at other lengths, inside; and what more lengths are worth."""
+    flexible, fixed = (seen.analysis(model) for model in MODELS)
+    figures = {
+        "cka_of_flexible": mean(flexible["cka"]["same_layer_mean"]),
+        "cka_of_fixed": mean(fixed["cka"]["same_layer_mean"]),
+        "attention_of_flexible": _off_diagonal(flexible["attention"]["correlation"]),
+        "attention_of_fixed": _off_diagonal(fixed["attention"]["correlation"]),
+        "tokens_of_flexible": _apart(flexible["tokens"]),
+        "tokens_of_fixed": _apart(fixed["tokens"]),
+        "one_length_over_ensembles": -100 * mean([task["mean_gain"] for task in flexible["ensembles"]["tasks"]]),
+    }
+    for what in ("cka", "attention", "tokens"):
+        figures[f"{what}_gap"] = figures[f"{what}_of_flexible"] - figures[f"{what}_of_fixed"]
+    bias = {int(n): each["nearer"] for n, each in flexible["cue-conflict"]["lengths"].items()}
+    figures["shape_bias_long_minus_short"] = 100 * (bias[LENGTHS[-1]] - bias[LENGTHS[0]])
+    layers: Series = {
+        name: [(float(i), value) for i, value in enumerate(of["cka"]["same_layer_mean"])]
+        for name, of in zip(MODELS, (flexible, fixed), strict=True)
+    }
+    return Measured(
+        figures, {"cka": layers, "shape": {"flexible": [(float(n * n), 100 * value) for n, value in sorted(bias.items())]}}
+    )
+
+
+def _off_diagonal(matrix: list[list[float]]) -> float:
+    return mean([value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j])
+
+
+def _apart(tokens: dict[str, Any]) -> float:
+    """Cosine of tokens at one place over lengths, less that of tokens at others."""
+    return _off_diagonal(tokens["same_place"]) - _off_diagonal(tokens["elsewhere"])
+
+
+STUDY = Study(
+    name="analyses",
+    title="Inside: layers, attention, tokens, ensembles, cues",
+    about="`flexiclip analyze` of the flexible model and of the one fixed at 6 x 6 patches with PI-resize, over all pairs of "
+    "lengths: CKA of each layer with itself, correlation of the attention's relevance maps, and cosine of tokens at one "
+    "place less that at others.",
+    evaluations=tuple(Evaluation(model, command="analyze", options=CUES) for model in MODELS),
+    claims=(
+        Claim("cka_gap", "3.6", "A flexible model's layers are more alike over lengths than a fixed one's (CKA)", unit=""),
+        Claim("attention_gap", "3.6", "So are its attention's relevance maps (correlation)", unit=""),
+        Claim("tokens_gap", "3.6", "So are its tokens at one place (cosine, less that elsewhere)", unit=""),
+        Claim("one_length_over_ensembles", "6", "One length is better than an ensemble of lengths that costs as much"),
+        Claim("shape_bias_long_minus_short", "6", "Short and long sequences see shape and texture alike: no figure above 0"),
+    ),
+    plots=(
+        Plot("cka", "A layer at one length and at another", "layer", "CKA, mean over pairs of lengths", log_x=False),
+        Plot("shape", "Nearer to the shape's name than to the texture's", "tokens", "images, %"),
+    ),
+    measure=measure,
+)

@@ -1,0 +1,38 @@
+"""Section 3.4: PI-resize against other ways to resize the patch embedding of a trained ViT."""
+
+from __future__ import annotations
+
+from reproduction.outcomes import LENGTHS, Outcomes
+from reproduction.study import Claim, Measured, Plot, Study, scored
+
+WAYS = ("pi", "bilinear", "bicubic", "area", "norm")
+OTHERS = WAYS[1:]
+LARGER, SMALLER = (3, 4, 5), (10, 15)
+"""Lengths whose patches are larger than those of length 6, and smaller."""
+
+
+def measure(seen: Outcomes) -> Measured:
+    """Points of PI-resize over plain bilinear and over the best of the others, which may be another for each seed."""
+    figures: dict[str, float] = {}
+    for where, lengths in (("larger", LARGER), ("smaller", SMALLER)):
+        of = {way: seen.mean_quality(f"fixed_6+{way}", lengths) for way in WAYS}
+        figures |= {f"{way}_at_{where}_patches": value for way, value in of.items()}
+        figures[f"over_bilinear_at_{where}_patches"] = of["pi"] - of["bilinear"]
+        figures[f"over_the_best_other_at_{where}_patches"] = of["pi"] - max(of[way] for way in OTHERS)
+    return Measured(figures, {"resizing": {way: seen.by_tokens(f"fixed_6+{way}", LENGTHS) for way in WAYS}})
+
+
+STUDY = Study(
+    name="resizing",
+    title="PI-resize against other heuristics",
+    about="A model that was trained at 6 x 6 patches alone, run at other patch sizes with its kernel resized in five ways.",
+    evaluations=scored([f"fixed_6+{way}" for way in WAYS]),
+    claims=(
+        Claim("over_bilinear_at_larger_patches", "3.4", "At larger patches PI-resize is better than bilinear resize"),
+        Claim("over_bilinear_at_smaller_patches", "3.4", "At smaller patches PI-resize is better than bilinear resize"),
+        Claim("over_the_best_other_at_larger_patches", "3.4", "At larger patches no other way is as good as PI-resize"),
+        Claim("over_the_best_other_at_smaller_patches", "3.4", "At smaller patches no other way is as good as PI-resize"),
+    ),
+    plots=(Plot("resizing", "A fixed model's kernel, resized in five ways", "tokens"),),
+    measure=measure,
+)

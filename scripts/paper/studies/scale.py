@@ -1,0 +1,70 @@
+"""Section 6: three widths at every length, against floating point operations and against measured speed."""
+
+from __future__ import annotations
+
+from reproduction.outcomes import Curve, Outcomes, at_equal_cost
+from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study, mean
+
+WIDTHS = {48: "width_48", 96: "flexible", 192: "width_192"}
+"""Width -> its training."""
+
+
+def measure(seen: Outcomes) -> Measured:
+    """Points of each wider model over the narrower one at equal cost, and the cost from which it is the better one."""
+    flops: Series = {}
+    times: Series = {}
+    for width, training in WIDTHS.items():
+        flops[f"width {width}"] = seen.by_cost(training, how=".alone")
+        speeds = seen.by_cost(training, cost="images_per_s", how=".alone")
+        times[f"width {width}"] = [(1000 / speed, value) for speed, value in speeds]
+    figures = {}
+    for narrow, wide in ((48, 96), (96, 192)):
+        for what, of in (("flops", flops), ("time", times)):
+            pairs = at_equal_cost(of[f"width {wide}"], of[f"width {narrow}"])
+            if pairs:  # the cheapest length of the wide model may cost more than the dearest of the narrow one
+                figures[f"{wide}_over_{narrow}_at_equal_{what}"] = mean([value - theirs for value, theirs in pairs])
+        cost = crossing(flops[f"width {wide}"], flops[f"width {narrow}"])
+        if cost is not None:
+            figures[f"gflops_from_which_{wide}_beats_{narrow}"] = cost
+    for what, of in (("flops", flops), ("time", times)):
+        figures |= {f"lengths_of_{label.replace(' ', '_')}_on_the_front_of_{what}": n for label, n in on_front(of).items()}
+    return Measured(figures, {"scale_flops": flops, "scale_time": times})
+
+
+def crossing(wide: Curve, narrow: Curve) -> float | None:
+    """The least cost from which on the wide model is better at every length than the narrow one at any that costs no more."""
+    found = None
+    for cost, value in sorted(wide, reverse=True):
+        if any(theirs >= value for c, theirs in narrow if c <= cost):
+            break
+        found = cost
+    return found
+
+
+def on_front(curves: Series) -> dict[str, int]:
+    """How many points of each curve no point of any is better than for no more cost."""
+    every = [point for points in curves.values() for point in points]
+
+    def beaten(point: tuple[float, float]) -> bool:
+        return any(cost <= point[0] and value >= point[1] and (cost, value) != point for cost, value in every)
+
+    return {label: sum(not beaten(point) for point in points) for label, points in curves.items()}
+
+
+STUDY = Study(
+    name="scale",
+    title="A larger model or a longer sequence",
+    about="Flexible models of width 48, 96 and 192, with as many samples each; speed is measured with nothing else running.",
+    evaluations=tuple(Evaluation(training, alone=True) for training in WIDTHS.values()),
+    claims=(
+        Claim("96_over_48_at_equal_flops", "6", "At equal GFLOPs the model of width 96 is better than that of width 48"),
+        Claim("192_over_96_at_equal_flops", "6", "At equal GFLOPs the model of width 192 is better than that of width 96"),
+        Claim("96_over_48_at_equal_time", "6", "At equal time an image the model of width 96 is better than that of width 48"),
+        Claim("192_over_96_at_equal_time", "6", "At equal time an image the model of width 192 is better than that of width 96"),
+    ),
+    plots=(
+        Plot("scale_flops", "Three widths at every length", "GFLOPs an image"),
+        Plot("scale_time", "Three widths at every length", "milliseconds an image, in batches"),
+    ),
+    measure=measure,
+)
