@@ -28,7 +28,7 @@ def _rows(evaluation: Evaluation, level: float) -> list[dict[str, Any]]:
             "seqhw": n,
             "gflops": n * n / 100,
             "images_per_s": 1000 / n,
-            "metrics": {metric: level + n / 100 for metric in metrics},
+            "metrics": dict.fromkeys(metrics, level + n / 100),
             **({} if width is None else {"width": width}),
         }
         for name in sets

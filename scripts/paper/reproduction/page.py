@@ -43,13 +43,19 @@ def _claims_table(found: Sequence[tuple[Study, Record]], pictures: str) -> list[
     rows = []
     for study, record in found:
         for claim in study.claims:
-            verdict = judge(record.figures(claim.figure), claim.above)
             plot = f"[plot](images/{pictures}{study.plots[0].key}.png)"
             command = f"`scripts/paper.sh {study.name}`"
-            figure = _figure(verdict.mean, verdict.spread, claim)
-            rows.append([claim.text, claim.section, figure, f"> {claim.above:g}", verdict.words, plot, command])
+            rows.append([claim.text, claim.section, *_judged(claim, record.figures(claim.figure)), plot, command])
     columns = ["claim", "section", "mean ± spread of seeds", "bound", "verdict", "plot", "command"]
     return markdown_table(columns, rows, left=len(columns))
+
+
+def _judged(claim: Claim, figures: Sequence[float]) -> tuple[str, str, str]:
+    """Figure, bound and verdict; a record may be older than the claim."""
+    if not figures:
+        return "", f"> {claim.above:g}", "not measured"
+    verdict = judge(figures, claim.above)
+    return _figure(verdict.mean, verdict.spread, claim), f"> {claim.above:g}", verdict.words
 
 
 def _figure(mean: float, spread: float | None, claim: Claim) -> str:
