@@ -15,7 +15,7 @@ from .verdicts import judge
 INTRODUCTION = """# The paper's claims, on two cores
 
 What FlexiViT ([arXiv 2212.08013](https://arxiv.org/abs/2212.08013)) claims, tried with this repository's trainer and harness
-on real data at a small scale: image towers of 0.9 M parameters on 60 px drawings, taught by {samples:,} samples a run.
+on real data at a small scale: image towers of 0.5 M parameters on 60 px drawings, taught by {samples:,} samples a run.
 `scripts/paper.sh` makes all of it, `scripts/paper.sh STUDY` one study; it goes on where it was stopped. The runs train on
 OpenMoji and Fluent emoji; scored are concepts that no run saw, in OpenMoji's style, and concepts that were seen, in Noto's, a
 style that was not. The **quality** of a model is the mean over both sets, and over both directions of retrieval, of recall@5
@@ -43,7 +43,7 @@ def _claims_table(found: Sequence[tuple[Study, Record]], pictures: str) -> list[
     rows = []
     for study, record in found:
         for claim in study.claims:
-            plot = f"[plot](images/{pictures}{study.plots[0].key}.png)"
+            plot = f"[plot](images/{pictures}{claim.plot or study.plots[0].key}.png)"
             command = f"`scripts/paper.sh {study.name}`"
             rows.append([claim.text, claim.section, *_judged(claim, record.figures(claim.figure)), plot, command])
     columns = ["claim", "section", "mean ± spread of seeds", "bound", "verdict", "plot", "command"]

@@ -50,6 +50,8 @@ class Claim:
     text: str
     above: float = 0.0
     unit: str = "points"
+    plot: str = ""
+    """The key of the plot that shows it; the study's first by default."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def measure(seen: Outcomes) -> Measured:
     for what in ("cka", "attention", "tokens"):
         figures[f"{what}_gap"] = figures[f"{what}_of_flexible"] - figures[f"{what}_of_fixed"]
     bias = {int(n): each["nearer"] for n, each in flexible["cue-conflict"]["lengths"].items()}
-    figures["shape_bias_long_minus_short"] = 100 * (bias[LENGTHS[-1]] - bias[LENGTHS[0]])
+    figures["shape_bias_change"] = -100 * abs(bias[LENGTHS[-1]] - bias[LENGTHS[0]])
     layers: Series = {
         name: [(float(i), value) for i, value in enumerate(of["cka"]["same_layer_mean"])]
         for name, of in zip(MODELS, (flexible, fixed), strict=True)
@@ -57,7 +57,13 @@ STUDY = Study(
         Claim("attention_gap", "3.6", "So are its attention's relevance maps (correlation)", unit=""),
         Claim("tokens_gap", "3.6", "So are its tokens at one place (cosine, less that elsewhere)", unit=""),
         Claim("one_length_over_ensembles", "6", "One length is better than an ensemble of lengths that costs as much"),
-        Claim("shape_bias_long_minus_short", "6", "Short and long sequences see shape and texture alike: no figure above 0"),
+        Claim(
+            "shape_bias_change",
+            "6",
+            "Shape and texture count alike at the shortest and the longest length, within 5 points",
+            above=-5,
+            plot="shape",
+        ),
     ),
     plots=(
         Plot("cka", "A layer at one length and at another", "layer", "CKA, mean over pairs of lengths", log_x=False),

@@ -59,8 +59,18 @@ STUDY = Study(
     claims=(
         Claim("96_over_48_at_equal_flops", "6", "At equal GFLOPs the model of width 96 is better than that of width 48"),
         Claim("192_over_96_at_equal_flops", "6", "At equal GFLOPs the model of width 192 is better than that of width 96"),
-        Claim("96_over_48_at_equal_time", "6", "At equal time an image the model of width 96 is better than that of width 48"),
-        Claim("192_over_96_at_equal_time", "6", "At equal time an image the model of width 192 is better than that of width 96"),
+        Claim(
+            "96_over_48_at_equal_time",
+            "6",
+            "At equal time an image the model of width 96 is better than that of width 48",
+            plot="scale_time",
+        ),
+        Claim(
+            "192_over_96_at_equal_time",
+            "6",
+            "At equal time an image the model of width 192 is better than that of width 96",
+            plot="scale_time",
+        ),
     ),
     plots=(
         Plot("scale_flops", "Three widths at every length", "GFLOPs an image"),

@@ -53,9 +53,15 @@ STUDY = Study(
         Claim("flexible_minus_fixed", "4.2", "Tuned short and deployed long, a flexible model is better than a fixed one"),
         Claim("classifier_flexible_minus_fixed", "4.2", "The same of classifiers"),
         Claim("long_minus_short", "4.2", "Tuned short, a flexible model loses at most 2 points at long lengths", above=-2),
-        Claim("flexified_away", "5.1", "Flexible fine-tuning makes a fixed model work at other lengths"),
-        Claim("classifier_flexified_away", "5.1", "The same of classifiers"),
-        Claim("flexified_at_its_own", "5.1", "It costs the fixed model at most 2 points at its own length", above=-2),
+        Claim("flexified_away", "5.1", "Flexible fine-tuning makes a fixed model work at other lengths", plot="flexified"),
+        Claim("classifier_flexified_away", "5.1", "The same of classifiers", plot="flexified"),
+        Claim(
+            "flexified_at_its_own",
+            "5.1",
+            "It costs the fixed model at most 2 points at its own length",
+            above=-2,
+            plot="flexified",
+        ),
     ),
     plots=(
         Plot("transfer", "Fine-tuned on Noto at 16 tokens", "tokens"),
