@@ -169,7 +169,7 @@ def test_nothing_is_overwritten(folders: dict[str, Path], tmp_path: Path, capsys
     assert (tmp_path / "m" / "thesis.tex").read_text() == "In the beginning"
 
 
-@pytest.mark.parametrize("name", ["flexivit_small", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["flexivit_small", pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_timm_in_and_out(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ def test_sigmoid_loss(fit: Fit) -> None:
     assert alone.column("logit_bias")[-1] != -10
 
 
-@pytest.mark.parametrize("locked", ["text", "image"])
+@pytest.mark.parametrize("locked", ["image", pytest.param("text", marks=pytest.mark.slow)])
 def test_a_locked_tower_stays_as_it_was_and_the_rest_trains_alike(fit: Fit, reference: Trained, locked: str) -> None:
     lock = [f"model.{locked}.lock=true", f"model.{locked}.init={reference.folder}", "seed=1"]
     alone = fit(1, *lock)
@@ -99,7 +99,7 @@ def test_logit_scale_stays_within_its_bounds(fit: Fit, world: int, engine: str) 
     assert high.max() == high[-1] == run.weights()["logit_scale"].item() == pytest.approx(math.log(1.02), abs=1e-8)
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 3), (3, 2)])
+@pytest.mark.parametrize(("world", "workers"), [(3, 2), pytest.param(1, 3, marks=pytest.mark.slow)])
 def test_one_epoch_sees_each_sample_once(fit: Fit, reference: Trained, world: int, workers: int) -> None:
     """Eight steps of 12 from uneven shards, in the order of the reference (one rank, no worker process)."""
     run = fit(world, "train.steps=1 epochs", "train.save_every=0", f"data.workers={workers}")
