@@ -3,9 +3,11 @@
     python scripts/bench/ranks.py                       ViT-Ti with its text tower, 32 pairs a rank, seqhw 15 and 8 (some minutes)
     python scripts/bench/ranks.py --quick               two pairs a rank, seqhw 5 (half a minute)
 
-Each run is one of torchrun's, over gloo, with the trainer's own ranks, engine (DistributedDataParallel) and loss over the global
-batch; runs on one and on two ranks take turns. The throughput of two ranks is 2 x the time of one over the time of two.
-`reducing` is the time of an all-reduce of as many bytes as there are gradients, alone: what two ranks must do, and one need not.
+Each run is one of torchrun's, over gloo, with the trainer's own ranks, engine (DistributedDataParallel) and loss over the
+global batch; runs on one and on two ranks take turns. The throughput of two ranks is 2 x the time of one over the time of
+two. `apart` is two runs of one rank at the same time, which share nothing but the machine: what it gives two ranks at most.
+`reducing` is the time of an all-reduce of as many bytes as there are gradients, alone: what two ranks must do, and one need
+not.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import json
 import math
 import statistics
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from side_by_side.process import measure_apart
 from side_by_side.record import Record, options
 from side_by_side.turns import ratio
 
-WORLDS = (1, 2)
+ONE, TWO, APART = "1", "2", "2 runs apart"
 THROUGHPUT = 1.9
 ABOUT = (
     "Pairs a second of a training step (both towers, loss over the global batch, AdamW) on one rank and on two, one thread each, "
@@ -52,23 +55,40 @@ def measure(variant: str, seqhw: int, batch: int, steps: int, bf16: bool) -> dic
         return found if ranks.main else None
 
 
-def runs(seqhw: int, arguments: argparse.Namespace) -> dict[int, list[dict[str, Any]]]:
-    """Ranks -> what each round found; runs of one and of two ranks take turns."""
-    found: dict[int, list[dict[str, Any]]] = {world: [] for world in WORLDS}
-    sizes = {name: getattr(arguments, name) for name in ("variant", "batch", "steps", "precision")}
+Runs = dict[str, list[dict[str, Any]]]
+"""ONE, TWO or APART -> what each round found."""
+
+
+def runs(seqhw: int, arguments: argparse.Namespace) -> Runs:
+    """One rank, two ranks and two runs apart take turns."""
+    options = {"seqhw": seqhw, **{name: getattr(arguments, name) for name in ("variant", "batch", "steps", "precision")}}
+
+    def run(ranks: int) -> dict[str, Any]:
+        return measure_apart(__file__, options, flags=("--measure",), ranks=ranks)
+
+    found: Runs = {ONE: [], TWO: [], APART: []}
     for _ in range(arguments.rounds):
-        for world, each in found.items():
-            each.append(measure_apart(__file__, {"seqhw": seqhw, **sizes}, flags=("--measure",), ranks=world))
+        found[ONE].append(run(1))
+        found[TWO].append(run(2))
+        with ThreadPoolExecutor(2) as pool:
+            found[APART].append(max(pool.map(run, (1, 1)), key=second))
     return found
 
 
-def rows(seqhw: int, found: dict[int, list[dict[str, Any]]], batch: int) -> Iterator[list[str]]:
-    """A line for one rank and one for two."""
-    for world, each in found.items():
+def rows(seqhw: int, found: Runs, batch: int) -> Iterator[list[str]]:
+    """A line for each."""
+    for side, each in found.items():
         seconds = statistics.median(second(run) for run in each)
-        gain = throughput(found, world)
-        reducing = f"{1e3 * statistics.median(run['reducing'] for run in each):.0f}" if world > 1 else "-"
-        yield [str(seqhw), str(world), f"{seconds:.3g}", f"{world * batch / seconds:.1f}", f"{gain:.2f} x", reducing]
+        at_once = 1 if side == ONE else 2
+        reducing = f"{1e3 * statistics.median(run['reducing'] for run in each):.0f}" if side == TWO else "-"
+        yield [
+            str(seqhw),
+            side,
+            f"{seconds:.3g}",
+            f"{at_once * batch / seconds:.1f}",
+            f"{throughput(found, side):.2f} x",
+            reducing,
+        ]
 
 
 def second(run: dict[str, Any]) -> float:
@@ -76,17 +96,17 @@ def second(run: dict[str, Any]) -> float:
     return statistics.median(run["seconds"])
 
 
-def throughput(found: dict[int, list[dict[str, Any]]], world: int) -> float:
-    """Pairs a second on so many ranks over those on one."""
-    return world * ratio([second(run) for run in found[1]], [second(run) for run in found[world]])
+def throughput(found: Runs, side: str) -> float:
+    """Pairs a second over those of one rank."""
+    return (1 if side == ONE else 2) * ratio([second(run) for run in found[ONE]], [second(run) for run in found[side]])
 
 
-def check(found: dict[int, list[dict[str, Any]]], batch: int) -> None:
+def check(found: Runs, batch: int) -> None:
     """Before training the loss over a global batch of alike pairs is that of one rank's, plus log 2 for twice the negatives.
 
     Every rank has drawn the same pairs from one seed, so each image meets each caption twice.
     """
-    one, two = (found[world][0]["losses"][0] for world in WORLDS)
+    one, two = (found[side][0]["losses"][0] for side in (ONE, TWO))
     assert abs(two - one - math.log(2)) < 1e-3, f"{batch} pairs: a loss of {one} on one rank and of {two} on two"
 
 
@@ -123,7 +143,7 @@ def main() -> None:
         check(measured, arguments.batch)
         for row in rows(seqhw, measured, arguments.batch):
             table.add(*row)
-        record.goal(f"seqhw {seqhw}: two ranks / one", throughput(measured, 2), at_least=THROUGHPUT)
+        record.goal(f"seqhw {seqhw}: two ranks / one", throughput(measured, TWO), at_least=THROUGHPUT)
     record.finish(arguments)
 
 
