@@ -33,6 +33,7 @@ from flexiclip.data.labels import class_names
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.exits import leave_after, split_exit
 from flexiclip.models.rebase import own_patch, rebase
 from flexiclip.models.sizes import check_sizes
 from flexiclip.models.text import build_text_tower
@@ -41,6 +42,8 @@ from flexiclip.models.weights.imported import Imported
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+LEFT_AFTER = "left after block"
+"""In the provenance of a model that was opened as `PATH+exitN`: N."""
 
 # Settings of a tower that its weights' shapes do not show.
 _RESIZES = ("kernel_resize", "kernel_antialias", "grid_resize", "grid_antialias")
@@ -148,8 +151,20 @@ def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenan
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedModel:
-    """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none."""
-    folder = model_folder(path)
+    """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none.
+
+    `PATH+exitN` is a model that was trained with exits, its image tower left after block N (models/exits.py).
+    """
+    plain, depth = split_exit(os.fspath(path))
+    loaded = _load(model_folder(plain), device)
+    if depth is None:
+        return loaded
+    model = leave_after(loaded.model, depth, os.fspath(path))
+    provenance = {**loaded.provenance, LEFT_AFTER: depth}
+    return replace(loaded, model=model, config=replace(loaded.config, model=model.config), provenance=provenance)
+
+
+def _load(folder: Path, device: str | torch.device) -> LoadedModel:
     config, provenance = _read_config(folder)
     check_sizes(config.model, (folder / WEIGHTS).stat().st_size, str(folder))
     tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})

@@ -3,7 +3,7 @@
     flexiclip eval runs/NAME open_clip:ViT-B-16/openai open_clip:ViT-B-16/openai+pi --suite openmoji
 
 A fixed-patch ViT of any kind may end in `+pi`, `+bilinear`, `+bicubic`, `+area` or `+norm` (flex.py): it is then scored at every
-length. A model of ours that was trained with exits may end in `+exitN` (exits.py): it is then left after block N.
+length. A model of ours that was trained with exits may end in `+exitN`: it is then left after block N.
 """
 
 from __future__ import annotations
@@ -22,13 +22,9 @@ _KINDS = (
 
 def open_model(source: str, device: str) -> EvalModel:
     """The model that a user names, in evaluation mode on `device`. Raises UserError that lists the kinds for none of them."""
-    from .exits import exit_of, open_exit
     from .flex import open_flexed, split_suffix
     from .readers import fixed, is_open_clip, is_ours, read_model
 
-    left = exit_of(source)
-    if left is not None:
-        return open_exit(*left, device)
     plain, flex = split_suffix(source)
     exported = _exported(plain)
     if flex is not None:
@@ -44,7 +40,7 @@ def open_model(source: str, device: str) -> EvalModel:
 
         return load_open_clip(source, device)
     loaded = read_model(source, device)
-    return loaded if is_ours(Path(source)) else fixed(loaded)
+    return loaded if is_ours(source) else fixed(loaded)
 
 
 def _exported(source: str) -> list[Path]:
@@ -53,7 +49,7 @@ def _exported(source: str) -> list[Path]:
     from .readers import is_open_clip, is_ours
 
     path = Path(source)
-    others = is_ours(path) or is_open_clip(source) or (path / "config.json").is_file()
+    others = is_ours(source) or is_open_clip(source) or (path / "config.json").is_file()
     return [] if others else exported_files(source)
 
 

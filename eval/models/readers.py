@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flexiclip.bundle import LoadedModel, build_imported, is_model_folder, load_model
 from flexiclip.errors import UserError
+from flexiclip.models.exits import split_exit
 from flexiclip.models.weights.files import read_json
 from flexiclip.models.weights.imported import Imported
 
@@ -18,7 +19,7 @@ from .protocol import OPEN_CLIP, EvalModel, ForeignModel, Geometry, Length, geom
 
 def read_model(source: str, device: str) -> LoadedModel:
     """The model with our towers, in evaluation mode on `device`. Raises UserError."""
-    if is_ours(Path(source)):
+    if is_ours(source):
         return load_model(source, device)
     try:
         loaded = build_imported(_read(source), source)
@@ -30,8 +31,9 @@ def read_model(source: str, device: str) -> LoadedModel:
     return loaded
 
 
-def is_ours(path: Path) -> bool:
-    """Whether it is a model folder or a run folder of flexiclip."""
+def is_ours(source: str) -> bool:
+    """Whether it is a model folder or a run folder of flexiclip, or one of its exits."""
+    path = Path(split_exit(source)[0])
     return is_model_folder(path) or is_model_folder(path / "model")
 
 

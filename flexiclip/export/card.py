@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiclip.bundle import LoadedModel
+from flexiclip.bundle import LEFT_AFTER, LoadedModel
 from flexiclip.config.schema import Config, SourceConfig, pair
 
 
@@ -23,7 +23,7 @@ def model_card(loaded: LoadedModel, source: Path, title: str, usage: str, accoun
         "Source": _bullets(_source(config, provenance, source)),
         "Input": _bullets(_inputs(loaded)),
         "Data": _bullets(_data(config)),
-        "Metrics": _metrics(source),
+        "Metrics": _metrics(source, provenance),
         "Licence": _licence(config, provenance),
     }
     return f"# {title}\n\n" + "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items()) + "\n"
@@ -75,8 +75,10 @@ def _data(config: Config) -> dict[str, object]:
     return {**trained, "captions": ", ".join(config.data.captions)} if shards else dict(trained)
 
 
-def _metrics(source: Path) -> str:
+def _metrics(source: Path, provenance: dict[str, Any]) -> str:
     """The rows of a results.json in the model folder or beside it, as a table."""
+    if LEFT_AFTER in provenance:
+        return "None: what lies beside the model folder was measured of its whole depth."
     places = [folder / "results.json" for folder in (source, source.parent)]
     found = next((path for path in places if path.is_file()), None)
     if found is None:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flexiclip.bundle import WEIGHTS, LoadedModel
+from flexiclip.bundle import LEFT_AFTER, WEIGHTS, LoadedModel
 from flexiclip.config.encoder import FORMAT, EncoderFacts, ImageFacts, TextFacts
 from flexiclip.config.schema import pair
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
@@ -24,11 +24,12 @@ class Origin:
     def facts(self, encoder: ImageEncoder | TextEncoder, quantize: str | None) -> EncoderFacts:
         """What is said of one encoder."""
         model, folder = self.loaded.config.model, self.folder.resolve()
+        depth = self.loaded.provenance.get(LEFT_AFTER)
         return EncoderFacts(
             format=FORMAT,
             role="image" if isinstance(encoder, ImageEncoder) else "text",
             architecture=tower_name(model.image),
-            source=folder.parent.name if folder.name == "model" else folder.name,
+            source=(folder.parent.name if folder.name == "model" else folder.name) + (f"+exit{depth}" if depth else ""),
             weights_sha256=_sha256(folder / WEIGHTS),
             embed_dim=model.embed_dim,
             quantize="int8" if quantize else None,

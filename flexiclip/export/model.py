@@ -17,6 +17,7 @@ from flexiclip.export.agreement import EXACT, check, image_cases, text_cases
 from flexiclip.export.card import model_card
 from flexiclip.export.foreign import Written
 from flexiclip.export.program import quiet
+from flexiclip.models.exits import split_exit
 
 _FOLDERS: dict[str, Callable[[LoadedModel, Size | None, Path], Written]] = {
     "open_clip": open_clip.write,
@@ -39,7 +40,7 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
     loaded = load_model(model)
     if loaded.config.model.image.flexible == "stride":
         raise UserError(f"--format {format}: patches that overlap (model.image.flexible=stride) have no place in this format")
-    source = model_folder(model)
+    source = model_folder(split_exit(model)[0])
     if format == "big_vision":
         return _file(loaded, source, output)
     tower = loaded.model.image_tower

@@ -23,6 +23,7 @@ from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_c
 from flexiclip.export.card import model_card
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
 from flexiclip.export.facts import Origin
+from flexiclip.models.exits import split_exit
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
 _READERS: dict[str, Callable[[Path], onnx.Encode]] = {"onnx": onnx.open_encoder, "torch": program.open_encoder}
@@ -54,7 +55,7 @@ class EncoderOptions:
 def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]:
     """Write the image encoder of a model folder, a file a length: OUTPUT, or OUTPUT-5, OUTPUT-8, ... for several."""
     loaded = load_model(model)
-    origin = Origin(loaded, model_folder(model))
+    origin = Origin(loaded, model_folder(split_exit(model)[0]))
     tower = loaded.model.image_tower
     lengths: list[Size] = list(dict.fromkeys(options.seqhw)) or [tower.default_seqhw()]
     for seqhw in lengths:
@@ -83,7 +84,7 @@ def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
         cases += [_shorter(loaded, case) for case in cases]
     length = f"1 to {encoder.context_length}" if encoder.dynamic_length else f"exactly {encoder.context_length}"
     what = f"text encoder, input int64 tokens [B, L], L {length}"
-    lines = _export(Origin(loaded, model_folder(model)), encoder, cases, output, options, what)
+    lines = _export(Origin(loaded, model_folder(split_exit(model)[0])), encoder, cases, output, options, what)
     folder = output.with_name(tokenizer_folder(output.stem))
     loaded.tokenizer.save(folder)
     return [*lines, f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"]

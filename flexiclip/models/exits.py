@@ -1,18 +1,27 @@
 """Flexible depth (FlexiViT, section 7): a model whose image tower is left after some of its blocks.
 
     flexiclip eval runs/NAME runs/NAME+exit2 --suite openmoji
+    flexiclip export image runs/NAME+exit2 --format onnx --output image.onnx
 
 What comes out is an ordinary model with a tower of that depth, and costs what such a tower costs.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
+
+
+def split_exit(source: str) -> tuple[str, int | None]:
+    """`A+exit2` -> ("A", 2); (source, None) without the ending, and for a path that exists."""
+    match = re.fullmatch(r"(.+)\+exit(\d{1,4})", source)
+    return (match[1], int(match[2])) if match and not Path(source).exists() else (source, None)
 
 
 def leave_after(model: FlexiCLIP, depth: int, where: str) -> FlexiCLIP:
