@@ -41,7 +41,7 @@ from .progress import silent, watch
 from .report.gallery import Gallery
 from .report.table import ModelInfo, Report
 from .rows import Row
-from .score import Score, score_tasks
+from .score import Encoding, Score, score_tasks
 from .suites.dataset import DatasetConfig
 from .suites.load import load_datasets
 from .tasks.registry import WITH_A_HEAD, WITHOUT_TEXT
@@ -123,7 +123,8 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
     main = rank_and_world()[0] == 0
     for dataset, splits in zip(plan.datasets, opened, strict=True):
         seen = watch(f"{source} · {dataset.name}") if main else silent
-        for score in score_tasks(loaded, splits, lengths, plan.batch_size, plan.device, seen, store, pair, widths):
+        encoding = Encoding(loaded, lengths, plan.batch_size, plan.device, seen, store)
+        for score in score_tasks(encoding, splits, pair, widths):
             report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
             if pair and score.reranked:
                 report.cascades.append(_curve(loaded, source, score, pair))
@@ -166,7 +167,7 @@ def make_evaluators(
         lengths = choose_lengths(loaded, seqhw)
         values: dict[str, float] = {}
         for splits in opened:
-            for score in score_tasks(loaded, splits, lengths, batch_size, torch.device(device)):
+            for score in score_tasks(Encoding(loaded, lengths, batch_size, torch.device(device)), splits):
                 prefix = f"{score.info.dataset}/{score.info.task.removeprefix('zeroshot_')}"
                 values |= {f"{prefix}/{name}/seqhw={score.length}": value for name, value in score.result.metrics.items()}
         return values

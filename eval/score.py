@@ -28,6 +28,26 @@ EmbedTexts = Callable[[Sequence[str]], Tensor]  # texts -> unit rows [T, D]
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """What turns images and texts into embeddings, at which lengths, and where these are kept."""
+
+    loaded: EvalModel
+    lengths: Sequence[Length]
+    batch_size: int
+    device: torch.device
+    seen: Watch = silent
+    store: EmbeddingStore | None = None
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit rows [T, D]."""
+        return embed_texts(self.loaded, texts, batch_size=self.batch_size, device=self.device, store=self.store)
+
+    def images(self, images: ImageBlock, lengths: Sequence[Length]) -> Embedded:
+        """Of one pass over the images, past the store."""
+        return embed_images(self.loaded, images, lengths, batch_size=self.batch_size, device=self.device, watch=self.seen)
+
+
+@dataclass(frozen=True)
 class Score:
     """A task at one length."""
 
@@ -41,22 +61,15 @@ class Score:
 
 
 def score_tasks(
-    loaded: EvalModel,
-    splits: Splits,
-    lengths: Sequence[Length],
-    batch_size: int,
-    device: torch.device,
-    seen: Watch = silent,
-    store: EmbeddingStore | None = None,
-    pair: tuple[int, int] | None = None,
-    widths: Sequence[Width] = (None,),
+    encoding: Encoding, splits: Splits, pair: tuple[int, int] | None = None, widths: Sequence[Width] = (None,)
 ) -> Iterator[Score]:
     """The scores of every task, width and length of a data set, from one pass over its images, or none where the store has them.
 
     pair: the lengths of a cascade, if there is one. widths: of the embeddings that are compared.
     """
-    for prepared, images, taught in prepare_tasks(loaded, splits, lengths, batch_size, device, seen, store, widths):
-        for length in lengths:
+    device = encoding.device
+    for prepared, images, taught in prepare_tasks(encoding, splits, widths):
+        for length in encoding.lengths:
             image_z = images.rows[length].to(device)
             reranked: list[Reranked] = []
             if pair and prepared.rerank and length == pair[1]:
@@ -81,21 +94,14 @@ class EmbeddedSplit:
 
 
 def prepare_tasks(
-    loaded: EvalModel,
-    splits: Splits,
-    lengths: Sequence[Length],
-    batch_size: int,
-    device: torch.device,
-    seen: Watch = silent,
-    store: EmbeddingStore | None = None,
-    widths: Sequence[Width] = (None,),
+    encoding: Encoding, splits: Splits, widths: Sequence[Width] = (None,)
 ) -> Iterator[tuple[Prepared, EmbeddedSplit, EmbeddedSplit | None]]:
     """(a task, the images' embeddings, the training split's if a task trains) for every task and width, after one pass."""
+    loaded = encoding.loaded
     with evaluating(loaded.model):
-        embed = partial(_embed, loaded, lengths=lengths, batch_size=batch_size, device=device, seen=seen, store=store)
-        taught = embed(splits.training) if splits.training is not None else None
-        images = embed(splits.images)
-        texts = _asked_once(partial(embed_texts, loaded, batch_size=batch_size, device=device, store=store))
+        taught = _embed(encoding, splits.training) if splits.training is not None else None
+        images = _embed(encoding, splits.images)
+        texts = _asked_once(encoding.texts)
         for task, width in itertools.product(splits.config.tasks, widths):
             embed_task = _narrowed(texts, width)
             training = taught.records if taught else ()
@@ -125,16 +131,9 @@ def _asked_once(embed: EmbedTexts) -> EmbedTexts:
     return once
 
 
-def _embed(
-    loaded: EvalModel,
-    images: ImageBlock,
-    lengths: Sequence[Length],
-    batch_size: int,
-    device: torch.device,
-    seen: Watch,
-    store: EmbeddingStore | None,
-) -> EmbeddedSplit:
-    sweep = partial(embed_images, loaded, images, batch_size=batch_size, device=device, watch=seen)
+def _embed(encoding: Encoding, images: ImageBlock) -> EmbeddedSplit:
+    sweep = partial(encoding.images, images)
+    lengths, store = encoding.lengths, encoding.store
     rows, speeds = sweep(lengths) if store is None else _kept_or_made(images, lengths, sweep, store)
     return EmbeddedSplit(images.gather()[0], rows, speeds)
 

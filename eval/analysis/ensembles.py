@@ -19,7 +19,7 @@ from torch import Tensor
 from ..choices.length import PRIMARY
 from ..data.splits import open_splits
 from ..report.names import long_name, show
-from ..score import EmbeddedSplit, prepare_tasks
+from ..score import EmbeddedSplit, Encoding, prepare_tasks
 from ..tasks.base import Prepared
 from . import figures
 from .finding import Finding, Table
@@ -120,9 +120,8 @@ def analyse(subject: Subject) -> Finding:
     found = []
     for config in subject.datasets:
         splits = open_splits(config, subject.loaded.transform, workers=subject.workers, cache_bytes=0)
-        for prepared, images, taught in prepare_tasks(
-            subject.loaded, splits, subject.lengths, subject.batch_size, subject.device
-        ):
+        encoding = Encoding(subject.loaded, subject.lengths, subject.batch_size, subject.device)
+        for prepared, images, taught in prepare_tasks(encoding, splits):
             found.append(task_ensembles(subject, prepared, images, taught))
     return Finding(
         title="Ensembles over lengths",
