@@ -21,6 +21,8 @@ class Axes:
     y: str
     log_x: bool = True
     log_y: bool = False
+    ticks_at_points: bool = False
+    """Below, a number for each x; else round ones."""
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
@@ -37,11 +39,14 @@ def draw_lines(series: Mapping[str, Points], axes: Axes, path: Path, ranges: Map
         xs = [x for x, _ in points]
         style = "-" if number < len(drawing.COLOURS) else "--"
         axis.plot(xs, [y for _, y in points], style, label=label, color=colour, marker=marker, markersize=5)
-        if ranges:
+        if ranges and label in ranges:
             lowest, highest = ([pair[i] for pair in ranges[label]] for i in (0, 1))
             axis.fill_between(xs, lowest, highest, color=colour, alpha=0.12, linewidth=0)
     if axes.log_x:
-        axis.set_xscale("log")
+        drawing.log_axis(axis)
+    if axes.ticks_at_points:
+        ticks = sorted({x for points in series.values() for x, _ in points})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     if axes.log_y:
         axis.set_yscale("log")
     axis.set_xlabel(axes.x)

@@ -102,11 +102,16 @@ def finish(axis: Axes, rows: Sequence[Row], against: Against, title: str = "") -
 
 
 def gflops_axis(axis: Axes) -> None:
+    """A log axis of GFLOPs."""
+    log_axis(axis)
+    axis.set_xlabel("GFLOPs an image")
+
+
+def log_axis(axis: Axes) -> None:
     """Plain numbers at 1, 2 and 5 on a log axis, and no more of them than fit."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_xscale("log")
-    axis.set_xlabel("GFLOPs an image")
     low, high = axis.get_xlim()
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high / low < 300 else (1,), numticks=12))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

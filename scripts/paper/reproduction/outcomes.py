@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,16 @@ def at_equal_cost(curve: Curve, other: Curve) -> list[tuple[float, float]]:
     ordered = sorted(other)
     inside = [(cost, value) for cost, value in curve if ordered[0][0] <= cost <= ordered[-1][0]]
     return [(value, at_cost(ordered, cost)) for cost, value in inside]
+
+
+def front(curves: Mapping[str, Curve]) -> Curve:
+    """The points of all curves that no point is better than for no more cost, cheapest first."""
+    every = sorted({point for points in curves.values() for point in points}, key=lambda point: (point[0], -point[1]))
+    kept: Curve = []
+    for point in every:
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from flexiclip_eval.report.documents import Axes, draw_lines, markdown_table
 
 from . import records
+from .outcomes import front
 from .records import Record
 from .study import Claim, Study
 from .verdicts import judge
@@ -73,7 +74,9 @@ def _section(study: Study, record: Record, images: Path, pictures: str) -> Itera
     for plot in study.plots:
         means, ranges = record.curves(plot.key)
         name = f"{pictures}{plot.key}.png"
-        draw_lines(means, Axes(plot.title, plot.x, plot.y, plot.log_x), images / name, ranges)
+        series = {**means, "front": front(means)} if plot.front else means
+        axes = Axes(plot.title, plot.x, plot.y, plot.log_x, ticks_at_points=plot.x in ("tokens", "layer"))
+        draw_lines(series, axes, images / name, ranges)
         yield from ["", f"![{plot.title}](images/{name})"]
     yield from ["", *_figures_table(study, record)]
     for remark in study.remarks:

@@ -63,6 +63,8 @@ class Plot:
     x: str
     y: str = "recall@5, %"
     log_x: bool = True
+    front: bool = False
+    """Whether the Pareto front of all curves, by their means over seeds, is drawn too."""
 
 
 @dataclass

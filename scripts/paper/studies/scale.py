@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reproduction.outcomes import Curve, Outcomes, at_equal_cost
+from reproduction.outcomes import Curve, Outcomes, at_equal_cost, front
 from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study, mean
 
 WIDTHS = {48: "width_48", 96: "flexible", 192: "width_192"}
@@ -42,13 +42,9 @@ def crossing(wide: Curve, narrow: Curve) -> float | None:
 
 
 def on_front(curves: Series) -> dict[str, int]:
-    """How many points of each curve no point of any is better than for no more cost."""
-    every = [point for points in curves.values() for point in points]
-
-    def beaten(point: tuple[float, float]) -> bool:
-        return any(cost <= point[0] and value >= point[1] and (cost, value) != point for cost, value in every)
-
-    return {label: sum(not beaten(point) for point in points) for label, points in curves.items()}
+    """How many points of each curve are on the front of all."""
+    unbeaten = front(curves)
+    return {label: sum(point in unbeaten for point in points) for label, points in curves.items()}
 
 
 STUDY = Study(
@@ -73,8 +69,8 @@ STUDY = Study(
         ),
     ),
     plots=(
-        Plot("scale_flops", "Three widths at every length", "GFLOPs an image"),
-        Plot("scale_time", "Three widths at every length", "milliseconds an image, in batches"),
+        Plot("scale_flops", "Three widths at every length", "GFLOPs an image", front=True),
+        Plot("scale_time", "Three widths at every length", "milliseconds an image, in batches", front=True),
     ),
     measure=measure,
 )
