@@ -73,4 +73,8 @@ STUDY = Study(
         Plot("scale_time", "Three widths at every length", "milliseconds an image, in batches", front=True),
     ),
     measure=measure,
+    remarks=(
+        "The runs of a width see as many samples as those of another, not as many FLOPs; longer training would favour the "
+        "wider ones.",
+    ),
 )
