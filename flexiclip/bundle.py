@@ -42,8 +42,6 @@ from flexiclip.models.weights.imported import Imported
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
-LEFT_AFTER = "left after block"
-"""In the provenance of a model that was opened as `PATH+exitN`: N."""
 
 # Settings of a tower that its weights' shapes do not show.
 _RESIZES = ("kernel_resize", "kernel_antialias", "grid_resize", "grid_antialias")
@@ -160,8 +158,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     if depth is None:
         return loaded
     model = leave_after(loaded.model, depth, os.fspath(path))
-    provenance = {**loaded.provenance, LEFT_AFTER: depth}
-    return replace(loaded, model=model, config=replace(loaded.config, model=model.config), provenance=provenance)
+    return replace(loaded, model=model, config=replace(loaded.config, model=model.config))
 
 
 def _load(folder: Path, device: str | torch.device) -> LoadedModel:

@@ -10,20 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiclip.bundle import LEFT_AFTER, LoadedModel
+from flexiclip.bundle import LoadedModel
 from flexiclip.config.schema import Config, SourceConfig, pair
+from flexiclip.export.facts import Origin
 
 
-def model_card(loaded: LoadedModel, source: Path, title: str, usage: str, account: Sequence[str]) -> str:
-    """Markdown. source: the model folder. usage: how to load the export. account: what was written and measured, a line each."""
+def model_card(origin: Origin, title: str, usage: str, account: Sequence[str]) -> str:
+    """Markdown. usage: how to load the export. account: what was written and measured, a line each."""
+    loaded = origin.loaded
     config, provenance = loaded.config, loaded.provenance
     sections = {
         "Use": usage,
         "Written and checked": "\n".join(f"- {line}" for line in account),
-        "Source": _bullets(_source(config, provenance, source)),
+        "Source": _bullets(_source(config, provenance, origin)),
         "Input": _bullets(_inputs(loaded)),
         "Data": _bullets(_data(config)),
-        "Metrics": _metrics(source, provenance),
+        "Metrics": _metrics(origin),
         "Licence": _licence(config, provenance),
     }
     return f"# {title}\n\n" + "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items()) + "\n"
@@ -33,9 +35,10 @@ def _bullets(facts: dict[str, object]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value not in (None, ""))
 
 
-def _source(config: Config, provenance: dict[str, Any], source: Path) -> dict[str, object]:
+def _source(config: Config, provenance: dict[str, Any], origin: Origin) -> dict[str, object]:
     shown = {name: value for name, value in provenance.items() if name not in ("format", "tokenizer_sha256", "license")}
-    return {"model folder": source.resolve(), "run": config.run_dir, "seed": config.seed} | shown
+    place = {"model folder": origin.folder.resolve(), "left after block": origin.exit}
+    return place | {"run": config.run_dir, "seed": config.seed} | shown
 
 
 def _inputs(loaded: LoadedModel) -> dict[str, object]:
@@ -75,11 +78,11 @@ def _data(config: Config) -> dict[str, object]:
     return {**trained, "captions": ", ".join(config.data.captions)} if shards else dict(trained)
 
 
-def _metrics(source: Path, provenance: dict[str, Any]) -> str:
+def _metrics(origin: Origin) -> str:
     """The rows of a results.json in the model folder or beside it, as a table."""
-    if LEFT_AFTER in provenance:
+    if origin.exit is not None:
         return "None: what lies beside the model folder was measured of its whole depth."
-    places = [folder / "results.json" for folder in (source, source.parent)]
+    places = [folder / "results.json" for folder in (origin.folder, origin.folder.parent)]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         return (

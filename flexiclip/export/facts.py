@@ -1,4 +1,4 @@
-"""The facts that an exported encoder carries (config/encoder.py): taken from the model and the encoder that is written."""
+"""Where an export comes from, and the facts that an exported encoder carries (config/encoder.py)."""
 
 from __future__ import annotations
 
@@ -6,30 +6,38 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flexiclip.bundle import LEFT_AFTER, WEIGHTS, LoadedModel
+from flexiclip.bundle import WEIGHTS, LoadedModel, load_model, model_folder
 from flexiclip.config.encoder import FORMAT, EncoderFacts, ImageFacts, TextFacts
 from flexiclip.config.schema import pair
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
+from flexiclip.models.exits import split_exit
 from flexiclip.models.flops import image_model_flops
 from flexiclip.models.variants import tower_name
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that encoders are written from, and where it lies."""
+    """The model that is exported, and where it lies."""
 
     loaded: LoadedModel
     folder: Path  # of the model
+    exit: int | None = None  # the block after which its image tower was left; None: it is whole
+
+    @classmethod
+    def open(cls, model: str) -> Origin:
+        """What `load_model` takes. Raises UserError."""
+        plain, depth = split_exit(model)
+        return cls(load_model(model), model_folder(plain), depth)
 
     def facts(self, encoder: ImageEncoder | TextEncoder, quantize: str | None) -> EncoderFacts:
         """What is said of one encoder."""
         model, folder = self.loaded.config.model, self.folder.resolve()
-        depth = self.loaded.provenance.get(LEFT_AFTER)
+        name = folder.parent.name if folder.name == "model" else folder.name
         return EncoderFacts(
             format=FORMAT,
             role="image" if isinstance(encoder, ImageEncoder) else "text",
             architecture=tower_name(model.image),
-            source=(folder.parent.name if folder.name == "model" else folder.name) + (f"+exit{depth}" if depth else ""),
+            source=name if self.exit is None else f"{name}+exit{self.exit}",
             weights_sha256=_sha256(folder / WEIGHTS),
             embed_dim=model.embed_dim,
             quantize="int8" if quantize else None,

@@ -9,15 +9,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from flexiclip.bundle import LoadedModel, load_model, model_folder
+from flexiclip.bundle import LoadedModel
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.export import big_vision, open_clip, timm, transformers
 from flexiclip.export.agreement import EXACT, check, image_cases, text_cases
 from flexiclip.export.card import model_card
+from flexiclip.export.facts import Origin
 from flexiclip.export.foreign import Written
 from flexiclip.export.program import quiet
-from flexiclip.models.exits import split_exit
 
 _FOLDERS: dict[str, Callable[[LoadedModel, Size | None, Path], Written]] = {
     "open_clip": open_clip.write,
@@ -37,18 +37,19 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
         raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
     if format == "big_vision" and seqhw is not None:
         raise UserError("--seqhw has no meaning for --format big_vision: its file keeps the base kernel, and so every length")
-    loaded = load_model(model)
+    origin = Origin.open(model)
+    loaded = origin.loaded
     if loaded.config.model.image.flexible == "stride":
         raise UserError(f"--format {format}: patches that overlap (model.image.flexible=stride) have no place in this format")
-    source = model_folder(split_exit(model)[0])
     if format == "big_vision":
-        return _file(loaded, source, output)
+        return _file(origin, output)
     tower = loaded.model.image_tower
     grid = tower.grid_of(tower.image_size, seqhw)
-    return _folder(loaded, source, output, format, grid, images)
+    return _folder(origin, output, format, grid, images)
 
 
-def _folder(loaded: LoadedModel, source: Path, output: Path, format: str, grid: tuple[int, int], images: str | None) -> list[str]:
+def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], images: str | None) -> list[str]:
+    loaded = origin.loaded
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: something is there already; name a new folder")
     try:
@@ -65,7 +66,7 @@ def _folder(loaded: LoadedModel, source: Path, output: Path, format: str, grid: 
             account += map(str, found)
         if written.encode_text is not None:
             account += map(str, check(f"{output} (texts)", written.encode_text, text_cases(loaded), EXACT))
-        card = model_card(loaded, source, output.name, written.usage, account)
+        card = model_card(origin, output.name, written.usage, account)
         (output / "README.md").write_text(card, encoding="utf-8")
     except BaseException:
         shutil.rmtree(output)
@@ -73,15 +74,15 @@ def _folder(loaded: LoadedModel, source: Path, output: Path, format: str, grid: 
     return account
 
 
-def _file(loaded: LoadedModel, source: Path, output: Path) -> list[str]:
+def _file(origin: Origin, output: Path) -> list[str]:
     if output.suffix != ".npz":
         raise UserError(f"--output {output}: big_vision's format is one file, name it .npz")
     aside = output.with_name(f".{output.name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        written = big_vision.write(loaded, aside, output.name)
+        written = big_vision.write(origin.loaded, aside, output.name)
         account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
-        card = model_card(loaded, source, output.name, written.usage, account)
+        card = model_card(origin, output.name, written.usage, account)
         output.with_suffix(".md").write_text(card, encoding="utf-8")
         aside.replace(output)
     except OSError as error:

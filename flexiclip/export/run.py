@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from flexiclip.bundle import LoadedModel, load_model, model_folder
+from flexiclip.bundle import LoadedModel
 from flexiclip.config.encoder import EncoderFacts, tokenizer_folder
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
@@ -23,7 +23,6 @@ from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_c
 from flexiclip.export.card import model_card
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
 from flexiclip.export.facts import Origin
-from flexiclip.models.exits import split_exit
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
 _READERS: dict[str, Callable[[Path], onnx.Encode]] = {"onnx": onnx.open_encoder, "torch": program.open_encoder}
@@ -54,8 +53,8 @@ class EncoderOptions:
 
 def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]:
     """Write the image encoder of a model folder, a file a length: OUTPUT, or OUTPUT-5, OUTPUT-8, ... for several."""
-    loaded = load_model(model)
-    origin = Origin(loaded, model_folder(split_exit(model)[0]))
+    origin = Origin.open(model)
+    loaded = origin.loaded
     tower = loaded.model.image_tower
     lengths: list[Size] = list(dict.fromkeys(options.seqhw)) or [tower.default_seqhw()]
     for seqhw in lengths:
@@ -77,14 +76,15 @@ def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]
 
 def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
     """Write the text encoder of a model folder, and its tokenizer's files into a folder beside, named after OUTPUT."""
-    loaded = load_model(model)
+    origin = Origin.open(model)
+    loaded = origin.loaded
     encoder = TextEncoder(loaded.model)
     cases = text_cases(loaded)
     if encoder.dynamic_length:
         cases += [_shorter(loaded, case) for case in cases]
     length = f"1 to {encoder.context_length}" if encoder.dynamic_length else f"exactly {encoder.context_length}"
     what = f"text encoder, input int64 tokens [B, L], L {length}"
-    lines = _export(Origin(loaded, model_folder(split_exit(model)[0])), encoder, cases, output, options, what)
+    lines = _export(origin, encoder, cases, output, options, what)
     folder = output.with_name(tokenizer_folder(output.stem))
     loaded.tokenizer.save(folder)
     return [*lines, f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"]
@@ -117,7 +117,7 @@ def _export(
         account = [f"{path.name}: {what}, {file.stat().st_size / 1e6:.1f} MB", *account]
         usage = "`" + _USAGE[options.format].format(file=path.name, name=program.input_name(encoder)) + "`"
         card = Path(folder) / "card.md"
-        card.write_text(model_card(origin.loaded, origin.folder, path.name, usage, account), encoding="utf-8")
+        card.write_text(model_card(origin, path.name, usage, account), encoding="utf-8")
         os.replace(card, path.with_suffix(".md"))
         os.replace(file, path)
     return account

@@ -61,3 +61,12 @@ def test_a_saved_exit_is_a_model_of_its_own(source: Path, tmp_path: Path) -> Non
 def test_a_block_without_an_exit_is_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "image", f"{source}+exit5", "--output", "image.onnx"]) == 2
     assert "cannot be left after block 5 of 3: its exits are 1, 2" in capsys.readouterr().err
+
+
+def test_a_saved_exit_has_metrics_of_its_own(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "short"
+    save_model(folder, load_model(f"{source}+exit1"))
+    (folder / "results.json").write_text('[{"dataset": "d", "task": "t", "seqhw": 4, "metrics": {"acc1": 0.25}}]')
+    output = tmp_path / "image.onnx"
+    assert main(["export", "image", str(folder), "--format", "onnx", "--seqhw", "4", "--output", str(output)]) == 0
+    assert "0.2500" in output.with_suffix(".md").read_text()
