@@ -45,7 +45,7 @@ def run(studies: Sequence[Study], arguments: argparse.Namespace) -> int:
     failed: list[str] = []
     for seed in arguments.seeds:
         failed += _seed(studies, seed, budget, work / f"seed-{seed}", folder, arguments.jobs)
-        write_page(STUDIES, folder, page, "paper_")
+        write_page(STUDIES, folder, page)
         print(f"{page}: seed {seed}", flush=True)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

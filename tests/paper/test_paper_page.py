@@ -127,7 +127,7 @@ def test_the_page_has_every_claim_with_its_verdict_plot_and_command(tmp_path: Pa
         for study in STUDIES:
             records.add(tmp_path / "paper", study.name, FULL, seed, study.measure(seen), MACHINE)
     page = tmp_path / "docs" / "paper.md"
-    write_page(STUDIES, tmp_path / "paper", page, "paper_")
+    write_page(STUDIES, tmp_path / "paper", page)
     text = page.read_text()
     for study in STUDIES:
         assert f"## {study.title}\n" in text

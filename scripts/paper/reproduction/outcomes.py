@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from flexiclip_eval.analysis.ensembles import at_cost
@@ -51,11 +52,11 @@ class Outcomes:
         """Mean over the suite's sets and metrics, in points of 100. how: what the evaluation's name has after the suite."""
         sets, metrics = SUITES[suite]
         rows = self._rows(f"{model}.{suite}{how}", seqhw, width)
-        return 100 * _mean([rows[each]["metrics"][metric] for each in sets for metric in metrics])
+        return 100 * fmean([rows[each]["metrics"][metric] for each in sets for metric in metrics])
 
     def mean_quality(self, model: str, lengths: Sequence[int] = LENGTHS, *, suite: str = "retrieval") -> float:
         """Over several lengths."""
-        return _mean([self.quality(model, seqhw, suite=suite) for seqhw in lengths])
+        return fmean([self.quality(model, seqhw, suite=suite) for seqhw in lengths])
 
     def by_tokens(self, model: str, lengths: Sequence[int] = LENGTHS, *, suite: str = "retrieval") -> Curve:
         """(tokens, quality) at each length."""
@@ -92,7 +93,3 @@ def front(curves: Mapping[str, Curve]) -> Curve:
         if not kept or point[1] > kept[-1][1]:
             kept.append(point)
     return kept
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -29,26 +29,31 @@ round: this page says that the code does what the paper describes, and what a us
 """
 
 
-def write_page(studies: Sequence[Study], folder: Path, page: Path, pictures: str) -> None:
-    """The page of the studies that have a record in `folder`. pictures: the start of the plots' names, below `page`/images."""
+def write_page(studies: Sequence[Study], folder: Path, page: Path) -> None:
+    """The page of the studies that have a record in `folder`; its plots go into `images` beside it."""
     found = [(study, record) for study in studies if (record := records.read(folder, study.name)) is not None]
     samples = int(found[0][1].budget["samples"]) if found else 0
-    lines = [INTRODUCTION.format(samples=samples), "## Claims", "", *_claims_table(found, pictures)]
+    lines = [INTRODUCTION.format(samples=samples), "## Claims", "", *_claims_table(found)]
     for study, record in found:
-        lines += _section(study, record, page.parent / "images", pictures)
+        lines += _section(study, record, page.parent)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _claims_table(found: Sequence[tuple[Study, Record]], pictures: str) -> list[str]:
+def _claims_table(found: Sequence[tuple[Study, Record]]) -> list[str]:
     rows = []
     for study, record in found:
         for claim in study.claims:
-            plot = f"[plot](images/{pictures}{claim.plot or study.plots[0].key}.png)"
+            plot = f"[plot]({_picture(claim.plot or study.plots[0].key)})"
             command = f"`scripts/paper.sh {study.name}`"
             rows.append([claim.text, claim.section, *_judged(claim, record.figures(claim.figure)), plot, command])
     columns = ["claim", "section", "mean ± spread of seeds", "bound", "verdict", "plot", "command"]
     return markdown_table(columns, rows, left=len(columns))
+
+
+def _picture(key: str) -> str:
+    """The file of a plot, from the page's folder."""
+    return f"images/paper_{key}.png"
 
 
 def _judged(claim: Claim, figures: Sequence[float]) -> tuple[str, str, str]:
@@ -65,7 +70,7 @@ def _figure(mean: float, spread: float | None, claim: Claim) -> str:
     return f"{mean:{sign}.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}") + f" {claim.unit}".rstrip()
 
 
-def _section(study: Study, record: Record, images: Path, pictures: str) -> Iterator[str]:
+def _section(study: Study, record: Record, folder: Path) -> Iterator[str]:
     seeds = ", ".join(record.seeds)
     machine = record.machine
     yield from ["", f"## {study.title}", "", study.about, ""]
@@ -73,11 +78,10 @@ def _section(study: Study, record: Record, images: Path, pictures: str) -> Itera
     yield f"`scripts/paper.sh {study.name}`: seeds {seeds}, {made}"
     for plot in study.plots:
         means, ranges = record.curves(plot.key)
-        name = f"{pictures}{plot.key}.png"
         series = {**means, "front": front(means)} if plot.front else means
         axes = Axes(plot.title, plot.x, plot.y, plot.log_x, ticks_at_points=plot.x in ("tokens", "layer"))
-        draw_lines(series, axes, images / name, ranges)
-        yield from ["", f"![{plot.title}](images/{name})"]
+        draw_lines(series, axes, folder / _picture(plot.key), ranges)
+        yield from ["", f"![{plot.title}]({_picture(plot.key)})"]
     yield from ["", *_figures_table(study, record)]
     for remark in study.remarks:
         yield from ["", remark]

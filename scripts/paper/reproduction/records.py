@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .study import Measured, Series
@@ -36,7 +37,7 @@ class Record:
         for label in found[0] if found else ():
             runs = [each[label] for each in found]
             columns = list(zip(*runs, strict=True))
-            means[label] = [(_mean([x for x, _ in points]), _mean([y for _, y in points])) for points in columns]
+            means[label] = [(fmean([x for x, _ in points]), fmean([y for _, y in points])) for points in columns]
             ranges[label] = [(min(y for _, y in points), max(y for _, y in points)) for points in columns]
         return means, ranges
 
@@ -61,10 +62,6 @@ def add(folder: Path, study: str, budget: Budget, seed: int, measured: Measured,
     folder.mkdir(parents=True, exist_ok=True)
     whole: dict[str, Any] = asdict(record)
     (folder / f"{study}.json").write_text(json.dumps(_rounded(whole), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _rounded(value: Any) -> Any:

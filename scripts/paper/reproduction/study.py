@@ -97,8 +97,3 @@ class Study:
 def scored(models: Sequence[str], suite: str = "retrieval") -> tuple[Evaluation, ...]:
     """Each model on a suite, at every length."""
     return tuple(Evaluation(model, suite) for model in models)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of at least one value."""
-    return sum(values) / len(values)

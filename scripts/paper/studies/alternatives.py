@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from reproduction.outcomes import Curve, Outcomes, at_equal_cost
-from reproduction.study import Claim, Evaluation, Measured, Plot, Study, mean, scored
+from reproduction.study import Claim, Evaluation, Measured, Plot, Study, scored
 
 EXIT_AT, DEPTH = 10, 4
 """The length of the models of flexible depth, and their blocks, the last of which is no early exit."""
@@ -24,8 +26,8 @@ def measure(seen: Outcomes) -> Measured:
         curves[NAMES[f"depth_{kind}"]] = [point for model in _exits(kind) for point in seen.by_cost(model, [EXIT_AT])]
     figures: dict[str, float] = {}
     for name, label in NAMES.items():
-        figures[f"patch_over_{name}"] = mean([theirs - value for value, theirs in at_equal_cost(curves[label], patch)])
-    heads = {kind: mean([seen.quality(model, EXIT_AT) for model in _exits(kind)]) for kind in KINDS}
+        figures[f"patch_over_{name}"] = fmean([theirs - value for value, theirs in at_equal_cost(curves[label], patch)])
+    heads = {kind: fmean([seen.quality(model, EXIT_AT) for model in _exits(kind)]) for kind in KINDS}
     figures["separate_heads_over_shared"] = heads["separate"] - heads["shared"]
     return Measured(figures, {"alternatives": curves})
 

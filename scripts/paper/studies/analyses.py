@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 from reproduction.outcomes import LENGTHS, Outcomes
-from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study, mean
+from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study
 
 MODELS = ("flexible", "fixed_6+pi")
 CUES = ("--cue-conflict=$FLEXICLIP_DATA/cue-conflict",)
@@ -15,13 +16,13 @@ def measure(seen: Outcomes) -> Measured:
     """How alike a model is to itself at other lengths, inside; and what more lengths are worth."""
     flexible, fixed = (seen.analysis(model) for model in MODELS)
     figures = {
-        "cka_of_flexible": mean(flexible["cka"]["same_layer_mean"]),
-        "cka_of_fixed": mean(fixed["cka"]["same_layer_mean"]),
+        "cka_of_flexible": fmean(flexible["cka"]["same_layer_mean"]),
+        "cka_of_fixed": fmean(fixed["cka"]["same_layer_mean"]),
         "attention_of_flexible": _off_diagonal(flexible["attention"]["correlation"]),
         "attention_of_fixed": _off_diagonal(fixed["attention"]["correlation"]),
         "tokens_of_flexible": _apart(flexible["tokens"]),
         "tokens_of_fixed": _apart(fixed["tokens"]),
-        "one_length_over_ensembles": -100 * mean([task["mean_gain"] for task in flexible["ensembles"]["tasks"]]),
+        "one_length_over_ensembles": -100 * fmean([task["mean_gain"] for task in flexible["ensembles"]["tasks"]]),
     }
     for what in ("cka", "attention", "tokens"):
         figures[f"{what}_gap"] = figures[f"{what}_of_flexible"] - figures[f"{what}_of_fixed"]
@@ -37,7 +38,7 @@ def measure(seen: Outcomes) -> Measured:
 
 
 def _off_diagonal(matrix: list[list[float]]) -> float:
-    return mean([value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j])
+    return fmean([value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j])
 
 
 def _apart(tokens: dict[str, Any]) -> float:

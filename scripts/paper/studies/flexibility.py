@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from reproduction.outcomes import LENGTHS, Outcomes
-from reproduction.study import Claim, Measured, Plot, Study, mean, scored
+from reproduction.study import Claim, Measured, Plot, Study, scored
 
 FIXED = (3, 6, 15)
 
@@ -14,8 +16,8 @@ def measure(seen: Outcomes) -> Measured:
     fixed = {(own, n): seen.quality(f"fixed_{own}+pi", n) for own in FIXED for n in LENGTHS}
     away = [flexible[n] - value for (own, n), value in fixed.items() if n != own]
     figures = {f"flexible_minus_fixed_at_{own}": flexible[own] - fixed[own, own] for own in FIXED}
-    figures |= {"at_their_own": mean(list(figures.values())), "away": mean(away)}
-    figures["fixed_6_falls_by"] = fixed[6, 6] - mean([fixed[6, n] for n in LENGTHS if n != 6])
+    figures |= {"at_their_own": fmean(list(figures.values())), "away": fmean(away)}
+    figures["fixed_6_falls_by"] = fixed[6, 6] - fmean([fixed[6, n] for n in LENGTHS if n != 6])
     curves = {name: seen.by_tokens(name) for name in ("flexible", *(f"fixed_{own}+pi" for own in FIXED))}
     return Measured(figures, {"flexibility": curves})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from reproduction.outcomes import Curve, Outcomes, at_equal_cost, front
-from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study, mean
+from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study
 
 WIDTHS = {48: "width_48", 96: "flexible", 192: "width_192"}
 """Width -> its training."""
@@ -22,7 +24,7 @@ def measure(seen: Outcomes) -> Measured:
         for what, of in (("flops", flops), ("time", times)):
             pairs = at_equal_cost(of[f"width {wide}"], of[f"width {narrow}"])
             if pairs:  # the cheapest length of the wide model may cost more than the dearest of the narrow one
-                figures[f"{wide}_over_{narrow}_at_equal_{what}"] = mean([value - theirs for value, theirs in pairs])
+                figures[f"{wide}_over_{narrow}_at_equal_{what}"] = fmean([value - theirs for value, theirs in pairs])
         cost = crossing(flops[f"width {wide}"], flops[f"width {narrow}"])
         if cost is not None:
             figures[f"gflops_from_which_{wide}_beats_{narrow}"] = cost
