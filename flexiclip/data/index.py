@@ -13,11 +13,11 @@ or its folder is read-only. It is dropped when the shard's size, mtime or entity
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,6 +34,7 @@ from flexiclip.errors import UserError
 
 _META = re.compile(r"__[^/]*__(/|$)")  # __MACOSX__-like folders and webdataset's own metadata
 _EXTENSIONS = 2**16  # in a shard: with so many, what follows the first dot is no kind of file
+_TRIED = 4  # local shards that show how much of the time is waiting
 _RUN = 32  # shards handed to a thread at a time, where there are thousands: a hand-over costs as much as opening a cached index
 _LARGEST = 2**32 - 1  # bytes of a member of a sample; a larger one is neither an image nor a caption
 
@@ -113,12 +114,25 @@ def index_shard(url: str, cache: str | None = None, retries: Retries = DEFAULT) 
 
 
 def index_shards(urls: Sequence[str], cache: str | None = None, retries: Retries = DEFAULT, workers: int = 8) -> list[ShardIndex]:
-    """The indices of several shards, in order, see index_shard. `workers` threads: the work is waiting for storage."""
-    length = max(1, min(_RUN, len(urls) // (8 * workers)))
-    runs = [urls[start : start + length] for start in range(0, len(urls), length)]
+    """The indices of several shards, in order, see index_shard, by as many of `workers` threads as wait for storage."""
+    return list(progress(_index_each(urls, cache, retries, workers), len(urls), "indexing shards"))
+
+
+def _index_each(urls: Sequence[str], cache: str | None, retries: Retries, workers: int) -> Iterator[ShardIndex]:
+    """Local shards may lie on a disk far away or in this machine's memory, where threads only stand in each other's way."""
+    tried = 0 if any(map(is_remote, urls)) else _TRIED
+    wall, busy = time.perf_counter(), time.thread_time()
+    for url in urls[:tried]:
+        yield index_shard(url, cache, retries)
+    if tried:
+        waiting = (time.perf_counter() - wall) / max(time.thread_time() - busy, 1e-6)
+        workers = max(1, min(workers, round(waiting)))
+    rest = urls[tried:]
+    length = max(1, min(_RUN, len(rest) // (8 * workers)))
+    runs = [rest[start : start + length] for start in range(0, len(rest), length)]
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        found = pool.map(lambda run: [index_shard(url, cache, retries) for url in run], runs)
-        return list(progress(itertools.chain.from_iterable(found), len(urls), "indexing shards"))
+        for found in pool.map(lambda run: [index_shard(url, cache, retries) for url in run], runs):
+            yield from found
 
 
 def require_whole(indices: Iterable[ShardIndex]) -> list[ShardIndex]:
