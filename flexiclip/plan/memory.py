@@ -64,7 +64,7 @@ def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpoint
     halves = _parts(model, "image", seqhw, micro, checkpointing), _parts(model, "text", seqhw, micro, checkpointing)
     kept_by = tuple(0 if several else sum(p.saved for p in half) for half in halves)
     parts = [*halves[0], *halves[1]]
-    if engine.stage >= 2:  # gradients leave through the bucket
+    if engine.stage >= 2 or not kept.gradients:  # they leave through the bucket, or live in it
         parts = [Part(p.saved, 0, p.scratch) for p in parts]
     activations = sum(p.saved for p in parts)
     inputs = local * (model.pixels() + 2 * 8 * model.caption_tokens)

@@ -3,7 +3,7 @@
 P parameters in the engine, T of them trained, W ranks, all in float32 (bf16 is an autocast):
 
                      parameters        gradients           optimiser            buffers
-    torch, W > 1     4 P               4 T                 8 T                  4 T: DistributedDataParallel's buckets
+    torch, W > 1     4 P               views of buckets    8 T                  4 T: DistributedDataParallel's buckets
     ZeRO 0           4 P               4 T                 8 T                  4 min(T, bucket)
     ZeRO 1           4 P               4 T + 4 T/W         12 T/W               bucket (two with overlap_comm)
     ZeRO 2           4 P               4 T/W               12 T/W               the same; gradients pass through it
@@ -88,10 +88,12 @@ def states(model: Model, engine: Engine, several: bool) -> States:
     outside = FLOAT * (model.total("total") - held)
     own = -(-open_ // world)
     if engine.stage == 0:
-        buffers = FLOAT * open_ if world > 1 else 0
-        if engine.kind == "deepspeed":
-            buffers = FLOAT * min(open_, BUCKET) if world > 1 else 0
-        return States(FLOAT * held + outside, FLOAT * open_, 2 * FLOAT * open_, buffers)
+        gradients, buffers = FLOAT * open_, FLOAT * min(open_, BUCKET)
+        if world == 1:
+            buffers = 0
+        elif engine.kind == "torch":
+            gradients, buffers = 0, FLOAT * open_
+        return States(FLOAT * held + outside, gradients, 2 * FLOAT * open_, buffers)
     bucket = FLOAT * int(engine.setting("reduce_bucket_size", BUCKET))
     if engine.stage == 3:
         shard = FLOAT * -(-held // world)

@@ -70,7 +70,8 @@ class TorchEngine:
         device_ids = [ranks.device] if ranks.device.type == "cuda" else None
         self.module: nn.Module = towers
         if ranks.world > 1:
-            self.module = DistributedDataParallel(towers, device_ids=device_ids, **_KEEP_BUFFERS)
+            # Gradients that are views of what is reduced spare a copy of each, in memory and in every step.
+            self.module = DistributedDataParallel(towers, device_ids=device_ids, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
 
     def embed(self, inputs: Tensors, seqhw: int, last: bool) -> Tensors:
         """See Engine. DDP decides in the forward pass whether the backward pass will reduce."""
