@@ -13,6 +13,7 @@ or its folder is read-only. It is dropped when the shard's size, mtime or entity
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
@@ -90,7 +91,7 @@ def split_name(path: str) -> tuple[str, str] | None:
     """(key, extension) of a member, or None for what belongs to no sample (no extension, dotfiles, metadata)."""
     folder, slash, name = path.rpartition("/")
     stem, dot, extension = name.partition(".")
-    if not stem or not dot or _META.match(path) or "__MACOSX" in folder.split("/"):
+    if not stem or not dot or ("__" in path and (_META.match(path) or "__MACOSX" in folder.split("/"))):
         return None
     return folder + slash + stem, extension.lower()
 
@@ -175,7 +176,7 @@ class _Groups:
         self.rows: list[tuple[int, int, int, int]] = []
         self._current: str | None = None
         self._seen: set[str] = set()  # extensions of the current sample
-        self._times: Counter[str] = Counter()
+        self._repeats: Counter[str] = Counter()
         self._names: set[str] = set()
 
     def add(self, member: Member) -> None:
@@ -194,11 +195,10 @@ class _Groups:
         self.rows.append((self.extensions.setdefault(extension, len(self.extensions)), member.offset, member.size, member.header))
 
     def _distinct(self, key: str) -> str:
-        self._times[key] += 1
-        name = key if self._times[key] == 1 else f"{key}#{self._times[key]}"
+        name = key
         while name in self._names:
-            self._times[key] += 1
-            name = f"{key}#{self._times[key]}"
+            self._repeats[key] += 1
+            name = f"{key}#{self._repeats[key] + 1}"
         self._names.add(name)
         return name
 
@@ -215,16 +215,16 @@ class _Groups:
 
     def index(self, url: str, damage: str) -> ShardIndex:
         """All of it as arrays."""
-        extension, offset, size, header = np.array(self.rows, dtype=np.int64).reshape(-1, 4).T
+        extension, offset, size, header = zip(*self.rows, strict=True) if self.rows else ((), (), (), ())
         return ShardIndex(
             url=url,
             extensions=tuple(self.extensions),
-            key_bytes=np.frombuffer(b"".join(self.keys), dtype=np.uint8),
-            key_first=np.cumsum([0, *map(len, self.keys)]).astype(np.uint32),
-            first=np.array([*self.first, len(self.rows)], dtype=np.uint32),
-            extension=extension.astype(np.uint16),
-            offset=offset.copy(),
-            size=size.astype(np.uint32),
-            header=header.astype(np.uint32),
+            key_bytes=np.frombuffer(b"".join(self.keys), np.uint8),
+            key_first=np.array([0, *itertools.accumulate(map(len, self.keys))], np.uint32),
+            first=np.array([*self.first, len(self.rows)], np.uint32),
+            extension=np.array(extension, np.uint16),
+            offset=np.array(offset, np.int64),
+            size=np.array(size, np.uint32),
+            header=np.array(header, np.uint32),
             damage=damage,
         )

@@ -62,12 +62,11 @@ def _plain_member(stream: IO[bytes], offset: int) -> Member | None:
     block = stream.read(BLOCK)
     found = _plain_header(block)
     if found is not None and found[1] == b"x":
-        record = stream.read(BLOCK)
-        time = _TIME.fullmatch(record[: found[0]])
+        record, block = stream.read(BLOCK), stream.read(BLOCK)
+        time = _TIME.fullmatch(record, 0, found[0])
         if time is None or int(time[1]) != found[0]:
             return None
         offset += 2 * BLOCK
-        block = stream.read(BLOCK)
         found = _plain_header(block)
     if found is None or found[1] != b"0":
         return None
