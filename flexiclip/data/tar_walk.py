@@ -21,9 +21,13 @@ _LONGEST_END = 2**20  # bytes of zeros that writers put behind the end mark; GNU
 _FARTHEST = 2**50  # bytes of any shard
 
 # A header from its mode on: mode, owner, group, size, time, checksum, kind, link, magic, names, devices; the name has no prefix.
-_PLAIN = re.compile(rb"(?:[0-7]{7}\0){3}([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 ([0x]).{172}(?:[0-7]{7}\0|\0{8}){2}\0", re.DOTALL)
+_PLAIN = re.compile(
+    rb"[0-7]{7}\0[0-7]{7}\0[0-7]{7}\0([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 ([0x]).{172}(?:[0-7]{7}\0[0-7]{7}\0|\0{16})\0",
+    re.DOTALL,
+)
 _AFTER_NAME, _CHECKSUM = 100, slice(148, 156)
 _ADLER = 65521
+_BLANK = 8 * ord(" ")  # what the checksum's own bytes count as
 _TIME = re.compile(rb"(\d{1,3}) mtime=\d+(?:\.\d+)?\n")  # what webdataset writes before every header: a time in fractions
 
 
@@ -79,9 +83,9 @@ def _plain_header(block: bytes) -> tuple[int, bytes] | None:
     found = _PLAIN.match(block, _AFTER_NAME)
     if found is None or len(block) < BLOCK:
         return None
-    counted = block[: _CHECKSUM.start] + b" " * 8 + block[_CHECKSUM.stop :]
     # The low half of Adler-32 is 1 + the sum of the bytes, modulo a prime: a small part of the time of sum().
-    if zlib.adler32(counted) % 2**16 != (1 + int(found[2], 8)) % _ADLER:
+    counted = zlib.adler32(block[_CHECKSUM.stop :], zlib.adler32(block[: _CHECKSUM.start]))
+    if counted % 2**16 != (1 + int(found[2], 8) - _BLANK) % _ADLER:
         return None
     return int(found[1], 8), found[3]
 
