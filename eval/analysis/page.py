@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..report.html import PAGE_BYTES, fill, inline_pictures, policy, style
+from ..report.html import PAGE_BYTES, fill, frame, inline_pictures
 from .finding import Finding, Table
 
 
@@ -17,16 +17,13 @@ def render_findings(findings: Sequence[Finding], about: Mapping[str, Any], pictu
     bad = f" {len(about['bad_samples'])} of the images drawn could not be read." if about["bad_samples"] else ""
     links = (f'<a href="#finding-{i}">{escape(each.title)}</a>' for i, each in enumerate(findings))
     room = PAGE_BYTES // max(1, len(pictures))
-    fields = {
-        "policy": policy(),
-        "title": escape(f"{about['model']} {about['pretrained']}".strip()),
-        "style": style(),
-        "lead": escape(f"{about['images']} images of {', '.join(about['suites'])} at seqhw {lengths}.{bad}"),
-        "contents": " ".join((*links, '<a href="#command">Command</a>')),
-        "sections": "\n".join(_section(i, each, pictures, room) for i, each in enumerate(findings)),
-        "command": escape(about["command"]),
-    }
-    return fill("static.html", fields)
+    sections = "\n".join(_section(i, each, pictures, room) for i, each in enumerate(findings))
+    return frame(
+        fill("findings.html", {"sections": sections, "command": escape(about["command"])}),
+        title=f"{about['model']} {about['pretrained']}".strip(),
+        lead=f"{about['images']} images of {', '.join(about['suites'])} at seqhw {lengths}.{bad}",
+        contents=" ".join((*links, '<a href="#command">Command</a>')),
+    )
 
 
 def _section(number: int, finding: Finding, pictures: Mapping[str, Path], room: int) -> str:

@@ -24,6 +24,12 @@ def policy(script: str | None = None) -> str:
     return f"default-src 'none'; img-src data:; style-src '{_hash(style())}'; {scripts}base-uri 'none'; form-action 'none'"
 
 
+def frame(body: str, *, title: str, lead: str, contents: str, script: str | None = None) -> str:
+    """A whole page around `body`, which may hold that script alone. title, lead: plain text; contents: links."""
+    texts = {"title": escape(title), "lead": escape(lead)}
+    return fill("frame.html", {"policy": policy(script), "style": style(), "contents": contents, "body": body.rstrip()} | texts)
+
+
 def fill(template: str, fields: Mapping[str, str]) -> str:
     """A file of page/ with its `<!-- name -->` replaced, in one pass: a filled text is never a field."""
     text = (FOLDER / template).read_text(encoding="utf-8")

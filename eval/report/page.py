@@ -15,7 +15,7 @@ from flexiclip.config import dump
 from ..choices.length import sentence
 from ..rows import Row, TaskInfo
 from .gallery import Gallery
-from .html import FOLDER, PAGE_BYTES, fill, inline_pictures, policy, style
+from .html import FOLDER, PAGE_BYTES, fill, frame, inline_pictures, style
 from .names import best_of, brief, short_name, show
 from .page_data import add_thumbnails, as_script, page_data
 from .table import ModelInfo, Report, cells, label_of, rows_of
@@ -38,21 +38,16 @@ def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = No
         sections.append(section)
     if gallery is not None:
         add_thumbnails(data, gallery, room - (64 << 10))  # the rest of the page: command, configs, bad samples
-    title = escape(" · ".join(label_of(model) for model in report.models))
     fields = {
-        "policy": policy(script),
-        "title": title,
-        "lead": escape(_lead(report)),
-        "contents": _contents(report),
         "tasks": "\n".join(sections),
         "bad": _bad_samples(report),
         "command": escape(report.command),
         "configs": "\n".join(_config(model) for model in report.models),
         "data": as_script(data),
-        "style": style(),
         "script": script,
     }
-    return fill("page.html", fields)
+    title = " · ".join(label_of(model) for model in report.models)
+    return frame(fill("page.html", fields), title=title, lead=_lead(report), contents=_contents(report), script=script)
 
 
 def _lead(report: Report) -> str:
