@@ -1,6 +1,6 @@
 """What flexible lengths cost in training: the step at ten lengths, each schedule's cost a sample, the draw and the resize.
 
-    python scripts/bench/flexible_training.py                             ViT-Ti and S at 240 px, batch 32 (an hour on two cores)
+    python scripts/bench/flexible_training.py                             ViT-Ti and S at 240 px, batch 32 (a quarter of an hour)
     python scripts/bench/flexible_training.py --variants Ti --batch 8
     python scripts/bench/flexible_training.py --quick                     tried small
     python scripts/bench/flexible_training.py --cpu-time --threads 1      on a machine that others use: CPU seconds, one thread
@@ -131,7 +131,7 @@ def _mean_over_steps(schedule: SeqhwSchedule, value: dict[int, float]) -> float:
 
 def main() -> None:
     """Measure every size, write the record."""
-    parser = options(__doc__, rounds=5)
+    parser = options(__doc__, rounds=3)
     parser.add_argument("--variants", nargs="+", choices=("Ti", "S"), default=["Ti", "S"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")

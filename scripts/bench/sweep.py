@@ -1,7 +1,7 @@
 """What a sweep over ten lengths costs, beside decoding and ten encodings timed alone, and beside CLIP_benchmark run ten times.
 
-    python scripts/bench/sweep.py                                    small, Ti and B; JPEGs of 640x480 (an hour on two cores)
-    python scripts/bench/sweep.py --images small=2000                one tower (a quarter of an hour)
+    python scripts/bench/sweep.py                                    small, Ti and B; JPEGs of 640x480 (a quarter of an hour)
+    python scripts/bench/sweep.py --images small=2000                one tower (eight minutes)
     python scripts/bench/sweep.py --quick                            tried small (a minute)
 
 Both classify the same images with the same model, batch size, threads and number of decoders (threads here, processes there).
@@ -177,7 +177,7 @@ def measure(tower: str, count: int, options: argparse.Namespace) -> tuple[dict[s
 def main() -> None:
     """Print the table and, where asked, write the JSON."""
     parser = options(__doc__, rounds=3)
-    parser.add_argument("--images", default="small=2000,ti=200,b=24", help="TOWER=IMAGES of each tower, with commas between them")
+    parser.add_argument("--images", default="small=2000,ti=64,b=8", help="TOWER=IMAGES of each tower, with commas between them")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()

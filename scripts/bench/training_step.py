@@ -1,7 +1,7 @@
 """A training step of two towers, ours and open_clip's: forward, backward and AdamW on the same weights, pixels and captions.
 
-    python scripts/bench/training_step.py                                 ViT-Ti/16 and S/16, batch 32 and 128 (some hours)
-    python scripts/bench/training_step.py --variants Ti --batches 32      one tower (a quarter of an hour)
+    python scripts/bench/training_step.py                                 ViT-Ti/16 and S/16, batch 32 and 128 (an hour and a quarter)
+    python scripts/bench/training_step.py --variants Ti --batches 32      one tower (five minutes)
     python scripts/bench/training_step.py --quick                         tried small
     python scripts/bench/training_step.py --cpu-time --threads 1          on a machine that others use: CPU seconds, one thread
 
@@ -10,8 +10,7 @@ tokenizer and 77 positions. Loss and gradients must agree before any time counts
 compiled` the same with train.compile=true; ours clips gradients, and cuts the columns that are padding in a whole batch.
 `open_clip` is its main.py, `open_clip compiled` its --torchcompile; `open_clip fused` has torch's fused AdamW, which main.py does
 not ask for. Goals hold our faster variant to the fastest of theirs. `share` is the FLOP/s of a step, by what that side computes,
-over those of a large matrix product in the same precision and the same round. `ours, glibc's malloc` goes without the trainer's
-setting of malloc (host_memory.py), to show what that is worth.
+over those of a large matrix product in the same precision and the same round.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from flexiclip.train.engines.precision import has_bf16
 
 CAPTIONS = {"short": short_captions, "long": long_captions}
 OURS, THEIRS = {"ours", "ours compiled"}, {"open_clip", "open_clip fused", "open_clip compiled"}
-PLAIN, PRODUCT = "ours, glibc's malloc", "product"
+PRODUCT = "product"
 GOALS = {"fp32": 1.4, "bf16": 1.6}
 SLOW_BATCH = 4
 """Pairs in a step of bf16 on a processor without it, where a step takes some hundred times as long."""
@@ -116,7 +115,6 @@ def calls(case: Case, theirs: torch.nn.Module, loaded: LoadedModel, work: Work, 
     precision = case.precision
     sides: dict[str, Call] = {
         "ours": our_step(own(loaded), work, precision=precision),
-        PLAIN: our_step(own(loaded), work, precision=precision),
         "open_clip": their_step(own(theirs), work, precision=precision),
         "open_clip fused": their_step(own(theirs), work, precision=precision, fused=True),
     }
@@ -133,7 +131,7 @@ def measure(case: Case, table: Grid, record: Record, arguments: argparse.Namespa
     work = work_of(case, loaded)
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     sides = calls(case, theirs, loaded, work, arguments.compiled)
-    times = take_turns(sides, arguments.rounds, warm_up=2, clock=clock, before=lambda name: before_turn(kept=name in OURS))
+    times = take_turns(sides, arguments.rounds, clock=clock, before=lambda name: before_turn(kept=name in OURS))
     trimmed = trim_padding(work.tokens, loaded.model.text_tower.pad_id).shape[1]
     rate = product(case.precision)[1]
     ours, peers = (min(times.keys() & names, key=lambda name: median(times[name])) for names in (OURS, THEIRS))
@@ -149,7 +147,7 @@ def measure(case: Case, table: Grid, record: Record, arguments: argparse.Namespa
 
 def main() -> None:
     """Check that both sides agree, measure every case, write the record."""
-    parser = options(__doc__, rounds=5)
+    parser = options(__doc__, rounds=3)
     parser.add_argument("--variants", nargs="+", choices=tuple(WIDTHS), default=list(WIDTHS))
     parser.add_argument("--captions", nargs="+", choices=tuple(CAPTIONS), default=list(CAPTIONS))
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 128])
