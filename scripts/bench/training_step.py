@@ -1,6 +1,6 @@
 """A training step of two towers, ours and open_clip's: forward, backward and AdamW on the same weights, pixels and captions.
 
-    python scripts/bench/training_step.py                                 ViT-Ti/16 and S/16, batch 32 and 128 (an hour and a quarter)
+    python scripts/bench/training_step.py                                 ViT-Ti/16 and S/16, batch 32 and 128 (over an hour)
     python scripts/bench/training_step.py --variants Ti --batches 32      one tower (five minutes)
     python scripts/bench/training_step.py --quick                         tried small
     python scripts/bench/training_step.py --cpu-time --threads 1          on a machine that others use: CPU seconds, one thread
