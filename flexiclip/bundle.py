@@ -248,11 +248,11 @@ def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path) -> lis
     where = f"model.{half}.init={folder}"
     if not tower:
         raise UserError(f"{where}: the folder has no {half} tower")
+    _check_settings(getattr(config.model, half), getattr(theirs.model, half), where)
     notes: list[str] = []
     if half == "image" and {"kernel", "posemb"} <= tower.keys():
         tower, notes = _rebased(tower, theirs, config)
     load_strictly(getattr(model, f"{half}_tower"), tower, where)
-    _check_settings(getattr(config.model, half), getattr(theirs.model, half), where)
     projection = getattr(model, f"{half}_projection")
     found = {name.split(".")[1]: t for name, t in weights.items() if name.startswith(f"{half}_projection.")}
     wanted = projection.state_dict()

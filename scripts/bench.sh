@@ -5,7 +5,7 @@
 #   scripts/bench.sh losses loader              these subjects; the page keeps what docs/benchmarks holds of the others
 #   scripts/bench.sh --quick                    small sizes, into build/bench-quick and its own page: that everything runs
 #
-# A subject that fails is named at the end, and the page is written without it.
+# A subject that fails is named at the end; the page keeps its last record.
 
 EXTRAS="bench"
 # shellcheck source=scripts/_env.sh

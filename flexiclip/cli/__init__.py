@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flexiclip.cli.data import add_data
-from flexiclip.cli.parser import Parser
+from flexiclip.cli.export import add_export
+from flexiclip.cli.parser import Parser, lengths, positive, widths
 from flexiclip.errors import UserError
 
 
@@ -40,12 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("eval", _eval, "score a model on suites, at every sequence length")
     sub.add_argument("model", nargs="+", help="model folders, open_clip:NAME[/PRETRAINED], others' folders; A+pi flexes A")
     sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
-    sub.add_argument("--seqhw", type=_lengths, help="grid sides, for example 5,8,15; default: those of the training")
-    sub.add_argument("--widths", type=_lengths, default=(), help="of prefixes of the embeddings, for example 64,128; scored too")
+    sub.add_argument("--seqhw", type=lengths, help="grid sides, for example 5,8,15; default: those of the training")
+    sub.add_argument("--widths", type=widths, default=(), help="of prefixes of the embeddings, for example 64,128; scored too")
     sub.add_argument("--output", type=Path, help="folder for results.json, results.csv, plots and report.html")
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
-    sub.add_argument("--batch-size", type=int, default=128)
-    sub.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    sub.add_argument("--batch-size", type=positive, default=128, help="images and captions a pass; default: 128")
+    sub.add_argument("--workers", type=positive, default=2, help="threads that decode images")
     sub.add_argument("--embeddings", type=Path, help="folder that keeps embeddings, so that they are computed once")
     sub.add_argument("--tolerance", type=float, default=1.0, help="points below the best that still do; default: 1")
     sub.add_argument("--budget", help="what an image may cost, '5 GFLOPs' or '20 ms': the best length within it is named")
@@ -57,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", type=Path, required=True, help="the model folder to write")
     sub.add_argument("--text", type=Path, help="the text tower's sentencepiece model, where the source holds no tokenizer")
     sub.add_argument("--arch", help="timm's or open_clip's name of the architecture, where the file's shapes do not say")
-    sub.add_argument("--heads", type=int, help="of the image tower; default: width/64, or as published")
-    sub.add_argument("--image-size", type=int, help="pixels; default: what kernel and grid cover")
-    _add_export(commands)
+    sub.add_argument("--heads", type=positive, help="of the image tower; default: width/64, or as published")
+    sub.add_argument("--image-size", type=positive, help="pixels; default: what kernel and grid cover")
+    add_export(commands)
     add_data(commands)
     _add_plan(add("plan", _plan, "what a recipe needs of a cluster: memory, traffic, images/s and hours"))
     return parser
@@ -69,61 +70,27 @@ def _add_analyze(sub: Parser) -> None:
     sub.add_argument("model", help="a model folder, a run folder, another library's folder; A+pi flexes A")
     sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
     sub.add_argument("--output", type=Path, required=True, help="folder for analysis.json, plots and report.html")
-    sub.add_argument("--seqhw", type=_lengths, help="grid sides, for example 5,8,15; default: those of the training")
+    sub.add_argument("--seqhw", type=lengths, help="grid sides, for example 5,8,15; default: those of the training")
     sub.add_argument("--only", type=lambda text: text.split(","), help="of cka,attention,tokens,ensembles,cue-conflict")
     sub.add_argument("--cue-conflict", type=Path, help="folder of SHAPE/SHAPE1-TEXTURE2.png, as Geirhos's")
-    sub.add_argument("--images", type=int, default=256, help="drawn from the suite for all but ensembles; default: 256")
-    sub.add_argument("--maps", type=int, default=6, help="of them, how many are shown with their maps; default: 6")
-    sub.add_argument("--batch-size", type=int, default=64, help="images a pass, and CKA's minibatch; default: 64")
-    sub.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    sub.add_argument("--images", type=positive, default=256, help="drawn from the suite for all but ensembles; default: 256")
+    sub.add_argument("--maps", type=positive, default=6, help="of them, how many are shown with their maps; default: 6")
+    sub.add_argument("--batch-size", type=positive, default=64, help="images a pass, and CKA's minibatch; default: 64")
+    sub.add_argument("--workers", type=positive, default=2, help="threads that decode images")
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
 
 
 def _add_plan(sub: Parser) -> None:
     sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="dotted.key=value, for example engine.zero_stage=3")
-    sub.add_argument("--nodes", type=int, default=1)
-    sub.add_argument("--gpus-per-node", type=int, default=1, help="ranks of a node; with --device cpu they share it")
+    sub.add_argument("--nodes", type=positive, default=1)
+    sub.add_argument("--gpus-per-node", type=positive, default=1, help="ranks of a node; with --device cpu they share it")
     sub.add_argument("--device", required=True, help="h100, a100 or cpu; a CPU's speed is measured here")
     sub.add_argument("--mfu", type=float, help="share of the peak FLOP/s that training reaches; default: 0.4, for cpu 0.6")
     sub.add_argument("--samples", help="training pairs of an epoch, for example 400M, where train.steps is in epochs")
     sub.add_argument(
         "--json", type=Path, nargs="?", const=Path("-"), help="write all figures to this file; without one, print them"
     )
-
-
-def _add_export(commands: argparse._SubParsersAction[Parser]) -> None:
-    export = commands.add_parser("export", help="write encoders and models that other software runs").add_subparsers(
-        required=True, metavar="WHAT", parser_class=Parser
-    )
-    for name, command, text in (
-        ("image", _export_image, "write the image encoder, one file a length"),
-        ("text", _export_text, "write the text encoder"),
-        ("model", _export_model, "write the whole model in another library's format"),
-    ):
-        sub = export.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
-        sub.add_argument("model", help="a model folder or a run folder")
-        sub.add_argument("--output", type=Path, required=True, help="the file to write; for most model formats a new folder")
-        if name == "model":
-            sub.add_argument("--format", required=True, help="open_clip, timm, big_vision or transformers")
-        else:
-            sub.add_argument("--format", default="onnx", help="onnx or torch; default: onnx")
-            sub.add_argument("--quantize", help="int8: weights of the blocks, onnx only; its cost and gain are printed")
-        if name != "text":
-            sub.add_argument(
-                "--seqhw", type=_lengths, default=[], help="grid side to bake in, for example 15; default: the model's"
-            )
-            sub.add_argument("--images", help="a folder or shards of images to compare on; default: drawn pictures")
-        if name == "image":
-            sub.add_argument("--normalize-inside", action="store_true", help="the encoder takes uint8 pixels and normalises them")
-
-
-def _lengths(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of grid sides such as 5,8,15") from None
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -229,44 +196,16 @@ def _import(arguments: argparse.Namespace) -> None:
         print(line)
 
 
-def _export_image(arguments: argparse.Namespace) -> int:
-    from flexiclip.export.run import EncoderOptions, export_image
-
-    options = EncoderOptions(arguments.format, arguments.seqhw, arguments.quantize, arguments.normalize_inside, arguments.images)
-    return _report(lambda: export_image(arguments.model, arguments.output, options))
-
-
-def _export_text(arguments: argparse.Namespace) -> int:
-    from flexiclip.export.run import EncoderOptions, export_text
-
-    options = EncoderOptions(arguments.format, quantize=arguments.quantize)
-    return _report(lambda: export_text(arguments.model, arguments.output, options))
-
-
-def _export_model(arguments: argparse.Namespace) -> int:
-    from flexiclip.export.model import export_model
-
-    if len(arguments.seqhw) > 1:
-        raise UserError(f"--seqhw {','.join(map(str, arguments.seqhw))}: one model has one length; export it once a length")
-    seqhw = arguments.seqhw[0] if arguments.seqhw else None
-    return _report(lambda: export_model(arguments.model, arguments.output, arguments.format, seqhw, arguments.images))
-
-
-def _report(export: Callable[[], list[str]]) -> int:
-    """Print what an export did; 1 with the figures when what it wrote is not the model."""
-    from flexiclip.export.agreement import Disagreement
-
-    try:
-        print("\n".join(export()))
-    except Disagreement as error:
-        print(error)
-        return 1
-    return 0
-
-
 def _device(name: str | None) -> str:
+    """The device of that name, by default a GPU where there is one. UserError where torch has none such."""
     import torch
 
-    if name is not None and name.startswith("cuda") and not torch.cuda.is_available():
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no GPU; leave the option out or give cpu")
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # no such name, no such number, or a torch built without it
+        raise UserError(f"--device {name}: torch has none such ({str(error).splitlines()[0]}); give cpu or cuda") from None
+    return name

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexiclip.cli.parser import Parser
+from flexiclip.cli.parser import Parser, positive
 
 if TYPE_CHECKING:
     from flexiclip.data.sources.emoji_set import EmojiBuild
@@ -20,7 +20,7 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
     for name, text in (("openmoji", "OpenMoji's"), ("noto", "Noto's"), ("fluent", "Fluent's")):
         sub = data.add_parser(name, help=f"build train and held-out shards from {text} emoji")
         sub.add_argument("--output", type=Path, required=True, help="folder for the shards")
-        sub.add_argument("--pixels", type=int, default=96, help="side of the rendered images")
+        sub.add_argument("--pixels", type=positive, default=96, help="side of the rendered images; default: 96")
         sub.set_defaults(command=_openmoji if name == "openmoji" else _vendor, vendor=name)
         if name != "openmoji":
             sub.add_argument("--package", type=Path, help="the unpacked npm package; default: npm fetches it")
@@ -28,7 +28,7 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
             sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="default: 3d")
     cues = data.add_parser("cue-conflict", help="draw silhouettes filled with the textures of other things")
     cues.add_argument("--output", type=Path, required=True, help="folder for SHAPE/SHAPE1-TEXTURE2.png")
-    cues.add_argument("--pixels", type=int, default=224, help="side of the images; default: 224")
+    cues.add_argument("--pixels", type=positive, default=224, help="side of the images; default: 224")
     cues.set_defaults(command=_cue_conflict)
     for name, command, text in (
         ("index", _index, "count the samples of shards and write their offset indices"),
@@ -39,12 +39,12 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
         sub.add_argument("shards", nargs="+", help="files, brace ranges (train-{0000..0015}.tar) and globs")
         sub.set_defaults(command=command)
         if name != "index":
-            sub.add_argument("--captions", default="txt", help="member or json:KEY, comma-separated; default: txt")
+            sub.add_argument("--captions", default="txt", help="members or json:KEY, comma-separated; default: txt")
         if name == "check":
             sub.add_argument("--images", default="jpg,jpeg,png,webp", help="image members; default: jpg,jpeg,png,webp")
         if name == "tokenizer":
             sub.add_argument("--output", type=Path, required=True, help="the .model file to write")
-            sub.add_argument("--vocab-size", type=int, default=4096)
+            sub.add_argument("--vocab-size", type=positive, default=4096, help="default: 4096")
             sub.add_argument("--keep-case", action="store_true", help="do not lower-case the captions")
 
 
@@ -89,11 +89,15 @@ def _check(arguments: argparse.Namespace) -> int:
     from flexiclip.data.check import check_shards
     from flexiclip.data.shards import expand_shards
 
-    bad = check_shards(expand_shards(arguments.shards), arguments.images.split(","), arguments.captions.split(","))
+    bad = check_shards(expand_shards(arguments.shards), _listed(arguments.images), _listed(arguments.captions))
     for sample in bad:
         print(sample)
     print(f"{len(bad)} bad samples" if bad else "every sample is good")
     return 1 if bad else 0
+
+
+def _listed(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
@@ -101,6 +105,6 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
     from flexiclip.data.captions import iter_captions
     from flexiclip.data.tokenizers import train_sentencepiece
 
-    captions = iter_captions(DataConfig(train=tuple(arguments.shards), captions=tuple(arguments.captions.split(","))))
+    captions = iter_captions(DataConfig(train=tuple(arguments.shards), captions=tuple(_listed(arguments.captions))))
     path = train_sentencepiece(captions, arguments.output, arguments.vocab_size, lowercase=not arguments.keep_case)
     print(f"wrote {path}: tokenizer.kind=sentencepiece tokenizer.path={path}")

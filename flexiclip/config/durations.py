@@ -54,7 +54,7 @@ def parse_duration(text: str | int | float | Duration) -> Duration:
     if suffix == "m" and unit in ("in", "inute", "inutes"):  # the m of minutes, not of a million
         suffix, unit = "", "m" + unit
     if match is None or unit not in {**_UNITS, **_TERAS}:
-        raise UserError(f"{text!r} is no duration: write 500, '3 epochs', '2M samples', '5%' or '10 minutes'")
+        raise UserError(f"{text!r} is no duration: write 500, '3 epochs', '2M samples', '5%', '10 minutes' or '30 TFLOPs'")
     value = float(match[1]) * _MULTIPLES[suffix] * _TERAS.get(unit, 1)
     if value > _LONGEST:
         raise UserError(f"{text!r} is no duration that ends: the longest is {_LONGEST:.0e}")

@@ -22,6 +22,7 @@ def validate(config: Config) -> None:
     _check_lengths(config)
     _check_locks(config)
     _check_batch(config)
+    _check_durations(config)
     _check_offload(config)
     _check_nested(config)
 
@@ -105,12 +106,38 @@ def _check_batch(config: Config) -> None:
     train = config.train
     if train.micro_batch_size and train.micro_batch_size > train.global_batch_size:
         raise UserError(f"train.micro_batch_size={train.micro_batch_size} exceeds global_batch_size={train.global_batch_size}")
-    for name in ("steps", "log_every", "keep_every"):
-        duration = getattr(train, name)
-        if duration is not None and duration.value <= 0:
-            raise UserError(f"train.{name}={getattr(train, name)} must be positive")
     if train.compile and config.engine.kind == "deepspeed" and config.engine.zero_stage == 3:
         raise UserError("train.compile=true does not work with engine.zero_stage=3: set a stage below 3, or train.compile=false")
+
+
+def _check_durations(config: Config) -> None:
+    """Which units have a meaning where, and which durations cannot be 0."""
+    train, optimizer = config.train, config.optimizer
+    above_zero = {
+        "train.steps": train.steps,
+        "train.log_every": train.log_every,
+        "train.keep_every": train.keep_every,
+        "eval.every": config.eval.every,
+    }
+    others = {
+        "train.save_every": train.save_every,
+        "optimizer.warmup": optimizer.warmup,
+        "optimizer.cooldown": optimizer.cooldown,
+        "optimizer.timescale": optimizer.timescale,
+        "patch.finish": config.patch.finish,
+        **{f"patch.stages[{i}].start": stage.start for i, stage in enumerate(config.patch.stages)},
+    }
+    for key, duration in (above_zero | others).items():
+        if duration is None:
+            continue
+        if key in above_zero and duration.value <= 0:
+            raise UserError(f"{key}={duration} must be positive{'; null: at the end only' if key == 'eval.every' else ''}")
+        if duration.unit == "minutes" and key != "train.save_every":
+            raise UserError(f"{key}={duration}: only train.save_every goes by the clock; write steps, epochs or samples")
+        if duration.unit == "TFLOPs" and key != "train.steps":
+            raise UserError(f"{key}={duration}: only train.steps can be a number of FLOPs; write steps, epochs, samples or a share")
+        if duration.unit == "percent" and key == "train.steps":
+            raise UserError(f"{key}={duration} is a share of itself; write steps, epochs, samples or FLOPs")
 
 
 def _check_offload(config: Config) -> None:

@@ -79,14 +79,16 @@ def _data(config: Config) -> dict[str, object]:
 
 
 def _metrics(origin: Origin) -> str:
-    """The rows of a results.json in the model folder or beside it, as a table."""
+    """The rows of a results.json in the model folder, beside it or in `eval` beside it, as a table."""
     if origin.exit is not None:
         return "None: what lies beside the model folder was measured of its whole depth."
-    places = [folder / "results.json" for folder in (origin.folder, origin.folder.parent)]
+    beside = origin.folder.parent
+    places = [folder / "results.json" for folder in (origin.folder, beside, beside / "eval")]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         return (
-            "None: no results.json lies in the model folder or beside it (`flexiclip eval MODEL --suite NAME --output FOLDER`)."
+            "None: no results.json lies in the model folder, beside it or in `eval` beside it "
+            "(`flexiclip eval MODEL --suite NAME --output FOLDER`)."
         )
     rows = json.loads(found.read_text(encoding="utf-8"))
     lines = ["| data set | task | seqhw | metric | value |", "|---|---|---|---|---|"]

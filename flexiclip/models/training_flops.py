@@ -50,27 +50,29 @@ class TextCost:
     cached: bool  # the features of a locked tower are computed once, before the first step
 
 
-def text_cost(config: Config, tower: TextTower | None = None) -> TextCost | None:
+KEPT_TEXT_FEATURES = 2 << 30
+"""Bytes of a frozen text tower's features that a run keeps; with more captions the tower runs in every step."""
+
+
+def text_cost(config: Config, tower: TextTower | None = None, samples: int | None = None) -> TextCost | None:
     """Of a recipe's text half; None where it has none. tower: on any device; by default, where it is needed, built on meta.
 
+    samples: of an epoch, taken for as many captions; None: few enough for a frozen tower's features to be kept.
     Raises UserError for a tower of another library whose FLOPs cannot be counted, or whose configuration is not here.
     """
     section = config.model.text
     if section is None:
         return None
-    cached = text_is_cached(config)
     if section.kind == "transformer":
-        length = section.context_length or config.tokenizer.context_length
-        return TextCost(text_flops(section, length), shape_of(section, "model.text").width, cached)
-    if tower is None:
-        with torch.device("meta"):
-            tower = build_text_tower(section, pretrained=False)
-    return TextCost(foreign_text_flops(tower, int(tower.context_length)), int(tower.width), cached)
-
-
-def text_is_cached(config: Config) -> bool:
-    """Whether the features of a locked text tower are computed once, before the first step."""
-    return config.model.text_frozen and not config.data.sequential
+        flops = text_flops(section, section.context_length or config.tokenizer.context_length)
+        width = shape_of(section, "model.text").width
+    else:
+        if tower is None:
+            with torch.device("meta"):
+                tower = build_text_tower(section, pretrained=False)
+        flops, width = foreign_text_flops(tower, int(tower.context_length)), int(tower.width)
+    kept = config.model.text_frozen and not config.data.sequential and 4 * width * (samples or 0) <= KEPT_TEXT_FEATURES
+    return TextCost(flops, width, kept)
 
 
 def pair_flops(

@@ -16,7 +16,6 @@ from functools import partial
 from flexiclip.config import Config
 from flexiclip.errors import UserError
 from flexiclip.models.flops import image_model_flops
-from flexiclip.models.training_flops import text_is_cached
 from flexiclip.plan.compute import loss_flops
 from flexiclip.plan.hardware import USABLE_MEMORY, Device, device_of
 from flexiclip.plan.memory import Memory, step_memory
@@ -32,15 +31,15 @@ def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> P
     _check(config, cluster)
     device = device_of(cluster.device, cluster.gpus_per_node, cluster.mfu)
     train = replace(config.train, precision=device.precision(config.train.precision))
-    model = build(replace(config, train=train))
+    model = build(replace(config, train=train), samples)
     config = model.config
     engine = Engine.of(config.engine, cluster.world)
-    horizon = _horizon(model, samples)
+    horizon = _horizon(model)
     shares = _shares(config, horizon or Horizon(1, config.train.global_batch_size, None))
     usable = USABLE_MEMORY * device.memory
     lengths = tuple(_length(model, engine, cluster, device, s, share) for s, share in shares.items())
     mean_step = sum(length.share * length.step_s for length in lengths)
-    first = _text_features_hours(model, cluster, device, samples)
+    first = _text_features_hours(model, cluster, device)
     return Plan(
         cluster=cluster,
         device=device,
@@ -66,7 +65,7 @@ def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> P
 
 def _check(config: Config, cluster: Cluster) -> None:
     if config.objective != "contrastive":
-        raise UserError(f"objective={config.objective}: a plan knows the costs of contrastive training alone")
+        raise UserError(f"objective={config.objective}: a plan knows the costs of contrastive training alone; of other runs, metrics.jsonl counts tflops")
     batch, world = config.train.global_batch_size, cluster.world
     if batch % world:
         below, above = batch // world * world, (batch // world + 1) * world
@@ -74,9 +73,9 @@ def _check(config: Config, cluster: Cluster) -> None:
         raise UserError(f"train.global_batch_size={batch} does not divide by the {world} ranks: {near} would")
 
 
-def _horizon(model: Model, samples: int | None) -> Horizon | None:
+def _horizon(model: Model) -> Horizon | None:
     """None: of a run in epochs of a size that is not known."""
-    config = model.config
+    config, samples = model.config, model.samples
     steps, patch = config.train.steps, config.patch
     if steps.unit == "epochs" and samples is None:
         if patch.stages or patch.curriculum == "clipa":
@@ -196,11 +195,12 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
     return low or None
 
 
-def _text_features_hours(model: Model, cluster: Cluster, device: Device, samples: int | None) -> float | None:
-    if samples is None or not text_is_cached(model.config):
+def _text_features_hours(model: Model, cluster: Cluster, device: Device) -> float | None:
+    text = model.text_cost()
+    if model.samples is None or not text.cached:
         return None
     peak = device.peak(model.config.train.precision) * device.mfu
-    return samples * model.text_cost().tower.forward / (peak * cluster.world) / 3600
+    return model.samples * text.tower.forward / (peak * cluster.world) / 3600
 
 
 def _notes(model: Model, engine: Engine, horizon: Horizon | None) -> tuple[str, ...]:

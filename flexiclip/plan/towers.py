@@ -47,6 +47,7 @@ class Model:
     image: Shape
     text: Shape
     parts: tuple[Parameters, ...]
+    samples: int | None  # of an epoch, where they are known
 
     @property
     def caption_tokens(self) -> int:
@@ -59,7 +60,7 @@ class Model:
 
     def text_cost(self) -> TextCost:
         """Forward FLOPs of a caption, projection left out."""
-        cost = text_cost(self.config, self.module.text_tower)
+        cost = text_cost(self.config, self.module.text_tower, self.samples)
         assert cost is not None, "validate() refuses a recipe without a text tower"
         return cost
 
@@ -77,8 +78,8 @@ class Model:
         return sum(getattr(part, what) for part in self.parts)
 
 
-def build(config: Config) -> Model:
-    """The model of a recipe on the meta device. Raises UserError where its tokenizer or a foreign tower's config is not here."""
+def build(config: Config, samples: int | None = None) -> Model:
+    """The model of a recipe on the meta device. samples: of an epoch. Raises UserError where its tokenizer or a foreign tower's config is not here."""
     config = _with_vocabulary(config)
     text_config = config.model.text
     assert text_config is not None, "validate() refuses a recipe without a text tower"
@@ -97,6 +98,7 @@ def build(config: Config) -> Model:
         image=shape_of(config.model.image, "model.image"),
         text=shape_of(text_config, "model.text") if own else foreign_shape(module.text_tower),
         parts=_parameters(module),
+        samples=samples,
     )
 
 

@@ -26,14 +26,14 @@ class Course:
     def of(cls, config: Config, samples: int | None) -> Course:
         """Of a recipe. samples: of an epoch, None where unknown. Raises UserError where train.steps says no number of steps."""
         cost = partial(image_model_flops, config.model)
-        counted = _pair_flops(config) if config.train.steps.unit == "TFLOPs" else {}
+        counted = _pair_flops(config, samples) if config.train.steps.unit == "TFLOPs" else {}
         horizon = horizon_of(config, samples, cost, counted.__getitem__)
         return cls(horizon, SeqhwSchedule(config.patch, config.seed, horizon, cost))
 
     def counted(self, config: Config, tower: TextTower) -> Course:
         """The same with the FLOPs of its lengths. tower: the model's text tower, while its parameters are whole."""
         try:
-            return replace(self, pair_flops=_pair_flops(config, tower))
+            return replace(self, pair_flops=_pair_flops(config, self.horizon.samples, tower))
         except UserError:
             return self
 
@@ -44,6 +44,6 @@ class Course:
         return self.horizon.batch * sum(self.pair_flops[self.seqhw(step)] for step in steps)
 
 
-def _pair_flops(config: Config, tower: TextTower | None = None) -> dict[int, int]:
-    text = text_cost(config, tower)
+def _pair_flops(config: Config, samples: int | None, tower: TextTower | None = None) -> dict[int, int]:
+    text = text_cost(config, tower, samples)
     return {seqhw: pair_flops(config.model, text, seqhw).model for seqhw in config.patch.all_seqhw}

@@ -18,20 +18,19 @@ from torch import Tensor
 from flexiclip.bundle import LoadedModel
 from flexiclip.data.batch import caption_id
 from flexiclip.models.text.base import trim_padding
+from flexiclip.models.training_flops import KEPT_TEXT_FEATURES
 from flexiclip.train.engines.towers import TextFeatures
 from flexiclip.train.processes.ranks import Ranks
 
 BATCH = 256
-MAX_BYTES = 2 << 30
-"""Above this the features are not kept: the locked tower then runs in every step."""
 
 
 def compute_text_features(
     loaded: LoadedModel, captions: Iterable[str], folder: Path, ranks: Ranks, bf16: bool
 ) -> TextFeatures | None:
-    """Features of every distinct caption, or None when they would take more than MAX_BYTES. Collective."""
+    """Features of every distinct caption, or None when they would take more than KEPT_TEXT_FEATURES. Collective."""
     tower = loaded.model.text_tower
-    limit = MAX_BYTES // (4 * tower.width)
+    limit = KEPT_TEXT_FEATURES // (4 * tower.width)
     distinct: dict[int, str] = {}
     for caption in captions:
         distinct[caption_id(caption)] = caption

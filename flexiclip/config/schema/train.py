@@ -92,7 +92,7 @@ class TrainConfig:
     on_nonfinite: Literal["stop", "skip"] = "stop"  # what a step with a NaN or Inf loss or gradient does
     precision: Literal["fp32", "bf16", "auto"] = "bf16"  # auto: bf16 where the hardware of every rank has it, else fp32
     log_every: Duration = parse_duration(10)
-    save_every: Duration = parse_duration("10 minutes")
+    save_every: Duration = parse_duration("10 minutes")  # 0: at the end only
     save_in_background: bool = True  # write checkpoints while training goes on; costs a copy of them in memory
     checkpoint_dir: str | None = None  # a folder or fsspec URL (s3://...); default: RUN_DIR/checkpoints
     keep_last: int = 2  # checkpoints kept
@@ -129,3 +129,6 @@ class EvalConfig:
     every: Duration | None = None  # null: at the end only
     seqhw: tuple[int, ...] | None = None  # default: every length of patch.seqhw
     batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        positive("eval", self, "batch_size")

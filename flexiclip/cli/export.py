@@ -1,0 +1,95 @@
+"""`flexiclip export ...`: encoders and models for other software."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from flexiclip.cli.parser import Parser, lengths
+from flexiclip.errors import UserError
+
+OPEN_CLIP = "open_clip:"
+
+
+def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add `export` and its commands."""
+    export = commands.add_parser("export", help="write encoders and models that other software runs").add_subparsers(
+        required=True, metavar="WHAT", parser_class=Parser
+    )
+    for name, command, text in (
+        ("image", _image, "write the image encoder, one file a length"),
+        ("text", _text, "write the text encoder"),
+        ("model", _model, "write the whole model in another library's format"),
+    ):
+        sub = export.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=_command(command))
+        sub.add_argument("model", help="a model folder, a run folder or open_clip:NAME/PRETRAINED")
+        sub.add_argument("--output", type=Path, required=True, help="the file to write; for most model formats a new folder")
+        if name == "model":
+            sub.add_argument("--format", required=True, help="open_clip, timm, big_vision or transformers")
+        else:
+            sub.add_argument("--format", default="onnx", help="onnx or torch; default: onnx")
+            sub.add_argument("--quantize", help="int8: weights of the blocks, onnx only; its cost and gain are printed")
+        if name != "text":
+            sub.add_argument("--seqhw", type=lengths, default=[], help="grid side to bake in, for example 15; default: the model's")
+            sub.add_argument("--images", help="a folder or shards of images to compare on; default: drawn pictures")
+        if name == "image":
+            sub.add_argument("--normalize-inside", action="store_true", help="the encoder takes uint8 pixels and normalises them")
+
+
+def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Callable[[argparse.Namespace], int]:
+    """Export, and print what was done; 1 with the figures when what was written is not the model."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from flexiclip.export.agreement import Disagreement
+
+        try:
+            with _model_folder(arguments.model) as model:
+                print("\n".join(export(model, arguments)))
+        except Disagreement as error:
+            print(error)
+            return 1
+        return 0
+
+    return run
+
+
+@contextmanager
+def _model_folder(model: str) -> Iterator[str]:
+    """What the exports open: `model`, or where it is open_clip's a model folder that lasts as long as the context."""
+    if not model.startswith(OPEN_CLIP):
+        yield model
+        return
+    from flexiclip.imports import import_weights
+
+    source = model.removeprefix(OPEN_CLIP)
+    name, _, pretrained = source.partition("/")
+    with TemporaryDirectory() as folder:
+        imported = Path(folder) / f"{name}-{Path(pretrained).stem}"
+        import_weights(source, "open_clip", imported)
+        yield str(imported)
+
+
+def _image(model: str, arguments: argparse.Namespace) -> list[str]:
+    from flexiclip.export.run import EncoderOptions, export_image
+
+    options = EncoderOptions(arguments.format, arguments.seqhw, arguments.quantize, arguments.normalize_inside, arguments.images)
+    return export_image(model, arguments.output, options)
+
+
+def _text(model: str, arguments: argparse.Namespace) -> list[str]:
+    from flexiclip.export.run import EncoderOptions, export_text
+
+    return export_text(model, arguments.output, EncoderOptions(arguments.format, quantize=arguments.quantize))
+
+
+def _model(model: str, arguments: argparse.Namespace) -> list[str]:
+    from flexiclip.export.model import export_model
+
+    if len(arguments.seqhw) > 1:
+        raise UserError(f"--seqhw {','.join(map(str, arguments.seqhw))}: one model has one length; export it once a length")
+    seqhw = arguments.seqhw[0] if arguments.seqhw else None
+    return export_model(model, arguments.output, arguments.format, seqhw, arguments.images)
