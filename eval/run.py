@@ -74,25 +74,36 @@ def evaluate_suites(
     tolerance, budget: of the lengths chosen (choices/length.py). cascade: its two lengths (choices/cascade.py), default the ends.
     widths: of prefixes of the embeddings, which are scored beside the whole ones as if they were other models, without cascades.
     """
-    from .report.files import write_report
-    from .report.terminal import print_report
+    from .report.files import make_folder
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
     datasets = load_datasets(suites)
     check_tolerance(tolerance)
     if seqhw and cascade:
         cascade_pair(seqhw, cascade)
+    main = rank_and_world()[0] == 0
+    if main and output is not None:
+        make_folder(output)  # now, not after hours
     report, gallery = Report(command=command or shlex.join(sys.argv)), Gallery()
     plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade, widths)
-    for model in models:
-        _score_model(model, plan, report, gallery)
-    report.choices = choose(report.rows, tolerance=tolerance, budget=budget)
-    report.fronts = fronts(report.rows)
-    if rank_and_world()[0] == 0:
-        print_report(report)
-        if output is not None:
-            write_report(report, Path(output), gallery)
+    try:
+        for model in models:
+            _score_model(model, plan, report, gallery)
+    finally:  # a later model that fails takes nothing of the earlier ones with it
+        report.choices = choose(report.rows, tolerance=tolerance, budget=budget)
+        report.fronts = fronts(report.rows)
+        if main and report.rows:
+            _show(report, output, gallery)
     return report.rows
+
+
+def _show(report: Report, output: Path | None, gallery: Gallery) -> None:
+    from .report.files import write_report
+    from .report.terminal import print_report
+
+    print_report(report)
+    if output is not None:
+        write_report(report, output, gallery)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ def prepare_tasks(
         for task, width in itertools.product(splits.config.tasks, widths):
             embed_task = _narrowed(texts, width)
             training = taught.records if taught else ()
-            context = Context(splits.config, task, images.records, embed_task, head_classes(loaded), training)
+            unread = len(splits.images.gather()[1])
+            context = Context(splits.config, task, images.records, unread, embed_task, head_classes(loaded), training)
             yield TASKS[task.kind](context), images.narrow(width), taught.narrow(width) if taught else None
 
 

@@ -6,6 +6,7 @@ may ask for terabytes. Here an array must fit into its member, and the members m
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from pathlib import Path
@@ -29,7 +30,7 @@ def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
             found = {}
             for member in members:
                 with archive.open(member) as stream:
-                    found[member.filename.removesuffix(".npy")] = _read_array(stream, member)
+                    found[member.filename.removesuffix(".npy")] = _read_array(stream, member.file_size, member.filename)
             return found
     except (OSError, ValueError):
         raise
@@ -37,15 +38,26 @@ def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-def _read_array(stream: IO[bytes], member: zipfile.ZipInfo) -> NDArray[Any]:
+def read_npy(data: bytes) -> NDArray[Any]:
+    """The array of a whole `.npy` file. Raises ValueError when it cannot be read."""
+    try:
+        return _read_array(io.BytesIO(data), len(data), "npy")
+    except ValueError:
+        raise
+    except Exception as error:  # of numpy's parser of headers
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _read_array(stream: IO[bytes], size: int, name: str) -> NDArray[Any]:
+    """The array in a stream of `size` bytes; name: for what is raised."""
     version = np.lib.format.read_magic(stream)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read_header is None:
-        raise ValueError(f"{member.filename}: an array file of version {version}")
+        raise ValueError(f"{name}: an array file of version {version}")
     shape, by_columns, dtype = read_header(stream)
     if dtype.hasobject:
-        raise ValueError(f"{member.filename}: pickled objects, which are not read")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > member.file_size:
-        raise ValueError(f"{member.filename}: an array of shape {shape} in {member.file_size} bytes")
+        raise ValueError(f"{name}: pickled objects, which are not read")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"{name}: an array of shape {shape} in {size} bytes")
     data = stream.read(math.prod(shape) * dtype.itemsize)
     return np.frombuffer(bytearray(data), dtype=dtype, count=math.prod(shape)).reshape(shape, order="F" if by_columns else "C")

@@ -124,6 +124,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
     """
     if folder.exists() and not (is_model_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError(f"{folder} is there already and is no model folder: name another one, or remove it")
+    folder = Path(os.path.abspath(folder))  # which has a name, and a folder beside it
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same id, as in a container
     try:

@@ -47,7 +47,10 @@ def import_weights(source: str, format: str, output: Path, options: ImportOption
     loaded.provenance = {"source": source, "source_format": format}
     loaded.provenance |= {"license": imported.license} if imported.license else {}
     loaded.provenance |= {"import_notes": imported.notes} if imported.notes else {}
-    save_model(output, loaded)
+    try:
+        save_model(output, loaded)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write there: {error}") from None
     return _account(loaded, imported, output)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -128,7 +129,7 @@ def _rows(table: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, st
     """(line, its columns by name) of a table with a heading, cut at tabs if the heading has one, else at commas."""
     text = require_text(table)
     heading = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if "\t" in heading else ",", strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in heading else ",", strict=True)
     known = ", ".join(reader.fieldnames or ())
     missing = [name for name in wanted if name not in (reader.fieldnames or ())]
     if missing:

@@ -57,8 +57,10 @@ def _classes(task: TaskConfig, labels: Sequence[Label]) -> tuple[list[str], list
     classes = list(words)
     check_classes(classes, _where(task))
     number: dict[Label, int] = {name: i for i, name in enumerate(classes)}
-    if task.classes is not None:
-        number |= {i: i for i in range(len(classes))}  # a list in the suite gives numbers a meaning
+    if isinstance(task.classes, dict) and any(name.isdecimal() for name in classes):
+        number |= {int(name): i for i, name in enumerate(classes) if name.isdecimal()}  # it says itself what numbers mean
+    elif task.classes is not None:
+        number |= {i: i for i in range(len(classes))}  # an order in the suite gives numbers a meaning
     else:
         number |= {label: number[str(label)] for label in labels}
     return classes, task.class_prompts(words), number

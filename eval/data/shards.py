@@ -6,13 +6,14 @@ Keys and members only choose bytes inside a shard; they never become paths.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from flexiclip.arrays import read_npy
 from flexiclip.data.index import ShardIndex
+from flexiclip.data.reading import shard_stamp
 from flexiclip.data.samples import SampleStore, open_samples
 from flexiclip.data.shards import expand_shards, shard_name
 from flexiclip.errors import UserError
@@ -44,10 +45,10 @@ class ShardSource:
         return Item(sample.name, sample.image, sample.captions, labels)
 
     def fingerprint(self) -> str:
-        """Of the shards' names and indices: every member's name, place, size and header."""
+        """Of the shards' names, sizes and times of change (or entity tags) and indices: every member's name, place and header."""
         digest = hashlib.sha256()
         for index in self.store.indices:
-            digest.update(f"\n{shard_name(index.url)} {index.extensions}".encode())
+            digest.update(f"\n{shard_name(index.url)} {shard_stamp(index.url)} {index.extensions}".encode())
             for array in (index.key_bytes, index.key_first, index.first, index.extension, index.offset, index.size, index.header):
                 digest.update(array.tobytes())
         return digest.hexdigest()
@@ -98,7 +99,7 @@ def text_label(text: str) -> Label:
 
 def _classes_of_vector(raw: bytes) -> Label:
     try:
-        vector = np.load(io.BytesIO(raw), allow_pickle=False)  # a pickle would run code
-    except (ValueError, EOFError, OSError):
+        vector = read_npy(raw)
+    except ValueError:
         return None
-    return tuple(np.flatnonzero(vector).tolist()) if isinstance(vector, np.ndarray) and vector.ndim == 1 else None
+    return tuple(np.flatnonzero(vector).tolist()) if vector.ndim == 1 else None

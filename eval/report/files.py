@@ -30,11 +30,7 @@ from .table import Report, label_of, runs_of
 
 def write_report(report: Report, output: Path, gallery: Gallery | None = None) -> None:
     """Write all the files into `output`, in place of those of an earlier evaluation. gallery: the images that the page shows."""
-    rows_folder = output / "rows"
-    try:
-        rows_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot write there: {error.strerror}") from None
+    rows_folder = make_folder(output)
     for old in rows_folder.glob("*.json"):  # a row of a length no longer evaluated would live on in clip_benchmark's table
         old.unlink()
     rows = [as_json(row) for row in report.rows]
@@ -50,6 +46,16 @@ def write_report(report: Report, output: Path, gallery: Gallery | None = None) -
     write_whole(output / "details.json", json.dumps(report.details, ensure_ascii=False))
     pictures = {(task.dataset, task.task): _pictures(report, task, output) for task in report.tasks}
     write_whole(output / "report.html", render_page(report, pictures, gallery))
+
+
+def make_folder(output: Path) -> Path:
+    """The folder of an evaluation and, in it, that of its rows, which is returned. Raises UserError."""
+    rows_folder = output / "rows"
+    try:
+        rows_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write there: {error.strerror}") from None
+    return rows_folder
 
 
 def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:

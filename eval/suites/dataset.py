@@ -44,7 +44,7 @@ class DatasetConfig:
             raise UserError(f"{where}: tasks is empty; write kind: retrieval or kind: classification")
         if self.root is None and self.split != "test":
             raise UserError(f"{where}: split is for root; remove it")
-        seen = [self.row_name(task) + task.kind for task in self.tasks]
+        seen = [self.row_name(task) + task.row_kind for task in self.tasks]
         if len(set(seen)) < len(seen):
             raise UserError(f"{where}: two tasks of one kind need a name each to tell their rows apart")
         if self.has_captions and not self.captions:

@@ -31,7 +31,7 @@ class SuiteConfig:
     def __post_init__(self) -> None:
         if not self.datasets:
             raise UserError("the suite has no datasets")
-        names = [dataset.row_name(task) + task.kind for dataset in self.datasets for task in dataset.tasks]
+        names = [dataset.row_name(task) + task.row_kind for dataset in self.datasets for task in dataset.tasks]
         names += [dataset.name for dataset in self.datasets if not dataset.tasks]
         if len(set(names)) < len(names):
             raise UserError("two data sets of the suite share a name; their rows could not be told apart")

@@ -79,6 +79,11 @@ class TaskConfig:
         return self.kind in ("classification", "multilabel")
 
     @property
+    def row_kind(self) -> str:
+        """What its rows are told apart by, beside their name: those of a multilabel task are called classification too."""
+        return "classification" if self.kind == "multilabel" else self.kind
+
+    @property
     def trains(self) -> bool:
         """Whether it needs the training split."""
         return self.kind == "linear_probe"

@@ -23,6 +23,8 @@ class Context:
     task: TaskConfig
     records: Sequence[Record]
     """Of the images that could be read, in the order of the rows of embeddings."""
+    unread: int
+    """Images that could not be read, and so have no record."""
     embed_texts: Callable[[Sequence[str]], Tensor]
     head: tuple[str, ...] | None = None
     """The classes of a model that is a classifier: its rows of images are logits, scaled to length 1."""

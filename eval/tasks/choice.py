@@ -8,6 +8,7 @@ text_acc, every image of the instance prefers its own caption; image_acc, every 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -20,20 +21,25 @@ from ..data.source import Label
 from ..rows import TaskInfo
 from .base import Context, Prepared, Result
 
+log = logging.getLogger(__name__)
+
 Instance = tuple[list[int], list[int]]
 """Rows of its images, and of its captions: those of the images, in their order, then wrong ones."""
 
 
 def prepare_choice(context: Context) -> Prepared:
     """An image, or two, among captions. Raises UserError for an instance that leaves no choice."""
-    instances, captions = find_instances(context.records, context.task.label, context.task.name or "choice")
+    name = context.task.name or "choice"
+    instances, captions = find_instances(context.records, context.task.label, name, context.unread)
     text_z = context.embed_texts(captions)
     info = TaskInfo(context.name, "image_caption_selection", choice_chance(instances), captions=len(captions))
     return Prepared(info, lambda image_z, _: Result(choice_metrics(image_z, text_z, instances)))
 
 
-def find_instances(records: Sequence[Record], label: str | None, name: str) -> tuple[list[Instance], list[str]]:
-    """(instances, the captions that they refer to, each text once)."""
+def find_instances(
+    records: Sequence[Record], label: str | None, name: str, unread: int = 0
+) -> tuple[list[Instance], list[str]]:
+    """(instances, the captions that they refer to, each text once). unread: images left out, whose instances go with them."""
     groups: dict[tuple[bool, Label | int], list[int]] = {}
     for number, record in enumerate(records):
         if not record.captions:
@@ -42,6 +48,10 @@ def find_instances(records: Sequence[Record], label: str | None, name: str) -> t
         if label is not None and shared is None:
             raise UserError(f"task {name}: {record.sample} has no {label}, by which images join into an instance")
         groups.setdefault((label is not None, shared if label is not None else number), []).append(number)
+    if unread and max(map(len, groups.values())) == 2:  # what has lost its other image would be scored by easier rules
+        broken = [key for key, images in groups.items() if len(images) == 1]
+        log.warning("task %s: %d instances have lost an image and are left out", name, len(broken))
+        groups = {key: images for key, images in groups.items() if key not in broken}
     place: dict[str, int] = {}
     instances = []
     for images in groups.values():

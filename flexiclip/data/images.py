@@ -149,7 +149,7 @@ class TrainTransform:
         """
         if not self.scaled_decoding:
             return None
-        return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * min(1, self.crop_ratio[0])))
+        return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * min(1, self.crop_ratio[0], 1 / self.crop_ratio[1])))
 
     def _crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of the crop, in pixels; the centre when the image is too narrow for any that was drawn."""
@@ -204,6 +204,9 @@ class EvalTransform:
         if self.preprocess.resize == "squash":
             image = image.resize((width, height), resample)
         else:
+            if math.prod(_cover(image.size, self.image_size)) > MAX_PIXELS:  # a ribbon: what lies far from its centre goes first
+                rows, columns = -(-2 * height * image.width // width), -(-2 * width * image.height // height)
+                image = _centre_crop(image, (min(image.height, rows), min(image.width, columns)))
             image = _centre_crop(image.resize(_cover(image.size, self.image_size), resample), self.image_size)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from flexiclip.bundle import LoadedModel
 from flexiclip.config import DataConfig
 from flexiclip.config.schema import Size
-from flexiclip.data.images import decode_image, normalize
+from flexiclip.data.fields import BadSample
+from flexiclip.data.images import ImageError, decode_image, normalize
 from flexiclip.data.samples import open_samples
 from flexiclip.data.shards import expand_shards
 from flexiclip.errors import UserError
@@ -153,16 +154,22 @@ def text_cases(loaded: LoadedModel) -> list[Case]:
 
 
 def _read(source: str) -> list[Image.Image]:
-    """The first images of a folder or of shards."""
-    if Path(source).is_dir():
-        files = [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower().lstrip(".") in DataConfig().image_keys]
-        found = [decode_image(path.read_bytes()) for path in files[:COUNT]]
-    else:
-        store = open_samples(expand_shards(source), DataConfig().image_keys, ())
-        found = [store[number].image for number in range(min(COUNT, len(store)))]
+    """The first images of a folder or of shards. Raises UserError, that of one that does not decode too."""
+    try:
+        found = _first(source)
+    except (ImageError, BadSample) as error:
+        raise UserError(f"--images {source}: {error}; name images that decode") from None
     if not found:
         raise UserError(f"--images {source}: no images there (looked for {', '.join(DataConfig().image_keys)})")
     return found
+
+
+def _first(source: str) -> list[Image.Image]:
+    if Path(source).is_dir():
+        files = [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower().lstrip(".") in DataConfig().image_keys]
+        return [decode_image(path.read_bytes()) for path in files[:COUNT]]
+    store = open_samples(expand_shards(source), DataConfig().image_keys, ())
+    return [store[number].image for number in range(min(COUNT, len(store)))]
 
 
 def _drawn() -> list[Image.Image]:

@@ -79,7 +79,7 @@ def _data(config: Config) -> dict[str, object]:
 
 
 def _metrics(origin: Origin) -> str:
-    """The rows of a results.json in the model folder, beside it or in `eval` beside it, as a table."""
+    """This model's rows of a results.json in the model folder, beside it or in `eval` beside it, as a table."""
     if origin.exit is not None:
         return "None: what lies beside the model folder was measured of its whole depth."
     beside = origin.folder.parent
@@ -90,12 +90,21 @@ def _metrics(origin: Origin) -> str:
             "None: no results.json lies in the model folder, beside it or in `eval` beside it "
             "(`flexiclip eval MODEL --suite NAME --output FOLDER`)."
         )
-    rows = json.loads(found.read_text(encoding="utf-8"))
-    lines = ["| data set | task | seqhw | metric | value |", "|---|---|---|---|---|"]
-    for row in rows:
-        where = f"| {row['dataset']} | {row['task']} | {row['seqhw']} "
-        lines += [f"{where}| {name} | {value:.4f} |" for name, value in row["metrics"].items()]
-    return "\n".join(lines)
+    try:
+        rows = [row for row in json.loads(found.read_text(encoding="utf-8")) if _is_of(row, origin)]
+        lines = ["| data set | task | seqhw | columns | metric | value |", "|---|---|---|---|---|---|"]
+        for row in rows:
+            where = f"| {row['dataset']} | {row['task']} | {row['seqhw']} | {row['width'] or 'all'} "
+            lines += [f"{where}| {name} | {value:.4f} |" for name, value in row["metrics"].items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"None: {found} is no table of `flexiclip eval`: {type(error).__name__}: {error}."
+    return "\n".join(lines) if rows else f"None: {found} has no row of this model."
+
+
+def _is_of(row: dict[str, Any], origin: Origin) -> bool:
+    """Whether a row is of this model, not of another that was scored beside it: by the name of its folder, which may have moved."""
+    scored = Path(row["pretrained"])
+    return origin.name == (scored.parent.name if scored.name == "model" else scored.name)
 
 
 def _licence(config: Config, provenance: dict[str, Any]) -> str:

@@ -29,16 +29,21 @@ class Origin:
         plain, depth = split_exit(model)
         return cls(load_model(model), model_folder(plain), depth)
 
+    @property
+    def name(self) -> str:
+        """That of the model folder, or of the run whose `model` it is."""
+        folder = self.folder.resolve()
+        return folder.parent.name if folder.name == "model" else folder.name
+
     def facts(self, encoder: ImageEncoder | TextEncoder, quantize: str | None) -> EncoderFacts:
         """What is said of one encoder."""
-        model, folder = self.loaded.config.model, self.folder.resolve()
-        name = folder.parent.name if folder.name == "model" else folder.name
+        model = self.loaded.config.model
         return EncoderFacts(
             format=FORMAT,
             role="image" if isinstance(encoder, ImageEncoder) else "text",
             architecture=tower_name(model.image),
-            source=name if self.exit is None else f"{name}+exit{self.exit}",
-            weights_sha256=_sha256(folder / WEIGHTS),
+            source=self.name if self.exit is None else f"{self.name}+exit{self.exit}",
+            weights_sha256=_sha256(self.folder / WEIGHTS),
             embed_dim=model.embed_dim,
             quantize="int8" if quantize else None,
             image=self._image(encoder) if isinstance(encoder, ImageEncoder) else None,

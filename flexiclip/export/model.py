@@ -35,6 +35,8 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
+    if format == "big_vision" and images is not None:
+        raise UserError("--images has no meaning for --format big_vision: its tensors are the model's own, and nothing is compared")
     if format == "big_vision" and seqhw is not None:
         raise UserError("--seqhw has no meaning for --format big_vision: its file keeps the base kernel, and so every length")
     origin = Origin.open(model)
@@ -77,6 +79,8 @@ def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], im
 def _file(origin: Origin, output: Path) -> list[str]:
     if output.suffix != ".npz":
         raise UserError(f"--output {output}: big_vision's format is one file, name it .npz")
+    if output.exists():
+        raise UserError(f"--output {output}: something is there already; name a new file")
     aside = output.with_name(f".{output.name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Encoders as ONNX files: a plain transformer graph, batch (and text length) left open, optionally with int8 weights.
 
 Quantisation is onnxruntime's dynamic one, for the matrix products with weights alone: products of activations (attention), the
-first layer, which for images sees raw pixels, and the last, whose error nothing averages out, stay float32. Weights have all 8
-bits: x86 CPUs without VNNI (before 2019) add such products with saturation, so measure again there.
+first layer, which for images sees raw pixels, and the last, whose error nothing averages out, stay float32. Weights have 7
+bits, so that x86 CPUs without VNNI (before 2019), which add two such products in 16 bits, do not saturate.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from flexiclip.bundle import LoadedModel
+from flexiclip.bundle import LoadedModel, replace_folder
 from flexiclip.config.encoder import EncoderFacts, tokenizer_folder
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
@@ -26,6 +26,7 @@ from flexiclip.export.facts import Origin
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
 _READERS: dict[str, Callable[[Path], onnx.Encode]] = {"onnx": onnx.open_encoder, "torch": program.open_encoder}
+_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 _USAGE = {
     "onnx": 'onnxruntime.InferenceSession("{file}").run(None, {{"{name}": {name}}})',
     "torch": 'torch.export.load("{file}").module()({name})',
@@ -86,7 +87,9 @@ def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
     what = f"text encoder, input int64 tokens [B, L], L {length}"
     lines = _export(origin, encoder, cases, output, options, what)
     folder = output.with_name(tokenizer_folder(output.stem))
-    loaded.tokenizer.save(folder)
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
+        loaded.tokenizer.save(Path(aside) / folder.name)
+        replace_folder(Path(aside) / folder.name, folder)
     return [*lines, f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"]
 
 
@@ -101,6 +104,8 @@ def _export(
     origin: Origin, encoder: ImageEncoder | TextEncoder, cases: list[Case], path: Path, options: EncoderOptions, what: str
 ) -> list[str]:
     """Write and check one encoder in a folder aside; the file and its card appear together or not at all."""
+    if path.is_dir():
+        raise UserError(f"--output {path}: is a folder; name the file to write, for example {path / 'encoder'}{_SUFFIXES[options.format]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent)

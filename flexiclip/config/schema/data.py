@@ -51,6 +51,8 @@ class DataConfig:
         require(self.mixup >= 0, f"data.mixup={self.mixup} must be 0 or more")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"data.crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1")
+        low, high = self.crop_ratio
+        require(0 < low <= high, f"data.crop_ratio={self.crop_ratio} must satisfy 0 < low <= high")
 
 
 @dataclass(frozen=True)
