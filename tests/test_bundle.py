@@ -143,6 +143,8 @@ def test_init_takes_one_tower(trained: LoadedModel, recipe: Callable[..., Config
     with pytest.raises(UserError, match=r"model\.image\.init=.*of another shape: .*instead of") as error:
         build_model(recipe(image={"init": str(tmp_path / "run"), "mlp_dim": 20}))
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"its tower was trained with pool=\w+; set the same in the recipe"):
+        build_model(recipe(image={"init": str(tmp_path / "run"), "pool": "map"}))
     with pytest.raises(UserError, match="is no model folder"):
         build_model(recipe(image={"init": str(tmp_path / "nothing")}))
 

@@ -38,6 +38,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "picture.png").write_bytes(buffer.getvalue())
     (folder / "broken.yaml").write_text("model: [1, 2\ntrain:\n")
     (folder / "empty").mkdir()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "0.png").write_bytes(buffer.getvalue()[:60])
+    (folder / "picture.npz").write_bytes(buffer.getvalue())
     locked = ["model.text.lock=true", "model.text.init=run", "tokenizer.path=run/tokenizer.model"]
     for argv in (["run_dir=run"], ["run_dir=locked", *locked]):
         ran = flexiclip(folder, "train", *small(folder), *argv)
@@ -102,6 +105,17 @@ MISTAKES = {
     "eval missing --suite openmoji": "missing is no model folder",
     "eval run --suite nonesuch": "no suite 'nonesuch': neither a file nor one of",
     "eval run --suite openmoji --seqhw 2,x": "'2,x' is no list of grid sides",
+    "eval run --suite openmoji --widths a": "'a' is no list of columns such as 64,128",
+    "eval run --suite openmoji --batch-size 0": "--batch-size: '0' is no whole number above 0",
+    "eval run --suite openmoji --workers=-1": "--workers: '-1' is no whole number above 0",
+    "eval run --suite openmoji --device gpu": "--device gpu: torch has none such (",
+    "eval run --suite openmoji --output picture.png": "--output picture.png: cannot write there",
+    "plan debug --device cpu train.steps=5": "train.steps=5 (key=value stands before the options)",
+    "export image run --output empty": "--output empty: is a folder; name the file to write, for example empty/encoder.onnx",
+    "export image run --images broken --output image.onnx": "--images broken: cannot be decoded",
+    "export image open_clip:nonesuch/openai --output image.onnx": "nonesuch",
+    "export model run --format big_vision --images empty --output m.npz": "--images has no meaning for --format big_vision",
+    "export model run --format big_vision --output picture.npz": "--output picture.npz: something is there already",
     "data index missing-*.tar": "missing-*.tar",
     "data tokenizer missing.tar --output words.model": "missing.tar",
 }

@@ -94,7 +94,7 @@ def _metrics(origin: Origin) -> str:
         rows = [row for row in json.loads(found.read_text(encoding="utf-8")) if _is_of(row, origin)]
         lines = ["| data set | task | seqhw | columns | metric | value |", "|---|---|---|---|---|---|"]
         for row in rows:
-            where = f"| {row['dataset']} | {row['task']} | {row['seqhw']} | {row['width'] or 'all'} "
+            where = f"| {row['dataset']} | {row['task']} | {row['seqhw']} | {row.get('width') or 'all'} "
             lines += [f"{where}| {name} | {value:.4f} |" for name, value in row["metrics"].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"None: {found} is no table of `flexiclip eval`: {type(error).__name__}: {error}."

@@ -71,6 +71,15 @@ BROKEN = {
     "train.steps=0 must be positive": {"train": {"steps": 0}},
     "train.log_every=0% must be positive": {"train": {"log_every": "0%"}},
     "train.keep_every=0 must be positive": {"train": {"keep_every": 0}},
+    "eval.every=0 must be positive; null: at the end only": {"eval": {"every": 0}},
+    "eval.batch_size=0 must be positive": {"eval": {"batch_size": 0}},
+    "train.log_every=10 minutes: only train.save_every goes by the clock": {"train": {"log_every": "10 minutes"}},
+    "patch.stages[0].start=3 TFLOPs: only train.steps can be a number of FLOPs": {
+        "patch": {"stages": [{"start": "3 TFLOPs", "seqhw": [5]}]}
+    },
+    "train.steps=5% is a share of itself": {"train": {"steps": "5%"}},
+    "data.crop_ratio=(2.0, 0.5) must satisfy 0 < low <= high": {"data": {"crop_ratio": [2, 0.5]}},
+    "data.crop_ratio=(0.0, 1.0) must satisfy 0 < low <= high": {"data": {"crop_ratio": [0, 1]}},
     "train.global_batch_size=0 must be positive": {"train": {"global_batch_size": 0}},
     "optimizer.lr=-1.0 must be positive": {"optimizer": {"lr": -1}},
     "optimizer.weight_decay=-0.1 must be 0 or more": {"optimizer": {"weight_decay": -0.1}},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from shardkit import good_sample, write_samples
 
+from flexiclip.__main__ import main
 from flexiclip.data.check import ShardRow, check_shards, describe_shards
 from flexiclip.data.shards import expand_shards
 from flexiclip.errors import UserError
@@ -41,3 +42,12 @@ def test_shards_are_counted(uneven: str, tmp_path: Path) -> None:
     assert [row.samples for row in rows] == [1, 9, 2, 11]
     sample = good_sample(0)
     assert rows[0] == ShardRow(str(tmp_path / "train-0000.tar"), 1, len(sample["jpg"]) + len(sample["txt"]))
+
+
+def test_shards_without_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As an image tower alone is trained on: with classes in the place of captions."""
+    samples = [{**{name: data for name, data in good_sample(n).items() if name != "txt"}, "cls": b"1"} for n in range(3)]
+    shard = str(write_samples(tmp_path / "classes.tar", samples))
+    assert main(["data", "check", shard]) == 1
+    assert main(["data", "check", shard, "--captions", ""]) == 0
+    assert "every sample is good" in capsys.readouterr().out

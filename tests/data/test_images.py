@@ -194,6 +194,21 @@ def test_min_side_never_enlarges_the_smallest_crop() -> None:
     assert side == math.ceil(64 / math.sqrt(0.25 * 0.75))
     narrowest = math.sqrt(side * side * 0.25 * 0.75)
     assert narrowest >= 64
+    wide = TrainTransform((64, 64), (0.25, 1.0), (1.0, 2.0), False, "bilinear")
+    assert wide.min_side is not None
+    assert math.sqrt(wide.min_side**2 * 0.25 / 2.0) >= 64  # the height of the widest crop
+
+
+def test_a_ribbon_is_cut_before_it_is_enlarged() -> None:
+    """Its cover at 240 px would have 14 million rows, 10 GB; the centre is what of an image within bounds it is."""
+    transform = EvalTransform((240, 240), PreprocessConfig(resize="shortest"))
+    rows = np.arange(60_000, dtype=np.uint32)
+    ribbon = np.stack([rows % 251, rows % 241, rows % 239], axis=1).astype(np.uint8)[:, None]
+    found = transform.pixels(Image.fromarray(ribbon))
+    assert tuple(found.shape) == (3, 240, 240)
+    middle = transform.pixels(Image.fromarray(np.ascontiguousarray(ribbon[29_000:31_000])))
+    assert int((found.int() - middle.int()).abs().max()) <= 1
+    assert torch.equal(transform.pixels(Image.fromarray(ribbon.transpose(1, 0, 2))), found.transpose(1, 2))
 
 
 @pytest.mark.parametrize("size", [(300, 260), (73, 91), (64, 48), (20, 17), (2, 90), (90, 2), (1, 1)])

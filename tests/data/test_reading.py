@@ -9,6 +9,8 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from flaky_server import FlakyServer
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.index import read_index
-from flexiclip.data.reading import Retries, read_range
+from flexiclip.data.reading import Retries, read_range, shard_stamp
 from flexiclip.data.remote import bounded
 from flexiclip.errors import UserError
 
@@ -163,3 +165,19 @@ def test_local_files_fail_at_once_where_waiting_helps_nothing(tmp_path: Path) ->
     with pytest.raises(OSError, match="beyond the end of the file"):
         read_range(str(tmp_path / "x.tar"), 7, 2**40, patient)  # no memory is taken for it
     assert time.monotonic() - began < 30
+
+
+def test_a_server_without_entity_tags_says_when_a_shard_was_replaced(tmp_path: Path) -> None:
+    """Python's own: its answers have a length, which tar's blocks repeat, and the time of the last change."""
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(bytes(10240))
+    os.utime(shard, (10**9, 10**9))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        before = shard_stamp(url)
+        assert shard_stamp(url) == before
+        os.utime(shard, (10**9 + 60, 10**9 + 60))
+        assert shard_stamp(url) != before
+        server.shutdown()

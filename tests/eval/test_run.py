@@ -241,3 +241,17 @@ def test_the_suites_of_other_styles_fit_what_the_builders_write(
     assert [row.dataset for row in rows] == [name, name, f"{name}-seen", f"{name}-seen"]
     assert rows[0].n == rows[1].n == build.heldout > 20
     assert 150 < rows[2].n == rows[3].n <= build.train_concepts
+
+
+def test_a_later_model_that_fails_takes_no_results_along(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing is no model folder"):
+        evaluate_suites([("toy", loaded), "missing"], [suite], seqhw=[3], output=tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["pretrained"] for row in rows} == {"toy"}
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_an_output_that_cannot_be_is_said_before_any_work(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output .*file: cannot write there"):
+        evaluate_suites(["missing"], [suite], output=tmp_path / "file")

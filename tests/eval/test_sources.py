@@ -195,6 +195,8 @@ def test_a_table_of_paths_and_captions(tmp_path: Path) -> None:
     assert absolute.item(0, []).captions == ("an absolute, path",)
     with pytest.raises(UserError, match="no column 'filepath'; it has path, text"):
         open_source(complete(DatasetConfig(csv=str(tabs))))
+    table.write_text("filepath,title\nimages/0.png,one\u2028line\x85still\n", encoding="utf-8")
+    assert open_source(complete(DatasetConfig(csv=str(table)))).item(0, []).captions == ("one\u2028line\x85still",)
     table.write_text("filepath,title\nimages/0.png,zero\nimages/9.png,nine\n")
     with pytest.raises(UserError, match=r"line 3: a caption without an image: .images/9.png"):
         open_source(complete(DatasetConfig(csv=str(table))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import tarfile
 import threading
 import time
@@ -168,12 +169,14 @@ def test_batches_are_decoded_ahead_where_that_is_asked_for(
 
 
 def _spoil(tar: Path, key: str) -> None:
-    """Damage an image where it lies: every name and size stays."""
+    """Damage an image where it lies: every name, size and time stays."""
+    times = tar.stat()
     with tarfile.open(tar) as opened:
         member = opened.getmember(f"{key}.png")
     with tar.open("r+b") as file:
         file.seek(member.offset_data + 8)
         file.write(bytes(member.size - 8))
+    os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def test_lengths_of_different_samples_never_stand_side_by_side(
@@ -199,3 +202,17 @@ def test_lengths_of_different_samples_never_stand_side_by_side(
     _spoil(tmp_path / "data" / "part-2.tar", "0012")
     assert lines([2]) == ([(2, 19)], 0)
     assert lines([2, 3]) == ([(2, 19), (3, 19)], 1)  # both are kept, of different samples
+
+
+def test_a_label_that_is_corrected_is_read_anew(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
+    """Headers, sizes and offsets of the tar stay as they were; the kept embeddings hold the labels of their pass."""
+    kept = tmp_path / "kept"
+    before = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)
+    tar = tmp_path / "data" / "part-0.tar"
+    content = tar.read_bytes()
+    assert b'"animals"' in content
+    tar.write_bytes(content.replace(b'"animals"', b'"objects"'))  # of the same length
+    os.utime(tar, ns=(tar.stat().st_atime_ns, tar.stat().st_mtime_ns + 1))
+    plain = evaluate_suites([("toy", loaded)], [suite], seqhw=[3])
+    after = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)
+    assert [row.metrics for row in after] == [row.metrics for row in plain] != [row.metrics for row in before]

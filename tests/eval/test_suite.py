@@ -105,6 +105,8 @@ def test_rows_must_stay_apart(tmp_path: Path) -> None:
         DatasetConfig("a", "a.tar", (one, one))
     named = DatasetConfig("a", "a.tar", (one, TaskConfig("classification", name="fine", label="json:fine")))
     assert [named.row_name(task) for task in named.tasks] == ["a", "a-fine"]
+    with pytest.raises(UserError, match="need a name each"):  # the rows of both are called zeroshot_classification
+        DatasetConfig("a", "a.tar", (one, TaskConfig("multilabel", label="npy")))
     with pytest.raises(UserError, match="share a name"):
         load_datasets(["openmoji", "openmoji"])
 
@@ -117,6 +119,15 @@ def test_labels_by_name_and_by_number() -> None:
     found = TaskConfig("classification", label="cls")
     classes, words, labels = resolve_labels(found, [Record("s/0", (), {"cls": "pear"}, 0), Record("s/1", (), {"cls": "fig"}, 1)])
     assert (classes, words, labels.tolist()) == (["fig", "pear"], [["a photo of a fig."], ["a photo of a pear."]], [1, 0])
+
+
+def test_numbers_that_a_mapping_names_are_its_labels_not_places() -> None:
+    stars = TaskConfig("classification", label="cls", classes={"1": "bad", "10": "great", "2": "good"})
+    records = [Record(f"s/{label}", (), {"cls": label}, label) for label in (1, 2, 10)]
+    classes, _, labels = resolve_labels(stars, records)
+    assert [classes[i] for i in labels.tolist()] == ["1", "2", "10"]
+    with pytest.raises(UserError, match="the label 0 of s/0 is not among its 3 classes"):
+        resolve_labels(stars, [Record("s/0", (), {"cls": 0}, 0)])
 
 
 def test_labels_that_are_missing_or_unknown_name_the_sample() -> None:

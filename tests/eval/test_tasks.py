@@ -57,6 +57,9 @@ def test_labels_of_many_classes() -> None:
     pickled = io.BytesIO()
     np.save(pickled, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     assert member_label("npy", pickled.getvalue()) is None
+    forged = io.BytesIO()
+    np.lib.format.write_array_header_1_0(forged, {"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
+    assert member_label("npy", forged.getvalue() + bytes(64)) is None  # of 8 TB, which numpy.load would ask for
     assert json_label(["cat", 2]) == ("cat", 2)
     assert json_label(["cat", None]) is None
     assert json_label([]) == ()
@@ -94,6 +97,17 @@ def test_choices_as_in_winoground() -> None:
     expected = {"text_acc": text.mean(), "image_acc": image.mean(), "acc": (text & image).mean()}
     assert choice_metrics(image_z, text_z, instances) == pytest.approx(expected, abs=1e-12)
     assert choice_chance(instances) == pytest.approx({"text_acc": 1 / 4, "image_acc": 1 / 4, "acc": 1 / 6})
+
+
+def test_a_pair_that_lost_an_image_is_left_out() -> None:
+    """It would be scored as one image among captions, which is easier, or end the evaluation of all the others."""
+    pairs = [_record(2 * i + j, (f"caption {i} {j}",), id=i) for i in range(3) for j in (0, 1)]
+    left = [record for record in pairs if record.sample != "s/3"]
+    instances, captions = find_instances(left, "id", "choice", unread=1)
+    assert [images for images, _ in instances] == [[0, 1], [3, 4]]
+    assert captions == ["caption 0 0", "caption 0 1", "caption 2 0", "caption 2 1"]
+    with pytest.raises(UserError, match="a choice needs a wrong one"):
+        find_instances(left, "id", "choice")  # nothing was unreadable: the suite is wrong
 
 
 @pytest.mark.parametrize(

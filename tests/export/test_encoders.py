@@ -198,3 +198,41 @@ def test_a_missing_package_is_named(
     assert main(["export", "text", str(folders["ours"]), "--output", str(tmp_path / "t.onnx")]) == 2
     assert "pip install 'flexiclip[export]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+def test_a_model_that_open_clip_names(folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+    """`open_clip:NAME` is imported for as long as the export takes; local-dir is open_clip's own way to name a folder."""
+    folder, path = tmp_path / "theirs", tmp_path / "image.onnx"
+    assert main(["export", "model", str(folders["clip"]), "--format", "open_clip", "--output", str(folder)]) == 0
+    assert main(["export", "image", f"open_clip:local-dir:{folder}", "--output", str(path)]) == 0
+    images = pixels(2) / 127.5 - 1
+    assert_same(run(path, images), opened["clip"].model.encode_image(images, 6, normalize=True))
+
+
+def test_a_text_encoder_in_the_place_of_another_has_its_own_tokenizer(
+    folders: dict[str, Path], make: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "text.onnx"
+    (tmp_path / "text_tokenizer").mkdir()
+    (tmp_path / "text_tokenizer" / "of another kind.json").write_text("{}")
+    assert main(["export", "text", str(folders["ours"]), "--output", str(path)]) == 0
+    written = {file.name for file in (tmp_path / "text_tokenizer").iterdir()}
+    assert written == set(load_model(folders["ours"]).tokenizer.files)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_card_has_the_metrics_of_its_own_model_alone(make: Callable[..., Path], tmp_path: Path) -> None:
+    folder, path = make("ours"), tmp_path / "image.onnx"
+    row = {"dataset": "toys", "task": "zeroshot_classification", "seqhw": 3}
+    own = {**row, "pretrained": str(folder.parent), "metrics": {"acc1": 0.25}}
+    narrow, other = {**own, "width": 8, "metrics": {"acc1": 0.125}}, {**row, "pretrained": "openai", "metrics": {"acc1": 0.75}}
+    results = folder.parent / "eval" / "results.json"
+    results.parent.mkdir()
+    for rows, said in (([own, narrow, other], "| all | acc1 | 0.2500 |"), ([other], "has no row of this model"), (7, "is no table")):
+        results.write_text(json.dumps(rows))
+        assert main(["export", "image", str(folder), "--seqhw", "3", "--output", str(path)]) == 0
+        card = path.with_suffix(".md").read_text()
+        assert said in card
+        assert "0.7500" not in card
+        assert ("| 8 | acc1 | 0.1250 |" in card) == (rows == [own, narrow, other])

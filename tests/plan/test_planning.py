@@ -82,15 +82,18 @@ def small(**train: object) -> Config:
 
 
 def test_a_locked_text_tower_costs_nothing_a_step() -> None:
-    """Its features are computed before the first step, from all captions."""
+    """Its features are computed before the first step, from all captions, where these are few enough to be kept."""
     config = small()
     text = replace(config.model.text, lock=True)  # type: ignore[type-var]
     locked = replace(config, model=replace(config.model, text=text))
-    plans = [make_plan(c, Cluster(1, 1, "a100"), samples=10**9) for c in (config, locked)]
+    plans = [make_plan(c, Cluster(1, 1, "a100"), samples=10**6) for c in (config, locked)]
     assert plans[1].lengths[0].flops.total < plans[0].lengths[0].flops.total
     assert plans[0].text_features_hours is None
     assert plans[1].text_features_hours is not None
     assert plans[1].text_features_hours > 0
+    many = make_plan(locked, Cluster(1, 1, "a100"), samples=10**9)
+    assert many.text_features_hours is None
+    assert plans[1].lengths[0].flops.total < many.lengths[0].flops.total < plans[0].lengths[0].flops.total
 
 
 def test_a_cpu_is_measured() -> None:
@@ -106,7 +109,7 @@ def test_a_cpu_is_measured() -> None:
         ("--device h100 --gpus-per-node 3", "train.global_batch_size=16 does not divide by the 3 ranks: 15 or 18 would"),
         ("--device tpu", "--device tpu: choose one of h100, a100, cpu"),
         ("--device h100 --mfu 40", "--mfu 40: the share of peak FLOP/s"),
-        ("--device h100 --nodes 0", "--nodes 0: give 1 or more"),
+        ("--device h100 --nodes 0", "--nodes: '0' is no whole number above 0"),
         ("--device h100 --samples many", "'many' is no duration"),
         ("engine.offload=optimizer --device h100", "engine.offload=optimizer is ZeRO's"),
         ("model.text.kind=huggingface model.text.name=./missing --device h100", "(a plan needs the text tower's configuration"),
