@@ -36,9 +36,7 @@ def prepare_choice(context: Context) -> Prepared:
     return Prepared(info, lambda image_z, _: Result(choice_metrics(image_z, text_z, instances)))
 
 
-def find_instances(
-    records: Sequence[Record], label: str | None, name: str, unread: int = 0
-) -> tuple[list[Instance], list[str]]:
+def find_instances(records: Sequence[Record], label: str | None, name: str, unread: int = 0) -> tuple[list[Instance], list[str]]:
     """(instances, the captions that they refer to, each text once). unread: images left out, whose instances go with them."""
     groups: dict[tuple[bool, Label | int], list[int]] = {}
     for number, record in enumerate(records):

@@ -34,7 +34,9 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
             sub.add_argument("--format", default="onnx", help="onnx or torch; default: onnx")
             sub.add_argument("--quantize", help="int8: weights of the blocks, onnx only; its cost and gain are printed")
         if name != "text":
-            sub.add_argument("--seqhw", type=lengths, default=[], help="grid side to bake in, for example 15; default: the model's")
+            sub.add_argument(
+                "--seqhw", type=lengths, default=[], help="grid side to bake in, for example 15; default: the model's"
+            )
             sub.add_argument("--images", help="a folder or shards of images to compare on; default: drawn pictures")
         if name == "image":
             sub.add_argument("--normalize-inside", action="store_true", help="the encoder takes uint8 pixels and normalises them")

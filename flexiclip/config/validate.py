@@ -135,7 +135,7 @@ def _check_durations(config: Config) -> None:
         if duration.unit == "minutes" and key != "train.save_every":
             raise UserError(f"{key}={duration}: only train.save_every goes by the clock; write steps, epochs or samples")
         if duration.unit == "TFLOPs" and key != "train.steps":
-            raise UserError(f"{key}={duration}: only train.steps can be a number of FLOPs; write steps, epochs, samples or a share")
+            raise UserError(f"{key}={duration}: only train.steps can be a number of FLOPs; write steps, epochs or samples")
         if duration.unit == "percent" and key == "train.steps":
             raise UserError(f"{key}={duration} is a share of itself; write steps, epochs, samples or FLOPs")
 

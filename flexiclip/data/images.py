@@ -149,7 +149,8 @@ class TrainTransform:
         """
         if not self.scaled_decoding:
             return None
-        return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * min(1, self.crop_ratio[0], 1 / self.crop_ratio[1])))
+        flattest = min(1, self.crop_ratio[0], 1 / self.crop_ratio[1])
+        return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * flattest))
 
     def _crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of the crop, in pixels; the centre when the image is too narrow for any that was drawn."""

@@ -202,7 +202,8 @@ def shard_stamp(url: str, retries: Retries = DEFAULT) -> str:
         info = retried(lambda: bounded(fs, "info", retries.timeout_s, path), url, retries)
     except OSError as error:
         raise UserError(f"shard {url}: cannot be reached: {type(error).__name__}: {error}") from None
-    tags = ("ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created")
+    times = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created")
+    tags = ("ETag", "etag", "md5Hash", "Content-MD5", *times)
     return f"{info.get('size')}-{next((info[tag] for tag in tags if info.get(tag)), '')}"
 
 

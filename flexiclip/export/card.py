@@ -102,7 +102,7 @@ def _metrics(origin: Origin) -> str:
 
 
 def _is_of(row: dict[str, Any], origin: Origin) -> bool:
-    """Whether a row is of this model, not of another that was scored beside it: by the name of its folder, which may have moved."""
+    """Whether a row is of this model, not of another scored beside it: by the name of its folder, which may have moved."""
     scored = Path(row["pretrained"])
     return origin.name == (scored.parent.name if scored.name == "model" else scored.name)
 

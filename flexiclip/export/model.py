@@ -36,7 +36,7 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
     if format not in FORMATS:
         raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
     if format == "big_vision" and images is not None:
-        raise UserError("--images has no meaning for --format big_vision: its tensors are the model's own, and nothing is compared")
+        raise UserError("--images has no meaning for --format big_vision: its tensors are the model's own")
     if format == "big_vision" and seqhw is not None:
         raise UserError("--seqhw has no meaning for --format big_vision: its file keeps the base kernel, and so every length")
     origin = Origin.open(model)

@@ -105,7 +105,8 @@ def _export(
 ) -> list[str]:
     """Write and check one encoder in a folder aside; the file and its card appear together or not at all."""
     if path.is_dir():
-        raise UserError(f"--output {path}: is a folder; name the file to write, for example {path / 'encoder'}{_SUFFIXES[options.format]}")
+        example = path / f"encoder{_SUFFIXES[options.format]}"
+        raise UserError(f"--output {path}: is a folder; name the file to write, for example {example}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent)

@@ -65,7 +65,9 @@ def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> P
 
 def _check(config: Config, cluster: Cluster) -> None:
     if config.objective != "contrastive":
-        raise UserError(f"objective={config.objective}: a plan knows the costs of contrastive training alone; of other runs, metrics.jsonl counts tflops")
+        raise UserError(
+            f"objective={config.objective}: a plan knows contrastive training alone; of other runs, metrics.jsonl has tflops"
+        )
     batch, world = config.train.global_batch_size, cluster.world
     if batch % world:
         below, above = batch // world * world, (batch // world + 1) * world

@@ -79,7 +79,10 @@ class Model:
 
 
 def build(config: Config, samples: int | None = None) -> Model:
-    """The model of a recipe on the meta device. samples: of an epoch. Raises UserError where its tokenizer or a foreign tower's config is not here."""
+    """The model of a recipe on the meta device. samples: of an epoch.
+
+    Raises UserError where its tokenizer or a foreign tower's config is not here.
+    """
     config = _with_vocabulary(config)
     text_config = config.model.text
     assert text_config is not None, "validate() refuses a recipe without a text tower"
