@@ -112,7 +112,7 @@ MISTAKES = {
     "eval run --suite openmoji --output picture.png": "--output picture.png: cannot write there",
     "plan debug --device cpu train.steps=5": "train.steps=5 (key=value stands before the options)",
     "export image run --output empty": "--output empty: is a folder; name the file to write, for example empty/encoder.onnx",
-    "export image run --images broken --output image.onnx": "--images broken: cannot be decoded",
+    "export image run --images broken --output image.onnx": "image file is truncated; name images that decode",
     "export image open_clip:nonesuch/openai --output image.onnx": "nonesuch",
     "export model run --format big_vision --images empty --output m.npz": "--images has no meaning for --format big_vision",
     "export model run --format big_vision --output picture.npz": "--output picture.npz: something is there already",

@@ -44,7 +44,9 @@ def test_form(text, expected):
     "text", ["", "soon", "-5", "1.2.3", ".", "5 parsecs", "%", "5%%", "3 kk steps", True, None, "nan", float("inf")]
 )
 def test_no_duration(text):
-    with pytest.raises(UserError, match=r"is no duration: write 500, '3 epochs', '2M samples', '5%' or '10 minutes'"):
+    with pytest.raises(
+        UserError, match=r"is no duration: write 500, '3 epochs', '2M samples', '5%', '10 minutes' or '30 TFLOPs'"
+    ):
         parse_duration(text)
 
 

@@ -201,13 +201,17 @@ def test_a_missing_package_is_named(
 
 
 @torch.no_grad()
-def test_a_model_that_open_clip_names(folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+def test_a_model_that_open_clip_names(make: Callable[..., Path], tmp_path: Path) -> None:
     """`open_clip:NAME` is imported for as long as the export takes; local-dir is open_clip's own way to name a folder."""
-    folder, path = tmp_path / "theirs", tmp_path / "image.onnx"
-    assert main(["export", "model", str(folders["clip"]), "--format", "open_clip", "--output", str(folder)]) == 0
+    ours, folder, path = (
+        make("clip", tokenizer={"kind": "clip", "context_length": 12}),
+        tmp_path / "theirs",
+        tmp_path / "image.onnx",
+    )
+    assert main(["export", "model", str(ours), "--format", "open_clip", "--output", str(folder)]) == 0
     assert main(["export", "image", f"open_clip:local-dir:{folder}", "--output", str(path)]) == 0
     images = pixels(2) / 127.5 - 1
-    assert_same(run(path, images), opened["clip"].model.encode_image(images, 6, normalize=True))
+    assert_same(run(path, images), load_model(ours).model.encode_image(images, 6, normalize=True))
 
 
 def test_a_text_encoder_in_the_place_of_another_has_its_own_tokenizer(

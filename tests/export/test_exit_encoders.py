@@ -26,7 +26,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             p.add_(0.3 * torch.randn_like(p))
     folder = tmp_path_factory.mktemp("exits") / "model"
     save_model(folder, loaded)
-    (folder / "results.json").write_text('[{"dataset": "d", "task": "t", "seqhw": 4, "metrics": {"acc1": 0.5}}]')
+    (folder / "results.json").write_text(
+        '[{"dataset": "d", "task": "t", "seqhw": 4, "pretrained": "exits", "metrics": {"acc1": 0.5}}]'
+    )
     return folder
 
 
@@ -66,7 +68,9 @@ def test_a_block_without_an_exit_is_refused(source: Path, capsys: pytest.Capture
 def test_a_saved_exit_has_metrics_of_its_own(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "short"
     save_model(folder, load_model(f"{source}+exit1"))
-    (folder / "results.json").write_text('[{"dataset": "d", "task": "t", "seqhw": 4, "metrics": {"acc1": 0.25}}]')
+    (folder / "results.json").write_text(
+        '[{"dataset": "d", "task": "t", "seqhw": 4, "pretrained": "short", "metrics": {"acc1": 0.25}}]'
+    )
     output = tmp_path / "image.onnx"
     assert main(["export", "image", str(folder), "--format", "onnx", "--seqhw", "4", "--output", str(output)]) == 0
     assert "0.2500" in output.with_suffix(".md").read_text()
