@@ -72,7 +72,7 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
     for half in ("image", "text"):
         section = getattr(config.model, half)
         if section is not None and section.init is not None:
-            notes += _init_half(model, config, half, model_folder(section.init))
+            notes += _init_half(model, config, half, model_folder(section.init), tokenizer)
     return LoadedModel(model, _transform(config), tokenizer, config, {"init_notes": notes} if notes else {})
 
 
@@ -137,7 +137,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
 
 def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    save_file({name: _portable(t) for name, t in state.items()}, folder / WEIGHTS)
+    save_file(_apart({name: _portable(t) for name, t in state.items()}), folder / WEIGHTS)
     facts = {**loaded.provenance, **provenance, "format": FORMAT, "tokenizer_sha256": loaded.tokenizer.fingerprint()}
     text = yaml.dump(
         {**to_dict(loaded.config), "provenance": facts}, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True
@@ -209,6 +209,16 @@ def _portable(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights (T5 has its embedding under two names) as tensors of their own: a safetensors file shares nothing."""
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+    return state
+
+
 def _transform(config: Config) -> EvalTransform:
     return EvalTransform(pair(config.model.image.image_size), config.model.preprocess)
 
@@ -242,14 +252,15 @@ def fill_classes(config: Config) -> Config:
     return replace(config, model=replace(config.model, classes=names, embed_dim=len(names)))
 
 
-def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path) -> list[str]:
+def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokenizer: Tokenizer) -> list[str]:
     """Fill one tower, and its projection when the folder's is the same, from a model folder. Returns what was resized for it."""
-    weights, (theirs, _) = read_weights(folder / WEIGHTS), _read_config(folder)
+    weights, (theirs, provenance) = read_weights(folder / WEIGHTS), _read_config(folder)
     tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
     where = f"model.{half}.init={folder}"
     if not tower:
         raise UserError(f"{where}: the folder has no {half} tower")
     _check_settings(getattr(config.model, half), getattr(theirs.model, half), where)
+    _check_inputs(config, theirs, half, provenance.get("tokenizer_sha256") in (None, tokenizer.fingerprint()), where)
     notes: list[str] = []
     if half == "image" and {"kernel", "posemb"} <= tower.keys():
         tower, notes = _rebased(tower, theirs, config)
@@ -281,6 +292,16 @@ def _check_settings(ours: ImageTowerConfig | TextTowerConfig, theirs: ImageTower
     if names:
         wanted = ", ".join(f"{name}={getattr(theirs, name)}" for name in names)
         raise UserError(f"{where}: its tower was trained with {wanted}; set the same in the recipe")
+
+
+def _check_inputs(ours: Config, theirs: Config, half: str, same_words: bool, where: str) -> None:
+    """A tower fed by another normalisation or another vocabulary than it learned is wrong in silence: that is refused."""
+    mine, its = ours.model.preprocess, theirs.model.preprocess
+    if half == "image" and (mine.mean, mine.std) != (its.mean, its.std):
+        wanted = f"mean={list(its.mean)}, std={list(its.std)}"
+        raise UserError(f"{where}: its tower was trained on images normalised by {wanted}; set the same in model.preprocess")
+    if half == "text" and not same_words:
+        raise UserError(f"{where}: its tower was trained with another tokenizer; set tokenizer.kind, path and lengths to its own")
 
 
 def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:

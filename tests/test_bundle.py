@@ -145,8 +145,30 @@ def test_init_takes_one_tower(trained: LoadedModel, recipe: Callable[..., Config
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"its tower was trained with pool=\w+; set the same in the recipe"):
         build_model(recipe(image={"init": str(tmp_path / "run"), "pool": "map"}))
+    with pytest.raises(UserError, match=r"normalised by mean=\[0\.5, .* set the same in model\.preprocess"):
+        build_model(recipe(image={"init": str(tmp_path / "run")}, preprocess={"mean": [0.48, 0.46, 0.41]}))
     with pytest.raises(UserError, match="is no model folder"):
         build_model(recipe(image={"init": str(tmp_path / "nothing")}))
+
+
+def test_a_text_tower_takes_no_other_vocabulary(trained: LoadedModel, recipe: Callable[..., Config], tmp_path: Path) -> None:
+    """Of the same size, so that every shape fits: the tower would read ids that mean other words."""
+    save_model(tmp_path / "run", trained)
+    words = [f"quite {other} words {i}" for other in ("different", "unlike") for i in range(60)]
+    other = train_sentencepiece(words, tmp_path / "other.model", trained.tokenizer.vocab_size, lowercase=True)
+    config = recipe(text={**SMALL, "init": str(tmp_path / "run")})
+    assert build_model(config)
+    with pytest.raises(UserError, match="trained with another tokenizer"):
+        build_model(replace(config, tokenizer=replace(config.tokenizer, path=str(other))))
+
+
+def test_tied_weights_are_saved_under_each_of_their_names(trained: LoadedModel, tmp_path: Path) -> None:
+    """As T5's embedding has two; a safetensors file refuses tensors that share memory."""
+    state = trained.model.state_dict()
+    name = next(iter(state))
+    save_model(tmp_path / "tied", trained, weights={**state, "again": state[name]})
+    written = load_file(tmp_path / "tied" / "model.safetensors")
+    assert torch.equal(written["again"], written[name])
 
 
 def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:

@@ -126,7 +126,10 @@ def _plan(arguments: argparse.Namespace) -> None:
         if str(arguments.json) == "-":
             print(text, end="")
             return
-        arguments.json.write_text(text, encoding="utf-8")
+        try:
+            arguments.json.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {arguments.json}: cannot write there: {error.strerror}") from None
     show(plan)
 
 

@@ -23,6 +23,7 @@ def validate(config: Config) -> None:
     _check_locks(config)
     _check_batch(config)
     _check_durations(config)
+    _check_deepspeed(config)
     _check_offload(config)
     _check_nested(config)
 
@@ -31,6 +32,8 @@ def _check_lengths(config: Config) -> None:
     image = config.model.image
     valid = valid_seqhw(image.image_size, image.widest_stride)
     used = {*config.patch.all_seqhw, *(config.eval.seqhw or ())}
+    if isinstance(image.default_seqhw, int):
+        used.add(image.default_seqhw)
     wrong = sorted(used - set(valid))
     if wrong:
         strides = f", or leave gaps between kernels of {image.widest_stride} pixels" if image.widest_stride is not None else ""
@@ -50,6 +53,10 @@ def _check_objective(config: Config) -> None:
         )
     if config.loss.kind == "sigmoid" and objective == "contrastive" and model.logit_bias_init is None:
         raise UserError("loss.kind=sigmoid needs model.logit_bias_init (SigLIP starts at -10)")
+    if config.loss.kind == "softmax" and objective == "contrastive" and model.logit_bias_init is not None:
+        raise UserError("loss.kind=softmax has no bias: set model.logit_bias_init=null")
+    if model.logit_scale_init > model.logit_scale_max:
+        raise UserError(f"model.logit_scale_init={model.logit_scale_init} is above logit_scale_max={model.logit_scale_max}")
     if model.text is not None and model.classes is not None:
         raise UserError("model.classes are those of a classifier, an image tower alone: set model.text=null")
     if model.classes is not None and model.image.projection == "none":
@@ -138,6 +145,31 @@ def _check_durations(config: Config) -> None:
             raise UserError(f"{key}={duration}: only train.steps can be a number of FLOPs; write steps, epochs or samples")
         if duration.unit == "percent" and key == "train.steps":
             raise UserError(f"{key}={duration} is a share of itself; write steps, epochs, samples or FLOPs")
+
+
+OURS = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "gradient_clipping": "optimizer.grad_clip",
+    "optimizer": "the section optimizer",
+    "scheduler": "optimizer.schedule",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "zero_optimization.stage": "engine.zero_stage",
+    "zero_optimization.offload_optimizer": "engine.offload",
+    "zero_optimization.offload_param": "engine.offload",
+}
+"""Keys of a DeepSpeed config that a recipe says elsewhere: said twice, the trainer and DeepSpeed would do different things."""
+
+
+def _check_deepspeed(config: Config) -> None:
+    given = config.engine.deepspeed
+    zero = given.get("zero_optimization")
+    keys = [*given, *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else ()))]
+    for key in keys:
+        if key in OURS:
+            raise UserError(f"engine.deepspeed.{key} is what {OURS[key]} says: set that instead")
 
 
 def _check_offload(config: Config) -> None:

@@ -11,6 +11,7 @@ import time
 
 from flexiclip.config import Config
 from flexiclip.data.batch import Batch
+from flexiclip.errors import UserError
 from flexiclip.train.objectives.base import Inputs
 from flexiclip.train.processes.ranks import joined_ranks
 from flexiclip.train.processes.signals import Stopped, StopSignal
@@ -32,7 +33,14 @@ def train(config: Config, evaluators: Evaluators | None = None) -> bool:
         ):
             run = set_up(config, ranks, evaluators is not None)
             stop.defer()
+            if run.step > run.horizon.steps:
+                raise UserError(
+                    f"{run.folder} is at step {run.step}, beyond the {run.horizon.steps} of train.steps={config.train.steps}: "
+                    "raise it, or name another run_dir"
+                )
             if run.step == run.horizon.steps:
+                with Recorder(run, evaluators) as recorder:
+                    recorder.complete()
                 ranks.say(f"{run.folder} is complete at step {run.step}: nothing to train")
                 return True
             with Recorder(run, evaluators) as recorder, Feed(run.batches(), ranks.rank, config.data.stall_s, stop) as feed:

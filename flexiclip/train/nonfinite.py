@@ -62,7 +62,9 @@ class GradientWatch:
         self._sums = {tower: torch.zeros((), device=self._named[0][1].device) for tower in ("image", "text")}
 
     def __enter__(self) -> GradientWatch:
-        self._hooks = [p.register_hook(partial(self._add, name.split("_")[0])) for name, p in self._named]
+        self._hooks = [
+            p.register_hook(partial(self._add, "text" if name.startswith("text_") else "image")) for name, p in self._named
+        ]
         return self
 
     def __exit__(self, *_: object) -> None:

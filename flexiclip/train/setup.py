@@ -168,9 +168,11 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
     if tokenizer.kind != "sentencepiece" or tokenizer.path is not None or config.model.text is None:
         return config
     path = folder / "tokenizer.model"
-    if ranks.main and checkpoint is not None and not path.is_file():  # the run folder is new: the checkpoint lay elsewhere
+    if ranks.main and checkpoint is not None:  # which may lie elsewhere, and the run folder have none, or another's
         (file,) = (checkpoint.model / "tokenizer").iterdir()
-        write_whole(path, file.read_bytes())
+        words = file.read_bytes()
+        if not path.is_file() or path.read_bytes() != words:
+            write_whole(path, words)
     elif ranks.main and checkpoint is None:  # a file that is there may be another recipe's
         ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
         train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
@@ -212,8 +214,11 @@ def _shadow(loaded: LoadedModel) -> LoadedModel:
 
 
 def consolidated(run: Run) -> dict[str, torch.Tensor]:
-    """Every parameter of the model, whole, by name, whatever the engine shards. Collective."""
-    return run.loaded.model.state_dict() | dict(run.engine.weights())
+    """Every parameter of the model, whole, by name (a tied one by each of its names), whatever the engine shards. Collective."""
+    model, whole = run.loaded.model, dict(run.engine.weights())
+    owners = {id(p): name for name, p in model.named_parameters()}
+    names = {name: owners[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    return model.state_dict() | {name: whole[owner] for name, owner in names.items() if owner in whole}
 
 
 def model_to_evaluate(run: Run) -> LoadedModel:

@@ -38,7 +38,10 @@ def compute_text_features(
             ranks.say(f"more than {limit} distinct captions: the frozen text tower runs in every step")
             return None
     ids = torch.tensor(sorted(distinct), dtype=torch.int64)
-    path = folder / f"text_features-{_key(ids, tower, bf16)}.safetensors"
+    if len(set(ranks.collect([_digest(ids)]))) > 1:
+        ranks.say("the ranks could not read the same captions: the frozen text tower runs in every step")
+        return None
+    path = folder / f"text_features-{_key(ids, loaded, bf16)}.safetensors"
     if not ranks.agree(not path.is_file())[0]:  # all ranks read it, or all compute it
         return TextFeatures(ids, load_file(path)["rows"])
     ranks.say(f"computing a frozen text tower's features of {len(ids)} captions")
@@ -70,10 +73,15 @@ def _encode(loaded: LoadedModel, captions: list[str], ranks: Ranks, bf16: bool) 
     return rows
 
 
-def _key(ids: Tensor, tower: torch.nn.Module, bf16: bool) -> str:
-    digest = hashlib.sha256(ids.numpy().tobytes())
-    digest.update(b"bf16" if bf16 else b"fp32")
-    for name, tensor in sorted(tower.state_dict().items()):
+def _digest(ids: Tensor) -> str:
+    return hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+
+
+def _key(ids: Tensor, loaded: LoadedModel, bf16: bool) -> str:
+    """Of all that decides the features: captions, tokenizer, the tower's settings and weights, precision."""
+    said = [_digest(ids), loaded.tokenizer.fingerprint(), repr(loaded.config.model.text), "bf16" if bf16 else "fp32"]
+    digest = hashlib.sha256("\n".join(said).encode())
+    for name, tensor in sorted(loaded.model.text_tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -36,6 +36,16 @@ BROKEN = {
             "text": {"lock": True, "init": "m", "projection": "none"},
         }
     },
+    "loss.kind=softmax has no bias: set model.logit_bias_init=null": {"model": {"logit_bias_init": -10}},
+    "model.logit_scale_init=200.0 is above logit_scale_max=100.0": {"model": {"logit_scale_init": 200}},
+    "patch.seqhw: [7] do not divide": {"model": {"image": {"default_seqhw": 7}}},
+    "optimizer.betas=(0.9, 1.0) must be 0 or more and below 1": {"optimizer": {"betas": [0.9, 1.0]}},
+    "engine.deepspeed.gradient_accumulation_steps is what train.micro_batch_size says": {
+        "engine": {"deepspeed": {"gradient_accumulation_steps": 8}}
+    },
+    "engine.deepspeed.zero_optimization.stage is what engine.zero_stage says": {
+        "engine": {"deepspeed": {"zero_optimization": {"stage": 3}}}
+    },
     "loss.kind=sigmoid needs model.logit_bias_init": {"loss": {"kind": "sigmoid"}},
     "model.text=null is an image tower alone: objective=classification trains one": {"model": {"text": None}},
     "objective=classification trains an image tower alone: set model.text=null": {"objective": "classification"},

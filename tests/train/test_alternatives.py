@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,20 @@ def test_ranks_and_micro_batches_equal_the_big_batch(fit: Fit, case: str, engine
     for name, tensor in whole.weights().items():
         assert (weights[name] - tensor).abs().max() < 1e-5, name
     assert whole.column("loss")[-1] < whole.column("loss")[0]
+
+
+@pytest.mark.parametrize("engine", ["zero1", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_a_tower_of_flexible_stride_goes_on_under_deepspeed(fit: Fit, tmp_path: Path, engine: str) -> None:
+    """ZeRO makes its moments in a step of its own, which must be at a length that the tower has."""
+    settings = [*CASES["stride"], *ENGINES[engine], "train.save_every=8"]
+    whole = fit(1, *settings)
+    shutil.copytree(whole.folder, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-16\n")
+    resumed = fit(1, *settings, folder=tmp_path / "run")
+    assert "going on from" in (tmp_path / "log.0").read_text()
+    assert resumed.timeless() == whole.timeless()
+    for name, tensor in whole.weights().items():
+        assert (resumed.weights()[name] == tensor).all(), name
 
 
 def test_an_exit_is_a_model_of_the_harness(fit: Fit, tmp_path: Path) -> None:

@@ -60,3 +60,21 @@ def test_every_rank_evaluates_the_model_that_the_checkpoint_holds(
     last = read_weights(run.checkpoint(20) / "model" / "model.safetensors")
     assert all(torch.equal(tensor, last[name]) for name, tensor in run.weights().items())
     assert_same_training(run, reference)  # evaluation leaves no trace in it
+
+
+def test_what_a_death_at_the_very_end_left_out_is_made_up_for(recipe: list[str], tmp_path: Path) -> None:
+    """The last checkpoint is there, RUN/model and the last evaluation are not; the same command once more."""
+    run = Trained(tmp_path / "run")
+    started = (train_and_keep_what_is_evaluated, str(tmp_path), *recipe, f"run_dir={run.folder}")
+    assert run_ranks(1, tmp_path / "first", *started) == [0]
+    before = read_lines(run.folder / "eval.jsonl")
+    weights = run.weights()
+    assert [row["step"] for row in before] == [20]
+    (run.folder / "model").unlink()
+    (run.folder / "eval.jsonl").unlink()
+    assert run_ranks(1, tmp_path / "second", *started) == [0]
+    assert read_lines(run.folder / "eval.jsonl") == before
+    for name, tensor in Trained(run.folder).weights().items():
+        assert torch.equal(tensor, weights[name]), name
+    assert run_ranks(1, tmp_path / "third", *started) == [0]
+    assert read_lines(run.folder / "eval.jsonl") == before, "what is whole is left alone"

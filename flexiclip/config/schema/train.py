@@ -76,6 +76,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         positive("optimizer", self, "lr", "eps", "grad_clip")
         require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more")
+        require(all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas={self.betas} must be 0 or more and below 1")
         require(self.timescale.value > 0, f"optimizer.timescale={self.timescale} must be positive")
 
 

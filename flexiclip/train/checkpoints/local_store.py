@@ -22,9 +22,12 @@ class LocalStore:
         return str(self.root)
 
     def check_writable(self) -> None:
-        """See Store."""
+        """See Store. Writes a small file and removes it."""
+        probe = self.root / f".writable.{os.getpid()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
         except OSError as error:
             raise UserError(f"checkpoints cannot be written to {self.root}: {reason(error)}: set train.checkpoint_dir") from None
 

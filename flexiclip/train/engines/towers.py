@@ -112,8 +112,9 @@ class LockedTowers:
     @torch.no_grad()
     def text(self, tokens: Tensor, caption_ids: Tensor) -> Tensor:
         """tokens [B, L], caption_ids [B] -> what Towers takes of them."""
-        if self.text_features is not None:
-            return self.text_features(caption_ids).to(tokens.device)
+        rows = self.text_features(caption_ids) if self.text_features is not None else None
+        if rows is not None:
+            return rows.to(tokens.device)
         if self.text_tower is None:
             return tokens
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bf16):
@@ -127,6 +128,8 @@ class TextFeatures:
         """ids: [M] int64, ascending. rows: [M, width] float32, on the CPU."""
         self.ids, self.rows = ids, rows
 
-    def __call__(self, caption_ids: Tensor) -> Tensor:
-        """caption_ids [B] -> [B, width]."""
-        return self.rows[torch.searchsorted(self.ids, caption_ids.cpu())]
+    def __call__(self, caption_ids: Tensor) -> Tensor | None:
+        """caption_ids [B] -> [B, width]; None where one of the captions could not be read when they were computed."""
+        wanted = caption_ids.cpu()
+        at = torch.searchsorted(self.ids, wanted).clamp(max=len(self.ids) - 1)
+        return self.rows[at] if torch.equal(self.ids[at], wanted) else None

@@ -39,6 +39,7 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed()
         self.towers, self.ranks = towers, ranks
         self.stage, self.clip = config.engine.zero_stage, config.optimizer.grad_clip
+        self.shortest = min(config.patch.all_seqhw)
         self.names = [name for name, p in towers.named_parameters() if p.requires_grad]
         optimizer = adamw(towers, config.optimizer)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -106,7 +107,7 @@ class DeepSpeedEngine:
     def _prime(self, updates: int) -> None:
         """Stages 1-3 make moments in the first step, so one is taken at lr 0 on gradients of zero, and counted as `updates`."""
         hooks = [p.register_hook(torch.zeros_like) for _, p in self._trained()]  # zeros also where a weight is NaN
-        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), 1, last=True)
+        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
         self.backward(torch.stack([output.sum() for output in outputs]).sum())
         for hook in hooks:
             hook.remove()

@@ -82,8 +82,9 @@ class Teacher:
     def text(self, captions: Sequence[str], caption_ids: Tensor) -> Tensor:
         """The captions and their ids [B], on the images' device -> unit embeddings [B, D] float32."""
         with torch.autocast(caption_ids.device.type, torch.bfloat16, enabled=self.bf16):
-            if self.text_features is not None:
-                return self.model.project_text(self.text_features(caption_ids).to(caption_ids.device))
+            rows = self.text_features(caption_ids) if self.text_features is not None else None
+            if rows is not None:
+                return self.model.project_text(rows.to(caption_ids.device))
             tokens = self.tokenizer(list(captions))  # with its own vocabulary, which need not be the student's
             tower = self.model.text_tower
             tokens = trim_padding(tokens, tower.pad_id) if tower.trims else tokens

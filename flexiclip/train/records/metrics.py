@@ -77,6 +77,7 @@ class Metrics:
         self.lines = JsonLines(run / "metrics.jsonl", step)
         self.samples = JsonLines(run / "samples.jsonl", step) if log_samples else None
         self.results = JsonLines(run / "eval.jsonl", step)
+        self.evaluated = max((row["step"] for row in read_lines(run / "eval.jsonl")), default=0)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self.bad = JsonLines(run / "bad_samples.jsonl")
         self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
@@ -96,6 +97,7 @@ class Metrics:
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
         """One row of eval.jsonl, and a TensorBoard curve a value."""
         self.results.write({"step": step, **values})
+        self.evaluated = step
         self._draw(step, values)
 
     def log_bad(self, bad: list[dict[str, str]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel
+from flexiclip.bundle import LoadedModel, is_model_folder
 from flexiclip.config import to_dict
 from flexiclip.data.batch import Batch
 from flexiclip.errors import RunError, UserError
@@ -120,6 +120,16 @@ class Recorder:
                 failed = [str(error)]
         for said in self.run.ranks.collect(failed):
             raise RunError(said)
+
+    def complete(self) -> None:
+        """Make up for what a start that died at its very end left out: the run's model, and the last evaluation. Collective."""
+        run = self.run
+        saved = not run.ranks.main or is_model_folder(run.folder / "model")
+        scored = self.evaluators is None or self.metrics is None or self.metrics.evaluated == run.step
+        if not all(run.ranks.collect([saved])):
+            self.save_last()
+        if not all(run.ranks.collect([scored])):
+            self.evaluate()
 
     def _snapshot(self) -> Snapshot | None:
         """What a checkpoint holds, on the main rank; the others help to gather it and keep none of it. Collective."""
