@@ -22,6 +22,7 @@ from flexiclip.errors import UserError
 from flexiclip.schedules import Horizon, learning_rate, micro_batches
 from flexiclip.train.checkpoints.checkpoint import Checkpoint
 from flexiclip.train.checkpoints.files import write_whole
+from flexiclip.train.checkpoints.local_store import LocalStore
 from flexiclip.train.checkpoints.resume import fetch_checkpoint, forget_fetched, run_store, shared
 from flexiclip.train.checkpoints.run_folder import check_one_recipe, enter_run_folder
 from flexiclip.train.checkpoints.stores import Store
@@ -114,8 +115,9 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     folder = Path(config.run_dir)
     store = run_store(config, folder)
     found = shared(ranks, ranks.main, lambda: enter_run_folder(config, store))
-    if "://" not in (config.train.checkpoint_dir or ""):  # else each host may have a run folder of its own
-        check_shared_folder(folder, ranks)
+    if isinstance(store, LocalStore):  # else each host may have a run folder of its own
+        for key, place in {"run_dir": folder, "train.checkpoint_dir": store.root}.items():
+            check_shared_folder(place, ranks, key)
     checkpoint = fetch_checkpoint(found, folder, ranks) if found is not None else None
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))

@@ -16,8 +16,11 @@ PATIENCE_S = 30.0
 """How long another host's new file may stay unseen: network file systems cache what a folder does not hold."""
 
 
-def check_shared_folder(folder: Path, ranks: Ranks, patience_s: float = PATIENCE_S) -> None:
-    """Raise UserError, on every rank, when a rank does not see the folder that the main rank made. Collective, and a barrier."""
+def check_shared_folder(folder: Path, ranks: Ranks, key: str = "run_dir", patience_s: float = PATIENCE_S) -> None:
+    """Raise UserError, on every rank, when a rank does not see the folder that the main rank made. Collective, and a barrier.
+
+    key: what in the recipe names the folder.
+    """
     if ranks.world == 1:
         return
     (token,) = ranks.collect([f".seen-{uuid.uuid4().hex}"] if ranks.main else [])
@@ -30,7 +33,7 @@ def check_shared_folder(folder: Path, ranks: Ranks, patience_s: float = PATIENCE
     if blind:
         rank, host = blind[0]
         raise UserError(
-            f"run_dir={folder}: rank {rank} on host {host} does not see the folder that rank 0 made there: name one on a file "
+            f"{key}={folder}: rank {rank} on host {host} does not see the folder that rank 0 made there: name one on a file "
             "system that all hosts share, by its full path, or keep the checkpoints in an object store (train.checkpoint_dir=s3://...)"
         )
 
