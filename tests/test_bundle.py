@@ -154,7 +154,7 @@ def test_init_takes_one_tower(trained: LoadedModel, recipe: Callable[..., Config
 def test_a_text_tower_takes_no_other_vocabulary(trained: LoadedModel, recipe: Callable[..., Config], tmp_path: Path) -> None:
     """Of the same size, so that every shape fits: the tower would read ids that mean other words."""
     save_model(tmp_path / "run", trained)
-    words = [f"quite {other} words {i}" for other in ("different", "unlike") for i in range(60)]
+    words = [caption[::-1] for caption in CAPTIONS]
     other = train_sentencepiece(words, tmp_path / "other.model", trained.tokenizer.vocab_size, lowercase=True)
     config = recipe(text={**SMALL, "init": str(tmp_path / "run")})
     assert build_model(config)

@@ -117,7 +117,7 @@ MISTAKES = {
     "export model run --format big_vision --images empty --output m.npz": "--images has no meaning for --format big_vision",
     "export model run --format big_vision --output picture.npz": "--output picture.npz: something is there already",
     "plan debug --device h100 --json missing/plan.json": "--json missing/plan.json: cannot write there",
-    f"{TRAIN} train.steps=1 run_dir=run tokenizer.vocab_size=40": "run is at step 2, beyond the 1 of train.steps=1",
+    f"{TRAIN} run_dir=new train.resume=run/checkpoints/step-2 {WORDS} train.steps=1": "step 2, beyond the 1 of train.steps=1",
     "data index missing-*.tar": "missing-*.tar",
     "data tokenizer missing.tar --output words.model": "missing.tar",
 }

@@ -107,5 +107,5 @@ def _check_integers(value: Any, where: str) -> None:
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_integers(item, where)
-    elif isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+    elif isinstance(value, int) and not -_LARGEST_INTEGER - 1 <= value <= _LARGEST_INTEGER:
         raise UserError(f"{where}: an integer of {value.bit_length()} bits; the largest that can stand here is 2^63 - 1")

@@ -115,9 +115,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     folder = Path(config.run_dir)
     store = run_store(config, folder)
     found = shared(ranks, ranks.main, lambda: enter_run_folder(config, store))
-    if isinstance(store, LocalStore):  # else each host may have a run folder of its own
-        for key, place in {"run_dir": folder, "train.checkpoint_dir": store.root}.items():
-            check_shared_folder(place, ranks, key)
+    _check_shared(config, folder, store, ranks)
     checkpoint = fetch_checkpoint(found, folder, ranks) if found is not None else None
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))
@@ -162,6 +160,15 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         skips=Skips(config.train.on_nonfinite, checkpoint.skipped if checkpoint else 0),
         shadow=shadow,
     )
+
+
+def _check_shared(config: Config, folder: Path, store: Store, ranks: Ranks) -> None:
+    """UserError unless all ranks see the folders of a run. With checkpoints in an object store each host may have its own."""
+    if not isinstance(store, LocalStore):
+        return
+    check_shared_folder(folder, ranks)
+    if config.train.checkpoint_dir is not None:
+        check_shared_folder(store.root, ranks, "train.checkpoint_dir")
 
 
 def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) -> Config:

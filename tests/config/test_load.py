@@ -60,6 +60,7 @@ def test_values_of_every_kind_of_key(tmp_path):
             "data.train=[{shards: a.tar, weight: 2}, b.tar]",
             "train.steps=3 epochs",
             "eval.every=null",
+            "loss.kind=sigmoid",
             "model.logit_bias_init=-10",
             "data.flip=true",
             "engine.deepspeed.zero_optimization.overlap_comm=false",

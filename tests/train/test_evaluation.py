@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_what_a_death_at_the_very_end_left_out_is_made_up_for(recipe: list[str],
     before = read_lines(run.folder / "eval.jsonl")
     weights = run.weights()
     assert [row["step"] for row in before] == [20]
-    (run.folder / "model").unlink()
+    shutil.rmtree(run.folder / "model")
     (run.folder / "eval.jsonl").unlink()
     assert run_ranks(1, tmp_path / "second", *started) == [0]
     assert read_lines(run.folder / "eval.jsonl") == before

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel, is_model_folder
+from flexiclip.bundle import LoadedModel, is_model_folder, save_model
 from flexiclip.config import to_dict
 from flexiclip.data.batch import Batch
 from flexiclip.errors import RunError, UserError
@@ -127,7 +127,9 @@ class Recorder:
         saved = not run.ranks.main or is_model_folder(run.folder / "model")
         scored = self.evaluators is None or self.metrics is None or self.metrics.evaluated == run.step
         if not all(run.ranks.collect([saved])):
-            self.save_last()
+            snapshot = self._snapshot()
+            if snapshot is not None:
+                save_model(run.folder / "model", snapshot.loaded, snapshot.weights, step=snapshot.facts.step)
         if not all(run.ranks.collect([scored])):
             self.evaluate()
 
