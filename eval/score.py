@@ -101,11 +101,10 @@ def prepare_tasks(
     with evaluating(loaded.model):
         taught = _embed(encoding, splits.training) if splits.training is not None else None
         images = _embed(encoding, splits.images)
+        unread, training = len(splits.images.gather()[1]), taught.records if taught else ()
         texts = _asked_once(encoding.texts)
         for task, width in itertools.product(splits.config.tasks, widths):
             embed_task = _narrowed(texts, width)
-            training = taught.records if taught else ()
-            unread = len(splits.images.gather()[1])
             context = Context(splits.config, task, images.records, unread, embed_task, head_classes(loaded), training)
             yield TASKS[task.kind](context), images.narrow(width), taught.narrow(width) if taught else None
 

@@ -179,10 +179,8 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
     path = folder / "tokenizer.model"
     if ranks.main and checkpoint is not None:  # which may lie elsewhere, and the run folder have none, or another's
         (file,) = (checkpoint.model / "tokenizer").iterdir()
-        words = file.read_bytes()
-        if not path.is_file() or path.read_bytes() != words:
-            write_whole(path, words)
-    elif ranks.main and checkpoint is None:  # a file that is there may be another recipe's
+        write_whole(path, file.read_bytes())
+    elif ranks.main:  # a file that is there may be another recipe's
         ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
         train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
     share_file(path, ranks)
