@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from flexiclip.config import PreprocessConfig
+    from flexiclip.draws import Stream
 
 MAX_PIXELS = 2**26  # 8192 x 8192: 268 MB as Pillow holds it. A larger image is an error, not a worker out of memory.
 _SEVERAL_TIMES = ("WEBP", "AVIF")  # their decoders hold the picture several times over: half as many pixels
@@ -122,7 +123,8 @@ def _grey(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, resize, optional flip: an RGB image and a generator to uint8 [3, H, W]. Calls with equal generators agree.
+    """Random crop, resize, optional flip: an RGB image and a stream of random numbers to uint8 [3, H, W]. Calls with
+    equal streams agree.
 
     image_size: (H, W) in pixels. crop_scale: the crop's share of the image's area. crop_ratio: the crop's width / height over
     the output's, log-uniform. scaled_decoding: see min_side.
@@ -135,11 +137,11 @@ class TrainTransform:
     interpolation: str
     scaled_decoding: bool = True
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+    def __call__(self, image: Image.Image, stream: Stream) -> torch.Tensor:
         """uint8 [3, H, W] of one random view."""
-        crop = image.crop(self._crop(image.width, image.height, rng))
+        crop = image.crop(self.crop_box(image.width, image.height, stream))
         pixels = _resize(crop, self.image_size, self.interpolation)
-        return pixels.flip(2) if self.flip and rng.random() < 0.5 else pixels
+        return pixels.flip(2) if self.flip and stream.random() < 0.5 else pixels
 
     @functools.cached_property
     def min_side(self) -> int | None:
@@ -152,16 +154,16 @@ class TrainTransform:
         flattest = min(1, self.crop_ratio[0], 1 / self.crop_ratio[1])
         return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * flattest))
 
-    def _crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def crop_box(self, width: int, height: int, stream: Stream) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of the crop, in pixels; the centre when the image is too narrow for any that was drawn."""
         shape = self.image_size[1] / self.image_size[0]
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
         for _ in range(_CROP_TRIES):
-            area = width * height * _between(*self.crop_scale, rng)
-            ratio = shape * math.exp(_between(low, high, rng))
+            area = width * height * _between(*self.crop_scale, stream)
+            ratio = shape * math.exp(_between(low, high, stream))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
+                left, top = int(stream.random() * (width - w + 1)), int(stream.random() * (height - h + 1))
                 return left, top, left + w, top + h
         ratio = min(max(width / height, shape * self.crop_ratio[0]), shape * self.crop_ratio[1])
         w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
@@ -177,8 +179,8 @@ def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> to
     return torch.nn.functional.interpolate(pixels[None], size, mode=interpolation, antialias=True)[0]
 
 
-def _between(low: float, high: float, rng: np.random.Generator) -> float:
-    return low + (high - low) * rng.random()
+def _between(low: float, high: float, stream: Stream) -> float:
+    return low + (high - low) * stream.random()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from flexiclip.config import Config, DataConfig, SourceConfig, from_dict
 from flexiclip.data.dataset import make_item
-from flexiclip.data.draws import Draw, below, generator, permutation
+from flexiclip.data.draws import Draw, below, permutation, stream
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.mixup import Mixup
 from flexiclip.data.plan import Plan, Source
@@ -120,9 +120,9 @@ def schedule(name: str, seed: int) -> SeqhwSchedule:
 
 
 def lengths() -> dict[str, Any]:
-    found: dict[str, Any] = {name: [schedule(name, 3)(step) for step in range(STEPS)] for name in PATCHES}
+    found: dict[str, Any] = {name: list(map(schedule(name, 3), range(STEPS))) for name in PATCHES}
     for seed in SEEDS:
-        found[f"seed {seed}"] = [schedule("weights", seed)(step) for step in (*range(40), *FAR)]
+        found[f"seed {seed}"] = list(map(schedule("weights", seed), (*range(40), *FAR)))
     return found
 
 
@@ -148,23 +148,20 @@ def substitutes() -> list[int]:
     return [below(1000, 3, Draw.SUBSTITUTE, *place) for place in places]
 
 
-def views() -> dict[str, Any]:
+def views(name: str) -> list[list[int]]:
     """[caption, left, top, right, bottom, flipped] for some samples and epochs."""
-    found = {}
-    for name, (size, output, scale, ratio, flip) in VIEWS.items():
-        transform = TrainTransform(output, scale, ratio, flip, "bilinear")
-        rows = []
-        for place in [(source, epoch, number) for source in (0, 1) for epoch in (0, 3) for number in range(12)]:
-            drawn = generator(3, Draw.AUGMENT, *place)
-            image = Image.linear_gradient("L").rotate(90).convert("RGB").resize(size)
-            item = make_item(Sample("", "", image, tuple("abcdefg"), {}), transform, drawn)
-            again = generator(3, Draw.AUGMENT, *place)
-            again.random()  # the caption
-            crop = getattr(transform, "crop_box", None) or transform._crop  # type: ignore[attr-defined]
-            columns = item.pixels[0].float().mean(0)
-            rows.append(["abcdefg".index(item.caption), *crop(*size, again), int(columns[0] < columns[-1])])
-        found[name] = rows
-    return found
+    size, output, scale, ratio, flip = VIEWS[name]
+    transform = TrainTransform(output, scale, ratio, flip, "bilinear")
+    image = Image.linear_gradient("L").rotate(90).convert("RGB").resize(size)
+    rows = []
+    for place in [(source, epoch, number) for source in (0, 1) for epoch in (0, 3) for number in range(12)]:
+        drawn = stream(3, Draw.AUGMENT, *place)
+        item = make_item(Sample("", "", image, tuple("abcdefg"), {}), transform, drawn)
+        again = stream(3, Draw.AUGMENT, *place)
+        again.random()  # the caption
+        columns = item.pixels[0].float().mean(0)
+        rows.append(["abcdefg".index(item.caption), *transform.crop_box(*size, again), int(columns[0] < columns[-1])])
+    return rows
 
 
 def kept() -> dict[str, list[float]]:
@@ -218,7 +215,7 @@ def everything() -> dict[str, Any]:
         "raw": raw(),
         "dropout": dropout(),
         "substitutes": substitutes(),
-        "views": views(),
+        "views": {name: views(name) for name in VIEWS},
         "kept": kept(),
         "batches": batches(),
         "sequential": batches(sequential=True, mixup=0.0),
