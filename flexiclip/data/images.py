@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from flexiclip.data.depths import adapted, grey_to_rgb, raw_mode
 from flexiclip.data.jpeg import more_scans_than
 
 if TYPE_CHECKING:
@@ -65,8 +66,11 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
                 raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take too long to decode")
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
+        raw = raw_mode(image)
         image.load()
-        return to_rgb(_upright(image))
+        turn = _turn(image)
+        image = adapted(image, raw, data)
+        return to_rgb(image if turn is None else image.transpose(turn))
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
@@ -79,22 +83,31 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF says nothing about the pixels
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB: transparency on white, 16-bit greys scaled to 8 bits. Raises ImageError for float pixels."""
+    """Any Pillow image as RGB: transparency on white, 16-bit greys scaled to 8 bits.
+
+    Raises ImageError for float pixels, and for greys that are negative or of more than 16 bits.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    raw = raw_mode(image)
+    image.load()
+    image = adapted(image, raw)
+    if image.mode.startswith("I"):
+        try:
+            return _in_bands(image, grey_to_rgb)
+        except ValueError as error:
+            raise ImageError(str(error)) from None
     if image.has_transparency_data:
         return _in_bands(image, _on_white)
-    if image.mode.startswith("I"):
-        return _in_bands(image, _grey)
     if image.mode == "F":
         raise ImageError("float pixels have no agreed range")
     return image.convert("RGB")
@@ -113,12 +126,6 @@ def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image])
 def _on_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """16 bits to 8; Pillow's own conversion would clip at 255."""
-    grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 @dataclass(frozen=True)
