@@ -98,7 +98,7 @@ def _samples(files: Case, folder: Path) -> str:
     pixels = transform(sample.image, Stream(0))
     assert pixels.shape == (3, 16, 16)
     assert str(pixels.dtype) == "torch.uint8"
-    return f"{min(len(sample.captions), 3)} captions{', json' if sample.meta else ''}"
+    return f"{min(len(sample.captions), 3)} captions{', json' if sample.json else ''}"
 
 
 def _recipe(files: Case, folder: Path) -> str:

@@ -156,7 +156,7 @@ def views(name: str) -> list[list[int]]:
     rows = []
     for place in [(source, epoch, number) for source in (0, 1) for epoch in (0, 3) for number in range(12)]:
         drawn = stream(3, Draw.AUGMENT, *place)
-        item = make_item(Sample("", "", image, tuple("abcdefg"), {}), transform, drawn)
+        item = make_item(Sample("", "", image, tuple("abcdefg")), transform, drawn)
         again = stream(3, Draw.AUGMENT, *place)
         again.random()  # the caption
         columns = item.pixels[0].float().mean(0)
