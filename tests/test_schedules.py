@@ -131,6 +131,9 @@ def test_what_no_schedule_can_be_made_of_is_refused() -> None:
         optimizer(timescale=0)
     with pytest.raises(UserError, match="seed=-1 must be 0 or more"):  # numpy takes no other
         from_dict(Config, {"seed": -1})
+    with pytest.raises(UserError, match=r"seed=18446744073709551616 must be 0 or more and below 2\^64"):  # torch takes no other
+        from_dict(Config, {"seed": 2**64})
+    assert from_dict(Config, {"seed": 2**64 - 1}).seed == 2**64 - 1
 
 
 def test_a_budget_of_tokens_sets_the_micro_batch_of_each_length() -> None:

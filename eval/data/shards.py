@@ -41,7 +41,7 @@ class ShardSource:
     def item(self, number: int, label_keys: Sequence[str]) -> Item:
         """See Source."""
         sample = self.store[number]
-        labels = {key: self._label(number, sample.meta, key) for key in label_keys}
+        labels = {key: self._label(number, sample.meta if key.startswith("json:") else {}, key) for key in label_keys}
         return Item(sample.name, sample.image, sample.captions, labels)
 
     def fingerprint(self) -> str:
@@ -88,7 +88,7 @@ def member_label(key: str, raw: bytes | None) -> Label:
     """A name, or a number, as text; of a member `npy` the classes where its vector is not 0. None when there is none."""
     if raw is None or key.rpartition(".")[2] == "npy":
         return None if raw is None else _classes_of_vector(raw)
-    return text_label(raw.decode("utf-8", "replace"))
+    return text_label(raw.decode("utf-8-sig", "replace"))
 
 
 def text_label(text: str) -> Label:

@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.batch import Item
-from flexiclip.data.draws import Draw, below, generator
+from flexiclip.data.draws import Draw, below, stream
 from flexiclip.data.fields import BadSample
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import ShardIndex, index_shards
@@ -25,6 +23,7 @@ from flexiclip.data.reading import Retries, prefetch, reads_in_parallel
 from flexiclip.data.samples import Sample, SampleStore
 from flexiclip.data.shards import expand_shards
 from flexiclip.data.stages import Note, silent
+from flexiclip.draws import Stream
 from flexiclip.errors import UserError
 
 _MANY_DAMAGED = 3  # shards: fewer are an accident even where there are few shards
@@ -110,10 +109,10 @@ class TrainDataset:
         self.note("reading", store.urls[place.shard], store.key(place.shard, place.sample))
         self._enter(place)
         number = store.number(place.shard, place.sample)
-        rng = generator(self.seed, Draw.AUGMENT, place.source, place.epoch, number)
+        drawn = stream(self.seed, Draw.AUGMENT, place.source, place.epoch, number)
         sample, bad = self._read(store, place, number)
         self.note("augmenting", sample.shard, sample.key)
-        return make_item(sample, self.transform, rng, bad)
+        return make_item(sample, self.transform, drawn, bad)
 
     def _read(self, store: SampleStore, place: Place, number: int) -> tuple[Sample, tuple[BadSample, ...]]:
         bad: list[BadSample] = []
@@ -136,8 +135,8 @@ class TrainDataset:
             prefetch(urls[shard] for shard in self.sources.plan.window(place))
 
 
-def make_item(sample: Sample, transform: TrainTransform, rng: np.random.Generator, bad: tuple[BadSample, ...] = ()) -> Item:
-    """Draw a caption and a view of the sample; `rng` alone decides which."""
-    drawn = int(rng.random() * max(1, len(sample.captions)))  # drawn always: a view does not depend on whether captions are read
-    caption = sample.captions[drawn] if sample.captions else ""
-    return Item(transform(sample.image, rng), caption, sample.name, bad, sample.labels)
+def make_item(sample: Sample, transform: TrainTransform, stream: Stream, bad: tuple[BadSample, ...] = ()) -> Item:
+    """Draw a caption and a view of the sample; `stream` alone decides which."""
+    number = int(stream.random() * max(1, len(sample.captions)))  # drawn always: a view does not depend on the captions read
+    caption = sample.captions[number] if sample.captions else ""
+    return Item(transform(sample.image, stream), caption, sample.name, bad, sample.labels)

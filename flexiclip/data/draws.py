@@ -1,8 +1,4 @@
-"""Random numbers as pure functions of where they are used: (seed, purpose, numbers that name the place).
-
-Order is drawn from the raw words of PCG64 under SeedSequence, whose streams numpy promises never to change; Generator.permutation
-carries no such promise, and a resumed run must not depend on the numpy version.
-"""
+"""The random numbers of the data, as pure functions of where they are used: (seed, purpose, numbers that name the place)."""
 
 from __future__ import annotations
 
@@ -10,6 +6,8 @@ from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+
+from flexiclip.draws import Stream
 
 
 class Draw(IntEnum):
@@ -25,20 +23,16 @@ class Draw(IntEnum):
     MIXUP = 8  # how much of each image a step's mixture keeps
 
 
-def _bits(seed: int, purpose: Draw, place: tuple[int, ...]) -> np.random.PCG64:
-    return np.random.PCG64(np.random.SeedSequence([seed % 2**64, int(purpose), *place]))
-
-
-def generator(seed: int, purpose: Draw, *place: int) -> np.random.Generator:
-    """A generator of its own for one place."""
-    return np.random.Generator(_bits(seed, purpose, place))
+def stream(seed: int, purpose: Draw, *place: int) -> Stream:
+    """A stream of its own for one place."""
+    return Stream(seed % 2**64, int(purpose), *place)
 
 
 def permutation(count: int, seed: int, purpose: Draw, *place: int) -> npt.NDArray[np.int64]:
     """A permutation of 0..count-1, int64 [count]."""
-    return np.argsort(_bits(seed, purpose, place).random_raw(count), kind="stable")
+    return stream(seed, purpose, *place).permutation(count)
 
 
 def below(count: int, seed: int, purpose: Draw, *place: int) -> int:
     """One number of 0..count-1."""
-    return int(_bits(seed, purpose, place).random_raw()) % count  # the bias of % is count / 2^64
+    return stream(seed, purpose, *place).below(count)

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from flexiclip.data.depths import adapted, grey_to_rgb, raw_mode
 from flexiclip.data.jpeg import more_scans_than
 
 if TYPE_CHECKING:
     import torch
 
     from flexiclip.config import PreprocessConfig
+    from flexiclip.draws import Stream
 
 MAX_PIXELS = 2**26  # 8192 x 8192: 268 MB as Pillow holds it. A larger image is an error, not a worker out of memory.
 _SEVERAL_TIMES = ("WEBP", "AVIF")  # their decoders hold the picture several times over: half as many pixels
@@ -64,8 +66,11 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
                 raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take too long to decode")
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
+        raw = raw_mode(image)
         image.load()
-        return to_rgb(_upright(image))
+        turn = _turn(image)
+        image = adapted(image, raw, data)
+        return to_rgb(image if turn is None else image.transpose(turn))
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
@@ -78,22 +83,31 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF says nothing about the pixels
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB: transparency on white, 16-bit greys scaled to 8 bits. Raises ImageError for float pixels."""
+    """Any Pillow image as RGB: transparency on white, 16-bit greys scaled to 8 bits.
+
+    Raises ImageError for float pixels, and for greys that are negative or of more than 16 bits.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    raw = raw_mode(image)
+    image.load()
+    image = adapted(image, raw)
+    if image.mode.startswith("I"):
+        try:
+            return _in_bands(image, grey_to_rgb)
+        except ValueError as error:
+            raise ImageError(str(error)) from None
     if image.has_transparency_data:
         return _in_bands(image, _on_white)
-    if image.mode.startswith("I"):
-        return _in_bands(image, _grey)
     if image.mode == "F":
         raise ImageError("float pixels have no agreed range")
     return image.convert("RGB")
@@ -114,15 +128,10 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """16 bits to 8; Pillow's own conversion would clip at 255."""
-    grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-
-
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, resize, optional flip: an RGB image and a generator to uint8 [3, H, W]. Calls with equal generators agree.
+    """Random crop, resize, optional flip: an RGB image and a stream of random numbers to uint8 [3, H, W]. Calls with
+    equal streams agree.
 
     image_size: (H, W) in pixels. crop_scale: the crop's share of the image's area. crop_ratio: the crop's width / height over
     the output's, log-uniform. scaled_decoding: see min_side.
@@ -135,11 +144,11 @@ class TrainTransform:
     interpolation: str
     scaled_decoding: bool = True
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+    def __call__(self, image: Image.Image, stream: Stream) -> torch.Tensor:
         """uint8 [3, H, W] of one random view."""
-        crop = image.crop(self._crop(image.width, image.height, rng))
+        crop = image.crop(self.crop_box(image.width, image.height, stream))
         pixels = _resize(crop, self.image_size, self.interpolation)
-        return pixels.flip(2) if self.flip and rng.random() < 0.5 else pixels
+        return pixels.flip(2) if self.flip and stream.random() < 0.5 else pixels
 
     @functools.cached_property
     def min_side(self) -> int | None:
@@ -152,16 +161,16 @@ class TrainTransform:
         flattest = min(1, self.crop_ratio[0], 1 / self.crop_ratio[1])
         return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * flattest))
 
-    def _crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def crop_box(self, width: int, height: int, stream: Stream) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of the crop, in pixels; the centre when the image is too narrow for any that was drawn."""
         shape = self.image_size[1] / self.image_size[0]
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
         for _ in range(_CROP_TRIES):
-            area = width * height * _between(*self.crop_scale, rng)
-            ratio = shape * math.exp(_between(low, high, rng))
+            area = width * height * _between(*self.crop_scale, stream)
+            ratio = shape * math.exp(_between(low, high, stream))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
-                left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
+                left, top = int(stream.random() * (width - w + 1)), int(stream.random() * (height - h + 1))
                 return left, top, left + w, top + h
         ratio = min(max(width / height, shape * self.crop_ratio[0]), shape * self.crop_ratio[1])
         w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
@@ -177,8 +186,8 @@ def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> to
     return torch.nn.functional.interpolate(pixels[None], size, mode=interpolation, antialias=True)[0]
 
 
-def _between(low: float, high: float, rng: np.random.Generator) -> float:
-    return low + (high - low) * rng.random()
+def _between(low: float, high: float, stream: Stream) -> float:
+    return low + (high - low) * stream.random()
 
 
 @dataclass(frozen=True)

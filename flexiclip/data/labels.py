@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flexiclip.data.fields import BadSample, decode_text, is_json, json_values
+from flexiclip.data.fields import BadSample, decode_text, is_json, json_values, text_lines
 from flexiclip.errors import UserError
 
 MOST_CLASSES = 1 << 20
@@ -24,7 +24,7 @@ def class_names(classes: int | str | tuple[str, ...]) -> tuple[str, ...]:
     """The names that `model.classes` stands for. Raises UserError for a file that cannot be read, and for names given twice."""
     if isinstance(classes, str):
         try:
-            lines = Path(classes).read_text(encoding="utf-8").splitlines()
+            lines = text_lines(Path(classes).read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"model.classes={classes} is no file with a class name on each line: {error}") from None
         classes = tuple(name for line in lines if (name := line.strip()))

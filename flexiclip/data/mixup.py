@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flexiclip.data.draws import Draw, generator
+from flexiclip.data.draws import Draw, stream
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Mixup:
 
     def kept(self, step: int) -> float:
         """What an image keeps of itself in a step, 0.5 to 1."""
-        drawn = float(generator(self.seed, Draw.MIXUP, step).beta(self.p, self.p))
+        drawn = stream(self.seed, Draw.MIXUP, step).beta(self.p)
         return max(drawn, 1 - drawn)
 
 

@@ -29,6 +29,7 @@ from flexiclip.data.draws import Draw, permutation
 from flexiclip.errors import UserError
 
 _BLOCK = 4096  # positions over which a mixture keeps its proportions
+_PRECISION = 10**6  # the largest denominator of a weight
 _Array = npt.NDArray[np.int64]
 
 
@@ -128,9 +129,11 @@ def _block(plan: Plan, block: int) -> tuple[_Array, _Array]:
 
 def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
     """Positions of a block that each source gets."""
-    parts = [Fraction(weight).limit_denominator(10**6) for weight in weights]
+    # Weights that are all large enough are taken as they are, which a resumed run relies on; others relative to the largest.
+    unit = Fraction(1) if min(weights) >= 1 / _PRECISION else Fraction(max(weights))
+    parts = [(Fraction(weight) / unit).limit_denominator(_PRECISION) for weight in weights]
     total = sum(parts)
-    shares = [part / total for part in parts] if total else [Fraction(0)]
+    shares = [part / total for part in parts]
     exact = math.lcm(*(share.denominator for share in shares))
     block = _BLOCK // exact * exact if exact <= _BLOCK else _BLOCK
     quotas = [int(share * block) for share in shares]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,13 @@ from flexiclip.data.stages import Note, silent
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its captions and classes. shard: path or URL; meta: the `json` member, {} without one."""
+    """An image with its captions and classes. shard: path or URL; json: the member of that name, where it was read."""
 
     shard: str
     key: str
     image: Image.Image  # RGB, upright
     captions: tuple[str, ...]  # non-empty, stripped
-    meta: dict[str, Any]
+    json: bytes | None = None
     labels: tuple[int, ...] = ()  # numbers of its classes
 
     @property
@@ -35,12 +36,19 @@ class Sample:
         """`SHARD/KEY` with the shard's file name alone."""
         return f"{shard_name(self.shard)}/{self.key}"
 
+    @functools.cached_property
+    def meta(self) -> dict[str, Any]:
+        """The mapping in the member `json`, {} without one. Raises BadSample where it cannot be parsed."""
+        found = None if self.json is None else parse_json(self.shard, self.key, self.json)
+        return found if isinstance(found, dict) else {}
+
 
 class SampleStore:
     """The samples of a list of shards, in the shards' order.
 
     indices: of the shards, from index.py. image_keys: extensions tried in turn for the image. captions: see fields.py; () reads
-    none and asks for none. labels: None reads none. retries: of each read. Picklable and safe to use from forked workers.
+    none and asks for none. labels: None reads none. besides: further members that are read with them. retries: of each read.
+    Picklable and safe to use from forked workers.
     """
 
     def __init__(
@@ -50,11 +58,12 @@ class SampleStore:
         captions: Sequence[str],
         retries: Retries = DEFAULT,
         labels: Labels | None = None,
+        besides: Sequence[str] = (),
     ) -> None:
         self.indices = tuple(indices)
         self.urls = tuple(index.url for index in self.indices)
         self.image_keys = tuple(key.lower() for key in image_keys)
-        self.caption_specs, self.labels = tuple(captions), labels
+        self.caption_specs, self.labels, self.besides = tuple(captions), labels, tuple(besides)
         self.retries = retries
         self.counts = np.array([len(index) for index in self.indices], dtype=np.int64)  # samples of each shard
         self._ends = np.cumsum(self.counts)
@@ -83,7 +92,7 @@ class SampleStore:
 
     def read(self, shard: int, sample: int, min_side: int | None = None, note: Note = silent) -> Sample:
         """Read and decode one sample. min_side: see decode_image; note: is told what is being done. Raises BadSample."""
-        wanted = {*self.image_keys, *_caption_members(self.caption_specs), "json"}
+        wanted = {*self.image_keys, *_caption_members(self.caption_specs), *self.besides}
         wanted |= {self.labels.member} if self.labels else set()
         url, key = self.urls[shard], self.key(shard, sample)
         note("reading", url, key)
@@ -113,8 +122,11 @@ class SampleStore:
 def open_samples(
     urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str], index_cache: str | None = None
 ) -> SampleStore:
-    """The samples of expanded shards, all of them whole; index_cache: see index.py. Raises UserError for a damaged shard."""
-    return SampleStore(require_whole(index_shards(urls, index_cache)), image_keys, captions)
+    """The samples of expanded shards, all of them whole, with their `json`; index_cache: see index.py.
+
+    Raises UserError for a damaged shard.
+    """
+    return SampleStore(require_whole(index_shards(urls, index_cache)), image_keys, captions, besides=("json",))
 
 
 def build_sample(
@@ -132,12 +144,11 @@ def build_sample(
         raise BadSample(shard, key, f"no image: none of {', '.join(image_keys)}")
     texts = read_captions(shard, key, members, captions)
     numbers = labels.read(shard, key, members) if labels else ()
-    meta = parse_json(shard, key, members["json"]) if "json" in members else {}
     try:
         image = decode_image(data, min_side)
     except ImageError as error:
         raise BadSample(shard, key, f"image cannot be decoded: {error}") from None
-    return Sample(shard, key, image, texts, meta if isinstance(meta, dict) else {}, numbers)
+    return Sample(shard, key, image, texts, members.get("json"), numbers)
 
 
 def _caption_members(specs: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from flexiclip.config import DataConfig
 from flexiclip.data.batch import Batch, Collate, Item
 from flexiclip.data.dataset import MAX_BAD, make_item, source_configs
-from flexiclip.data.draws import Draw, below, generator
+from flexiclip.data.draws import Draw, below, stream
 from flexiclip.data.fields import BadSample, read_captions
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import split_name
@@ -87,7 +87,7 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
 
     def _items(self, worker: int) -> Iterator[Item]:
         place = (self.rank, worker, self.start_step)
-        rng = generator(self.seed, Draw.SEQUENTIAL, *place)
+        drawn = stream(self.seed, Draw.SEQUENTIAL, *place)
         choice = random.Random(below(2**63, self.seed, Draw.SEQUENTIAL, *place, 1))  # noqa: S311
         readers = [_Reader(self.config.allow_shell, self.note) for _ in self.urls]
         streams = [self._stream(reader, urls, choice) for reader, urls in zip(readers, self.urls, strict=True)]
@@ -95,7 +95,7 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
             (source,) = choice.choices(range(len(streams)), self.weights)
             sample = next(streams[source])
             self.note("augmenting", sample.shard, sample.key)
-            yield make_item(sample, self.transform, rng, readers[source].take_bad())
+            yield make_item(sample, self.transform, drawn, readers[source].take_bad())
 
     def _stream(self, reader: _Reader, urls: Sequence[str], choice: random.Random) -> Iterator[Sample]:
         import webdataset

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from flexiclip.config import PatchConfig
+from flexiclip.draws import Stream
 from flexiclip.schedules.horizon import Horizon
 
 Cost = Callable[[int], float]
@@ -41,7 +42,7 @@ class SeqhwSchedule:
     def __call__(self, step: int) -> int:
         """The grid side that step `step` (from 0) trains."""
         seqhw, probabilities = self._law.at(step)
-        return int(np.random.default_rng((self.seed, step)).choice(seqhw, p=probabilities))
+        return int(seqhw[Stream(self.seed, step).choice(probabilities)])
 
     def expected(self, step: int, value: Callable[[int], float]) -> float:
         """The mean of `value(seqhw)` over the lengths that may be drawn at `step`."""

@@ -221,12 +221,12 @@ def first_batch(record: Record, arguments: argparse.Namespace, folder: Path) -> 
 
 def stages(record: Record, folder: Path, sizes: Sequence[str]) -> None:
     """Where the time of our images goes."""
-    import numpy as np
 
     from flexiclip.data.images import TrainTransform, decode_image
+    from flexiclip.draws import Stream
 
     torch.set_num_threads(1)
-    transform, rng = TrainTransform((SIDE, SIDE), CROP, (3 / 4, 4 / 3), False, "bicubic"), np.random.default_rng(0)
+    transform, stream = TrainTransform((SIDE, SIDE), CROP, (3 / 4, 4 / 3), False, "bicubic"), Stream(0)
     table = record.table("ms of processor time an image", "JPEGs", "decode whole", "decode as training does", "crop and resize")
     for size in sizes:
         width, height = map(int, size.split("x"))
@@ -235,7 +235,7 @@ def stages(record: Record, folder: Path, sizes: Sequence[str]) -> None:
         works = (
             lambda jpegs=jpegs: [decode_image(jpeg) for jpeg in jpegs],
             lambda jpegs=jpegs: [decode_image(jpeg, transform.min_side) for jpeg in jpegs],
-            lambda images=images: [transform(image, rng) for image in images],
+            lambda images=images: [transform(image, stream) for image in images],
         )
         table.add(size, *(1e3 * core_seconds(work) / len(jpegs) for work in works))
 

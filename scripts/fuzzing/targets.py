@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fuzzing.case import Case, unpack, write
 
 CAPTIONS = ("txt", "json:caption", "json:a.b", "lines.txt:lines")
@@ -90,16 +88,17 @@ def _samples(files: Case, folder: Path) -> str:
     """The files are the members of a sample, their names its extensions: decoded, captioned and cropped as in training."""
     from flexiclip.data.images import TrainTransform
     from flexiclip.data.samples import build_sample
+    from flexiclip.draws import Stream
 
     transform = TrainTransform((16, 16), (0.4, 1.0), (0.75, 4 / 3), True, "bicubic")
     sample = build_sample("shard.tar", "key", files, ("jpg", "png", "webp"), CAPTIONS, transform.min_side)
     assert sample.image.mode == "RGB"
     assert sample.captions
     assert all(caption.strip() for caption in sample.captions)
-    pixels = transform(sample.image, np.random.default_rng(0))
+    pixels = transform(sample.image, Stream(0))
     assert pixels.shape == (3, 16, 16)
     assert str(pixels.dtype) == "torch.uint8"
-    return f"{min(len(sample.captions), 3)} captions{', json' if sample.meta else ''}"
+    return f"{min(len(sample.captions), 3)} captions{', json' if sample.json else ''}"
 
 
 def _recipe(files: Case, folder: Path) -> str:

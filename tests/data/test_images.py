@@ -13,6 +13,7 @@ from shardkit import encode
 from flexiclip.config import PreprocessConfig
 from flexiclip.data import images
 from flexiclip.data.images import EvalTransform, ImageError, TrainTransform, decode_image, normalize
+from flexiclip.draws import Stream
 
 GRADIENT = np.stack([*np.meshgrid(np.arange(0, 240, 10), np.arange(0, 200, 10)), np.full((20, 24), 90)], axis=-1).astype(np.uint8)
 
@@ -158,7 +159,7 @@ def test_crops_have_the_area_and_shape_asked_for() -> None:
     transform = TrainTransform((40, 40), (0.2, 0.6), (0.75, 4 / 3), False, "bilinear")
     areas, ratios, lefts = [], [], []
     for seed in range(300):
-        pixels = transform(image, np.random.default_rng(seed)).double()
+        pixels = transform(image, Stream(seed)).double()
         width, height = (float(pixels[c].max() - pixels[c].min()) * 40 / 39 for c in (0, 1))
         areas.append(width * height / (200 * 160))
         ratios.append(width / height)
@@ -174,15 +175,15 @@ def test_crops_have_the_area_and_shape_asked_for() -> None:
 
 def test_crops_of_extreme_images_and_whole_images() -> None:
     whole = TrainTransform((20, 24), (1.0, 1.0), (1.0, 1.0), False, "bilinear")
-    assert np.array_equal(whole(Image.fromarray(GRADIENT), np.random.default_rng(0)), GRADIENT.transpose(2, 0, 1))
+    assert np.array_equal(whole(Image.fromarray(GRADIENT), Stream(0)), GRADIENT.transpose(2, 0, 1))
     for size in ((500, 2), (2, 500), (1, 1)):
-        pixels = TrainTransform((8, 12), (0.9, 1.0), (0.9, 1.1), False, "bicubic")(photo(*size), np.random.default_rng(1))
+        pixels = TrainTransform((8, 12), (0.9, 1.0), (0.9, 1.1), False, "bicubic")(photo(*size), Stream(1))
         assert (pixels.shape, pixels.dtype) == ((3, 8, 12), torch.uint8)
 
 
 def test_half_the_views_are_flipped() -> None:
     transform = TrainTransform((20, 24), (1.0, 1.0), (1.0, 1.0), True, "bilinear")
-    views = [transform(Image.fromarray(GRADIENT), np.random.default_rng(seed)) for seed in range(200)]
+    views = [transform(Image.fromarray(GRADIENT), Stream(seed)) for seed in range(200)]
     flipped = [np.array_equal(view.flip(2), GRADIENT.transpose(2, 0, 1)) for view in views]
     assert 70 < sum(flipped) < 130
     assert all(f or np.array_equal(v, GRADIENT.transpose(2, 0, 1)) for f, v in zip(flipped, views, strict=True))
@@ -218,7 +219,7 @@ def test_a_view_is_pillows_columns_then_rows(size: tuple[int, int], interpolatio
     image, (height, width) = photo(*size), (48, 64)
     ratio = size[0] / size[1] * height / width
     transform = TrainTransform((height, width), (1.0, 1.0), (ratio, ratio), False, interpolation)
-    found = transform(image, np.random.default_rng(0)).permute(1, 2, 0).numpy().astype(int)
+    found = transform(image, Stream(0)).permute(1, 2, 0).numpy().astype(int)
     resample = getattr(Image.Resampling, interpolation.upper())
     expected = np.asarray(image.resize((width, size[1]), resample).resize((width, height), resample)).astype(int)
     assert np.abs(found - expected).max() <= 2
@@ -237,7 +238,7 @@ def test_what_scaled_decoding_changes() -> None:
     fast, exact = (TrainTransform((96, 96), (0.9, 1.0), (0.75, 4 / 3), False, "bicubic", scaled) for scaled in (True, False))
     assert decode_image(data, fast.min_side).size == (256, 192)
     assert decode_image(data, exact.min_side).size == (1024, 768)
-    views = [t(decode_image(data, t.min_side), np.random.default_rng(3)).double() for t in (fast, exact)]
+    views = [t(decode_image(data, t.min_side), Stream(3)).double() for t in (fast, exact)]
     assert views[1].std() > 20
     assert (views[0] - views[1]).abs().mean() < 2
     assert not torch.equal(*views)

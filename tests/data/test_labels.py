@@ -29,7 +29,10 @@ BATCH, SAMPLES = 6, 18
         ("cls", {"cls": b"1\n"}, (1,)),
         ("cls", {"cls": b"bird"}, (3,)),
         ("cls", {"cls": b"7"}, (2,)),  # a name before a number
+        ("cls", {"cls": b"\xef\xbb\xbfbird\r\n"}, (3,)),
+        ("cls", {"cls": b"\xef\xbb\xbf1"}, (1,)),
         ("json:kind", {"json": b'{"kind": "dog"}'}, (1,)),
+        ("json:kind", {"json": b'\xef\xbb\xbf{"kind": "dog"}'}, (1,)),
         ("json:kind.of", {"json": b'{"kind": {"of": [3, "cat", 0]}}'}, (3, 0)),
     ],
 )
@@ -59,6 +62,8 @@ def test_what_is_no_label_makes_a_bad_sample(spec: str, members: dict[str, bytes
 def test_class_names(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a cat\n\n dog \n", encoding="utf-8")
     assert class_names(str(tmp_path / "names.txt")) == ("a cat", "dog")
+    (tmp_path / "names.txt").write_bytes("\ufeffa cat\r\n\r\ndog\u2028s\r\n".encode())
+    assert class_names(str(tmp_path / "names.txt")) == ("a cat", "dog\u2028s")
     assert class_names(3) == ("0", "1", "2")
     for wrong, said in ((("x", "y", "x"), "'x' twice"), (1, "1 classes; expected 2"), (str(tmp_path / "no"), "is no file")):
         with pytest.raises(UserError, match=said):

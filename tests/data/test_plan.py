@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiclip.data.draws import Draw, permutation
+from flexiclip.config import Config, from_dict
 from flexiclip.data.plan import Plan, Source
 from flexiclip.errors import UserError
 
@@ -57,9 +57,80 @@ def test_seeds_and_epochs_differ() -> None:
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
-def test_the_order_is_frozen() -> None:
-    """Written down from this version: another numpy, or a refactor, must not reorder a run that is resumed."""
-    assert permutation(8, 7, Draw.WINDOW, 0, 1, 2).tolist() == [7, 6, 1, 4, 2, 3, 0, 5]
+def ranked(count: int, *key: int) -> list[int]:
+    """0..count-1 by the size of PCG64's words."""
+    words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count).tolist()
+    return sorted(range(count), key=words.__getitem__)
+
+
+def epoch_of(counts: list[int], seed: int, source: int, epoch: int, window: int) -> list[tuple[int, ...]]:
+    """(epoch, source, window, shard, sample) of a source's epoch, written out: shards, windows of them, samples of those."""
+    shards = ranked(len(counts), seed, 1, source, epoch)
+    found = []
+    for number in range(-(-len(counts) // window)):
+        samples = [(shard, n) for shard in shards[window * number : window * number + window] for n in range(counts[shard])]
+        order = ranked(len(samples), seed, 2, source, epoch, number)
+        found += [(epoch, source, number, *samples[i]) for i in order]
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(COUNTS, min_size=1, max_size=3), st.integers(0, 2**64 - 1), st.integers(1, 4))
+def test_the_order_is_the_one_written_out_by_hand(counts: list[list[int]], seed: int, window: int) -> None:
+    """Blocks, sources with epochs of their own, shards, windows and samples, each from a stream of its own."""
+    plan = plan_of(*((each, 1.0) for each in counts), seed=seed, window=window)
+    epochs = range(1 + 60 // min(map(sum, counts)))
+    own = [iter([place for e in epochs for place in epoch_of(c, seed, s, e, window)]) for s, c in enumerate(counts)]
+    owners = np.repeat(range(len(counts)), plan.quotas)
+    sources = owners[ranked(len(owners), seed, 3, 0)].tolist() if len(counts) > 1 else [0] * 60
+    expected = [next(own[source]) for source in sources[:60]]
+    places = [plan[position] for position in range(60)]
+    assert [(p.epoch, p.source, p.window, p.shard, p.sample) for p in places] == expected
+
+
+def test_no_two_orders_are_alike() -> None:
+    """Of windows, of sources, of blocks, of epochs, all of the same size."""
+    plan = plan_of(([20] * 4, 1.0), ([20] * 4, 1.0), window=2)
+    places = [plan[position] for position in range(3 * sum(plan.quotas))]
+    orders: dict[tuple[int, int, int], list[int]] = {}
+    for p in places:
+        slot = plan.window(p).index(p.shard)
+        orders.setdefault((p.source, p.epoch, p.window), []).append(20 * slot + p.sample)
+    complete = [order for order in orders.values() if len(order) == 40]
+    assert len(complete) > 8
+    assert all(a != b for i, a in enumerate(complete) for b in complete[:i])
+    block = sum(plan.quotas)
+    owners = [[p.source for p in places[start : start + block]] for start in (0, block, 2 * block)]
+    assert all(a != b for i, a in enumerate(owners) for b in owners[:i])
+
+
+@pytest.mark.parametrize(
+    ("weights", "quotas"),
+    [
+        ((1e-8, 1e-8), (2048, 2048)),
+        ((1e-7, 3e-7), (1024, 3072)),
+        ((2e-7, 9e-7), (744, 3348)),  # 2/11 of 4092
+        ((7e-7, 9e-7), (1792, 2304)),
+        ((5e-324, 1e-323), (1365, 2730)),
+        ((1e308, 1e308), (2048, 2048)),
+        ((3e-9, 2e-9, 1e-9), (2046, 1364, 682)),
+        ((1e-7, 4e-4), (1, 4000)),
+    ],
+)
+def test_only_the_ratio_of_weights_counts(weights: tuple[float, ...], quotas: tuple[int, ...]) -> None:
+    assert plan_of(*(([5], weight) for weight in weights)).quotas == quotas
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-7, 1e-4, 1e5])
+def test_weights_of_any_size_give_the_same_quotas(scale: float) -> None:
+    for weights in ((3, 1), (1, 2, 5), (7, 2, 1), (5, 17)):
+        assert plan_of(*(([5], w * scale) for w in weights)).quotas == plan_of(*(([5], w) for w in weights)).quotas
+
+
+@pytest.mark.parametrize("weight", [float("inf"), float("nan"), float("-inf"), 0.0, -1.0])
+def test_a_weight_that_is_no_share_is_refused(weight: float) -> None:
+    with pytest.raises(UserError, match=rf"data\.train\.weight={weight} must be "):
+        from_dict(Config, {"data": {"train": [{"shards": "a.tar", "weight": weight}]}})
 
 
 @pytest.mark.parametrize(
@@ -89,15 +160,16 @@ def test_a_source_of_a_mixture_has_epochs_of_its_own() -> None:
 
 
 def test_ten_million_samples() -> None:
-    plan = plan_of(([10_000] * 1000, 1.0), window=16)
+    plan = plan_of(([1000] * 10_000, 1.0), window=16)
     assert plan.samples == 10**7
-    window = {(plan[p].shard, plan[p].sample) for p in range(160_000)}
-    assert len(window) == 160_000
+    window = {(plan[p].shard, plan[p].sample) for p in range(16_000)}
+    assert len(window) == 16_000
     assert len({shard for shard, _ in window}) == 16
 
 
 def test_sources_that_cannot_be_planned() -> None:
     with pytest.raises(UserError, match="source 1 of 2 holds no samples"):
         plan_of(([3], 1.0), ([0, 0], 1.0))
-    with pytest.raises(UserError, match="below 1/4096"):
-        plan_of(([3], 1.0), ([3], 1e-5))
+    for small, large in ((1e-5, 1.0), (1e-9, 1e-4), (1.0, 1e300)):
+        with pytest.raises(UserError, match=rf"weight {small:g} is below 1/4096 of all weights"):
+            plan_of(([3], large), ([3], small))

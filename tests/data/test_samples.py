@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from shardkit import good_sample, jpeg, write_samples
 
+from flexiclip.data.check import check_shards
 from flexiclip.data.fields import BadSample
 from flexiclip.data.samples import SampleStore, open_samples
 from flexiclip.data.shards import expand_shards
@@ -50,6 +51,45 @@ def test_captions_come_from_all_that_is_named(tmp_path: Path) -> None:
     assert store.captions(0, 0) == ("one\nmore",)
 
 
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("spec", "member", "captions"),
+    [
+        ("txt", BOM + b"a cat\n", ("a cat",)),
+        ("txt", BOM + BOM + b" a cat", ("a cat",)),
+        ("txt:lines", BOM + b"a cat\r\n" + BOM + b"a dog\r\n", ("a cat", "a dog")),
+        ("json:caption", BOM + b'{"caption": "a cat"}', ("a cat",)),
+        ("json:caption", b'{"caption": ["\\ufeffa cat", "\\ufeff"]}', ("a cat",)),
+        ("txt:lines", "a cat\u2028sits\na dog\x0bruns\x85x\rowl".encode(), ("a cat\u2028sits", "a dog\x0bruns\x85x", "owl")),
+        ("json:caption", b'{"caption": ["good", "a \\ud83d b"]}', ("good",)),
+    ],
+)
+def test_captions_without_byte_order_marks_and_line_by_line(
+    tmp_path: Path, spec: str, member: bytes, captions: tuple[str, ...]
+) -> None:
+    sample = {**good_sample(0), spec.partition(":")[0]: member}
+    assert store_of(tmp_path, sample, captions=(spec,))[0].captions == captions
+
+
+@pytest.mark.parametrize("member", [b"", BOM + b'{"a": 1}', b"{", b"[1]", b"\xff\xfe"])
+def test_a_json_member_that_nothing_reads_does_not_matter(tmp_path: Path, uneven: str, loader_of: Any, member: bytes) -> None:
+    path = write_samples(tmp_path / "x.tar", [{**good_sample(n), "json": member} for n in range(3)])
+    for sequential in (False, True):
+        (batch,) = loader_of(str(path), steps=1, global_batch_size=3, sequential=sequential)
+        assert (set(batch.captions) <= {f"caption number {n}" for n in range(3)}, batch.bad) == (True, [])
+    assert check_shards([str(path)], ("jpg",), ("txt",)) == []
+    sample = open_samples([str(path)], ("jpg",), ("txt",))[0]  # for whoever asks for it
+    if b"a" in member:
+        assert sample.meta == {"a": 1}
+    elif member == b"[1]":
+        assert sample.meta == {}
+    else:
+        with pytest.raises(BadSample, match="json"):
+            _ = sample.meta
+
+
 def test_other_members_on_demand(tmp_path: Path) -> None:
     store = store_of(tmp_path, {**good_sample(0), "cls": b"7"}, captions=())
     assert store.member(0, 0, "cls") == b"7"
@@ -71,6 +111,8 @@ def test_other_members_on_demand(tmp_path: Path) -> None:
         ({"json": b'{"caption": 5}'}, ("json:caption",), "no caption: none of json:caption"),
         ({"json": b"[1]"}, ("json:caption",), "no caption"),
         ({"json": b'{"caption": "\\ud800"}'}, ("json:caption",), "caption is not Unicode"),
+        ({"txt": BOM}, ("txt",), "empty caption"),
+        ({"txt": "a cat".encode("utf-16")}, ("txt",), "txt is not UTF-8"),
     ],
 )
 def test_bad_samples_say_why(tmp_path: Path, change: dict[str, Any], captions: tuple[str, ...], reason: str) -> None:

@@ -71,4 +71,4 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
+        require(0 <= self.seed < 2**64, f"seed={self.seed} must be 0 or more and below 2^64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ class SourceConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        require(math.isfinite(self.weight), f"data.train.weight={self.weight} must be a finite number")
         positive("data.train", self, "weight")
 
 

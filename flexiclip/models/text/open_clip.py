@@ -144,7 +144,7 @@ def _from_folder(config: TextTowerConfig, folder: Path) -> OpenClipText:
 def _read_object(path: Path, key: str | None = None) -> dict[str, Any]:
     """A JSON object, or the one under `key`."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
         data = data if key is None else data[key]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: no configuration of the text tower: {error!r}; copy the model folder whole") from None

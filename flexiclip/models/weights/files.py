@@ -85,7 +85,7 @@ def _shards(weight_map: Any, index: Path) -> list[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; UserError when it is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(data, dict):

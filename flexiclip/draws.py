@@ -1,0 +1,121 @@
+"""Random numbers that no version of numpy changes: everything is computed here from the raw 64-bit words of PCG64.
+
+numpy promises to keep the words of a bit generator and how SeedSequence seeds it. It does not promise to keep what Generator
+makes of them (`choice`, `random`, `beta`, `permutation`), and a resumed run must not depend on that. The methods below do what
+numpy 2.4's Generator does with the same words, so runs that were begun with Generator go on unchanged.
+
+    Stream(seed, step).random()        # the same number in every process, on every machine, in every version
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+_TABLES = Path(__file__).with_name("ziggurat.npy")
+_TINY = 3e-103  # p of Beta(p, p) below which no number but 0 and 1 is ever drawn
+_TAIL = 3.6541528853610088  # where the lowest strip of the ziggurat ends
+
+
+class Stream:
+    """Numbers drawn one after the other. key: what the stream belongs to; a negative number counts modulo 2^64."""
+
+    def __init__(self, *key: int) -> None:
+        self._bits = np.random.PCG64(np.random.SeedSequence([int(n) if n >= 0 else int(n) % 2**64 for n in key]))
+
+    def word(self) -> int:
+        """The next 64 bits."""
+        return int(self._bits.random_raw())
+
+    def random(self) -> float:
+        """Uniform in [0, 1), a multiple of 2^-53."""
+        return (self.word() >> 11) * 2.0**-53
+
+    def below(self, count: int) -> int:
+        """One number of 0..count-1."""
+        return self.word() % count  # the bias of % is count / 2^64
+
+    def permutation(self, count: int) -> npt.NDArray[np.int64]:
+        """A permutation of 0..count-1, int64 [count]."""
+        return np.argsort(self._bits.random_raw(count), kind="stable")
+
+    def choice(self, weights: Iterable[float]) -> int:
+        """The number of one of the weights (0 or more, not all 0), drawn as often as it is large."""
+        ends = list(accumulate(map(float, weights)))
+        return bisect_right([end / ends[-1] for end in ends], self.random())
+
+    def beta(self, p: float) -> float:
+        """A number of Beta(p, p), 0 to 1."""
+        if p < _TINY:
+            return float(self.random() < 0.5)
+        if p > 1:
+            first, second = self._gamma(p), self._gamma(p)
+            return first / (first + second)
+        while True:  # Jöhnk's method
+            u, v = self.random(), self.random()
+            x, y = math.pow(u, 1 / p), math.pow(v, 1 / p)
+            if x + y > 1 or u + v == 0:
+                continue
+            if x > 0 and y > 0:
+                return x / (x + y)
+            difference = _log(u) / p - _log(v) / p  # at least one power is too small for a float
+            if difference > 0:
+                return math.exp(-math.log1p(math.exp(-difference)))
+            return math.exp(difference - math.log1p(math.exp(difference)))
+
+    def _gamma(self, shape: float) -> float:
+        """A number of Gamma(shape, 1) for a shape above 1: Marsaglia and Tsang's method."""
+        b = shape - 1 / 3
+        c = 1 / math.sqrt(9 * b)
+        while True:
+            x = self._normal()
+            v = 1 + c * x
+            if v <= 0:
+                continue
+            v, u = v * v * v, self.random()
+            if u < 1 - 0.0331 * (x * x) * (x * x) or _log(u) < 0.5 * x * x + b * (1 - v + math.log(v)):
+                return b * v
+
+    def _normal(self) -> float:
+        """A number of the standard normal distribution: Marsaglia and Tsang's ziggurat of 256 strips."""
+        limits, scales, heights = _ziggurat()
+        while True:
+            word = self.word()
+            strip, negative, magnitude = word & 0xFF, word >> 8 & 1, word >> 9 & (2**52 - 1)
+            x = magnitude * scales[strip]
+            x = -x if negative else x
+            if magnitude < limits[strip]:
+                return x
+            if strip == 0:
+                return self._tail(negative=bool(magnitude >> 8 & 1))
+            if (heights[strip - 1] - heights[strip]) * self.random() + heights[strip] < math.exp(-0.5 * x * x):
+                return x
+
+    def _tail(self, negative: bool) -> float:
+        """A number of the normal distribution beyond the ziggurat."""
+        while True:
+            x = -math.log1p(-self.random()) * (1 / _TAIL)
+            y = -math.log1p(-self.random())
+            if 2 * y > x * x:
+                return -(_TAIL + x) if negative else _TAIL + x
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf
+
+
+@functools.cache
+def _ziggurat() -> tuple[list[int], list[float], list[float]]:
+    """(limits, scales, heights) of the strips: `ki_double`, `wi_double` and `fi_double` of numpy's ziggurat_constants.h.
+
+    They are read from a file because computing them rounds differently in the last bits.
+    """
+    tables = np.load(_TABLES, allow_pickle=False)  # [3, 256], the bits of two of them as integers
+    return tables[0].tolist(), tables[1].view(np.float64).tolist(), tables[2].view(np.float64).tolist()

@@ -1,0 +1,97 @@
+"""Draws against the definitions, and against numpy's Generator, which they took over from and do not call.
+
+What they are in every version is written down in tests/data/frozen.json.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from flexiclip import draws
+from flexiclip.draws import Stream
+
+
+def words(*key: int) -> np.ndarray:
+    return np.random.PCG64(np.random.SeedSequence(key)).random_raw(64)
+
+
+def test_words_are_pcg64s() -> None:
+    stream = Stream(5, 6)
+    assert [stream.word() for _ in range(64)] == words(5, 6).tolist()
+    assert Stream(-1, 2).word() == Stream(2**64 - 1, 2).word()
+    assert Stream(2**200).word() != Stream(0).word()
+
+
+def test_random_takes_the_upper_53_bits() -> None:
+    stream = Stream(1)
+    assert [stream.random() for _ in range(64)] == [math.ldexp(word >> 11, -53) for word in words(1).tolist()]
+
+
+def test_choice_is_the_first_end_above_the_draw() -> None:
+    """By brute force in fractions of integers, weights of 0 included."""
+    weights = [0, 3, 0, 1, 4, 0]
+    for key in range(300):
+        word = int(words(key)[0]) >> 11
+        expected = next(i for i in range(len(weights)) if sum(weights[: i + 1]) * 2**53 > word * sum(weights))
+        assert Stream(key).choice(weights) == expected
+    assert Counter(Stream(key).choice(np.array([1, 0, 0.5])) for key in range(3000))[1] == 0
+
+
+def test_below_and_permutation() -> None:
+    assert Stream(3).below(1000) == int(words(3)[0]) % 1000
+    order = Stream(3).permutation(64)
+    assert (np.diff(words(3)[order].astype(object)) > 0).all()
+
+
+@pytest.mark.parametrize("p", [0.2, 0.7, 1.0, 1.7, 30.0])
+def test_beta_is_distributed_as_beta(p: float) -> None:
+    drawn = [Stream(7, key).beta(p) for key in range(4000)]
+    assert all(0 <= x <= 1 for x in drawn)
+    assert stats.kstest(drawn, stats.beta(p, p).cdf).pvalue > 1e-3
+
+
+def test_beta_of_extremes() -> None:
+    assert {Stream(key).beta(1e-200) for key in range(30)} == {0.0, 1.0}
+    assert {Stream(key).beta(1e-5) for key in range(30)} >= {1.0}
+    assert [Stream(key).beta(1e300) for key in range(30)] == pytest.approx([0.5] * 30)
+
+
+def test_the_tables_of_the_ziggurat_are_those_of_the_formula() -> None:
+    """Strips of equal area v under exp(-x^2/2): x_(i-1) from v / x_i + f(x_i). To the rounding of the published tables."""
+    limits, scales, heights = draws._ziggurat()
+    x = tail = 3.6541528853610088
+    area = tail * math.exp(-(tail**2) / 2) + math.sqrt(math.pi / 2) * math.erfc(tail / math.sqrt(2))
+    assert scales[0] * 2**52 == pytest.approx(area / math.exp(-(tail**2) / 2), rel=1e-12)
+    assert limits[0] == pytest.approx(2**52 * tail / (area / math.exp(-(tail**2) / 2)), rel=1e-12)
+    for strip in range(255, 0, -1):
+        assert scales[strip] * 2**52 == pytest.approx(x, rel=1e-12)
+        assert heights[strip] == pytest.approx(math.exp(-x * x / 2), rel=1e-12)
+        inner = math.sqrt(-2 * math.log(area / x + math.exp(-x * x / 2))) if strip > 1 else 0.0
+        assert limits[strip] == pytest.approx(2**52 * inner / x, rel=1e-12)
+        x = inner
+    assert heights[0] == 1
+
+
+def test_the_normal_numbers_of_the_ziggurat() -> None:
+    """60,000 of them, some from beyond the last strip."""
+    stream = Stream(11)
+    drawn = [stream._normal() for _ in range(60_000)]
+    assert stats.kstest(drawn, stats.norm.cdf).pvalue > 1e-3
+    assert max(drawn) > draws._TAIL
+    assert min(drawn) < -draws._TAIL
+
+
+def test_nothing_that_a_run_draws_comes_from_anything_else() -> None:
+    """sequential.py promises no exact resume; the noise that checks an export belongs to no run."""
+    others = {"draws.py", "data/sequential.py", "export/agreement.py"}
+    package = Path(draws.__file__).parent
+    sources = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    drawing = re.compile(r"\b(np|numpy)\.random\b|^import random|from random import|default_rng|randperm|\brng\b", re.MULTILINE)
+    assert {name for name, source in sources.items() if drawing.search(source)} == others
