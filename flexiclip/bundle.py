@@ -276,11 +276,10 @@ def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokeni
 
 def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[dict[str, Tensor], list[str]]:
     """An image tower at the base sizes of ours. One of a single length that shall learn others brings the kernel it has there."""
-    lengths = {*ours.patch.seqhw, *(seqhw for stage in ours.patch.stages for seqhw in stage.seqhw)}
     image = theirs.model.image
     trained = pair(image.base_patch_size)
-    if not ours.model.image.frozen and lengths != set(theirs.patch.seqhw):
-        trained = own_patch(image, theirs.patch.seqhw)
+    if not ours.model.image.frozen and ours.trained_seqhw != theirs.trained_seqhw:
+        trained = own_patch(image, theirs.trained_seqhw)
     return rebase(tower, image, ours.model.image, trained)
 
 
