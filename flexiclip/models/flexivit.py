@@ -60,7 +60,8 @@ class FlexiViT(nn.Module):
 
     def _init(self) -> None:
         init_weights(self)
-        nn.init.normal_(self.kernel, std=self.kernel[0].numel() ** -0.5)  # unit variance out of unit variance in
+        # Unit variance out of unit variance in, as in big_vision's vit.py; its flexi/vit.py has width^-0.5 whatever the kernel.
+        nn.init.normal_(self.kernel, std=self.kernel[0].numel() ** -0.5)
         nn.init.normal_(self.posemb, std=self.width**-0.5)
 
     def forward(
