@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, TextTowerConfig, from_dict, to_dict
+from flexiclip.config import Config, ModelConfig, PatchConfig, from_dict, to_dict
 from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.config.yaml_text import Dumper, read_yaml
@@ -35,17 +35,13 @@ from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.exits import leave_after, split_exit
 from flexiclip.models.rebase import own_patch, rebase
+from flexiclip.models.same_function import check_architecture, check_inputs, check_settings
 from flexiclip.models.sizes import check_sizes
 from flexiclip.models.text import build_text_tower
-from flexiclip.models.variants import shape_of
-from flexiclip.models.weights.imported import Imported
+from flexiclip.models.weights.imported import Imported, beneath
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
-
-# Settings of a tower that its weights' shapes do not show.
-_RESIZES = ("kernel_resize", "kernel_antialias", "grid_resize", "grid_antialias")
-_MEANING = ("flexible", "activation", "norm_eps", "causal", "pad_mask", "pool", *_RESIZES)
 
 
 @dataclass
@@ -259,49 +255,33 @@ def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokeni
     where = f"model.{half}.init={folder}"
     if not tower:
         raise UserError(f"{where}: the folder has no {half} tower")
-    _check_settings(getattr(config.model, half), getattr(theirs.model, half), where)
-    _check_inputs(config, theirs, half, provenance.get("tokenizer_sha256") in (None, tokenizer.fingerprint()), where)
+    check_settings(getattr(config.model, half), getattr(theirs.model, half), where)
+    if half == "text":
+        check_architecture(model.text_tower, folder, where)
+    check_inputs(config, theirs, half, provenance.get("tokenizer_sha256") in (None, tokenizer.fingerprint()), where)
     notes: list[str] = []
     if half == "image" and {"kernel", "posemb"} <= tower.keys():
         tower, notes = _rebased(tower, theirs, config)
     load_strictly(getattr(model, f"{half}_tower"), tower, where)
-    projection = getattr(model, f"{half}_projection")
-    found = {name.split(".")[1]: t for name, t in weights.items() if name.startswith(f"{half}_projection.")}
-    wanted = projection.state_dict()
-    fits = found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items())
-    if fits and config.model.classes == theirs.model.classes:  # a classifier's head is no way into a joint space
-        projection.load_state_dict(found)
+    if config.model.classes == theirs.model.classes:  # a classifier's head is no way into a joint space
+        for part in (f"{half}_projection", "exit_projections")[: 2 if half == "image" else 1]:
+            _fill_if_it_fits(getattr(model, part), beneath(weights, f"{part}."))
     return [f"{where}: {note}" for note in notes]
+
+
+def _fill_if_it_fits(module: torch.nn.Module, found: dict[str, Tensor]) -> None:
+    wanted = module.state_dict()
+    if found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items()):
+        module.load_state_dict(found)
 
 
 def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[dict[str, Tensor], list[str]]:
     """An image tower at the base sizes of ours. One of a single length that shall learn others brings the kernel it has there."""
-    lengths = {*ours.patch.seqhw, *(seqhw for stage in ours.patch.stages for seqhw in stage.seqhw)}
     image = theirs.model.image
     trained = pair(image.base_patch_size)
-    if not ours.model.image.frozen and lengths != set(theirs.patch.seqhw):
-        trained = own_patch(image, theirs.patch.seqhw)
+    if not ours.model.image.frozen and ours.trained_seqhw != theirs.trained_seqhw:
+        trained = own_patch(image, theirs.trained_seqhw)
     return rebase(tower, image, ours.model.image, trained)
-
-
-def _check_settings(ours: ImageTowerConfig | TextTowerConfig, theirs: ImageTowerConfig | TextTowerConfig, where: str) -> None:
-    """Weights of the same shapes mean another function under another activation, epsilon, mask or resize: that is refused."""
-    names = [name for name in _MEANING if getattr(ours, name, None) != getattr(theirs, name, None)]
-    if getattr(ours, "kind", "transformer") == "transformer" and shape_of(ours, where).heads != shape_of(theirs, where).heads:
-        names.append("heads")
-    if names:
-        wanted = ", ".join(f"{name}={getattr(theirs, name)}" for name in names)
-        raise UserError(f"{where}: its tower was trained with {wanted}; set the same in the recipe")
-
-
-def _check_inputs(ours: Config, theirs: Config, half: str, same_words: bool, where: str) -> None:
-    """A tower fed by another normalisation or another vocabulary than it learned is wrong in silence: that is refused."""
-    mine, its = ours.model.preprocess, theirs.model.preprocess
-    if half == "image" and (mine.mean, mine.std) != (its.mean, its.std):
-        wanted = f"mean={list(its.mean)}, std={list(its.std)}"
-        raise UserError(f"{where}: its tower was trained on images normalised by {wanted}; set the same in model.preprocess")
-    if half == "text" and not same_words:
-        raise UserError(f"{where}: its tower was trained with another tokenizer; set tokenizer.kind, path and lengths to its own")
 
 
 def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:

@@ -50,13 +50,14 @@ def open_flexed(source: str, flex: str, device: str) -> ForeignModel:
     loaded = read_model(source, device)
     if loaded.config.model.image.flexible == "stride":
         raise UserError(f"{source}+{flex}: its patches overlap (model.image.flexible=stride), and no kernel of them is resized")
-    if len(loaded.config.patch.seqhw) == 1:
-        fix_patch(loaded.model.image_tower, loaded.config.patch.seqhw[0])
+    trained = loaded.config.trained_seqhw
+    if len(trained) == 1:
+        fix_patch(loaded.model.image_tower, trained[0])
     FLEXES[flex](loaded.model.image_tower)
     size = loaded.config.model.image.image_size
     lengths: dict[Length, Geometry] = {seqhw: geometry_of(loaded.config, seqhw) for seqhw in valid_seqhw(size)}
     default = [seqhw for seqhw in valid_seqhw(size) if SHORTEST <= seqhw <= LONGEST]
-    default = sorted({*default, *loaded.config.patch.seqhw})
+    default = sorted({*default, *trained})
     return ForeignModel(loaded.model, loaded.transform, loaded.tokenizer, lengths, tuple(default), loaded.config)
 
 

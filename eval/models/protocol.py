@@ -105,7 +105,7 @@ def choose_lengths(loaded: EvalModel, seqhw: Sequence[int] | None) -> list[Lengt
             raise UserError(f"--seqhw {_listed(seqhw)}: this model has one fixed length; leave the option out")
         return [None]
     image = loaded.config.model.image
-    lengths, valid = sorted(set(seqhw or loaded.config.patch.seqhw)), valid_seqhw(image.image_size, image.widest_stride)
+    lengths, valid = sorted(set(seqhw or loaded.config.trained_seqhw)), valid_seqhw(image.image_size, image.widest_stride)
     wrong = sorted(set(lengths) - set(valid))
     if wrong:
         raise UserError(f"seqhw {wrong} does not divide the image of {image.image_size} pixels; valid: {valid}")
@@ -134,7 +134,7 @@ def _listed(lengths: Sequence[int]) -> str:
 def trained_lengths(loaded: EvalModel) -> tuple[int, ...]:
     """The lengths that the model was made for, as far as it names them."""
     if loaded.config is not None:
-        return tuple(loaded.config.patch.seqhw)
+        return loaded.config.trained_seqhw
     if not isinstance(loaded, ForeignModel):
         return ()
     known = loaded.default if loaded.trained is None else loaded.trained

@@ -44,9 +44,9 @@ def is_open_clip(source: str) -> bool:
 
 def fixed(loaded: LoadedModel) -> EvalModel:
     """The model at its own length alone, where it was made for one: any other would be flexed, and that is said by a suffix."""
-    if len(loaded.config.patch.seqhw) > 1:
+    if len(loaded.config.trained_seqhw) > 1:
         return loaded
-    own = loaded.config.patch.seqhw[0]
+    (own,) = loaded.config.trained_seqhw
     lengths: dict[Length, Geometry] = {own: geometry_of(loaded.config, own)}
     return ForeignModel(loaded.model, loaded.transform, loaded.tokenizer, lengths, (own,), loaded.config)
 

@@ -47,18 +47,13 @@ def _inputs(loaded: LoadedModel) -> dict[str, object]:
         "images": f"{_by(image.image_size)} pixels, resize {preprocess.resize} ({preprocess.interpolation}), "
         f"mean {list(preprocess.mean)}, std {list(preprocess.std)}",
         "image tower": f"pool {image.pool}, base kernel {_by(image.base_patch_size)}, base grid {_by(image.base_grid)}",
-        "trained at seqhw": _lengths(loaded.config),
+        "trained at seqhw": ", ".join(map(str, loaded.config.trained_seqhw)),
         "embedding": f"{loaded.config.model.embed_dim} components; compare by cosine",
     }
     if loaded.config.model.text is not None:
         tokens = f"{loaded.config.tokenizer.kind}, {loaded.tokenizer.context_length} ids of {loaded.tokenizer.vocab_size}"
         facts["tokens"] = f"{tokens}, padding {loaded.tokenizer.pad_id}, EOS {loaded.tokenizer.eos_id}"
     return facts
-
-
-def _lengths(config: Config) -> str:
-    sides = set(config.patch.seqhw).union(*(stage.seqhw for stage in config.patch.stages))
-    return ", ".join(map(str, sorted(sides)))
 
 
 def _by(size: int | tuple[int, int]) -> str:

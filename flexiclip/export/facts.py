@@ -60,7 +60,7 @@ class Origin:
             gflops=image_model_flops(self.loaded.config.model, grid) / 1e9,
             preprocess=self.loaded.transform.preprocess,
             normalize_inside=encoder.pixels,
-            trained_seqhw=tuple(self.loaded.config.patch.seqhw),
+            trained_seqhw=self.loaded.config.trained_seqhw,
         )
 
     def _text(self, encoder: TextEncoder) -> TextFacts:

@@ -60,7 +60,8 @@ class FlexiViT(nn.Module):
 
     def _init(self) -> None:
         init_weights(self)
-        nn.init.normal_(self.kernel, std=self.kernel[0].numel() ** -0.5)  # unit variance out of unit variance in
+        # Unit variance out of unit variance in, as in big_vision's vit.py; its flexi/vit.py has width^-0.5 whatever the kernel.
+        nn.init.normal_(self.kernel, std=self.kernel[0].numel() ** -0.5)
         nn.init.normal_(self.posemb, std=self.width**-0.5)
 
     def forward(
@@ -142,7 +143,10 @@ class FlexiViT(nn.Module):
         return F.linear(patches, kernel.flatten(1), self.bias)
 
     def _embed_overlapping(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The same with the kernel as it is, moved by a cell: zeros (grey) around the image, as much on each side (TF's SAME)."""
+        """The same with the kernel as it is, moved by a cell, and zeros (grey) around the image, as TensorFlow pads for SAME.
+
+        Both sides get as many; of an odd number the larger half is below and to the right.
+        """
         _, _, height, width = images.shape
         cell, kernel = (height // grid[0], width // grid[1]), (self.kernel.shape[-2], self.kernel.shape[-1])
         above, left = ((k - c) // 2 for k, c in zip(kernel, cell, strict=True))
@@ -174,7 +178,10 @@ class FlexiViT(nn.Module):
         return grid[0], grid[1]
 
     def default_seqhw(self, image_size: tuple[int, int] | None = None) -> Size:
-        """The configured length, else the valid grid whose patch is nearest the base kernel, as a fixed-patch model's is."""
+        """The configured length, else the valid grid nearest the image divided by the base kernel, as a fixed-patch model's is.
+
+        Of two that are equally near it is the shorter.
+        """
         if self.config.default_seqhw is not None:
             return self.config.default_seqhw
         sides = zip(image_size or self.image_size, pair(self.config.base_patch_size), strict=True)

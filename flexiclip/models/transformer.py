@@ -84,15 +84,21 @@ class MAPHead(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise the layers below `module` in place as big_vision does: Xavier-uniform weights and probes, zero biases."""
+    """Initialise the layers below `module` in place as big_vision does: Xavier-uniform weights and probes, zero biases.
+
+    One difference: the biases of its MLPs are drawn with a deviation of 1e-6. tests/models/test_initial_weights.py has the table.
+    """
     for child in module.modules():
         if isinstance(child, nn.Linear):
             nn.init.xavier_uniform_(child.weight)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, MAPHead):
-            nn.init.xavier_uniform_(child.probe)
+            nn.init.xavier_uniform_(child.probe[0])  # flax's fans of [1, 1, D]: 1 in, D out
     for child in module.modules():
         if isinstance(child, Attention):  # q, k and v are three square layers that share one tensor
             for square in child.qkv.weight.chunk(3):
                 nn.init.xavier_uniform_(square)
+        elif isinstance(child, MAPHead):  # so are k and v: from the bound of [2D, D] to that of [D, D], with nothing drawn again
+            with torch.no_grad():
+                child.kv.weight.mul_(1.5**0.5)

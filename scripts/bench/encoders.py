@@ -133,7 +133,7 @@ def open_model(arguments: argparse.Namespace) -> tuple[FlexiCLIP, str, list[Size
     asked: list[Size] = [int(part) for part in arguments.seqhw.split(",")] if arguments.seqhw else []
     if arguments.model:
         loaded = load_model(arguments.model)
-        return loaded.model, arguments.model, asked or list(loaded.config.patch.seqhw)
+        return loaded.model, arguments.model, asked or list(loaded.config.trained_seqhw)
     config = ModelConfig(image=ImageTowerConfig(variant=arguments.variant), text=None)
     return FlexiCLIP(config, AbsentText()).eval(), f"ViT-{arguments.variant}", asked or list(LENGTHS)
 

@@ -15,7 +15,8 @@ from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.models import open_model
 from flexiclip_eval.models.flex import split_suffix
-from flexiclip_eval.models.protocol import ForeignModel, choose_lengths
+from flexiclip_eval.models.protocol import ForeignModel, choose_lengths, trained_lengths
+from flexiclip_eval.models.readers import fixed
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import save_file
@@ -23,6 +24,7 @@ from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
 from flexiclip.bundle import save_model
+from flexiclip.config import PatchStage, parse_duration
 from flexiclip.errors import UserError
 
 
@@ -154,6 +156,27 @@ def test_a_model_of_one_trained_length_is_flexed_from_the_kernel_it_has_there(tm
             assert torch.equal(flexed.encode_image(x, seqhw=2), loaded.model.encode_image(x, seqhw=2))
             found = flexed.image_tower.resize_kernel(flexed.image_tower.kernel, (4, 4))
         assert (found - kernel).abs().max() < 1e-5 * kernel.abs().max()
+
+
+def test_a_model_that_stages_trained_at_several_lengths_keeps_its_base_kernel_and_its_lengths(tmp_path: Path) -> None:
+    """patch.seqhw names one length, 12 pixels, and a stage two more: MODEL+pi is MODEL, and all three are scored by default."""
+    loaded = toy_model(tmp_path)
+    stages = (PatchStage(parse_duration("50%"), (3, 6)),)
+    config = replace(loaded.config, patch=replace(loaded.config.patch, seqhw=(2,), stages=stages))
+    save_model(tmp_path / "staged", replace(loaded, config=config))
+    flexed, plain = open_model(f"{tmp_path / 'staged'}+pi", "cpu"), open_model(str(tmp_path / "staged"), "cpu")
+    assert torch.equal(flexed.model.image_tower.kernel, loaded.model.image_tower.kernel)
+    assert choose_lengths(plain, None) == [2, 3, 6]
+    assert trained_lengths(plain) == trained_lengths(flexed) == (2, 3, 6)
+    assert choose_lengths(flexed, None) == [2, 3, 6, 8, 12, 24], "beside the grids from 5 to 30"
+    unused = replace(config.patch, seqhw=(2, 3, 6), weights=(1.0, 0.0, 1.0), stages=())
+    never = replace(plain, config=replace(config, patch=unused))
+    assert choose_lengths(never, None) == [2, 6], "a length of weight 0 was never trained"
+    assert choose_lengths(never, [3]) == [3]
+    assert fixed(plain) is plain, "not held to one length"
+    held = fixed(replace(plain, config=replace(config, patch=replace(unused, weights=(0.0, 1.0, 0.0)))))
+    assert isinstance(held, ForeignModel)
+    assert held.default == (3,)
 
 
 def test_an_image_tower_alone_is_refused_where_text_is_needed(tmp_path: Path) -> None:

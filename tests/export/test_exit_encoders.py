@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 
 from flexiclip.__main__ import main
 from flexiclip.bundle import build_model, load_model, save_model
-from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig
+from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, PatchStage, parse_duration
+
+LENGTHS = PatchConfig(seqhw=(4, 2, 6), weights=(1.0, 1.0, 0.0), stages=(PatchStage(parse_duration("50%"), (3,)),))
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image = ImageTowerConfig(
         width=32, depth=3, heads=2, image_size=24, base_patch_size=8, base_grid=3, exits=(1, 2), exit_heads="separate"
     )
-    config = Config(model=ModelConfig(image=image, text=None, embed_dim=8), patch=PatchConfig(seqhw=(2, 4)))
+    config = Config(model=ModelConfig(image=image, text=None, embed_dim=8), patch=LENGTHS)
     loaded = build_model(config)
     with torch.no_grad():
         for p in loaded.model.parameters():  # the heads must differ from one another
@@ -48,6 +51,9 @@ def test_an_exit_is_loaded_and_exported_as_what_it_is(source: Path, tmp_path: Pa
     assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
     card = output.with_suffix(".md").read_text()
     assert "left after block: 2" in card
+    assert "trained at seqhw: 2, 3, 4" in card
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["flexiclip"])
+    assert facts["image"]["trained_seqhw"] == [2, 3, 4], "those of the stages too, and not the 6 that is never drawn"
     assert "0.5000" not in card, "the metrics beside the folder are those of the whole depth"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,17 @@ def test_a_student_starts_from_its_teacher(teacher: Path) -> None:
     ]
 
 
-def fixed(tmp_path: Path, **image: object) -> tuple[Path, Tensor]:
+def staged(config: Config, *stages: dict[str, object], weights: list[float] | None = None) -> Config:
+    """The recipe with a curriculum in stages, and other weights before the first of them."""
+    given = {"seqhw": list(config.patch.seqhw), "weights": weights or "uniform", "stages": list(stages)}
+    return replace(config, patch=from_dict(Config, {"patch": given}).patch)
+
+
+def fixed(tmp_path: Path, *stages: dict[str, object], **image: object) -> tuple[Path, Tensor]:
     """A model folder that was trained at 4 alone, patches of 12 px, with a base kernel of 16, and that kernel."""
     from flexiclip.bundle import save_model
 
-    loaded = build_model(recipe({**FLEXIBLE, **image}, [4]))
+    loaded = build_model(staged(recipe({**FLEXIBLE, **image}, [4]), *stages))
     save_model(tmp_path / "fixed", loaded)
     return tmp_path / "fixed", loaded.model.image_tower.kernel.detach()
 
@@ -79,6 +86,36 @@ def test_of_one_length_the_kernel_that_was_trained_is_taken(tmp_path: Path) -> N
     folder, kernel = fixed(tmp_path)
     student = build_model(recipe({**FLEXIBLE, "init": str(folder)}, [3, 4, 6]))
     wanted = full_pinv(full_pinv(kernel, 12).float(), 16)
+    torch.testing.assert_close(student.model.image_tower.kernel.detach().double(), wanted, rtol=0, atol=1e-5)
+
+
+STAGE = {"start": "50%", "seqhw": [3, 4, 6]}
+
+
+@pytest.mark.parametrize("ours", ["the same stages", "the same lengths", "other lengths"])
+def test_init_of_a_tower_that_stages_trained_at_several_lengths_copies_it(tmp_path: Path, ours: str) -> None:
+    """patch.seqhw names one length and its stages more: the whole base kernel is trained, and PI-resizing it would lose it."""
+    folder, kernel = fixed(tmp_path, STAGE)
+    image = {**FLEXIBLE, "init": str(folder)}
+    config = recipe(image, {"the same stages": [4], "the same lengths": [3, 4, 6], "other lengths": [2, 8]}[ours])
+    student = build_model(staged(config, STAGE) if ours == "the same stages" else config)
+    assert torch.equal(student.model.image_tower.kernel.detach(), kernel)
+    assert not student.provenance, "nothing was resized"
+
+
+@pytest.mark.parametrize("how", ["weight 0", "a stage from the start", "a stage after the end"])
+def test_init_takes_the_kernel_of_the_one_length_that_was_drawn(tmp_path: Path, how: str) -> None:
+    from flexiclip.bundle import save_model
+
+    config = {
+        "weight 0": staged(recipe(FLEXIBLE, [3, 4]), weights=[0, 1]),
+        "a stage from the start": staged(recipe(FLEXIBLE, [3, 6]), {"start": 0, "seqhw": [4]}),
+        "a stage after the end": staged(recipe(FLEXIBLE, [4]), {"start": "100%", "seqhw": [3]}),
+    }[how]
+    loaded = build_model(config)
+    save_model(tmp_path / "fixed", loaded)
+    student = build_model(recipe({**FLEXIBLE, "init": str(tmp_path / "fixed")}, [3, 4, 6]))
+    wanted = full_pinv(full_pinv(loaded.model.image_tower.kernel.detach(), 12).float(), 16)
     torch.testing.assert_close(student.model.image_tower.kernel.detach().double(), wanted, rtol=0, atol=1e-5)
 
 

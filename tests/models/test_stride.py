@@ -1,4 +1,4 @@
-"""A flexible stride: overlapping patches against a loop over cells and torch's convolution; FLOPs; lengths that are refused."""
+"""A flexible stride: overlapping patches against TF's padding and by hand; FLOPs; lengths that are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, conv2d_same
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,34 +35,57 @@ def tower_of(config: ImageTowerConfig = SMALL) -> FlexiViT:
     return tower
 
 
-def looked_at(tower: FlexiViT, images: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Cell by cell: the kernel lies over the middle of its cell, half a pixel up and left where that is not to be had."""
-    _, _, height, width = images.shape
-    kernel = tower.kernel.detach().double()
-    sizes = kernel.shape[-2:]
-    cells = [height // grid[0], width // grid[1]]
-    wide = torch.zeros(len(images), 3, height + 64, width + 64, dtype=torch.float64)
-    wide[:, :, 32:-32, 32:-32] = images
-    rows = []
-    for i in range(grid[0]):
-        for j in range(grid[1]):
-            top, left = (32 + n * cell - (size - cell) // 2 for n, cell, size in zip((i, j), cells, sizes, strict=True))
-            patch = wide[:, None, :, top : top + sizes[0], left : left + sizes[1]]
-            rows.append((patch * kernel).sum((2, 3, 4)) + tower.bias)
-    return torch.stack(rows, dim=1)
+def middles(size: int, kernel: int, cells: int) -> Tensor:
+    """[cells, size]: which pixels a kernel sees, one that lies over the middle of its cell or half a pixel further down."""
+    cell = size / cells
+    middle = torch.arange(cells)[:, None] * cell + cell / 2 + (0.5 if (kernel - cell) % 2 else 0.0)
+    pixels = torch.arange(size)[None] + 0.5
+    return ((pixels - middle).abs() < kernel / 2).double()
 
 
 @pytest.mark.parametrize(
     ("size", "kernel", "grid"),
-    [((24, 24), 8, (3, 3)), ((24, 24), 8, (4, 4)), ((24, 24), 8, (12, 12)), ((24, 30), (9, 5), (8, 6)), ((24, 24), 24, (1, 1))],
+    [
+        ((24, 24), (8, 8), (3, 3)),
+        ((24, 24), (8, 8), (4, 4)),
+        ((24, 24), (8, 8), (12, 12)),
+        ((24, 30), (9, 5), (8, 6)),
+        ((24, 24), (24, 24), (1, 1)),
+        ((24, 24), (7, 7), (6, 6)),  # from here on kernel and cell differ by an odd number of pixels
+        ((24, 30), (9, 6), (12, 10)),
+        ((24, 30), (8, 6), (8, 5)),  # in one direction
+        ((240, 240), (32, 32), (16, 16)),  # the kernel that the recipes have, at a length that they have
+        ((60, 60), (32, 32), (12, 12)),
+    ],
 )
 @torch.no_grad()
-def test_overlapping_patches_cell_by_cell(size: tuple[int, int], kernel: int | tuple[int, int], grid: tuple[int, int]) -> None:
+def test_overlapping_patches_are_padded_as_tensorflow_pads_for_same(
+    size: tuple[int, int], kernel: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    """timm's conv2d_same, which is TF's; and with a kernel of ones, each token is the sum of the pixels that it sees."""
     tower = tower_of(replace(SMALL, image_size=size, base_patch_size=kernel))
-    images = torch.randn(2, 3, *size)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    cell = (size[0] // grid[0], size[1] // grid[1])
+    expected = conv2d_same(images, tower.kernel, tower.bias, stride=cell).flatten(2).transpose(1, 2)
     found = tower.embed_patches(images, grid)
-    assert (found - looked_at(tower, images, grid)).abs().max() < 1e-5
+    assert found.shape == (2, grid[0] * grid[1], 16)
+    assert (found - expected).abs().max() < 2e-5
     assert tower(images, grid).shape == (2, 16)
+
+    tower.kernel.fill_(1.0)
+    rows, columns = (middles(*each) for each in zip(size, kernel, grid, strict=True))
+    sums = (rows @ images.double().sum(1) @ columns.T).flatten(1)[..., None] + tower.bias
+    assert (tower.embed_patches(images, grid) - sums).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_overlapping_patches_by_hand() -> None:
+    """Six pixels, a kernel of three, a stride of two: the one pixel of padding is below and to the right."""
+    tower = tower_of(replace(SMALL, image_size=6, base_patch_size=3, base_grid=2))
+    tower.kernel.fill_(1.0)
+    found = tower.embed_patches(torch.ones(1, 3, 6, 6), (3, 3))[0] - tower.bias
+    by_hand = torch.tensor([[27.0, 27, 18], [27, 27, 18], [18, 18, 12]])
+    assert torch.allclose(found.T, by_hand.flatten().expand(16, 9), atol=1e-5)
 
 
 @torch.no_grad()

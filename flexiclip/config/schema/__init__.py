@@ -72,3 +72,8 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**64, f"seed={self.seed} must be 0 or more and below 2^64")
+
+    @property
+    def trained_seqhw(self) -> tuple[int, ...]:
+        """The lengths that the run trains at, shortest first. Everything that asks which lengths a model knows asks here."""
+        return self.patch.drawn_until(self.train.steps)

@@ -86,14 +86,43 @@ class PatchConfig:
         if self.curriculum == "none":
             return
         require(not self.stages, f"patch.curriculum={self.curriculum} and patch.stages both order the lengths: give one of them")
-        weights = (1.0,) * len(self.seqhw) if isinstance(self.weights, str) else self.weights
-        drawn = {seqhw for seqhw, weight in zip(self.seqhw, weights, strict=True) if weight}
+        drawn = set(_with_weight(self.seqhw, self.weights))
         require(len(drawn) > 1, f"patch.curriculum={self.curriculum} needs two lengths in patch.seqhw that have a weight")
 
     @property
     def all_seqhw(self) -> list[int]:
-        """Every length that may be drawn at some time."""
+        """Every length that the section names, also one that is never drawn; `Config.trained_seqhw` leaves those out."""
         return sorted({*self.seqhw, *(s for stage in self.stages for s in stage.seqhw)})
+
+    def drawn_until(self, end: Duration) -> tuple[int, ...]:
+        """The lengths that a run of this duration draws at some time, shortest first.
+
+        Left out are lengths of weight 0, those of a part that another part replaces from its first step on, and those of a part
+        that starts at the end or later. Durations in different units are compared where one of them is 0 or a percentage only.
+        """
+        first = _with_weight(self.seqhw, self.weights)
+        if self.curriculum == "clipa":
+            half = (len(first) + 1) // 2
+            shorter = () if _reaches(self.finish, end) else first[:half]
+            return tuple(sorted({*shorter, *(first[half:] if self.finish.value else ())}))
+        parts = [(Duration(0, "steps"), first), *((s.start, _with_weight(s.seqhw, s.weights)) for s in self.stages)]
+        found: set[int] = set()
+        for i, (start, lengths) in enumerate(parts):
+            replaced = any(start == other or start.value == other.value == 0 for other, _ in parts[i + 1 :])
+            if not replaced and not _reaches(start, end):
+                found.update(lengths)
+        return tuple(sorted(found))
+
+
+def _with_weight(seqhw: tuple[int, ...], weights: str | tuple[float, ...]) -> list[int]:
+    """The lengths that have a weight, shortest first."""
+    given = (1.0,) * len(seqhw) if isinstance(weights, str) else weights
+    return sorted(s for s, weight in zip(seqhw, given, strict=True) if weight > 0)
+
+
+def _reaches(duration: Duration, end: Duration) -> bool:
+    """Whether a duration is the whole run or longer, as far as its unit says so."""
+    return duration.value >= 100 if duration.unit == "percent" else duration.unit == end.unit and duration.value >= end.value
 
 
 def _check_lengths(seqhw: tuple[int, ...], weights: str | tuple[float, ...]) -> None:

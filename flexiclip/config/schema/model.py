@@ -41,7 +41,7 @@ class ImageTowerConfig(_Lockable):
     flexible: Literal["patch", "stride"] = "patch"
     exits: tuple[int, ...] = ()  # flexible depth: the tower may also be left after so many blocks; each exit has the loss too
     exit_heads: Literal["shared", "separate"] = "shared"  # norm, pool and projection after an exit: the tower's, or its own
-    default_seqhw: Size | None = None  # grid used when a caller names none; default: the valid one nearest the base kernel
+    default_seqhw: Size | None = None  # grid used when a caller names none; default: nearest image_size / base_patch_size
     pool: Literal["tok", "gap", "map"] = "gap"
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
     norm_eps: float = 1e-6

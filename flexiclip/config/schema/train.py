@@ -128,7 +128,7 @@ class EvalConfig:
 
     suites: tuple[str, ...] = ()
     every: Duration | None = None  # null: at the end only
-    seqhw: tuple[int, ...] | None = None  # default: every length of patch.seqhw
+    seqhw: tuple[int, ...] | None = None  # default: every length that the run trains at
     batch_size: int = 128
 
     def __post_init__(self) -> None:

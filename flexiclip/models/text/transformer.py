@@ -42,7 +42,7 @@ class TextTransformer(TextTower):
         self.norm = nn.LayerNorm(shape.width, eps=config.norm_eps)
         self.map_head = MAPHead(shape, config.activation, config.norm_eps) if config.pool == "map" else None
         init_weights(self)
-        for embedding in (self.token_embedding.weight, self.posemb):  # their sum has unit norm a token, as in big_vision
+        for embedding in (self.token_embedding.weight, self.posemb):  # each has unit norm a token, as in big_vision
             nn.init.normal_(embedding, std=shape.width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def follow(config: Config, teacher: LoadedModel) -> Config:
 def teacher_seqhw(config: Config, teacher: LoadedModel) -> int:
     """The grid side that the teacher runs at on the student's images. Raises UserError where it does not divide them."""
     asked = config.distillation.seqhw
-    seqhw, valid = asked or max(teacher.config.patch.seqhw), valid_seqhw(config.model.image.image_size)
+    seqhw, valid = asked or max(teacher.config.trained_seqhw), valid_seqhw(config.model.image.image_size)
     if seqhw not in valid:
         whose = "" if asked else ", the longest that the teacher was trained at,"
         raise UserError(
