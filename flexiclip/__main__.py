@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from flexiclip.errors import RunError, UserError, one_line
-from flexiclip.files import cannot_write
+from flexiclip.files import cannot_write, misplaced
 
 BROKEN_PIPE = 141
 """The exit code when the reader of our output has gone, as of a program that SIGPIPE ends: `flexiclip show-config debug | head`."""
@@ -57,11 +57,21 @@ def _told(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     except Exception as error:
-        reason = cannot_write(error)
-        if reason is None:
+        line = _line_of(error)
+        if line is None:
             raise
-        name = getattr(error, "filename", None)  # print has none to give
-        return _say(one_line(f"{'the output' if name is None else os.fsdecode(name)} cannot be written: {reason}"), 2)
+        return _say(one_line(line), 2)
+
+
+def _line_of(error: Exception) -> str | None:
+    """What to say of a file that cannot be written or opened where no command has said it; None for a defect of ours."""
+    name = getattr(error, "filename", None)
+    reason = cannot_write(error)
+    if name is None:  # print gives no name
+        return None if reason is None else f"the output cannot be written: {reason}"
+    reason = reason or misplaced(error)
+    ours = os.path.abspath(os.fsdecode(name)).startswith(os.path.dirname(__file__))
+    return None if reason is None or ours else f"{os.fsdecode(name)}: {reason}"
 
 
 def _say(line: str, code: int) -> int:

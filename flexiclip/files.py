@@ -55,6 +55,11 @@ def cannot_write(error: BaseException) -> str | None:
     return said[0] if said else "the file system took only a part of the file" if _TORCH.search(text) else None
 
 
+def misplaced(error: BaseException) -> str | None:
+    """The reason, in a few words, when the error says that a file's name is wrong; None for every other error."""
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno in _MISPLACED else None
+
+
 @contextmanager
 def writing(where: str) -> Iterator[None]:
     """Turn what goes wrong with a file that is written in this block into a UserError. where: `--output FILE`, for the line."""
@@ -63,9 +68,7 @@ def writing(where: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = cannot_write(error)
-        if reason is None and isinstance(error, OSError) and error.errno in _MISPLACED:
-            reason = os.strerror(error.errno)
+        reason = cannot_write(error) or misplaced(error)
         if reason is None:
             raise
         raise UserError(f"{where}: cannot write there: {reason}{_of_file(error)}") from None
@@ -73,7 +76,8 @@ def writing(where: str) -> Iterator[None]:
 
 def _of_file(error: BaseException) -> str:
     name = getattr(error, "filename", None)
-    return f" ({os.fsdecode(name)})" if isinstance(name, (str, bytes)) else ""
+    told = isinstance(name, (str, bytes)) and not os.path.basename(os.fsdecode(name)).startswith(".")  # as what is written aside
+    return f" ({os.fsdecode(name)})" if told else ""
 
 
 def write_whole(path: Path, text: str) -> None:

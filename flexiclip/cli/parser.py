@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from flexiclip.errors import UserError
 
@@ -29,6 +29,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.register("action", None, Once)
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """argparse's own hides what goes wrong with standard output."""
+        if message and file is not None:
+            file.write(message)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""
