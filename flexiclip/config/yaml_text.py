@@ -20,6 +20,7 @@ DEEPEST = 40
 """Levels of nesting; a recipe has five."""
 _MERGE = "tag:yaml.org,2002:merge"
 _ODD = re.compile(f"#|{yaml.reader.Reader.NON_PRINTABLE.pattern}")
+_RARE = range(0x20000, 0x2A000)  # rare Chinese characters: text to YAML, and printed as they are
 _LARGEST_INTEGER = 2**63 - 1  # what a tensor or an array can hold; Python refuses to print much larger ones
 
 
@@ -75,7 +76,7 @@ def read_yaml(text: str, where: str) -> Any:
 def read_value(text: str, where: str) -> Any:
     """A value of the command line: YAML without comments, so that `#` and any byte may stand in a path. Raises UserError."""
     odd = sorted(set(_ODD.findall(text)))
-    stand_ins = dict(zip(odd, (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in text), strict=False))
+    stand_ins = dict(zip(odd, (c for c in map(chr, _RARE) if c not in text), strict=False))
     back = {ord(stand_in): character for character, stand_in in stand_ins.items()}
     try:
         return _translated(read_yaml(text.translate({ord(c): stand_in for c, stand_in in stand_ins.items()}), where), back)
