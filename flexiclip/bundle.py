@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flexiclip.config import Config, ModelConfig, PatchConfig, from_dict, to_dict
@@ -32,6 +32,7 @@ from flexiclip.data.images import EvalTransform
 from flexiclip.data.labels import class_names
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
+from flexiclip.files import save_tensors
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.exits import leave_after, split_exit
 from flexiclip.models.rebase import own_patch, rebase
@@ -133,7 +134,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
 
 def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    save_file(_apart({name: _portable(t) for name, t in state.items()}), folder / WEIGHTS)
+    save_tensors(_apart({name: _portable(t) for name, t in state.items()}), folder / WEIGHTS)
     facts = {**loaded.provenance, **provenance, "format": FORMAT, "tokenizer_sha256": loaded.tokenizer.fingerprint()}
     text = yaml.dump(
         {**to_dict(loaded.config), "provenance": facts}, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True

@@ -16,6 +16,7 @@ from pathlib import Path
 from flexiclip.bundle import LoadedModel, build_imported, save_model
 from flexiclip.config.schema import pair
 from flexiclip.errors import UserError
+from flexiclip.files import writing
 from flexiclip.models.weights.imported import Imported
 
 
@@ -47,10 +48,8 @@ def import_weights(source: str, format: str, output: Path, options: ImportOption
     loaded.provenance = {"source": source, "source_format": format}
     loaded.provenance |= {"license": imported.license} if imported.license else {}
     loaded.provenance |= {"import_notes": imported.notes} if imported.notes else {}
-    try:
+    with writing(f"--output {output}"):
         save_model(output, loaded)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot write there: {error}") from None
     return _account(loaded, imported, output)
 
 

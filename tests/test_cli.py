@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from overrides import last_of_each
 from PIL import Image
 
 from flexiclip.__main__ import main
@@ -48,8 +49,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small(folder: Path) -> list[str]:
-    return ["debug", f"data.train={folder}/train-*.tar", "train.steps=2", "train.global_batch_size=4", "tokenizer.vocab_size=40"]
+def small(folder: Path, *overrides: str) -> list[str]:
+    data = f"data.train={folder}/train-*.tar"
+    return last_of_each(
+        ["debug", data, "train.steps=2", "train.global_batch_size=4", "tokenizer.vocab_size=40", *overrides]
+    )
 
 
 def flexiclip(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -69,7 +73,8 @@ def in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-TRAIN = "train debug data.train=train-0000.tar train.global_batch_size=4"
+TRAIN_ON = "train debug train.global_batch_size=4 data.train="
+TRAIN = f"{TRAIN_ON}train-0000.tar"
 WORDS = "tokenizer.path=run/tokenizer.model"
 MISTAKES = {
     "": "the following arguments are required: COMMAND",
@@ -86,10 +91,16 @@ MISTAKES = {
     f"{TRAIN} train.steps=fast": "'fast' is no duration",
     f"{TRAIN} train.steps=[2": "override train.steps: not YAML",
     f"{TRAIN} patch.seqhw=[2,5]": "[5] do not divide model.image.image_size=48; valid: [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]",
-    f"{TRAIN} data.train=missing-0000.tar": "missing-0000.tar",
-    f"{TRAIN} data.train=train-{{0000..0001}}.tar": "train-0001.tar",
-    f"{TRAIN} data.train=missing-*.tar": "missing-*.tar",
-    f"{TRAIN} data.train=picture.png": "picture.png",
+    f"{TRAIN_ON}missing-0000.tar": "missing-0000.tar",
+    f"{TRAIN_ON}train-{{0000..0001}}.tar": "train-0001.tar",
+    f"{TRAIN_ON}missing-*.tar": "missing-*.tar",
+    f"{TRAIN_ON}picture.png": "picture.png",
+    f"{TRAIN} data.train=train-0001.tar": "'data.train=train-0000.tar' and 'data.train=train-0001.tar' set the same key: give it once",
+    "eval run --suite openmoji --suite openmoji": "--suite openmoji is given twice",
+    "analyze run --output out --suite openmoji --suite openmoji": "--suite openmoji is given twice",
+    "eval run --suite openmoji --workers 2 --workers=3": "--workers is given twice",
+    "export image run --output=a.onnx --output=b.onnx": "--output is given twice",
+    "export model run-0 run-1 --format timm --output out": "unrecognized arguments: run-1 (the shell makes several words",
     f"{TRAIN} tokenizer.path=picture.png": "tokenizer.path=picture.png: not a sentencepiece model",
     f"{TRAIN} tokenizer.path=missing.model": "tokenizer.path=missing.model: cannot read it",
     f"{TRAIN} model.text.lock=true": "model.text.lock=true freezes a tower without weights",
@@ -142,7 +153,7 @@ def test_a_real_process_says_it_alike(place: Path) -> None:
 def test_a_batch_that_the_ranks_cannot_share_is_said_once_a_rank(place: Path) -> None:
     """torchrun adds its own account of the failed ranks; ours stays a line each, without a traceback."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flexiclip"]
-    command = [*torchrun, "train", *small(place), "train.global_batch_size=5", "run_dir=odd"]
+    command = [*torchrun, "train", *small(place, "train.global_batch_size=5"), "run_dir=odd"]
     ran = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode != 0
     said = [line for line in ran.stderr.splitlines() if "flexiclip: train.global_batch_size=5 does not divide" in line]
@@ -184,9 +195,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_first_start_that_failed_may_be_mended(in_place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It left a run folder without a checkpoint; nothing of it, its tokenizer neither, binds the next start."""
-    argv = ["train", *small(in_place), "run_dir=mended"]
-    assert main([*argv, "tokenizer.vocab_size=30", "model.text.init=empty"]) == 2
-    assert main(argv) == 0
+    wrong = small(in_place, "run_dir=mended", "tokenizer.vocab_size=30", "model.text.init=empty")
+    assert main(["train", *wrong]) == 2
+    assert main(["train", *small(in_place, "run_dir=mended")]) == 0
     assert load("mended/config.yaml").tokenizer.vocab_size == 40
     for file in ("tokenizer.model", "model/model.safetensors"):
         assert (in_place / "mended" / file).read_bytes() == (in_place / "run" / file).read_bytes(), file

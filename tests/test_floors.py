@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION = 350, 60  # lines
 
 # unit -> the units it may import, besides itself. `.` is flexiclip/__init__.py, which holds the public names.
-CONFIG = {"arrays", "config", "draws", "errors"}
+CONFIG = {"arrays", "config", "draws", "errors", "files"}
 PARTS = {"models", "data", "losses", "schedules"}
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "arrays": set(),
     "draws": set(),
+    "files": {"errors"},
     "config": {"errors"},
     **dict.fromkeys(PARTS, CONFIG),
     "bundle": CONFIG | PARTS,
@@ -31,7 +32,7 @@ FLOORS: dict[str, set[str]] = {
     "flexiclip_recipes": set(),
     ".": CONFIG | PARTS | {"bundle"},
     "cli": CONFIG | PARTS | {"bundle", "train", "imports", "export", "plan", "flexiclip_eval", "flexiclip_recipes", "."},
-    "__main__": {"cli", "errors"},
+    "__main__": {"cli", "errors", "files"},
 }
 PACKAGES = {"flexiclip": ROOT / "flexiclip", "flexiclip_eval": ROOT / "eval", "flexiclip_recipes": ROOT / "recipes"}
 CODE = [path for folder in (*PACKAGES.values(), ROOT / "scripts") for path in sorted(folder.rglob("*.py"))]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from flexiclip.cli.data import add_data
 from flexiclip.cli.export import add_export
-from flexiclip.cli.parser import Parser, lengths, positive, widths
+from flexiclip.cli.parser import Parser, each_once, lengths, positive, widths
 from flexiclip.errors import UserError
+from flexiclip.files import write_whole, writing
 
 
 def run(argv: Sequence[str]) -> int:
@@ -126,10 +127,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         if str(arguments.json) == "-":
             print(text, end="")
             return
-        try:
-            arguments.json.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {arguments.json}: cannot write there: {error.strerror}") from None
+        with writing(f"--json {arguments.json}"):
+            write_whole(arguments.json, text)
     show(plan)
 
 
@@ -161,7 +160,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     with joined_ranks(process_group=False):
         evaluate_suites(
             arguments.model,
-            arguments.suite,
+            each_once("--suite", arguments.suite),
             seqhw=arguments.seqhw,
             device=_device(arguments.device),
             batch_size=arguments.batch_size,
@@ -188,7 +187,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         device=_device(arguments.device),
     )
-    analyze(arguments.model, arguments.suite, arguments.output, options)
+    analyze(arguments.model, each_once("--suite", arguments.suite), arguments.output, options)
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexiclip.cli.parser import Parser, positive
+from flexiclip.files import writing
 
 if TYPE_CHECKING:
     from flexiclip.data.sources.emoji_set import EmojiBuild
@@ -36,7 +37,7 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
         ("tokenizer", _tokenizer, "train a sentencepiece tokenizer on the captions of shards"),
     ):
         sub = data.add_parser(name, help=text, description=text)
-        sub.add_argument("shards", nargs="+", help="files, brace ranges (train-{0000..0015}.tar) and globs")
+        sub.add_argument("shards", nargs="+", help="files, globs, and brace ranges in quotes: 'train-{0000..0015}.tar'")
         sub.set_defaults(command=command)
         if name != "index":
             sub.add_argument("--captions", default="txt", help="members or json:KEY, comma-separated; default: txt")
@@ -106,5 +107,6 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
     from flexiclip.data.tokenizers import train_sentencepiece
 
     captions = iter_captions(DataConfig(train=tuple(arguments.shards), captions=tuple(_listed(arguments.captions))))
-    path = train_sentencepiece(captions, arguments.output, arguments.vocab_size, lowercase=not arguments.keep_case)
+    with writing(f"--output {arguments.output}"):
+        path = train_sentencepiece(captions, arguments.output, arguments.vocab_size, lowercase=not arguments.keep_case)
     print(f"wrote {path}: tokenizer.kind=sentencepiece tokenizer.path={path}")

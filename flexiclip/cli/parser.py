@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import IO, Any, NoReturn
 
 from flexiclip.errors import UserError
+
+
+class Once(argparse.Action):
+    """Store a value. An option that is given twice is an error: the first value would be lost."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Called by argparse for every value."""
+        given = vars(namespace).setdefault("given", set())
+        if option is not None and self.dest in given:
+            parser.error(f"{option} is given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are UserErrors: one line, exit code 2."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register("action", None, Once)
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """argparse's own hides what goes wrong with standard output."""
+        if message and file is not None:
+            file.write(message)
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""
-        if message.startswith("unrecognized arguments") and "=" in message:
-            message += " (key=value stands before the options)"
+        if message.startswith("unrecognized arguments"):
+            hint = "key=value stands before the options" if "=" in message else "the shell makes several words of a range without quotes"
+            message += f" ({hint})" if "=" in message or not message.split(": ", 1)[1].startswith("-") else ""
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def each_once(option: str, values: Sequence[str]) -> list[str]:
+    """The values of an option that may be repeated. Raises UserError where one of them comes twice."""
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise UserError(f"{option} {value} is given twice; give it once")
+    return list(values)
 
 
 def positive(text: str) -> int:

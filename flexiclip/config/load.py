@@ -1,7 +1,8 @@
 """Defaults < recipe YAML < dotted overrides, checked key by key.
 
 `load("openmoji_flexilit", ["train.steps=20"])`. A recipe is a file or the name of an installed one (flexiclip_recipes). It may
-start from another one with `base: NAME`. `${NAME}` and `${NAME:-default}` in a text are filled from the environment.
+start from another one with `base: NAME`. A key that is given twice, in one file or in the overrides, is an error. `${NAME}` and
+`${NAME:-default}` in a text are filled from the environment.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -22,7 +23,7 @@ import yaml
 from flexiclip.config.durations import Duration, parse_duration
 from flexiclip.config.schema import Config
 from flexiclip.config.validate import validate
-from flexiclip.config.yaml_text import DEEPEST, Dumper, read_yaml
+from flexiclip.config.yaml_text import DEEPEST, Dumper, read_value, read_yaml
 from flexiclip.errors import UserError
 
 T = TypeVar("T")
@@ -33,16 +34,51 @@ def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Confi
     """The checked Config of a recipe (file or installed name) with `dotted.key=value` overrides. Raises UserError."""
     data = read_recipe(str(recipe))
     may_run_shell = _allows_shell(data)
+    given: dict[tuple[str, ...], str] = {}
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"override {override!r}: write dotted.key=value, for example train.steps=20")
-        _set(data, key.split("."), parse_yaml(value, f"override {key}"), key)
+        key, value = _read_override(override)
+        path = tuple(key.split("."))
+        _refuse_twice(path, override, given)
+        given |= dict.fromkeys(_leaves(path, value), override)
+        _set(data, list(path), value, key)
     if _allows_shell(data) and not may_run_shell:
         raise UserError(f"data.allow_shell=true: a command line cannot allow shell commands; write it into the recipe {recipe}")
     config = from_dict(Config, data)
     validate(config)
     return config
+
+
+def _read_override(override: str) -> tuple[str, Any]:
+    """(dotted key, value)."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write dotted.key=value, for example train.steps=20")
+    where = f"override {key}"
+    try:
+        value = read_value(text, where)
+    except UserError as error:
+        raise UserError(f"{error}; a text with such characters needs quotes of its own: {key}='\"...\"'") from None
+    return key, _expand(value, where)
+
+
+def _refuse_twice(path: tuple[str, ...], override: str, given: Mapping[tuple[str, ...], str]) -> None:
+    """Raise UserError where an earlier override (its keys -> its text) sets this key too, or part of the section that it sets."""
+    for before, earlier in given.items():
+        shared = min(len(before), len(path))
+        if before[:shared] == path[:shared]:
+            raise UserError(
+                f"the overrides {earlier[:200]!r} and {override[:200]!r} set the same key: give it once. "
+                "The shell makes several words of a brace range without quotes: write 'data.train=x-{0..1}.tar'"
+            )
+
+
+def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, ...]]:
+    """The keys that a value sets: of a section, those inside it."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves((*path, str(key)), item)
+    else:
+        yield path
 
 
 def _allows_shell(data: Mapping[str, Any]) -> bool:
@@ -195,7 +231,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if hint in (int, bool, str) and type(value) is hint:
         return value
-    raise UserError(f"{where}={value!r}: expected {_describe(hint)}, got {type(value).__name__}")
+    mend = """: put it in quotes, on a command line '"..."'""" if hint is str else ""
+    raise UserError(f"{where}={value!r}: expected {_describe(hint)}, got {type(value).__name__}{mend}")
 
 
 def _coerce_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:

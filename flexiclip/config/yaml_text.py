@@ -1,7 +1,8 @@
 """YAML from anywhere as plain data, within bounds: what PyYAML's safe loader still allows is closed here.
 
 The safe loader runs no code, but aliases let a file of a kilobyte stand for gigabytes ("billion laughs") or contain itself, deep
-nesting exhausts the stack, and a bad scalar raises whatever its conversion raises. All of that is one line for the user.
+nesting exhausts the stack, a key that stands twice is lost without a word, and a bad scalar raises whatever its conversion raises.
+All of that is one line for the user.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ LARGEST = 4_000_000
 """Characters that a file may stand for, its aliases followed."""
 DEEPEST = 40
 """Levels of nesting; a recipe has five."""
+_MERGE = "tag:yaml.org,2002:merge"
+_ODD = re.compile(f"#|{yaml.reader.Reader.NON_PRINTABLE.pattern}")
+_RARE = range(0x20000, 0x2A000)  # rare Chinese characters: text to YAML, and printed as they are
 _LARGEST_INTEGER = 2**63 - 1  # what a tensor or an array can hold; Python refuses to print much larger ones
 
 
@@ -54,6 +58,7 @@ def read_yaml(text: str, where: str) -> Any:
         if node is None:
             return None
         _check_size(node, where)
+        _refuse_twice(node, loader, where)
         value = loader.construct_document(node)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML: {error}") from None
@@ -66,6 +71,53 @@ def read_yaml(text: str, where: str) -> Any:
             loader.dispose()
     _check_integers(value, where)
     return value
+
+
+def read_value(text: str, where: str) -> Any:
+    """A value of the command line: YAML without comments, so that `#` and any byte may stand in a path. Raises UserError."""
+    odd = sorted(set(_ODD.findall(text)))
+    stand_ins = dict(zip(odd, (c for c in map(chr, _RARE) if c not in text), strict=False))
+    back = {ord(stand_in): character for character, stand_in in stand_ins.items()}
+    try:
+        return _translated(read_yaml(text.translate({ord(c): stand_in for c, stand_in in stand_ins.items()}), where), back)
+    except UserError as error:
+        raise UserError(str(error).translate(back)) from None
+
+
+def _translated(value: Any, table: dict[int, str]) -> Any:
+    if isinstance(value, dict):
+        return {_translated(key, table): _translated(item, table) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_translated(item, table) for item in value]
+    return value.translate(table) if isinstance(value, str) else value
+
+
+def _refuse_twice(root: yaml.Node, loader: Loader, where: str) -> None:
+    """Raise UserError for a key that stands twice in a mapping, which YAML forbids and PyYAML takes: the last value would win."""
+    seen: set[int] = set()
+
+    def visit(node: yaml.Node, above: str) -> None:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        lines: dict[Any, int] = {}
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                visit(key, above)
+                continue
+            dotted = f"{above}.{key.value}" if above else key.value
+            line = key.start_mark.line + 1
+            name = "<<" if key.tag == _MERGE else loader.construct_object(key)
+            if name in lines:
+                before = lines[name]
+                places = f"in line {line}" if before == line else f"in lines {before} and {line}"
+                raise UserError(f"{where}: the key {dotted!r} stands twice, {places}: one of them would be lost; keep one")
+            lines[name] = line
+            visit(value, dotted)
+        for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+            visit(item, above)
+
+    visit(root, "")
 
 
 def _check_size(root: yaml.Node, where: str) -> None:

@@ -53,7 +53,7 @@ def source_configs(config: DataConfig) -> tuple[SourceConfig, ...]:
     """The sources of `data.train`: a list of strings is one source, a list with {shards, weight} is a weighted mixture."""
     entries = (config.train,) if isinstance(config.train, str) else config.train
     if not entries:
-        raise UserError("data.train is empty: name the training shards, for example data.train=data/train-{0000..0003}.tar")
+        raise UserError("data.train is empty: name the training shards, for example 'data.train=data/train-{0000..0003}.tar'")
     plain = tuple(entry for entry in entries if isinstance(entry, str))
     if len(plain) == len(entries):
         return (SourceConfig(shards=plain),)

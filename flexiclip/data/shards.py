@@ -42,7 +42,7 @@ def expand_shards(spec: str | Sequence[str], *, allow_shell: bool = False) -> li
     """
     patterns = [spec] if isinstance(spec, str) else list(spec)
     if not patterns:
-        raise UserError("no shards given: name at least one, for example data.train=data/train-{0000..0003}.tar")
+        raise UserError("no shards given: name at least one, for example 'data.train=data/train-{0000..0003}.tar'")
     return sorted({url for pattern in patterns for url in _expand(pattern, allow_shell)})
 
 

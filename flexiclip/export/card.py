@@ -108,9 +108,17 @@ def _licence(config: Config, provenance: dict[str, Any]) -> str:
     for folder in _folders(config):
         described = folder / "dataset.json"  # as our builders of data sets write it
         if described.is_file():
-            licence = json.loads(described.read_text(encoding="utf-8")).get("license")
+            licence = _stated_licence(described)
             said.append(f"Training data in {folder}: {licence or 'no licence stated'}.")
     return " ".join(said)
+
+
+def _stated_licence(described: Path) -> str | None:
+    try:
+        about = json.loads(described.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return str(about["license"]) if isinstance(about, dict) and about.get("license") else None
 
 
 def _folders(config: Config) -> list[Path]:

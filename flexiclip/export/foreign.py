@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flexiclip.config import ModelConfig, TextTowerConfig
 from flexiclip.errors import UserError
+from flexiclip.files import save_tensors
 from flexiclip.models.clip import FlexiCLIP
 
 Encode = Callable[[Tensor], Tensor]
@@ -90,7 +90,8 @@ def write_json(path: Path, content: object) -> None:
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write float32 safetensors, every tensor with memory of its own."""
-    save_file({name: t.detach().cpu().float().clone().contiguous() for name, t in state.items()}, path, {"format": "pt"})
+    own = {name: t.detach().cpu().float().clone().contiguous() for name, t in state.items()}
+    save_tensors(own, path, {"format": "pt"})
 
 
 def shape_facts(module: Any) -> tuple[int, int, int, int]:

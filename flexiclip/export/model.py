@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flexiclip.bundle import LoadedModel
@@ -18,6 +19,7 @@ from flexiclip.export.card import model_card
 from flexiclip.export.facts import Origin
 from flexiclip.export.foreign import Written
 from flexiclip.export.program import quiet
+from flexiclip.files import writing
 
 _FOLDERS: dict[str, Callable[[LoadedModel, Size | None, Path], Written]] = {
     "open_clip": open_clip.write,
@@ -54,12 +56,10 @@ def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], im
     loaded = origin.loaded
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: something is there already; name a new folder")
-    try:
+    with writing(f"--output {output}"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot write there: {error}") from None
     try:
-        with quiet():
+        with writing(f"--output {output}"), quiet():
             written = _FOLDERS[format](loaded, grid, output)
         side = grid[0] if grid[0] == grid[1] else grid
         account = [f"{output}: {format} model at seqhw {side}", *written.notes]
@@ -69,9 +69,10 @@ def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], im
         if written.encode_text is not None:
             account += map(str, check(f"{output} (texts)", written.encode_text, text_cases(loaded), EXACT))
         card = model_card(origin, output.name, written.usage, account)
-        (output / "README.md").write_text(card, encoding="utf-8")
+        with writing(f"--output {output}"):
+            (output / "README.md").write_text(card, encoding="utf-8")
     except BaseException:
-        shutil.rmtree(output)
+        shutil.rmtree(output, ignore_errors=True)
         raise
     return account
 
@@ -82,15 +83,17 @@ def _file(origin: Origin, output: Path) -> list[str]:
     if output.exists():
         raise UserError(f"--output {output}: something is there already; name a new file")
     aside = output.with_name(f".{output.name}")
+    aside_card = output.with_name(f".{output.stem}.md")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        written = big_vision.write(origin.loaded, aside, output.name)
-        account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
-        card = model_card(origin, output.name, written.usage, account)
-        output.with_suffix(".md").write_text(card, encoding="utf-8")
-        aside.replace(output)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot write there: {error}") from None
+        with writing(f"--output {output}"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            written = big_vision.write(origin.loaded, aside, output.name)
+            account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
+            aside_card.write_text(model_card(origin, output.name, written.usage, account), encoding="utf-8")
+            aside_card.replace(output.with_suffix(".md"))
+            aside.replace(output)
     finally:
-        aside.unlink(missing_ok=True)
+        for file in (aside, aside_card):
+            with suppress(OSError):  # the folder may be the fault
+                file.unlink()
     return account

@@ -33,9 +33,10 @@ def trace(encoder: nn.Module) -> ExportedProgram:
 
 def save(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> None:
     """Trace an encoder and write its program; the facts are the extra file KEY of torch.export.load."""
-    program = trace(encoder)
-    with quiet():
-        torch.export.save(program, path, extra_files={KEY: facts_to_json(facts)} if facts is not None else None)
+    program, content = trace(encoder), io.BytesIO()
+    with quiet():  # into memory: torch's own writer of files ends the whole process on a full disk
+        torch.export.save(program, content, extra_files={KEY: facts_to_json(facts)} if facts is not None else None)
+    path.write_bytes(content.getbuffer())
 
 
 def open_encoder(path: Path) -> Callable[[Tensor], Tensor]:

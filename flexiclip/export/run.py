@@ -23,6 +23,7 @@ from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_c
 from flexiclip.export.card import model_card
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
 from flexiclip.export.facts import Origin
+from flexiclip.files import writing
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
 _READERS: dict[str, Callable[[Path], onnx.Encode]] = {"onnx": onnx.open_encoder, "torch": program.open_encoder}
@@ -87,7 +88,7 @@ def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
     what = f"text encoder, input int64 tokens [B, L], L {length}"
     lines = _export(origin, encoder, cases, output, options, what)
     folder = output.with_name(tokenizer_folder(output.stem))
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
+    with writing(f"--output {folder}"), TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
         loaded.tokenizer.save(Path(aside) / folder.name)
         replace_folder(Path(aside) / folder.name, folder)
     return [*lines, f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"]
@@ -107,12 +108,10 @@ def _export(
     if path.is_dir():
         example = path / f"encoder{_SUFFIXES[options.format]}"
         raise UserError(f"--output {path}: is a folder; name the file to write, for example {example}")
-    try:
+    with writing(f"--output {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot write there: {error}") from None
-    with aside as folder:
+    with writing(f"--output {path}"), aside as folder:
         file = Path(folder) / f"whole{path.suffix}"
         _WRITERS[options.format](encoder, file, origin.facts(encoder, options.quantize))
         account = [str(one) for one in check(str(path), _READERS[options.format](file), cases, EXACT)]

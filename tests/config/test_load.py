@@ -30,9 +30,9 @@ def test_an_empty_recipe_is_the_defaults(tmp_path):
 
 def test_defaults_below_recipe_below_overrides(tmp_path):
     recipe = write(tmp_path, "seed: 3\noptimizer: {lr: 1e-3, weight_decay: 0.2}\n")
-    config = load(recipe, ["optimizer.lr=5e-4", "model.image.width=64", "optimizer.lr=2e-4"])
+    config = load(recipe, ["optimizer.lr=2e-4", "model.image.width=64"])
     assert config.seed == 3
-    assert config.optimizer.lr == 2e-4  # the last override wins
+    assert config.optimizer.lr == 2e-4
     assert config.optimizer.weight_decay == 0.2
     assert config.model.image.width == 64
     assert config.optimizer.betas == Config().optimizer.betas
@@ -163,6 +163,74 @@ def test_mistake(tmp_path, text, message):
 )
 def test_mistaken_override(tmp_path, override, message):
     assert message in refused(write(tmp_path, "seed: 1"), override)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("data.train=x-0.tar", "data.train=x-1.tar"),
+        ("seed=1", "seed=1"),
+        ("optimizer.lr=1", "optimizer={weight_decay: 0}"),
+        ("optimizer={lr: 1}", "optimizer.lr=2"),
+        ("optimizer={lr: 1}", "optimizer={weight_decay: 0}"),
+        ("optimizer={}", "optimizer.lr=2"),
+        ("model={image: {depth: 2}}", "model.image={width: 8}"),
+        ("model.image.depth=2", "model={embed_dim: 8}"),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_both(tmp_path, first, second):
+    """Also as part of a section that is given as a whole, and with other keys between."""
+    said = refused(write(tmp_path, ""), first, "train.steps=3", second)
+    assert f"the overrides {first!r} and {second!r} set the same key: give it once" in said
+    assert "'data.train=x-{0..1}.tar'" in said
+
+
+def test_parts_of_a_section_are_given_one_by_one(tmp_path):
+    config = load(write(tmp_path, ""), ["optimizer={lr: 2e-4}", "optimizer.weight_decay=0.3", "model.image.depth=3", "model.image.width=8"])
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (2e-4, 0.3)
+    assert (config.model.image.depth, config.model.image.width) == (3, 8)
+
+
+def test_an_override_of_a_section_replaces_it_and_null_clears_it(tmp_path):
+    recipe = write(tmp_path, "optimizer: {lr: 1e-3, weight_decay: 0.2}\neval: {every: 5}\n")
+    config = load(recipe, ["optimizer={lr: 2e-4}", "eval.every=null"])
+    assert config.optimizer.weight_decay == Config().optimizer.weight_decay
+    assert config.eval.every is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a #1", "#", "# all", "a/b # c", "a#b", "caf\u00e9 #2", "x\udcff#", "bell\x07 #", "\U00020000 # \U00020001", "x {0..1} #"],
+)
+def test_text_with_a_hash_is_kept(tmp_path, path):
+    """On a command line `#` begins no comment; in quotes, in a list and in a section neither."""
+    recipe = write(tmp_path, "")
+    assert load(recipe, [f"run_dir={path}"]).run_dir == path
+    assert load(recipe, [f"run_dir='{path}'"]).run_dir == path
+    assert load(recipe, [f"data.train=['{path}', b.tar]"]).data.train == (path, "b.tar")
+    if not set(path) & set("{"):
+        assert load(recipe, [f"data.train=[{path}, b.tar]"]).data.train == (path, "b.tar")
+        assert load(recipe, [f"data.train=[{{shards: {path}}}]"]).data.train == (SourceConfig(path),)
+
+
+def test_a_hash_in_a_recipe_is_yaml(tmp_path):
+    assert load(write(tmp_path, "run_dir: a #1\n")).run_dir == "a"
+    assert load(write(tmp_path, "run_dir: 'a #1'\n")).run_dir == "a #1"
+
+
+@pytest.mark.parametrize("value", ["*.tar", "[", "{0..3}.tar", "@x", "a: b: c", "`x`", "%x"])
+def test_text_that_is_no_yaml_says_how_to_quote_it(tmp_path, value):
+    said = refused(write(tmp_path, ""), f"data.train={value}")
+    assert "not YAML" in said
+    assert """needs quotes of its own: data.train='"..."'""" in said
+    assert load(write(tmp_path, ""), [f"data.train='{value}'"]).data.train == value
+
+
+@pytest.mark.parametrize("value", ["2024-01-01", "12", "yes", "1.5", "{a: b}"])
+def test_a_text_that_yaml_reads_otherwise_says_so(tmp_path, value):
+    assert "expected a text, got" in refused(write(tmp_path, ""), f"run_dir={value}")
+    assert "put it in quotes" in refused(write(tmp_path, f"run_dir: {value}\n"))
+    assert load(write(tmp_path, ""), [f'run_dir="{value}"']).run_dir == value
 
 
 def test_no_such_recipe_lists_the_names(tmp_path):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from overrides import last_of_each
 from torch import Tensor
 
 from flexiclip.bundle import read_weights
@@ -76,10 +77,10 @@ class Trained:
 
 
 def flexiclip_main(*argv: str) -> int:
-    """The console script."""
+    """The console script. Of overrides of one key the last is taken."""
     from flexiclip.__main__ import main
 
-    return main(list(argv))
+    return main(last_of_each(argv))
 
 
 def trained(config: Any, evaluators: Callable[[Any], dict[str, float]]) -> int:
@@ -194,11 +195,11 @@ class Command:
         self.start([sys.executable, "-m", *launcher, "--module", "flexiclip", *argv], str(log), ENVIRONMENT)
 
     def start(self, command: list[str], log: str, environment: dict[str, str]) -> None:
-        """Any command, under our own environment and the given one, its output in LOG."""
+        """Any command, under our own environment and the given one, its output in LOG. Of overrides of one key the last is taken."""
         with open(log, "w") as file:
             self.started.append(
                 subprocess.Popen(
-                    command, stdout=file, stderr=file, text=True, env={**os.environ, **environment}, start_new_session=True
+                    last_of_each(command), stdout=file, stderr=file, text=True, env={**os.environ, **environment}, start_new_session=True
                 )
             )
 

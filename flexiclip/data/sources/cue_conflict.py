@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,6 +25,7 @@ from PIL import Image, ImageDraw
 from flexiclip.data.sources.emoji_names import require
 from flexiclip.data.sources.emoji_set import installed
 from flexiclip.errors import UserError
+from flexiclip.files import new_folder
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,10 @@ def build_cue_conflict(output: Path, pixels: int = 224) -> int:
 
     Raises UserError when a package is missing, or `output` holds something already.
     """
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not empty: remove it or give another --output")
     textures = {word: _squares(texture, pixels) for word, texture in TEXTURES.items()}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))  # renamed when it is whole
-    try:
+    with new_folder(output) as folder:
         for shape, code in SHAPES.items():
             mask = silhouette(code, pixels)
             (folder / shape).mkdir()
@@ -91,11 +88,6 @@ def build_cue_conflict(output: Path, pixels: int = 224) -> int:
                     fill(mask, square).save(folder / shape / f"{shape}1-{word}{number + 1}.png")
         (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n", encoding="utf-8")
         (folder / "DATASET.md").write_text(_card(pixels), encoding="utf-8")
-        folder.chmod(0o755)
-        folder.rename(output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return len(SHAPES) * sum(map(len, textures.values()))
 
 

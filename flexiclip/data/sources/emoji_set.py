@@ -15,8 +15,6 @@ import hashlib
 import io
 import json
 import logging
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +26,7 @@ from PIL import Image
 
 from flexiclip.data.sources.emoji_names import Emoji
 from flexiclip.errors import UserError
+from flexiclip.files import new_folder
 
 _FORMAT = 1  # of the folder; a build of another one is not taken for complete
 _SHARD_SAMPLES = 500
@@ -88,18 +87,9 @@ def build_set(
     if found is not None:
         _log.info("%s holds a complete build already", output)
         return found, False
-    parts = draw()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside the target and renamed, so that an interrupted build never looks complete.
     settings = {"format": _FORMAT, "pixels": pixels, "wanted": heldout, "limit": limit}
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        build = _write(folder, about, parts, settings)
-        folder.chmod(0o755)
-        folder.rename(output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with new_folder(output) as folder:  # made first: a place where nothing can be written is known before anything is drawn
+        build = _write(folder, about, draw(), settings)
     _log.info("%s: %d training images in %d shards, %d concepts held out", output, build.train, build.train_shards, build.heldout)
     return build, True
 

@@ -8,6 +8,7 @@ ones too, so that a tower which pools the last position finds the same token the
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,10 +100,15 @@ def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, 
         if sentences.count == 0:
             raise UserError("no captions to train a tokenizer on: check data.train and data.captions") from None
         raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece could not train on the captions: {error}") from None
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.{os.getpid()}.part")
-    partial.write_bytes(model.getvalue())
-    partial.replace(output)  # a run killed here never leaves half a vocabulary behind
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(model.getvalue())
+        partial.replace(output)  # a run killed here never leaves half a vocabulary behind
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     return output
 
 

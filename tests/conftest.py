@@ -1,0 +1,50 @@
+"""Tests that need something of the machine (root, a tool) are never left out in silence.
+
+The summary says how many were not run and why. Under FLEXICLIP_REQUIRE_ALL=1, as .ci/run sets it, they fail.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+REQUIRE_ALL = "FLEXICLIP_REQUIRE_ALL"
+
+
+def reason(report: Any) -> str:
+    """Why a test, or a whole file, was skipped; xdist hands the place and the reason over as a list."""
+    told = report.longrepr[2] if isinstance(report.longrepr, (tuple, list)) else str(report.longrepr)
+    return str(told).removeprefix("Skipped: ")
+
+
+def require(report: Any) -> None:
+    """Make a skip a failure where every test must run."""
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(REQUIRE_ALL, "0") not in ("", "0"):
+        report.outcome = "failed"
+        report.longrepr = f"{REQUIRE_ALL}={os.environ[REQUIRE_ALL]}, but this was not run: {reason(report)}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    require(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, Any]:
+    report = yield
+    require(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.section(f"{len(skipped)} not run on this machine ({REQUIRE_ALL}=1 makes that a failure)")
+        for why, count in Counter(map(reason, skipped)).most_common():
+            terminalreporter.line(f"{count}: {why}")
