@@ -90,8 +90,7 @@ class _Settings:
     """The settings of one file, with the defaults of its class."""
 
     def __init__(self, path: Path, said: dict[str, Any], kind: _Class) -> None:
-        self.path, self.kind = path, kind
-        self.said = {key: value for key, value in said.items() if value is not None}
+        self.path, self.said, self.kind = path, said, kind
         self.notes: list[str] = []
         if self._switch("do_pad", False):
             _refuse(path, "it pads images (do_pad: true)", "ours fill the tower's square by resizing and cropping")
@@ -123,6 +122,7 @@ class _Settings:
     def interpolation(self) -> Literal["bilinear", "bicubic"]:
         """The filter; UserError for others than the two that we have."""
         number = self.said.get("resample", self.kind.resample)
+        number = 2 if number is None else number  # transformers takes null for bilinear
         if number not in _FILTERS or isinstance(number, bool):
             name = _OTHER_FILTERS.get(number, "unknown") if isinstance(number, int) else "unknown"
             _refuse(self.path, f"it resizes with the filter {number!r} ({name})", "ours are 2 (bilinear) and 3 (bicubic)")
@@ -130,12 +130,12 @@ class _Settings:
 
     def factor(self) -> float:
         """What pixels of 0 to 255 are multiplied with."""
-        given = self.said.get("rescale_factor", 1 / 255)
-        if not _is_number(given) or given <= 0:
-            _refuse(self.path, f"rescale_factor is {given!r}", "a number above 0 is expected")
         if not self._switch("do_rescale", True):
             self.notes.append("pixels are normalised as they are, from 0 to 255 (do_rescale: false)")
             return 1.0
+        given = self.said.get("rescale_factor", 1 / 255)
+        if not _is_number(given) or given <= 0:
+            _refuse(self.path, f"rescale_factor is {given!r}", "a number above 0 is expected")
         if not math.isclose(given, 1 / 255, rel_tol=1e-6):
             self.notes.append(f"pixels are multiplied with {given:g} before they are normalised (rescale_factor)")
             return float(given)
@@ -153,6 +153,8 @@ class _Settings:
 
     def _switch(self, key: str, default: bool) -> bool:
         value = self.said.get(key, default)
+        if value is None:  # transformers takes null for false
+            return False
         if not isinstance(value, bool):
             _refuse(self.path, f"{key} is {value!r}", "true or false is expected")
         return value
