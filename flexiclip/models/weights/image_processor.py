@@ -122,7 +122,6 @@ class _Settings:
     def interpolation(self) -> Literal["bilinear", "bicubic"]:
         """The filter; UserError for others than the two that we have."""
         number = self.said.get("resample", self.kind.resample)
-        number = 2 if number is None else number  # transformers takes null for bilinear
         if number not in _FILTERS or isinstance(number, bool):
             name = _OTHER_FILTERS.get(number, "unknown") if isinstance(number, int) else "unknown"
             _refuse(self.path, f"it resizes with the filter {number!r} ({name})", "ours are 2 (bilinear) and 3 (bicubic)")

@@ -1,7 +1,7 @@
 """open_clip's models filled with weights: of a file or a folder by our own readers, of a name on a hub by open_clip.
 
-A file may be a checkpoint of `open_clip_train`: with the optimizer's state beside it, with the prefixes of DDP and torch.compile, and
-with the bias of the sigmoid loss (`--siglip`), which the configuration of the architecture does not have.
+A file may be a checkpoint of `open_clip_train`: with the optimizer's state beside it, with the prefixes of DDP and torch.compile,
+and with the bias of the sigmoid loss (`--siglip`), which the configuration of the architecture does not have.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ READ: dict[str, dict[str, Any]] = {
     "SigLIP, bilinear": SIGLIP | {"resample": 2, "image_mean": [0.2, 0.3, 0.4]},
     "SigLIP, not normalised": SIGLIP | {"do_normalize": False},
     "SigLIP, cut": SIGLIP | {"size": SHORT, "do_center_crop": True, "crop_size": SQUARE},
-    "SigLIP, null is false, and bilinear": SIGLIP | {"do_rescale": None, "do_center_crop": None, "resample": None},
+    "SigLIP, null is false": SIGLIP | {"do_rescale": None, "do_center_crop": None},
     "ViT, bilinear by default": VIT,
     "ViT, one number is a square": VIT | {"size": SIDE, "resample": 3},
 }
@@ -143,6 +143,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "lanczos": (CLIP | {"resample": 1}, r"the filter 1 \(lanczos\)"),
     "box": (CLIP | {"resample": 4}, r"the filter 4 \(box\)"),
     "hamming": (CLIP | {"resample": 5}, r"the filter 5 \(hamming\)"),
+    "filter of null": (CLIP | {"resample": None}, "the filter None"),
     "filter by name": (CLIP | {"resample": "bicubic"}, r"the filter 'bicubic' \(unknown\)"),
     "padding": (CLIP | {"do_pad": True, "pad_size": SQUARE}, "do_pad: true"),
     "kosmos": (CLIP | {"use_square_size": True}, "use_square_size"),
