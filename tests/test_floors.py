@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION = 350, 60  # lines
 
 # unit -> the units it may import, besides itself. `.` is flexiclip/__init__.py, which holds the public names.
-CONFIG = {"arrays", "config", "draws", "errors", "files"}
+CONFIG = {"arrays", "config", "draws", "errors", "files", "unreadable"}
 PARTS = {"models", "data", "losses", "schedules"}
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "arrays": set(),
     "draws": set(),
     "files": {"errors"},
+    "unreadable": set(),
     "config": {"errors"},
     **dict.fromkeys(PARTS, CONFIG),
     "bundle": CONFIG | PARTS,

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from flexiclip.data.depths import adapted, grey_to_rgb, raw_mode
 from flexiclip.data.jpeg import more_scans_than
+from flexiclip.unreadable import reason, text_there
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,16 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise ImageError(f"{type(error).__name__}: {error}") from None
+        raise ImageError(_why_not(data, error)) from None
+
+
+def _why_not(data: bytes, error: Exception) -> str:
+    """What Pillow says of the bytes, and what they are instead of an image; Pillow names an object of ours, at its address."""
+    if not isinstance(error, UnidentifiedImageError):
+        return f"{type(error).__name__}: {reason(error)}"
+    found = text_there(data)
+    what = "" if found is None else f", {found.partition(';')[0]}"
+    return f"{type(error).__name__}: cannot identify image file{what}"
 
 
 @functools.cache

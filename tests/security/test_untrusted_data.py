@@ -163,6 +163,14 @@ def test_package_names_stay_inside_a_package_and_import_nothing(name: str) -> No
         resolve_folder(name)
 
 
+def test_a_package_that_is_located_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hostile_weights" / "model").mkdir(parents=True)
+    (tmp_path / "hostile_weights" / "__init__.py").write_text("raise SystemExit('code was run')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resolve_folder("package:hostile_weights/model") == str(tmp_path / "hostile_weights" / "model")
+    assert "hostile_weights" not in sys.modules
+
+
 def test_an_array_file_takes_no_more_memory_than_it_accounts_for(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez_compressed(path, a=np.zeros(10**8, dtype=np.uint8))  # 100 kB

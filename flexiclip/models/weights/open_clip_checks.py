@@ -5,17 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from flexiclip.errors import UserError
 from flexiclip.models.sizes import check_build, check_layers
 from flexiclip.models.weights.files import read_state
 
 _WEIGHTS = (".safetensors", ".bin", ".pth")
+_PREFERRED = (  # of open_clip.factory._find_checkpoint_in_dir
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
 
 
-def check_folder(folder: Path, described: dict[str, Any], source: str) -> None:
-    """Its config came with the folder, so anything may stand there: sizes that its weights have no room for are refused."""
+def check_folder(folder: Path, described: dict[str, Any], source: str) -> Path:
+    """The weight file that open_clip takes there.
+
+    The config came with the folder, so anything may stand in it: sizes that the weights have no room for are refused.
+    """
     import open_clip
 
     for half in ("vision_cfg", "text_cfg"):
@@ -26,25 +37,18 @@ def check_folder(folder: Path, described: dict[str, Any], source: str) -> None:
         for number in layers if isinstance(layers, list) else [layers]:  # a ResNet has four of them
             check_layers(number, f"{source}: {half}")
     halves = [dict(described[half]) for half in ("vision_cfg", "text_cfg")]
-    files = [path for path in folder.glob("open_clip_*") if path.suffix in _WEIGHTS]
+    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
     if not files:
         raise UserError(f"{source}: no weights there, such as open_clip_model.safetensors")
-    for path in files:
-        read_state(path)  # within bounds, which open_clip does not keep
-    if any(name in half for half in halves for name in ("timm_model_name", "hf_model_name")):
-        return  # built by their names
-    quick_gelu = described.get("quick_gelu", False)
-    check_build(lambda: open_clip.CustomTextCLIP(described["embed_dim"], *halves, quick_gelu=quick_gelu), files[0], source)
-
-
-def check_file(tensors: dict[str, Tensor], model: nn.Module, source: str) -> None:
-    """Positions of another size open_clip would resize without a word; a kernel of another size says that NAME is wrong."""
-    for name, wanted in model.state_dict().items():
-        found = tensors.get(name)
-        if found is not None and found.ndim == wanted.ndim and found.shape != wanted.shape:
-            raise UserError(
-                f"{source}: {name} is {list(found.shape)} in the file and {list(wanted.shape)} in that model; is it another NAME?"
-            )
+    named = [folder / name for name in _PREFERRED if folder / name in files]
+    file = (named or sorted(files, key=lambda path: path.suffix != ".safetensors"))[0]
+    read_state(file)  # within bounds, which open_clip does not keep
+    if not any(
+        name in half for half in halves for name in ("timm_model_name", "hf_model_name")
+    ):  # those are built by their names
+        quick_gelu = described.get("quick_gelu", False)
+        check_build(lambda: open_clip.CustomTextCLIP(described["embed_dim"], *halves, quick_gelu=quick_gelu), file, source)
+    return file
 
 
 def check_activation(name: str, tag: str | None, described: dict[str, Any], source: str) -> None:

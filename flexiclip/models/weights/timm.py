@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flexiclip.config.schema import PatchConfig, PreprocessConfig
 from flexiclip.errors import UserError
-from flexiclip.models.weights.files import read_folder, read_json, read_license, read_state
+from flexiclip.models.weights.files import read_checkpoint, read_folder, read_json, read_license
 from flexiclip.models.weights.imported import (
     Imported,
     Source,
@@ -31,6 +31,7 @@ from flexiclip.models.weights.imported import (
     reader,
     square_grid,
 )
+from flexiclip.unreadable import reason
 
 FLEXIVIT_SIZE, FLEXIVIT_SEQHW = 240, 15
 _ACTIVATIONS = {
@@ -47,7 +48,8 @@ _RESIZABLE = ("patch_embed.proj.weight", "pos_embed", "head.")
 @reader
 def import_timm(path: Path, arch: str | None = None, heads: int | None = None, image_size: int | None = None) -> Imported:
     """Read an image tower; a classifier in the file becomes the projection. Raises UserError."""
-    tensors, license = (read_folder(path), read_license(path)) if path.is_dir() else (read_state(path), None)
+    tensors, taken = read_folder(path) if path.is_dir() else read_checkpoint(path, averaged=True)
+    license = read_license(path) if path.is_dir() else None
     if path.is_dir() and arch is None and (path / "config.json").is_file():
         arch = _named_in(read_json(path / "config.json"))
     model = None if arch is None else describe(arch)
@@ -82,7 +84,7 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
         preprocess=preprocess,
         seqhw=PatchConfig().seqhw if flexible and size == FLEXIVIT_SIZE else (),
         license=license,
-        notes=notes + more,
+        notes=taken + notes + more,
     )
 
 
@@ -99,7 +101,7 @@ def describe(arch: str) -> Any:
         with torch.device("meta"):
             model = timm.create_model(arch, pretrained=False)
     except RuntimeError as error:  # an unknown tag
-        raise UserError(f"--arch {arch}: timm cannot build it: {error}") from None
+        raise UserError(f"--arch {arch}: timm cannot build it: {reason(error)}") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"--arch {arch}: a {type(model).__name__}; only plain Vision Transformers can be imported")
     return model

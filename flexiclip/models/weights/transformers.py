@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from flexiclip.config import TextTowerConfig
-from flexiclip.config.schema import PreprocessConfig, TokenizerConfig, pair
+from flexiclip.config.schema import TokenizerConfig, pair
 from flexiclip.errors import UserError
 from flexiclip.models.weights.files import read_folder, read_json, read_license
+from flexiclip.models.weights.image_processor import read_image_processor
 from flexiclip.models.weights.imported import (
     Imported,
     Source,
@@ -32,12 +33,12 @@ from flexiclip.models.weights.imported import (
     square_grid,
     text_config,
 )
+from flexiclip.unreadable import reason
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _TYPES = ("clip", "siglip", "clip_vision_model", "siglip_vision_model")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "tokenizer.model")
 _LEGACY_EOS = 2  # in configs of CLIP from before 2023: transformers then pools at the largest id
-_BILINEAR = 2  # Pillow's number
 _GEMMA_VOCABULARY = 256_000
 
 
@@ -47,23 +48,27 @@ def import_transformers(folder: Path, text: Path | None = None) -> Imported:
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; a Hugging Face model is a folder with config.json and model.safetensors")
     described = _describe(folder)
-    source = Source(_named_alike(read_folder(folder)), str(folder))
+    tensors, notes = read_folder(folder)
+    source = Source(_named_alike(tensors), str(folder))
     source.drop(*(f"{half}_model.embeddings.position_ids" for half in ("vision", "text")))
     siglip = described.model_type.startswith("siglip")
     image_state = _siglip_image(source) if siglip else _clip_image(source)
     head = beneath(source.take_layer("visual_projection", "head"), "head.") if "visual_projection.weight" in source else {}
     vision = getattr(described, "vision_config", described)
     image = image_config(image_state, vision.num_attention_heads, **_settings(vision, folder), **projection_settings(head))
+    declared = _pixels(vision.image_size)
+    preprocess, more = read_image_processor(folder, siglip, declared)
     imported = Imported(
         image=image,
         embed_dim=len(head["weight"]) if head else vision.hidden_size,
         state=prefixed(image_state, "image_tower") | prefixed(head, "image_projection"),
-        preprocess=_preprocess(folder, siglip),
+        preprocess=preprocess,
         license=read_license(folder),
+        notes=[*notes, *more],
     )
-    if pair(image.image_size)[0] != vision.image_size:
+    if pair(image.image_size) != declared:
         covered = pair(image.image_size)[0]
-        imported.notes.append(f"images of {covered} px, what the patches cover; the folder says {vision.image_size}")
+        imported.notes.append(f"images of {covered} px, what the patches cover; the folder says {declared[0]}")
     if hasattr(described, "text_config"):
         _add_text(imported, source, described, folder, text, head)
     elif text is not None:
@@ -85,7 +90,13 @@ def _describe(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # transformers and the hub's library each have errors of their own
-        raise UserError(f"{folder}: transformers cannot read its config.json: {error}") from None
+        raise UserError(f"{folder}: transformers cannot read its config.json: {reason(error)}") from None
+
+
+def _pixels(size: Any) -> tuple[int, int]:
+    """(height, width) of a config that gives one number or two."""
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
 
 
 def _named_alike(tensors: State) -> State:
@@ -184,27 +195,6 @@ def _tokenizer(folder: Path, text: Path | None, config: TextTowerConfig) -> Toke
     return TokenizerConfig(kind="huggingface", path=str(folder), context_length=context)
 
 
-def _pooled_id(half: Any) -> int:
-    """The id at which CLIP's text is pooled: the config's EOS or, in old configs, the largest id."""
-    return int(half.vocab_size - 1 if half.eos_token_id == _LEGACY_EOS else half.eos_token_id)
-
-
-def _preprocess(folder: Path, siglip: bool) -> PreprocessConfig:
-    """preprocessor_config.json, else the values that all published models of the kind share."""
-    if siglip:
-        default = PreprocessConfig(resize="squash")
-    else:
-        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-        default = PreprocessConfig(mean=mean, std=std)
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return default
-    said = read_json(path)
-    size = said.get("size")
-    squash = isinstance(size, dict) and "height" in size and not said.get("do_center_crop", False)
-    return PreprocessConfig(
-        mean=tuple(said.get("image_mean", default.mean)),
-        std=tuple(said.get("image_std", default.std)),
-        resize="squash" if squash else "shortest",
-        interpolation="bilinear" if said.get("resample") == _BILINEAR else "bicubic",
-    )
+def _pooled_id(half: Any) -> int | None:
+    """The id at which CLIP's text is pooled: the config's EOS or, in old configs, the largest id: None, the tokenizer's EOS."""
+    return None if half.eos_token_id == _LEGACY_EOS else int(half.eos_token_id)
