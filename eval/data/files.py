@@ -77,7 +77,8 @@ class TableSource:
             written, caption = row[config.image_column].strip(), row.get(config.caption_column, "").strip()
             where = f"{table}: line {line}"
             if not written or not os.path.isfile(self._path(written)):
-                raise UserError(f"{where}: a caption without an image: {written or 'its ' + config.image_column!r} is no file")
+                wrong = f"{written!r} is no file" if written else f"{config.image_column!r} is empty"
+                raise UserError(f"{where}: a caption without an image: {wrong}")
             if config.has_captions and not caption:
                 raise UserError(f"{where}: {config.caption_column!r} is empty; remove the line or give a caption")
             entries.setdefault(os.path.normpath(self._path(written)), _Entry(written, [], row)).captions.append(caption)
@@ -133,12 +134,15 @@ def _rows(table: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, st
     heading, the rest being empty, but not more: what follows an unquoted comma or tab would be lost, or be in another column.
     """
     text = require_text(table)
-    headings = {delimiter: _heading(table, text, delimiter) for delimiter in "\t,"}
-    delimiter = "\t" if wanted[0] in headings["\t"] else ","
-    heading = headings[delimiter]
+    try:
+        tabs = _heading(table, text, "\t")
+    except UserError:  # quotes end at commas there
+        tabs = []
+    delimiter = "\t" if wanted[0] in tabs else ","
+    heading = tabs if delimiter == "\t" else _heading(table, text, ",")
     missing = [name for name in wanted if name not in heading]
     if missing:
-        known = max(headings.values(), key=len)
+        known = max(tabs, heading, key=len)
         raise UserError(f"{table}: no column {missing[0]!r}; it has {', '.join(known)}: name image_column and caption_column")
     twice = next((name for name in heading if name and heading.count(name) > 1), None)
     if twice is not None:

@@ -25,9 +25,7 @@ def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[st
     several = [label if isinstance(label, tuple) else (label,) for label in _labels(task, records)]
     for record, labels in zip(records, several, strict=True):
         if not labels:
-            raise UserError(
-                f"{_where(task)}: the {task.label} of {record.sample} names no class; name another label"
-            )
+            raise UserError(f"{_where(task)}: the {task.label} of {record.sample} names no class; name another label")
     classes, prompts, number = _classes(task, [label for labels in several for label in labels])
     of_each = []
     for record, labels in zip(records, several, strict=True):
