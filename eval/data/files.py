@@ -151,7 +151,7 @@ def _rows(table: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, st
         if len(cells) > len(heading):
             what = "a tab" if delimiter == "\t" else "a comma"
             raise UserError(
-                f"{table}: line {line}: {len(cells)} cells under a heading of {len(heading)}; a cell that holds {what} needs quotes"
+                f"{table}: line {line}: {len(cells)} cells under a heading of {len(heading)}; a cell with {what} needs quotes"
             )
         if number:
             yield line, dict(zip(heading, [*cells, *[""] * (len(heading) - len(cells))], strict=True))

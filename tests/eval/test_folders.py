@@ -53,7 +53,13 @@ def test_class_images_are_those_of_image_folder(tree: Path) -> None:
 
 def test_junk_is_no_class_and_no_image(tree: Path) -> None:
     before = found(tree)
-    for name in ("__MACOSX/owl/._a.JPG", ".git/x.png", "owl/._a.JPG", "owl/.hidden.png", "owl/.ipynb_checkpoints/a-checkpoint.jpg"):
+    for name in (
+        "__MACOSX/owl/._a.JPG",
+        ".git/x.png",
+        "owl/._a.JPG",
+        "owl/.hidden.png",
+        "owl/.ipynb_checkpoints/a-checkpoint.jpg",
+    ):
         picture(tree / name)
     picture(tree / "owl" / "__MACOSX" / "a.png")
     assert found(tree) == before

@@ -100,7 +100,18 @@ def test_data_sets_that_cannot_be_read_are_named_at_the_end(
     (wrong / "classnames.txt").write_text("animals\n")
     suite = suite_of(tmp_path, good, absent, broken, wrong, other)
     save_model(tmp_path / "model", loaded)
-    command = ["eval", str(tmp_path / "model"), "--suite", suite, "--seqhw", "3", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    command = [
+        "eval",
+        str(tmp_path / "model"),
+        "--suite",
+        suite,
+        "--seqhw",
+        "3",
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
     assert main(command) == 2
     said = capsys.readouterr()
     last = said.err.splitlines()[-1]
