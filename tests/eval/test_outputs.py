@@ -56,7 +56,7 @@ def test_write_whole_leaves_the_old_file_or_the_new_one(tmp_path: Path, disk: Ca
     assert json.loads(file.read_text(encoding="utf-8")) == {"é": "\udcff"}
     write_whole(file, b"\x89PNG")
     assert file.read_bytes() == b"\x89PNG"
-    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+    with pytest.raises(UserError, match=r"cannot be written: Is a directory"):
         write_whole(tmp_path, "x")
     disk(10)
     with pytest.raises(UserError, match=r"a\.json: cannot be written: No space left on device"):
@@ -86,14 +86,14 @@ def test_require_folder_tries_to_write(tmp_path: Path, monkeypatch: pytest.Monke
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
-        with pytest.raises(UserError, match="^--output X: cannot write there: "):
+        with pytest.raises(UserError, match=r"^--output X: cannot write there: "):
             require_folder(place, "--output X")
 
     def refused(*_: object, **__: object) -> Any:
         raise READ_ONLY
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
-    with pytest.raises(UserError, match="^--output X: cannot write there: Read-only file system"):
+    with pytest.raises(UserError, match=r"^--output X: cannot write there: Read-only file system"):
         require_folder(tmp_path, "--output X")
 
 
@@ -155,5 +155,5 @@ def test_names_that_are_not_utf8_are_scored_and_written(loaded: LoadedModel, tmp
         there = evaluate_suites([model], [str(place)], seqhw=[3, 6], embeddings=place / "kept")
         assert [row.metrics for row in there] == [row.metrics for row in rows]
     save_model(place / "model", loaded)
-    with pytest.raises(UserError, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match=r"cannot be read as safetensors"):
         evaluate_suites([str(place / "model")], [str(place)], seqhw=[3])

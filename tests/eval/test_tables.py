@@ -74,8 +74,8 @@ def test_an_image_is_one_however_its_path_is_written(folder: Path) -> None:
     ("text", "said"),
     [
         ("filepath,title\nim/1.png,a dog\nim/0.png,A cat, sitting, asleep\n", "line 3: 4 cells under a heading of 2"),
-        ("filepath\ttitle\nim/0.png\tA cat\tsitting\n", "line 2: 3 cells under a heading of 2; a cell that holds a tab"),
-        ("filepath,title\nim/0.png,a red cat,\n", "line 2: 3 cells under a heading of 2; a cell that holds a comma"),
+        ("filepath\ttitle\nim/0.png\tA cat\tsitting\n", "line 2: 3 cells under a heading of 2; a cell with a tab"),
+        ("filepath,title\nim/0.png,a red cat,\n", "line 2: 3 cells under a heading of 2; a cell with a comma"),
         ('filepath,title\nim/0.png,"a\nred\ncat"\nim/1.png,a,b\n', "line 5: 3 cells"),
         ('filepath,title\nim/0.png,"a\nred\ncat"\nim/9.png,b\n', "line 5: a caption without an image: 'im/9.png' is no file"),
         ('filepath,title\n\n\nim/0.png,"a\n\ncat",x\n', "line 4: 3 cells"),

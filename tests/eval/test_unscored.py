@@ -73,7 +73,7 @@ def test_empty_lines_of_classnames_are_counted_as_clip_benchmark_counts_them(tmp
 def test_names_that_a_root_has_twice_name_the_suite_that_says_so(tmp_path: Path, loaded: LoadedModel) -> None:
     root = write_root(tmp_path / "wds_toys", "classification", shards=(6,))
     (root / "classnames.txt").write_text("crane\nflags\ncrane\n")
-    with pytest.raises(UserError, match="'crane' stands twice in classnames.txt") as caught:
+    with pytest.raises(UserError, match=r"'crane' stands twice in classnames\.txt") as caught:
         evaluate_suites([("toy", loaded)], [str(root)], seqhw=[3])
     suite = tmp_path / "suite.yaml"
     suite.write_text(str(caught.value).partition("give --suite a file with ")[2])
@@ -128,7 +128,7 @@ def test_data_sets_that_cannot_be_read_are_named_at_the_end(
     assert list(about["unscored"]) == ["absent", "broken", "wrong"]
     assert "could not be scored as a whole" in (tmp_path / "out" / "report.html").read_text()
     assert "data set broken could not be scored as a whole" in said.out
-    with pytest.raises(UserError, match="nshards.txt: no such file"):  # a training run would meet it again and again
+    with pytest.raises(UserError, match=r"nshards\.txt: no such file"):  # a training run would meet it again and again
         make_evaluators([suite])
 
 
@@ -136,9 +136,9 @@ def test_nothing_that_can_be_read_is_the_error_itself(loaded: LoadedModel, tmp_p
     absent, wrong = (write_root(tmp_path / f"wds_{name}", "classification", shards=(4,)) for name in ("absent", "wrong"))
     (absent / "test" / "nshards.txt").unlink()
     (wrong / "classnames.txt").write_text("animals\n")
-    with pytest.raises(UserError, match=r"^\S*nshards.txt: no such file"):
+    with pytest.raises(UserError, match=r"^\S*nshards\.txt: no such file"):
         evaluate_suites([("toy", loaded)], [suite_of(tmp_path, absent)], seqhw=[3])
-    with pytest.raises(UserError, match="^task classification: the label 1 of"):
+    with pytest.raises(UserError, match=r"^task classification: the label 1 of"):
         evaluate_suites([("toy", loaded)], [suite_of(tmp_path, wrong)], seqhw=[3])
     found, failed = load_readable([suite_of(tmp_path, absent, wrong)])
     assert ([dataset.name for dataset in found], list(failed)) == (["wrong"], ["absent"])
