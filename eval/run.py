@@ -6,6 +6,7 @@ same numbers.
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,8 +23,8 @@ from .choices.front import fronts
 from .choices.length import TOLERANCE, Budget, check_tolerance, choose
 from .data.splits import Splits, open_splits
 from .embeddings.embed import embedding_width, evaluating
-from .embeddings.ranks import rank_and_world
-from .embeddings.store import EmbeddingStore
+from .embeddings.ranks import gather_objects, rank_and_world
+from .embeddings.store import EmbeddingStore, StoreError
 from .models import open_model
 from .models.protocol import (
     EvalModel,
@@ -43,8 +44,11 @@ from .report.table import ModelInfo, Report
 from .rows import Row
 from .score import Encoding, Score, score_tasks
 from .suites.dataset import DatasetConfig
-from .suites.load import load_datasets
+from .suites.load import load_datasets, load_readable
+from .suites.texts import printable
 from .tasks.registry import WITH_A_HEAD, WITHOUT_TEXT
+
+log = logging.getLogger("flexiclip.eval")
 
 CACHE_BYTES = 1 << 30  # of decoded images a split and rank, kept between the evaluations of a training run
 
@@ -73,18 +77,20 @@ def evaluate_suites(
     threads that decode. embeddings: a folder where they are kept, and read by the next evaluation of the same model and images.
     tolerance, budget: of the lengths chosen (choices/length.py). cascade: its two lengths (choices/cascade.py), default the ends.
     widths: of prefixes of the embeddings, which are scored beside the whole ones as if they were other models, without cascades.
+
+    A data set that cannot be read does not stop the others: what they gave is shown and written, then UserError names it.
     """
     from .report.files import make_folder
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
-    datasets = load_datasets(suites)
     check_tolerance(tolerance)
     if seqhw and cascade:
         cascade_pair(seqhw, cascade)
+    report, gallery = Report(command=printable(command or shlex.join(sys.argv))), Gallery()
+    datasets = _readable(suites, report)
     main = rank_and_world()[0] == 0
     if main and output is not None:
         make_folder(output)  # now, not after hours
-    report, gallery = Report(command=command or shlex.join(sys.argv)), Gallery()
     plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade, widths)
     try:
         for model in models:
@@ -94,7 +100,32 @@ def evaluate_suites(
         report.fronts = fronts(report.rows)
         if main and report.rows:
             _show(report, output, gallery)
+    if report.unscored:
+        every = "; ".join(f"{name}: {reason}" for name, reason in report.unscored.items())
+        count = len({*report.unscored, *(dataset.name for dataset in datasets)})
+        raise UserError(f"{len(report.unscored)} of {count} data sets could not be scored as a whole: {every}")
     return report.rows
+
+
+def _readable(suites: Sequence[str], report: Report) -> list[DatasetConfig]:
+    """The data sets that every rank can read; the others are reported. Raises UserError for a suite of which none can be read."""
+    datasets, failed = load_readable(suites)
+    anywhere: dict[str, UserError] = {}
+    for part in gather_objects({name: str(error) for name, error in failed.items()}):
+        anywhere |= {name: UserError(reason) for name, reason in part.items()}
+    datasets = [dataset for dataset in datasets if dataset.name not in anywhere]
+    if not datasets:
+        raise next(iter(anywhere.values()))
+    for name, error in anywhere.items():
+        _leave_out(name, error, report)
+    return datasets
+
+
+def _leave_out(name: str, error: UserError, report: Report) -> None:
+    """Say it now, and again at the end."""
+    if name not in report.unscored and rank_and_world()[0] == 0:
+        log.error("data set %s is left out, the others are scored: %s", name, error)
+    report.unscored.setdefault(name, str(error))
 
 
 def _show(report: Report, output: Path | None, gallery: Gallery) -> None:
@@ -129,18 +160,40 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
     widths = _widths(loaded, source, plan, lengths[0])
     report.models += [_model_info(source, loaded, width) for width in widths]
     pair = cascade_pair(lengths, plan.cascade) if len(lengths) > 1 and not plan.widths else None
-    opened = [open_splits(dataset, loaded.transform, workers=plan.workers, cache_bytes=0) for dataset in plan.datasets]
+    opened = [_open(dataset, loaded, plan.workers) for dataset in plan.datasets]
     store = None if plan.embeddings is None else EmbeddingStore(plan.embeddings, loaded)
-    main = rank_and_world()[0] == 0
+    main, failed = rank_and_world()[0] == 0, dict[str, UserError]()
     for dataset, splits in zip(plan.datasets, opened, strict=True):
         seen = watch(f"{source} · {dataset.name}") if main else silent
         encoding = Encoding(loaded, lengths, plan.batch_size, plan.device, seen, store)
-        for score in score_tasks(encoding, splits, pair, widths):
-            report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
-            if pair and score.reranked:
-                report.cascades.append(_curve(loaded, source, score, pair))
-        report.add_bad_samples(splits.bad_samples())
-        gallery.add(map(dataset.row_name, dataset.tasks), dataset, splits.images.gather()[0])
+        try:
+            if isinstance(splits, UserError):
+                raise splits
+            for score in score_tasks(encoding, splits, pair, widths):
+                report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
+                if pair and score.reranked:
+                    report.cascades.append(_curve(loaded, source, score, pair))
+            report.add_bad_samples(splits.bad_samples())
+            gallery.add(map(dataset.row_name, dataset.tasks), dataset, splits.images.gather()[0])
+        except StoreError:
+            raise
+        except UserError as error:
+            failed[dataset.name] = error
+            if len(failed) == len(plan.datasets):
+                raise next(iter(failed.values())) from None
+            if len(plan.datasets) > 1:
+                _leave_out(dataset.name, error, report)
+
+
+def _open(dataset: DatasetConfig, loaded: EvalModel, workers: int) -> Splits | UserError:
+    """The splits of a data set, or what is wrong with it on any rank."""
+    found: Splits | UserError
+    try:
+        found = open_splits(dataset, loaded.transform, workers=workers, cache_bytes=0)
+    except UserError as error:
+        found = error
+    wrong = [text for text in gather_objects(str(found) if isinstance(found, UserError) else None) if text is not None]
+    return UserError(wrong[0]) if wrong else found
 
 
 def _widths(loaded: EvalModel, source: str, plan: _Plan, length: Length) -> list[Width]:
@@ -205,19 +258,25 @@ def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConf
         )
 
 
+def _names(loaded: EvalModel, source: str) -> tuple[str, str]:
+    """model_names, as text that can be written."""
+    model, pretrained = model_names(loaded, source)
+    return printable(model), printable(pretrained)
+
+
 def _model_info(source: str, loaded: EvalModel, width: Width) -> ModelInfo:
     config = to_dict(loaded.config) if loaded.config is not None else {}
-    return ModelInfo(*model_names(loaded, source), config, trained_lengths(loaded), width)
+    return ModelInfo(*_names(loaded, source), config, trained_lengths(loaded), width)
 
 
 def _curve(loaded: EvalModel, source: str, score: Score, pair: tuple[int, int]) -> CascadeCurve:
     short, long = (geometry(loaded, length).gflops for length in pair)
     points = priced(score.reranked, score.n, short, long)
-    return CascadeCurve(score.info.dataset, score.info.task, *model_names(loaded, source), *pair, points)
+    return CascadeCurve(score.info.dataset, score.info.task, *_names(loaded, source), *pair, points)
 
 
 def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: Score) -> Row:
-    model, pretrained = model_names(loaded, source)
+    model, pretrained = _names(loaded, source)
     there = geometry(loaded, score.length)
     return Row(
         dataset=score.info.dataset,

@@ -23,8 +23,10 @@ from flexiclip.errors import UserError
 from ..embeddings.embed import evaluating
 from ..models import open_model
 from ..models.protocol import geometry, model_names
-from ..report.files import write_whole
+from ..report.files import require_folder, write_whole
+from ..report.plots import drawn
 from ..suites.load import load_datasets
+from ..suites.texts import printable
 from . import attention, cka, cue_conflict, ensembles, tokens
 from .finding import Finding
 from .page import render_findings
@@ -62,6 +64,7 @@ def analyze(
     model, suites: as `flexiclip eval` takes them. command: the line shown in the report, default this process's own.
     """
     names = chosen(options)
+    require_folder(output, f"--output {output}")
     datasets = load_datasets(suites)
     loaded = open_model(model, options.device)
     lengths = subject_lengths(loaded, model, options.seqhw)
@@ -70,8 +73,7 @@ def analyze(
         loaded, lengths, tuple(datasets), sample, torch.device(options.device), options.batch_size, options.workers,
         min(options.maps, len(sample.images)), options.cue_conflict,
     )  # fmt: skip
-    about = _about(subject, model, suites, command or shlex.join(sys.argv))
-    _make_folder(output)
+    about = _about(subject, model, suites, printable(command or shlex.join(sys.argv)))
     found: dict[str, Finding] = {}
     pictures: dict[str, Path] = {}
     with evaluating(loaded.model):
@@ -80,7 +82,7 @@ def analyze(
             print(f"{found[name].title}: {found[name].sentence}", flush=True)
             for file, figure in found[name].figures.items():
                 pictures[file] = output / f"{file}.png"
-                figure.savefig(pictures[file], dpi=DPI, facecolor="white")
+                write_whole(pictures[file], drawn(figure, dpi=DPI))
             write_findings(found, about, pictures, output)
     return found
 
@@ -111,21 +113,14 @@ def write_findings(found: dict[str, Finding], about: dict[str, Any], pictures: d
 
 
 def _about(subject: Subject, source: str, suites: Sequence[str], command: str) -> dict[str, Any]:
-    name, pretrained = model_names(subject.loaded, source)
+    name, pretrained = map(printable, model_names(subject.loaded, source))
     costs = [(length, geometry(subject.loaded, length)) for length in subject.lengths]
     return {
         "command": command,
         "model": name,
         "pretrained": pretrained,
-        "suites": list(suites),
+        "suites": list(map(printable, suites)),
         "images": len(subject.sample.images),
         "lengths": [{"seqhw": n, "seq_len": n * n, "patch_size": there.patch_size, "gflops": there.gflops} for n, there in costs],
         "bad_samples": subject.sample.bad,
     }
-
-
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot write there: {error.strerror}") from None

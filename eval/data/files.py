@@ -23,7 +23,7 @@ from flexiclip.errors import UserError
 
 from ..suites.dataset import DatasetConfig
 from ..suites.folder import class_folders, class_images
-from ..suites.texts import require_text
+from ..suites.texts import printable, require_text
 from .shards import text_label
 from .source import Item, Label
 
@@ -49,7 +49,8 @@ class FolderSource:
         """See Source."""
         path, name = self.files[number]
         image = read_image(self.folder, path)
-        return Item(f"{name}/{os.path.basename(path)}", image, (), {key: name if key == "folder" else None for key in label_keys})
+        sample = printable(f"{name}/{os.path.basename(path)}")
+        return Item(sample, image, (), {key: name if key == "folder" else None for key in label_keys})
 
     def fingerprint(self) -> str:
         """See Source."""
@@ -71,15 +72,16 @@ class TableSource:
     def __init__(self, config: DatasetConfig, table: str) -> None:
         self.table = table
         self.folder = os.path.dirname(os.path.expanduser(table))
-        entries: dict[str, _Entry] = {}
+        entries: dict[str, _Entry] = {}  # by place: `a.jpg` and `./a.jpg` are one image
         for line, row in _rows(table, [config.image_column, *([config.caption_column] if config.has_captions else [])]):
             written, caption = row[config.image_column].strip(), row.get(config.caption_column, "").strip()
             where = f"{table}: line {line}"
             if not written or not os.path.isfile(self._path(written)):
-                raise UserError(f"{where}: a caption without an image: {written or 'its ' + config.image_column!r} is no file")
+                wrong = f"{written!r} is no file" if written else f"{config.image_column!r} is empty"
+                raise UserError(f"{where}: a caption without an image: {wrong}")
             if config.has_captions and not caption:
                 raise UserError(f"{where}: {config.caption_column!r} is empty; remove the line or give a caption")
-            entries.setdefault(written, _Entry(written, [], row)).captions.append(caption)
+            entries.setdefault(os.path.normpath(self._path(written)), _Entry(written, [], row)).captions.append(caption)
         self.entries = list(entries.values())
 
     def __len__(self) -> int:
@@ -109,9 +111,9 @@ def files_hash(paths: Sequence[str], folder: str) -> str:
     for path in paths:
         try:
             stat = os.stat(path)
-            digest.update(f"{os.path.relpath(path, folder or os.curdir)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{os.path.relpath(path, folder or os.curdir)} {stat.st_size} {stat.st_mtime_ns}\n"))
         except OSError:  # gone meanwhile: it will be a bad sample
-            digest.update(f"{path} is gone\n".encode())
+            digest.update(os.fsencode(f"{path} is gone\n"))
     return digest.hexdigest()
 
 
@@ -120,22 +122,56 @@ def read_image(source: str, path: str) -> Image:
     try:
         return decode_image(read_whole(path, _LARGEST))
     except ImageError as error:
-        raise BadSample(source, path, f"image cannot be decoded: {error}") from None
+        raise BadSample(printable(source), printable(path), f"image cannot be decoded: {error}") from None
     except OSError as error:
-        raise BadSample(source, path, f"cannot be read: {error}") from None
+        raise BadSample(printable(source), printable(path), printable(f"cannot be read: {error}")) from None
 
 
 def _rows(table: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, its columns by name) of a table with a heading, cut at tabs if the heading has one, else at commas."""
+    """(the line where it begins, its cells by column) for each row of a table with a heading; blank lines are left out.
+
+    Cells end at tabs where the heading then has the first wanted column, else at commas. A row may have fewer cells than the
+    heading, the rest being empty, but not more: what follows an unquoted comma or tab would be lost, or be in another column.
+    """
     text = require_text(table)
-    heading = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in heading else ",", strict=True)
-    known = ", ".join(reader.fieldnames or ())
-    missing = [name for name in wanted if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"{table}: no column {missing[0]!r}; it has {known}: name image_column and caption_column")
     try:
-        for row in reader:
-            yield reader.line_num, {name: value or "" for name, value in row.items() if name is not None}
+        tabs = _heading(table, text, "\t")
+    except UserError:  # quotes end at commas there
+        tabs = []
+    delimiter = "\t" if wanted[0] in tabs else ","
+    heading = tabs if delimiter == "\t" else _heading(table, text, ",")
+    missing = [name for name in wanted if name not in heading]
+    if missing:
+        known = max(tabs, heading, key=len)
+        raise UserError(f"{table}: no column {missing[0]!r}; it has {', '.join(known)}: name image_column and caption_column")
+    twice = next((name for name in heading if name and heading.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{table}: its heading has two columns {twice!r}; rename or remove one")
+    for number, (line, cells) in enumerate(_records(table, text, delimiter)):
+        if len(cells) > len(heading):
+            what = "a tab" if delimiter == "\t" else "a comma"
+            raise UserError(
+                f"{table}: line {line}: {len(cells)} cells under a heading of {len(heading)}; a cell with {what} needs quotes"
+            )
+        if number:
+            yield line, dict(zip(heading, [*cells, *[""] * (len(heading) - len(cells))], strict=True))
+
+
+def _heading(table: str, text: str, delimiter: str) -> list[str]:
+    """The first row. Raises UserError for a table without one."""
+    for _, cells in _records(table, text, delimiter):
+        return cells
+    raise UserError(f"{table}: is empty; its first line names the columns")
+
+
+def _records(table: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(the line where it begins, its cells) for each row that is not blank; a quoted cell may go over several lines."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{table}: line {reader.line_num}: not CSV: {error}") from None
+        raise UserError(f"{table}: line {line}: not CSV: {error}") from None

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flexiclip.data.fields import BadSample
@@ -62,12 +64,13 @@ class ImageBlock:
         self._records: dict[int, Record] = {}
         self._bad: dict[int, dict[str, str]] = {}
         self._gathered: tuple[list[Record], list[dict[str, str]]] | None = None  # of the last pass, or adopted
-        self._settings = repr_without_addresses(transform)
+        self._transform = transform
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what decides pixels, captions and labels: the samples, how they are read, and the transform."""
-        parts = [self._source.fingerprint(), self.config.captions, self.config.image_keys, self._label_keys, self._settings]
+        pixels = transform_fingerprint(self._transform)
+        parts = [self._source.fingerprint(), self.config.captions, self.config.image_keys, self._label_keys, pixels]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def batch_size(self, wanted: int) -> int:
@@ -137,6 +140,18 @@ class ImageBlock:
             self._room -= image.nbytes
             self._cache[index] = image
         return image
+
+
+def transform_fingerprint(transform: Callable[[Any], Tensor]) -> str:
+    """What a transform says of itself, and a hash of what it makes of two pictures: a function says no more than its name."""
+    digest = hashlib.sha256(repr_without_addresses(transform).encode())
+    noise = np.random.default_rng(0).bit_generator
+    for height, width in ((331, 257), (48, 96)):
+        pixels = noise.random_raw(3 * height * width).astype(np.uint8).reshape(height, width, 3)
+        made = transform(Image.fromarray(pixels))
+        digest.update(f"{made.dtype} {list(made.shape)}".encode())
+        digest.update(made.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def repr_without_addresses(thing: object) -> str:

@@ -9,22 +9,30 @@ from torch import Tensor
 
 from flexiclip.errors import UserError
 
-from ..suites.task import TaskConfig, check_classes
+from ..suites.task import TaskConfig
 from .images import Record
 from .source import Label
+
+_DIGITS = 10  # of a label that is a number
 
 
 def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[list[str]], Tensor]:
     """(classes, the prompts of each, label of each record int64 [N]) of a task whose images have one class each.
 
-    Classes come from the suite, or are the labels found, sorted. UserError names the sample whose label is missing or unknown.
+    Classes come from the suite, or are the labels found, sorted. A list that names one class is that class. UserError names the
+    sample whose label is missing, unknown or several classes.
     """
-    labels = _labels(task, records)
-    for record, label in zip(records, labels, strict=True):
-        if isinstance(label, tuple):
+    several = [label if isinstance(label, tuple) else (label,) for label in _labels(task, records)]
+    for record, labels in zip(records, several, strict=True):
+        if not labels:
+            raise UserError(f"{_where(task)}: the {task.label} of {record.sample} names no class; name another label")
+    classes, prompts, number = _classes(task, [label for labels in several for label in labels])
+    of_each = []
+    for record, labels in zip(records, several, strict=True):
+        found = {_known(task, number, record, label) for label in labels}
+        if len(found) > 1:
             raise UserError(f"{_where(task)}: {record.sample} has several classes; kind: multilabel scores such a data set")
-    classes, prompts, number = _classes(task, labels)
-    of_each = [_known(task, number, record, label) for record, label in zip(records, labels, strict=True)]
+        of_each += found
     return classes, prompts, torch.tensor(of_each, dtype=torch.int64)
 
 
@@ -55,7 +63,8 @@ def _classes(task: TaskConfig, labels: Sequence[Label]) -> tuple[list[str], list
     """(classes, the prompts of each, the number of each label that is known)."""
     words = task.words or {name: (name,) for name in sorted({str(label) for label in labels})}
     classes = list(words)
-    check_classes(classes, _where(task))
+    if not classes or (task.classes is None and not all(classes)):
+        raise UserError(f"{_where(task)}: {task.label} names no class, or nothing as a class; name another label in the suite")
     number: dict[Label, int] = {name: i for i, name in enumerate(classes)}
     if isinstance(task.classes, dict) and any(name.isdecimal() for name in classes):
         number |= {int(name): i for i, name in enumerate(classes) if name.isdecimal()}  # it says itself what numbers mean
@@ -67,7 +76,12 @@ def _classes(task: TaskConfig, labels: Sequence[Label]) -> tuple[list[str], list
 
 
 def _known(task: TaskConfig, number: dict[Label, int], record: Record, label: Label) -> int:
-    if label not in number:
+    """The class of a label. As in training, `"3"` that is no name is a number, and 2020 that is no number here may be a name."""
+    other: Label = str(label)
+    if isinstance(label, str) and label.isdecimal() and len(label) < _DIGITS:
+        other = int(label)
+    found = number.get(label, number.get(other))
+    if found is None:
         count = len(set(number.values()))
         raise UserError(f"{_where(task)}: the label {label!r} of {record.sample} is not among its {count} classes")
-    return number[label]
+    return found

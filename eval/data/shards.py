@@ -48,7 +48,8 @@ class ShardSource:
         """Of the shards' names, sizes and times of change (or entity tags) and indices: every member's name, place and header."""
         digest = hashlib.sha256()
         for index in self.store.indices:
-            digest.update(f"\n{shard_name(index.url)} {shard_stamp(index.url)} {index.extensions}".encode())
+            about = f"\n{shard_name(index.url)} {shard_stamp(index.url)} {index.extensions}"
+            digest.update(about.encode("utf-8", "surrogateescape"))
             for array in (index.key_bytes, index.key_first, index.first, index.extension, index.offset, index.size, index.header):
                 digest.update(array.tobytes())
         return digest.hexdigest()
@@ -77,11 +78,13 @@ def require_images(index: ShardIndex, image_keys: Sequence[str]) -> None:
 
 
 def json_label(value: Any) -> Label:
-    """A name, a number, or a list of them; None for anything else."""
+    """A name, a number, or a list of them; None for anything else. As in training, true is the name `True` and 1.5 `1.5`."""
     if isinstance(value, list):
         several = [json_label(each) for each in value]
         return tuple(each for each in several if isinstance(each, (str, int))) if None not in several else None
-    return value if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+    if isinstance(value, (bool, float)):
+        return str(value)
+    return value if isinstance(value, (str, int)) else None
 
 
 def member_label(key: str, raw: bytes | None) -> Label:

@@ -35,6 +35,10 @@ from .ranks import gather_objects, rank_and_world
 log = logging.getLogger("flexiclip.eval")
 
 
+class StoreError(UserError):
+    """The folder of the embeddings cannot be written: nothing that another data set could mend."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """What is found of a data set: unit rows [N, D] float32 and images/s by length, and the samples that all of them are of."""
@@ -52,7 +56,7 @@ class EmbeddingStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--embeddings {folder}: cannot write there: {error.strerror}") from None
+            raise StoreError(f"--embeddings {folder}: cannot write there: {error.strerror}") from None
 
     @functools.cached_property
     def weights(self) -> str:
@@ -148,7 +152,7 @@ class EmbeddingStore:
             os.replace(aside, path)
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)
-            raise UserError(f"--embeddings {self.folder}: cannot write there: {error}") from None
+            raise StoreError(f"--embeddings {self.folder}: cannot write there: {error}") from None
 
 
 def _samples(images: ImageBlock) -> dict[str, Any]:
@@ -161,11 +165,23 @@ def _samples(images: ImageBlock) -> dict[str, Any]:
 def model_fingerprint(loaded: EvalModel) -> str:
     """sha256 (hexadecimal) over every parameter and buffer by name, the settings, and this library's version."""
     module = loaded.model
-    settings = repr_without_addresses(module if loaded.config is None else loaded.config.model)
+    settings = _said_by(module) if loaded.config is None else repr_without_addresses(loaded.config.model)
     digest = hashlib.sha256(f"{flexiclip.__version__}\n{settings}".encode())
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)} {_digest(tensor)}".encode())
     return digest.hexdigest()
+
+
+def _said_by(module: torch.nn.Module) -> str:
+    """What another library's modules say of themselves, and their plain attributes: a number of heads is in no repr."""
+    plain = (bool, int, float, str, tuple, type(None))
+    found = [
+        (name, key, repr_without_addresses(value))
+        for name, each in module.named_modules()
+        for key, value in sorted(vars(each).items())
+        if isinstance(value, plain) and key != "training"
+    ]
+    return f"{repr_without_addresses(module)}\n{found}"
 
 
 def _record(data: dict[str, Any]) -> Record:

@@ -16,8 +16,9 @@ from pathlib import Path
 from flexiclip.errors import UserError
 
 from ..rows import Row
-from .files import read_about, read_rows
-from .plots import plot_runs, save
+from ..suites.texts import printable
+from .files import read_about, read_rows, require_folder, write_whole
+from .plots import drawn, plot_runs
 
 
 def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | None = None) -> None:
@@ -39,8 +40,12 @@ def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | Non
     trained = {label: each["models"][0]["trained_seqhw"] for label, each in about.items() if each.get("models")}
     own = {label: lengths for label, lengths in trained.items() if len(lengths) == 1}
     figure = plot_runs(chosen, metric, chance=chances[0] if chances else None, own=own)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, output)
+    kind = output.suffix[1:].lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise UserError(f"--output {output}: no picture ends in .{kind}; give one of {', '.join(sorted(known))}")
+    require_folder(output.parent, f"--output {output}")
+    write_whole(output, drawn(figure, kind))
 
 
 def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -> list[Row]:
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(options.output)
+    print(printable(str(options.output)))
     return 0
 
 

@@ -9,12 +9,15 @@ OUTPUT/report.html    all of it on one page that loads nothing
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from flexiclip.errors import UserError
 
 from ..choices.length import primary_metric
 from ..rows import Row, TaskInfo
+from ..suites.texts import printable
 from .gallery import Gallery
 from .page import render_page
 from .table import Report, label_of, runs_of
@@ -32,7 +36,7 @@ def write_report(report: Report, output: Path, gallery: Gallery | None = None) -
     """Write all the files into `output`, in place of those of an earlier evaluation. gallery: the images that the page shows."""
     rows_folder = make_folder(output)
     for old in rows_folder.glob("*.json"):  # a row of a length no longer evaluated would live on in clip_benchmark's table
-        old.unlink()
+        remove(old)
     rows = [as_json(row) for row in report.rows]
     write_whole(output / "results.json", json.dumps(rows, indent=2, ensure_ascii=False))
     for row, data in zip(report.rows, rows, strict=True):
@@ -49,18 +53,26 @@ def write_report(report: Report, output: Path, gallery: Gallery | None = None) -
 
 
 def make_folder(output: Path) -> Path:
-    """The folder of an evaluation and, in it, that of its rows, which is returned. Raises UserError."""
+    """The folder of an evaluation and, in it, that of its rows, which is returned. UserError where they cannot be written."""
     rows_folder = output / "rows"
-    try:
-        rows_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot write there: {error.strerror}") from None
+    for folder in (output, rows_folder):
+        require_folder(folder, f"--output {output}")
     return rows_folder
+
+
+def require_folder(folder: Path, option: str) -> None:
+    """Make a folder, and see that a file can be written in it: one that is there may be read-only. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{printable(option)}: cannot write there: {error.strerror}") from None
 
 
 def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
     """A task's PNGs: against the tokens, against GFLOPs, and its cascades; fewer where a model does not say what it costs."""
-    from .plots import plot_cascades, plot_front, plot_task, save
+    from .plots import drawn, plot_cascades, plot_front, plot_task
 
     runs = runs_of(report, task)
     cascades = {label_of(c): c for c in report.cascades if (c.dataset, c.task) == (task.dataset, task.task)}
@@ -72,9 +84,9 @@ def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
     files = []
     for ending, figure in figures.items():
         file = output / f"{_stem(task.dataset, task.task)}{ending}.png"
-        file.unlink(missing_ok=True)
+        remove(file)
         if figure is not None:
-            save(figure, file)
+            write_whole(file, drawn(figure))
             files.append(file)
     return files
 
@@ -83,12 +95,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     """results.csv: the top-level keys, then one column a metric; empty where a row has no such value."""
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     keys = [key for key in dict.fromkeys(key for row in rows for key in as_json(row)) if key != "metrics"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*keys, *names])
-        writer.writeheader()
-        for row in rows:
-            data = as_json(row)
-            writer.writerow({**{key: data.get(key) for key in keys}, **data["metrics"]})
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, [*keys, *names])
+    writer.writeheader()
+    for row in rows:
+        data = as_json(row)
+        writer.writerow({**{key: data.get(key) for key in keys}, **data["metrics"]})
+    write_whole(path, printable(file.getvalue()).encode())
 
 
 def as_json(row: Row) -> dict[str, Any]:
@@ -122,8 +135,22 @@ def _stem(dataset: str, task: str) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{dataset}_{task}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Whole or not at all: a reader never sees half a file. Text is UTF-8 with a newline at its end. Raises UserError."""
+    data = content if isinstance(content, bytes) else (printable(content) + "\n").encode()
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UserError(f"{printable(str(path))}: cannot be written: {error.strerror}") from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file of an earlier evaluation, if there is one. Raises UserError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{printable(str(path))}: cannot be removed: {error.strerror}") from None

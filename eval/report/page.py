@@ -125,12 +125,14 @@ def _about(task: TaskInfo, images: int) -> str:
 
 
 def _bad_samples(report: Report) -> str:
+    left = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in report.unscored.items())
+    unscored = f"<p>Data sets that could not be scored as a whole:</p><ul>{left}</ul>" if left else ""
     if not report.bad_samples:
-        return "<p>Every sample could be read.</p>"
+        return unscored or "<p>Every sample could be read.</p>"
     items = "".join(
         f"<li><code>{escape(bad['shard'])}</code> <code>{escape(bad['key'])}</code>: {escape(bad['reason'])}</li>"
         for bad in report.bad_samples[:BAD_SHOWN]
     )
     more = len(report.bad_samples) - BAD_SHOWN
     rest = f"<p>And {more:,} more, in <code>report.json</code>.</p>" if more > 0 else ""
-    return f"<p>Could not be read and are not counted: {len(report.bad_samples)}</p><ul>{items}</ul>{rest}"
+    return f"{unscored}<p>Could not be read and are not counted: {len(report.bad_samples)}</p><ul>{items}</ul>{rest}"

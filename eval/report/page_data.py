@@ -10,6 +10,7 @@ from typing import Any
 
 from ..choices.length import primary_metric, sentence
 from ..rows import TaskInfo
+from ..suites.texts import printable
 from .gallery import Gallery
 from .names import is_share, long_name
 from .table import Report, label_of, rows_of
@@ -59,6 +60,7 @@ def add_thumbnails(data: dict[str, Any], gallery: Gallery, room: int) -> None:
 def as_script(data: dict[str, Any]) -> str:
     """JSON that may stand inside a script element: no text of a user can end the element or begin a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = printable(text)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text

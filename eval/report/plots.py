@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..choices.cascade import CascadeCurve
@@ -111,10 +111,11 @@ def plot_front(front: Front, runs: Runs) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> bytes:
-    """Write the PNG (or what the name's ending says) and return its bytes."""
-    figure.savefig(path, dpi=150, facecolor="white")
-    return path.read_bytes()
+def drawn(figure: Figure, kind: str = "png", dpi: int = 150) -> bytes:
+    """The content of a picture's file. kind: what matplotlib knows, such as png, svg and pdf."""
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, dpi=dpi, facecolor="white")
+    return data.getvalue()
 
 
 def _metrics(axis: Axes, rows: Sequence[Row], names: Sequence[str], task: TaskInfo, against: Against) -> None:

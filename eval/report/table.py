@@ -35,6 +35,7 @@ class Report:
     choices: list[Choice] = field(default_factory=list)
     cascades: list[CascadeCurve] = field(default_factory=list)
     fronts: list[Front] = field(default_factory=list)
+    unscored: dict[str, str] = field(default_factory=dict)  # data set -> why it, or a task of it, has no rows
 
     def add(self, row: Row, task: TaskInfo, details: dict[str, Any]) -> None:
         """One more row, and its task where it is new."""

@@ -33,6 +33,8 @@ def print_report(report: Report) -> None:
     for choice in report.choices:
         whose = f"{label_of(choice)}: " if len(report.models) > 1 else ""
         console.print(whose + sentence(choice), markup=False, highlight=False, soft_wrap=True)
+    for name, reason in report.unscored.items():
+        console.print(f"data set {name} could not be scored as a whole: {reason}", style="yellow", markup=False, soft_wrap=True)
     if report.bad_samples:
         console.print(f"[yellow]samples that could not be read and are not counted: {len(report.bad_samples)}[/yellow]")
 

@@ -6,6 +6,10 @@ So a typo in a file stops an evaluation before its first image. A file of the su
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +20,8 @@ from .folder import class_folders
 from .layout import Type, at, class_names, class_templates, dataset_type, shard_places
 from .task import DEFAULT_TEMPLATES, TaskConfig
 from .texts import lines, read_json, read_text, require_text
+
+log = logging.getLogger("flexiclip.eval")
 
 LABELS = {"classification": "cls", "multilabel": "npy"}
 """The member that holds an image's class in CLIP_benchmark's layout."""
@@ -35,6 +41,9 @@ def complete(config: DatasetConfig) -> DatasetConfig:
             tasks.append(read_files(task, config.name))
         except UserError as error:
             raise UserError(f"data set {config.name}: {error}") from None
+        if "" in (tasks[-1].classes or ()):
+            number = list(tasks[-1].classes or ()).index("")
+            log.warning("data set %s: class %d has an empty name, which its prompts have for {c}", config.name, number)
     if any(task.trains for task in tasks):
         _require_training(config)
     return replace(config, tasks=tuple(tasks))
@@ -81,13 +90,16 @@ def _of_dataset(found: dict[str, Any], dataset: str) -> Any:
 def _complete_root(config: DatasetConfig, root: str) -> DatasetConfig:
     shard_places(root, config.split)  # read now, so that an address that is wrong is met first
     kind = dataset_type(root)
-    if not config.tasks:
+    alone = not config.tasks
+    if alone:
         config = replace(config, tasks=(_task_of_root(kind),))
     if config.captions == ("txt",):
         config = replace(config, captions=("txt:lines",))
     if all(task.label is None for task in config.tasks):
         return config
     names, templates = class_names(root), class_templates(root)
+    if alone:
+        _require_distinct(names or (), config.tasks[0], root)
     return replace(config, tasks=tuple(_complete_task(task, root, names, templates) for task in config.tasks))
 
 
@@ -96,6 +108,18 @@ def _task_of_root(kind: Type) -> TaskConfig:
     if kind == "retrieval":
         return TaskConfig(kind, merge_captions=False, ties="topk")
     return TaskConfig(kind, label=LABELS[kind], ties="topk" if kind == "classification" else "chance")
+
+
+def _require_distinct(names: Sequence[str], task: TaskConfig, root: str) -> None:
+    """Raise UserError for a name that a root without tasks has twice, with the suite file that says that it is meant."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        listed = json.dumps(twice, ensure_ascii=False)
+        raise UserError(
+            f"data set {root}: the class {twice[0]!r} stands twice in classnames.txt; if that is meant, give --suite a file with "
+            f"datasets: [{{root: {json.dumps(root, ensure_ascii=False)}, tasks: [{{kind: {task.kind}, label: {task.label}, "
+            f"{'ties: topk, ' if task.kind == 'classification' else ''}repeats: {listed}}}]}}]"
+        )
 
 
 def _complete_task(task: TaskConfig, root: str, names: tuple[str, ...] | None, templates: tuple[str, ...] | None) -> TaskConfig:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from flexiclip.errors import UserError
 
 from .task import TaskConfig
+from .texts import printable
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DatasetConfig:
         places = [key for key in ("shards", "root", "images", "csv") if getattr(self, key) is not None]
         place = getattr(self, places[0]) if places else None
         if not self.name and isinstance(place, str):
-            object.__setattr__(self, "name", default_name(place))
+            object.__setattr__(self, "name", printable(default_name(place)))
         where = f"data set {self.name}" if self.name else "a data set without a name"
         if len(places) != 1:
             raise UserError(f"{where}: give one of shards, root, images and csv, not {' and '.join(places) or 'none'}")

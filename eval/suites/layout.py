@@ -68,9 +68,9 @@ def dataset_type(root: str) -> Type:
 
 
 def class_names(root: str) -> tuple[str, ...] | None:
-    """The lines of classnames.txt, None without one."""
+    """The lines of classnames.txt, None without one. As in CLIP_benchmark, an empty line is a class too, also the last one."""
     text = read_text(at(root, "classnames.txt"))
-    return None if text is None else lines(text)
+    return None if text is None else tuple(line.strip() for line in text.splitlines())
 
 
 def class_templates(root: str) -> tuple[str, ...] | None:

@@ -66,7 +66,24 @@ def load_suite(suite: str) -> SuiteConfig:
 
 def load_datasets(suites: Sequence[str]) -> list[DatasetConfig]:
     """The data sets of several suites together, held to distinct names and completed from their files. Raises UserError."""
+    found, failed = load_readable(suites)
+    for error in failed.values():
+        raise error
+    return found
+
+
+def load_readable(suites: Sequence[str]) -> tuple[list[DatasetConfig], dict[str, UserError]]:
+    """(load_datasets of those whose files can be read, name -> what is wrong with each of the others).
+
+    Raises UserError for a suite that cannot be read itself, and for two data sets of one name.
+    """
     if not suites:
         raise UserError("no suite to evaluate: give --suite NAME or eval.suites")
-    found = [complete(dataset) for suite in suites for dataset in load_suite(suite).datasets]
-    return list(SuiteConfig(tuple(found)).datasets)
+    found: list[DatasetConfig] = []
+    failed: dict[str, UserError] = {}
+    for dataset in [dataset for suite in suites for dataset in load_suite(suite).datasets]:
+        try:
+            found.append(complete(dataset))
+        except UserError as error:
+            failed[dataset.name] = error
+    return list(SuiteConfig(tuple(found)).datasets) if found else [], failed

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from flexiclip.errors import UserError
 
+from .texts import printable
+
 Kind = Literal["retrieval", "classification", "multilabel", "choice", "linear_probe"]
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
 
@@ -140,12 +142,15 @@ def check_templates(templates: Sequence[str], where: str) -> None:
 
 
 def check_classes(classes: Sequence[str], where: str, repeats: Sequence[str] = ()) -> None:
-    """Raise UserError for an empty list of classes, a name of nothing, or one that stands twice and not among `repeats`."""
+    """Raise UserError for an empty list of classes, what is no text, or a name that stands twice and not among `repeats`.
+
+    An empty text is a name, as in CLIP_benchmark: clevr_closest_object_distance has one, between "near" and "distant".
+    """
     if not classes:
         raise UserError(f"{where}: the list of classes is empty")
     for number, name in enumerate(classes):
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{where}: class {number} has an empty name or none that is a text: {name!r}")
+        if not isinstance(name, str) or printable(name) != name:
+            raise UserError(f"{where}: class {number} has no name that is a text: {name!r}; put it into quotes")
     twice = sorted(name for name, count in Counter(classes).items() if count > 1 and name not in repeats)
     if twice:
         raise UserError(

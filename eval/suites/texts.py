@@ -52,3 +52,8 @@ def read_json(place: str) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON: {error}") from None
+
+
+def printable(text: str) -> str:
+    """A name, path or address as text that can be written: a path's bytes that are not UTF-8 become `\\udcff` and the like."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
