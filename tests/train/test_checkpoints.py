@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,16 +113,26 @@ def test_keep_every_keeps_them_for_good(fit: Fit) -> None:
 
 def test_killed_while_it_is_written_the_one_before_stays_the_latest(fit: Fit, recipe: list[str], tmp_path: Path) -> None:
     folder, root = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    often = [f"run_dir={folder}", "train.save_every=1", "train.steps=500"]
+    often = [f"run_dir={folder}", "train.save_every=1", "train.steps=2000"]
     with Command() as command:
         command.train(1, tmp_path / "killed", *recipe, *often)
-        command.wait_for(lambda: (root / "latest").is_file() and any(root.glob(".step-*")))
+        command.wait_for(lambda: (root / "latest").is_file())
+        assert run_ranks(1, tmp_path / "second", flexiclip_main, "train", *recipe, *often) == [2]
+        said = (tmp_path / "second.0").read_text()
+        assert f"run_dir={folder}: another process trains there (pid {command.started[0].pid} on " in said
+        command.wait_for(lambda: any(root.glob(".step-*")))
         command.kill()
     name = LocalStore(root).latest()
     assert name is not None
     checkpoint = open_checkpoint(root / name)
     assert len(checkpoint.weights()) == len(Trained(folder).weights())
     assert f"step-{checkpoint.step}" == name
+    began = time.monotonic()
+    again = [*often, f"train.steps={checkpoint.step + 1}", "train.resume=never"]
+    assert run_ranks(1, tmp_path / "again", flexiclip_main, "train", *recipe, *again) == [0], "the claim of a killed run is stale"
+    assert time.monotonic() - began < 30
+    assert not list(folder.with_name("run.old-1").glob(".running/*"))
+    assert not (folder / ".running").exists()
 
 
 @pytest.fixture(scope="module")
