@@ -17,7 +17,7 @@ from torch import Tensor
 from train_shards import sample, write_shard
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints.checkpoint import Snapshot, open_checkpoint, read_state
+from flexiclip.train.checkpoints.checkpoint import Facts, Snapshot, open_checkpoint, read_state
 from flexiclip.train.checkpoints.local_store import LocalStore
 from flexiclip.train.checkpoints.stores import expendable
 from flexiclip.train.processes.run_lock import FolderPlace, RunLock
@@ -156,6 +156,24 @@ def test_a_file_that_lost_its_end_is_found_before_training(saved: Trained, recip
     assert codes == [2]
     assert f"step-20 is no complete checkpoint (optimizer.safetensors has {size - 1} of {size} bytes)" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("change", [-1, 1, 4096, None], ids=["shorter", "longer", "much longer", "absent"])
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "model/model.safetensors", "model/config.yaml"])
+def test_a_checkpoint_with_a_file_of_another_size_is_refused(tmp_path: Path, name: str, change: int | None) -> None:
+    sizes = {"optimizer.safetensors": 9000, "model/model.safetensors": 7000, "model/config.yaml": 5000}
+    for file, size in sizes.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(bytes(size))
+    (tmp_path / "state.json").write_text(json.dumps({"step": 3, "skipped": 1, "files": sizes, "flops": 7}))
+    assert open_checkpoint(tmp_path).facts == Facts(step=3, skipped=1, flops=7)
+    if change is None:
+        (tmp_path / name).unlink()
+    else:
+        os.truncate(tmp_path / name, sizes[name] + change)
+    found = 0 if change is None else sizes[name] + change
+    with pytest.raises(UserError, match=rf"is no complete checkpoint \({name} has {found} of {sizes[name]} bytes\)"):
+        open_checkpoint(tmp_path)
 
 
 def test_names_in_a_state_never_leave_its_folder() -> None:
