@@ -27,6 +27,9 @@ from flexiclip.config.yaml_text import DEEPEST, Dumper, read_value, read_yaml
 from flexiclip.errors import UserError
 
 T = TypeVar("T")
+LARGEST = 3.4e38
+"""The largest number that a key takes, which is float32's."""
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -228,11 +231,18 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return _finite(value, where)
     if hint in (int, bool, str) and type(value) is hint:
         return value
     mend = """: put it in quotes, on a command line '"..."'""" if hint is str else ""
     raise UserError(f"{where}={value!r}: expected {_describe(hint)}, got {type(value).__name__}{mend}")
+
+
+def _finite(value: float, where: str) -> float:
+    """A number as a float. No key of a recipe means anything by infinity, or by what the model's float32 cannot hold."""
+    if not abs(value) <= LARGEST:  # NaN is not either
+        raise UserError(f"{where}: {str(value)[:40]} is not a finite number: write one of at most {LARGEST:.1e}")
+    return float(value)
 
 
 def _coerce_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:

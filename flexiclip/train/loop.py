@@ -14,6 +14,7 @@ from flexiclip.data.batch import Batch
 from flexiclip.errors import UserError
 from flexiclip.train.objectives.base import Inputs
 from flexiclip.train.processes.ranks import joined_ranks
+from flexiclip.train.processes.run_lock import RunLock
 from flexiclip.train.processes.signals import Stopped, StopSignal
 from flexiclip.train.processes.stalls import PATIENCE, Feed
 from flexiclip.train.records.recorder import Evaluators, Recorder
@@ -28,10 +29,11 @@ def train(config: Config, evaluators: Evaluators | None = None) -> bool:
     group, patience_s = config.engine.kind == "deepspeed", (PATIENCE + 1) * config.data.stall_s
     try:
         with (
-            joined_ranks(group, config.train.threads, config.train.rank_timeout_s, patience_s) as ranks,
             StopSignal() as stop,
+            joined_ranks(group, config.train.threads, config.train.rank_timeout_s, patience_s, stop) as ranks,
+            RunLock() as lock,
         ):
-            run = set_up(config, ranks, evaluators is not None)
+            run = set_up(config, ranks, evaluators is not None, lock)
             stop.defer()
             if run.step > run.horizon.steps:
                 raise UserError(
@@ -54,6 +56,7 @@ def train(config: Config, evaluators: Evaluators | None = None) -> bool:
 def _loop(run: Run, recorder: Recorder, feed: Feed, stop: StopSignal) -> None:
     start = run.step
     while run.step < run.horizon.steps:
+        run.lock.check()
         clock = time.perf_counter()
         batch = feed.take(run.step + 1)
         waited = time.perf_counter() - clock

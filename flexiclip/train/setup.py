@@ -38,6 +38,7 @@ from flexiclip.train.objectives.base import Objective
 from flexiclip.train.processes.data_order import check_ranks_agree, data_order, say_if_changed
 from flexiclip.train.processes.hosts import check_shared_folder, share_file
 from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.processes.run_lock import RunLock
 from flexiclip.train.step import Stepper
 
 
@@ -59,6 +60,8 @@ class Run:
     checkpoint: str | None  # in the store, that the run went on from
     step: int
     skips: Skips  # steps that updated nothing
+    flops: int  # of the steps so far, over all ranks; 0 where they cannot be counted
+    lock: RunLock
     shadow: LoadedModel | None  # a second model to evaluate with, where the engine holds the first in shards
 
     @property
@@ -102,8 +105,12 @@ def labels_of(config: Config) -> Labels | None:
     return Labels(spec, classes)
 
 
-def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
-    """Build a run, or go on with one that is there. Raises UserError for what the user must mend. Collective."""
+def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None = None) -> Run:
+    """Build a run, or go on with one that is there. Raises UserError for what the user must mend. Collective.
+
+    lock: claims the run's folder and checkpoints while it is held; by default nothing is.
+    """
+    lock = lock or RunLock()
     check_one_recipe(config, ranks)
     if config.train.global_batch_size % ranks.world:
         raise UserError(f"train.global_batch_size={config.train.global_batch_size} does not divide by the {ranks.world} ranks")
@@ -114,7 +121,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
     check_ranks_agree(order, ranks)
     folder = Path(config.run_dir)
     store = run_store(config, folder)
-    found = shared(ranks, ranks.main, lambda: enter_run_folder(config, store))
+    found = shared(ranks, ranks.main, lambda: enter_run_folder(config, store, course, lock, ranks.say))
     _check_shared(config, folder, store, ranks)
     checkpoint = fetch_checkpoint(found, folder, ranks) if found is not None else None
 
@@ -158,8 +165,17 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool) -> Run:
         checkpoint=found.name if found is not None and found.root == str(store) else None,
         step=checkpoint.step if checkpoint else 0,
         skips=Skips(config.train.on_nonfinite, checkpoint.skipped if checkpoint else 0),
+        flops=_flops(course, checkpoint),
+        lock=lock,
         shadow=shadow,
     )
+
+
+def _flops(course: Course, checkpoint: Checkpoint | None) -> int:
+    """Of the steps so far: what the checkpoint says, or one of an earlier version, drawn again."""
+    if checkpoint is None:
+        return 0
+    return course.flops(range(checkpoint.step)) if checkpoint.facts.flops is None else checkpoint.facts.flops
 
 
 def _check_shared(config: Config, folder: Path, store: Store, ranks: Ranks) -> None:

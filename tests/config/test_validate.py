@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import types
+import typing
+
 import pytest
 
-from flexiclip.config import Config, from_dict
+from flexiclip.config import Config, Duration, from_dict
 from flexiclip.config.validate import valid_seqhw, validate
 from flexiclip.errors import UserError
+from flexiclip.schedules import Horizon, SeqhwSchedule
 
 BROKEN = {
     "patch.seqhw: [7, 9] do not divide model.image.image_size=240; valid: [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20": {
@@ -99,6 +105,9 @@ BROKEN = {
     "data.workers=-1 must be 0 or more": {"data": {"workers": -1}},
     "data.captions is empty": {"data": {"captions": []}},
     "data.crop_scale=(0.9, 0.4) must satisfy 0 < low <= high <= 1": {"data": {"crop_scale": [0.9, 0.4]}},
+    "data.stall_s=1000000000.0 must be at most 1e+08 seconds": {"data": {"stall_s": 1e9}},
+    "data.read_timeout_s=1000000000.0 must be at most": {"data": {"read_timeout_s": 1e9}},
+    "train.rank_timeout_s=1000000000.0 must be at most": {"train": {"rank_timeout_s": 1e9}},
     "data.train.weight=0.0 must be positive": {"data": {"train": [{"shards": "a.tar", "weight": 0}]}},
 }
 
@@ -128,3 +137,99 @@ def test_independent_locks_are_valid_where_weights_are_named():
     validate(config)  # the two projections still train
     assert config.model.image.lock
     assert config.model.text.lock
+
+
+TOLD_ELSEWHERE = {
+    "train_batch_size": (8, "train.global_batch_size"),
+    "train_micro_batch_size_per_gpu": (8, "train.micro_batch_size"),
+    "gradient_accumulation_steps": (8, "train.micro_batch_size"),
+    "gradient_clipping": (0.5, "optimizer.grad_clip"),
+    "optimizer": ({"type": "Adam"}, "the section optimizer"),
+    "scheduler": ({"type": "WarmupLR"}, "optimizer.schedule"),
+    "bf16": ({"enabled": True}, "train.precision"),
+    "fp16": ({"enabled": True}, "train.precision"),
+    "zero_optimization.stage": (2, "engine.zero_stage"),
+    "zero_optimization.offload_optimizer": ({"device": "cpu"}, "engine.offload"),
+    "zero_optimization.offload_param": ({"device": "cpu"}, "engine.offload"),
+}
+"""Keys of DeepSpeed's configuration, a value of each, and what in a recipe says the same."""
+
+
+@pytest.mark.parametrize("key", TOLD_ELSEWHERE)
+def test_a_key_of_deepspeed_that_the_recipe_says_elsewhere_is_refused(key):
+    value, ours = TOLD_ELSEWHERE[key]
+    section, _, inside = key.partition(".")
+    given = {section: {inside: value}} if inside else {section: value}
+    with pytest.raises(UserError) as caught:
+        validate(from_dict(Config, {"engine": {"deepspeed": given}}))
+    assert str(caught.value) == f"engine.deepspeed.{key} is what {ours} says: set that instead"
+
+
+def test_every_key_that_we_generate_for_deepspeed_is_ours_or_may_be_changed():
+    """What deepspeed_config() says by itself is refused from the recipe, but for what neither numbers nor memory depend on."""
+    from flexiclip.train.engines.zero import OFFLOADED, deepspeed_config
+
+    generated = deepspeed_config(from_dict(Config, {"engine": {"zero_stage": 3, "offload": "parameters"}}), 1)
+    zero = generated.pop("zero_optimization")
+    keys = {*generated, *(f"zero_optimization.{key}" for key in zero)}
+    assert set(zero) == {"stage", *OFFLOADED["parameters"]}
+    assert keys - set(TOLD_ELSEWHERE) == {"zero_force_ds_cpu_optimizer", "steps_per_print", "wall_clock_breakdown"}
+
+
+def numbers(cls, where=()):
+    """(path, value that puts a number there) of every field of a section, and of those inside, that takes a float."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        choices = typing.get_args(hints[field.name]) if _is_union(hints[field.name]) else (hints[field.name],)
+        for choice in choices:
+            arguments = typing.get_args(choice)
+            if dataclasses.is_dataclass(choice) and choice is not Duration:
+                yield from numbers(choice, (*where, field.name))
+            elif choice is float:
+                yield (*where, field.name), lambda number: number
+            elif float in arguments:
+                count = 2 if Ellipsis in arguments else len(arguments)
+                yield (*where, field.name), lambda number, count=count: [number] * count
+            for inner in arguments:
+                for part in typing.get_args(inner) or (inner,):
+                    if dataclasses.is_dataclass(part) and part is not Duration:
+                        name = (*where, field.name)
+                        for path, make in numbers(part):
+                            yield name, lambda number, path=path, make=make, part=part: [_around(part, path, make(number))]
+
+
+def _is_union(hint):
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _around(section, path, value):
+    """A section in a list, with what it must have."""
+    given = {"SourceConfig": {"shards": "a.tar"}, "PatchStage": {"start": 0, "seqhw": [5, 6]}}[section.__name__]
+    return {**given, path[0]: value}
+
+
+NUMBERS = {".".join((*path, str(index))): (path, make) for index, (path, make) in enumerate(numbers(Config))}
+
+
+def test_the_fields_that_are_numbers_are_found():
+    paths = {".".join(path) for path, _ in NUMBERS.values()}
+    assert {"optimizer.lr", "optimizer.betas", "optimizer.grad_clip", "patch.weights", "model.preprocess.std"} < paths
+    assert {"data.train", "patch.stages", "data.crop_scale", "distillation.temperature", "model.logit_bias_init"} < paths
+    assert len(paths) >= 28
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 1e39, 10**400], ids=str)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_of_a_recipe_is_finite(name, number):
+    path, make = NUMBERS[name]
+    data = make(number)
+    for key in reversed(path):
+        data = {key: data}
+    with pytest.raises(UserError, match=r"is not a finite number: write one of at most 3\.4e"):
+        from_dict(Config, data)
+
+
+def test_weights_that_are_as_large_as_they_may_be_have_shares():
+    largest = from_dict(Config, {"patch": {"seqhw": [5, 6], "weights": [3.4e38, 3.4e38]}})
+    schedule = SeqhwSchedule(largest.patch, 0, Horizon(10, 1, None), float)
+    assert schedule.shares() == {5: 0.5, 6: 0.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from torch import Tensor
 from train_shards import sample, write_shard
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints.checkpoint import Snapshot, open_checkpoint, read_state
+from flexiclip.train.checkpoints.checkpoint import Facts, Snapshot, open_checkpoint, read_state
 from flexiclip.train.checkpoints.local_store import LocalStore
 from flexiclip.train.checkpoints.stores import expendable
+from flexiclip.train.processes.run_lock import FolderPlace, RunLock
 
 Fit = Callable[..., Trained]
 
@@ -112,16 +114,24 @@ def test_keep_every_keeps_them_for_good(fit: Fit) -> None:
 
 def test_killed_while_it_is_written_the_one_before_stays_the_latest(fit: Fit, recipe: list[str], tmp_path: Path) -> None:
     folder, root = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    often = [f"run_dir={folder}", "train.save_every=1", "train.steps=500"]
+    often = [f"run_dir={folder}", "train.save_every=1", "train.steps=2000"]
     with Command() as command:
         command.train(1, tmp_path / "killed", *recipe, *often)
-        command.wait_for(lambda: (root / "latest").is_file() and any(root.glob(".step-*")))
+        command.wait_for(lambda: (root / "latest").is_file())
+        assert run_ranks(1, tmp_path / "second", flexiclip_main, "train", *recipe, *often) == [2]
+        said = (tmp_path / "second.0").read_text()
+        assert f"run_dir={folder}: another process trains there (pid {command.started[0].pid} on " in said
+        command.wait_for(lambda: any(root.glob(".step-*")))
         command.kill()
     name = LocalStore(root).latest()
     assert name is not None
     checkpoint = open_checkpoint(root / name)
     assert len(checkpoint.weights()) == len(Trained(folder).weights())
     assert f"step-{checkpoint.step}" == name
+    began = time.monotonic()
+    with RunLock() as lock:  # the claim of the killed run is there, and nobody waits for it
+        lock.take(FolderPlace(folder), "run_dir", pytest.fail)
+    assert time.monotonic() - began < 2
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +156,24 @@ def test_a_file_that_lost_its_end_is_found_before_training(saved: Trained, recip
     assert codes == [2]
     assert f"step-20 is no complete checkpoint (optimizer.safetensors has {size - 1} of {size} bytes)" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("change", [-1, 1, 4096, None], ids=["shorter", "longer", "much longer", "absent"])
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "model/model.safetensors", "model/config.yaml"])
+def test_a_checkpoint_with_a_file_of_another_size_is_refused(tmp_path: Path, name: str, change: int | None) -> None:
+    sizes = {"optimizer.safetensors": 9000, "model/model.safetensors": 7000, "model/config.yaml": 5000}
+    for file, size in sizes.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(bytes(size))
+    (tmp_path / "state.json").write_text(json.dumps({"step": 3, "skipped": 1, "files": sizes, "flops": 7}))
+    assert open_checkpoint(tmp_path).facts == Facts(step=3, skipped=1, flops=7)
+    if change is None:
+        (tmp_path / name).unlink()
+    else:
+        os.truncate(tmp_path / name, sizes[name] + change)
+    found = 0 if change is None else sizes[name] + change
+    with pytest.raises(UserError, match=rf"is no complete checkpoint \({name} has {found} of {sizes[name]} bytes\)"):
+        open_checkpoint(tmp_path)
 
 
 def test_names_in_a_state_never_leave_its_folder() -> None:

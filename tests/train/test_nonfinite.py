@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from alike import ENGINES
 from launch import Trained, flexiclip_main, run_ranks
 from safetensors.torch import load_file, save_file
+from test_step import ALONE
 from torch import Tensor
 from train_shards import SAMPLES, SIZES, sample, write_shard
 
-from flexiclip.bundle import load_model
-from flexiclip.train.nonfinite import PATIENCE
+from flexiclip.bundle import LoadedModel, build_model, load_model
+from flexiclip.config import Config, load
+from flexiclip.errors import RunError
+from flexiclip.train.engines.engine import Engine, TorchEngine
+from flexiclip.train.engines.towers import Towers
+from flexiclip.train.nonfinite import PATIENCE, Skips
+from flexiclip.train.processes.ranks import Ranks, joined_ranks
 
 Fit = Callable[..., Trained]
 Refuse = Callable[..., str]
@@ -194,3 +204,69 @@ def test_a_hundred_in_a_row_end_the_run(refuse: Refuse, saved: Trained, tmp_path
     said = refuse(1, f"model.text.init={init}", SKIP, "train.steps=200", "train.save_every=0")
     assert said.startswith(f"flexiclip: step {PATIENCE}, seqhw ")
     assert "embeddings of the text tower are not finite, as in the 99 steps before" in said
+
+
+def test_a_healthy_step_begins_the_row_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    """99 refused steps, a healthy one, 99 more: the run goes on. The next one is the hundredth in a row."""
+    skips = Skips("skip", total=5)
+    for row in range(2):
+        for step in range(99):
+            assert skips.refused(ALONE, step, 3, "it") == f"step {step}, seqhw 3: it: skipped, {5 + 99 * row + step + 1} so far"
+        if row == 0:
+            skips.healthy()
+    with pytest.raises(RunError, match="step 7, seqhw 3: it, as in the 99 steps before"):
+        skips.refused(ALONE, 7, 3, "it")
+
+
+def test_stop_ends_the_run_at_the_first_one() -> None:
+    skips = Skips("stop")
+    with pytest.raises(RunError, match=r"step 7, seqhw 3: it; no weight was touched: train\.on_nonfinite=skip goes on"):
+        skips.refused(ALONE, 7, 3, "it")
+    assert skips.total == 0
+    with pytest.raises(SystemExit, match="1"):
+        skips.refused(replace(ALONE, rank=1), 7, 3, "it")
+
+
+def engine_of(config: Config, loaded: LoadedModel, ranks: Ranks) -> Engine:
+    towers = Towers(loaded.model.train(), bf16=False)
+    if config.engine.kind == "torch":
+        return TorchEngine(towers, config, ranks)
+    from flexiclip.train.engines.zero import DeepSpeedEngine
+
+    return DeepSpeedEngine(towers, config, ranks)
+
+
+def refuse_under_every_stage(*argv: str) -> None:
+    """In a rank: an update, then a step whose gradients hold a NaN, under plain torch and each stage of ZeRO."""
+    for name, overrides in ENGINES.items():
+        config = load(argv[0], [*argv[1:], *overrides])
+        with joined_ranks(False, 1) as ranks:
+            if not dist.is_initialized():
+                dist.init_process_group("gloo")
+            loaded = build_model(config)
+            engine = engine_of(config, loaded, ranks)
+            inputs = engine.towers.dummy_inputs(ranks.device)
+            tokens = torch.tensor([[5, 6, 7, 1]])
+
+            def step(factor: float, engine: Any = engine, inputs: Any = inputs, tokens: Tensor = tokens) -> float:
+                halves = engine.embed((inputs[0] + 100, tokens), 3, last=True)
+                engine.backward(factor * torch.stack([half[:, 0].sum() for half in halves]).sum())
+                return float(engine.step(1e-2))
+
+            def state(engine: Any = engine) -> dict[str, Tensor]:
+                return {name: t.clone() for name, t in (*engine.weights(), *engine.moments())}
+
+            first = state()
+            assert math.isfinite(step(1.0)), name
+            before = state()
+            assert any(not torch.equal(first[key], before[key]) for key in before), name
+            for factor in (NAN, float("inf")):
+                assert not math.isfinite(step(factor)), name
+                after = state()
+                assert all(torch.equal(before[key], after[key]) for key in before), f"{name}: a refused step updates something"
+            assert math.isfinite(step(1.0)), f"{name}: what was refused is not forgotten"
+            assert any(not torch.equal(after[key], value) for key, value in state().items()), name
+
+
+def test_no_engine_updates_anything_in_a_refused_step(recipe: list[str], tmp_path: Path) -> None:
+    assert run_ranks(1, tmp_path / "log", refuse_under_every_stage, *recipe) == [0], (tmp_path / "log.0").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,26 @@ def test_scalars_are_not_decayed_and_follow_the_given_rate() -> None:
     for _ in range(3):
         optimizer.step(0.01, [torch.tensor([0.3]), torch.tensor([-0.3])])  # a constant gradient moves by lr a step
     assert [p.item() for p in pair] == pytest.approx([1.97, -9.97], abs=1e-5)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.98), (0.5, 0.7), (0.0, 0.999)])
+@pytest.mark.parametrize("eps", [1e-8, 0.1])
+def test_scalars_steps_equal_float64_by_hand(betas: tuple[float, float], eps: float) -> None:
+    """Gradients that change, so that both moments and eps count."""
+    start = [2.0, -10.0]
+    pair = scalars(*start)
+    optimizer = ScalarOptimizer(pair, replace(CONFIG, betas=betas, eps=eps), logit_scale_max=100.0)
+    m, v, expected = np.zeros(2), np.zeros(2), np.array(start)
+    for step in range(1, 6):
+        gradient = np.array([math.sin(step), 0.1 * math.cos(2 * step)])
+        optimizer.step(0.01 * step, [torch.tensor([g], dtype=torch.float32) for g in gradient])
+        m, v = betas[0] * m + (1 - betas[0]) * gradient, betas[1] * v + (1 - betas[1]) * gradient**2
+        update = (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
+        expected = expected - 0.01 * step * update
+        assert [p.item() for p in pair] == pytest.approx(expected.tolist(), abs=2e-6)
+    state = optimizer.state()
+    assert [state[f"exp_avg/{i}"].item() for i in range(2)] == pytest.approx(m.tolist(), rel=1e-5)
+    assert [state[f"exp_avg_sq/{i}"].item() for i in range(2)] == pytest.approx(v.tolist(), rel=1e-5)
 
 
 def test_scalars_go_on_where_they_stopped() -> None:

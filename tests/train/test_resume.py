@@ -105,6 +105,7 @@ def test_a_finished_run_says_so_and_never_starts_anew_unasked(fit: Fit, referenc
     assert anew.timeless() == reference.timeless()
     assert anew.rows != reference.rows, "it was not trained again"
     assert Trained(tmp_path / "run.old-1").rows == reference.rows
+    assert not [*tmp_path.glob("run*/.running")], "a claim outlives its run"
 
 
 def test_keep_last_keeps_the_newest(fit: Fit) -> None:

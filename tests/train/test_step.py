@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from train_shards import sample
 
 from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config, load
+from flexiclip.data.batch import caption_id
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.transformer import MLP
 from flexiclip.train.engines.engine import TorchEngine
 from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.objectives import make_objective
 from flexiclip.train.objectives.base import Inputs
 from flexiclip.train.objectives.contrastive import Contrastive
 from flexiclip.train.processes.ranks import Ranks
@@ -178,3 +182,83 @@ def test_a_frozen_tower_runs_once_a_micro_batch(make: Make, inputs: Inputs, refe
     loaded.model.text_tower.register_forward_hook(lambda *_: count("text"))
     stepper(inputs, SEQHW, step=0, lr=LR)
     assert calls == {"image": 8, "text": 8} | {locked: 4}
+
+
+SEEDS = {
+    (0, 0, 0): [3432106526021424865, 9035795726243879283, 2263655944378485554],
+    (0, 0, 1): [3190361131818674061, 2153128134362782672, 1434636682576504211],
+    (0, 0, 7): [3196125972054582676, 6048048838900209085, 5568792303422760039],
+    (0, 1, 0): [7947090362437566270, 8977315508090547512, 1860436096727816797],
+    (0, 123456, 0): [4897319088439654843, 5961135926366102927, 4813431298489246558],
+    (1, 0, 0): [5009287550527980734, 6831484490991166575, 1222497354317048880],
+    (5, 1000, 3): [7768861751849646243, 8654275526602151392, 1372097354840532513],
+}
+"""(seed, step, rank) -> torch's seed for the first three micro-batches. A resumed run depends on them, on any version."""
+
+
+@pytest.mark.parametrize(("place", "seeds"), SEEDS.items())
+def test_the_seeds_of_dropout_are_frozen(make: Make, inputs: Inputs, place: tuple[int, int, int], seeds: list[int]) -> None:
+    seed, step, rank = place
+    loaded, config = make()
+    stepper = replace(stepper_of(loaded.model, config, micro_batch=4), seed=seed, ranks=replace(ALONE, rank=rank))
+    taken: list[int] = []
+    stepper.engine.module.register_forward_pre_hook(lambda *_: taken.append(torch.initial_seed()))
+    stepper(inputs, SEQHW, step=step, lr=LR)
+    assert taken == seeds * 2, "the second pass draws as the first"
+
+
+def test_no_two_micro_batches_of_any_rank_share_a_seed_of_dropout() -> None:
+    every = [seed for seeds in SEEDS.values() for seed in seeds]
+    assert len(set(every)) == len(every) == 3 * len(SEEDS)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("micro_batch", [12, 5])
+def test_mask_identical_leaves_twins_out_of_the_negatives(make: Make, inputs: Inputs, kind: str, micro_batch: int) -> None:
+    """Rows 0, 5 and 11 have one caption, rows 3 and 4 another; every other row its own."""
+    sigmoid = ["loss.kind=sigmoid", "model.logit_bias_init=-1"] if kind == "sigmoid" else []
+    loaded, config = make("loss.mask_identical=true", *sigmoid)
+    ids = torch.tensor([0, 1, 2, 3, 3, 0, 6, 7, 8, 9, 10, 0])
+    twins = ids[:, None].eq(ids) & ~torch.eye(BATCH, dtype=torch.bool)
+    assert int(twins.sum()) == 8
+    plain = copy.deepcopy(loaded.model)
+    zimg, ztxt = plain(normalized(inputs.images), inputs.tokens, SEQHW)
+    logits = plain.logit_scale.exp() * zimg @ ztxt.T
+    if kind == "sigmoid":
+        assert plain.logit_bias is not None
+        signs = 2 * torch.eye(BATCH) - 1
+        expected = -F.logsigmoid(signs * (logits + plain.logit_bias)).masked_fill(twins, 0).sum() / BATCH
+    else:
+        logits = logits.masked_fill(twins, float("-inf"))
+        own = torch.arange(BATCH)
+        expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    expected.backward()
+    assert abs(expected.item() - plain_loss(plain, zimg, ztxt).item()) > 0.01
+
+    stepper = stepper_of(loaded.model, config, micro_batch)
+    taken = stepper(replace(inputs, caption_ids=ids), SEQHW, step=0, lr=LR)
+    assert taken.loss == pytest.approx(expected.item(), abs=1e-5)
+    assert_equal_to_plain(stepper, loaded.model, plain, taken.norm)
+
+
+def test_a_frozen_text_tower_whose_features_are_kept_does_not_run(
+    make: Make, inputs: Inputs, reference: Trained, tmp_path: Path
+) -> None:
+    """They are computed once, from the training captions, and looked up in each step, by the caption."""
+    loaded, config = make("model.text.lock=true", f"model.text.init={reference.folder}")
+    captions = [sample(number)["txt"].decode() for number in range(BATCH)]
+    ids = torch.tensor([caption_id(caption) for caption in captions])
+    calls: list[int] = []
+    loaded.model.text_tower.register_forward_hook(lambda module, given, made: calls.append(len(given[0])))
+    with torch.no_grad():
+        expected = loaded.model.text_tower(inputs.tokens)
+    calls.clear()
+    objective = make_objective(loaded, None, config, bf16=False, folder=tmp_path, ranks=ALONE)
+    assert sum(calls) == 96, "every distinct caption of the shards, once"
+    calls.clear()
+    micro = objective.prepare(replace(inputs, caption_ids=ids), SEQHW)
+    assert calls == []
+    torch.testing.assert_close(micro.inputs[1], expected, rtol=0, atol=1e-5)
+    unread = objective.prepare(replace(inputs, caption_ids=ids + 1), SEQHW)
+    assert calls == [BATCH], "a caption that could not be read when they were computed"
+    torch.testing.assert_close(unread.inputs[1], expected, rtol=0, atol=1e-5)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.files import link_folder
@@ -54,14 +61,81 @@ def test_one_that_is_written_again_is_replaced_whole(store: Store, tmp_path: Pat
     assert (store.open("step-10", tmp_path / "fetched").model / "weights").read_text() == "ten"
 
 
-def test_while_the_latest_is_written_again_the_one_before_is_the_latest(store: Store, tmp_path: Path) -> None:
-    """Here the write fails because what should be put is not there."""
+def test_put_of_what_is_gone_leaves_everything_as_it_was(store: Store, tmp_path: Path) -> None:
     put(store, 5, "five")
     put(store, 10, "ten")
     with pytest.raises(FileNotFoundError):
         store.put(tmp_path / "absent", "step-10")
-    assert store.latest() == "step-5"
-    assert store.steps() == [5]
+    assert store.latest() == "step-10"
+    assert sorted(store.steps()) == [5, 10]
+
+
+WRITING = {"put", "_upload", "drop", "point_to", "_hide", "link_folder", "replace_folder", "write_whole"}
+"""The functions, of the stores and below them, that change something."""
+
+
+class _Killed(BaseException):
+    """In the place of a SIGKILL: it comes between two lines, and nothing of ours handles it."""
+
+
+@contextmanager
+def killed_at(line: int) -> Iterator[list[bool]]:
+    """Raise at that line, counted from 1, of what WRITING runs in the block; the list says whether it came to that."""
+    left, happened = [line], []
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if "flexiclip" not in frame.f_code.co_filename or frame.f_code.co_name not in WRITING:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                happened.append(True)
+                raise _Killed
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield happened
+    except _Killed:
+        pass
+    finally:
+        sys.settrace(None)
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory://"])
+@pytest.mark.parametrize("others", [[20], [5]], ids=["later", "earlier"])
+def test_latest_names_a_complete_one_wherever_a_put_is_killed(kind: str, others: list[int], tmp_path: Path) -> None:
+    """Step 10 is written again, as by a run that went on from an earlier checkpoint; `latest` names it. Then the run goes on.
+
+    A later one is of a life that was given up, and is not gone back to.
+    """
+    seen = set()
+    for line in itertools.count(1):
+        place = f"{tmp_path}/{line}" if kind == "folder" else f"memory://{uuid4().hex}/run"
+        store = open_store(place, tmp_path / "staging")
+        for step in others:
+            put(store, step, str(step))
+        put(store, 10, "old")
+        with killed_at(line) as happened:
+            put(store, 10, "new")
+
+        store = open_store(place, tmp_path / "staging")
+        name = store.latest()
+        assert name is not None
+        content = (store.open(name, tmp_path / "fetched" / f"{line}").model / "weights").read_text()
+        assert content in {"old", "new", *(str(step) for step in others if step < 10)}, (line, name)
+        seen.add(content)
+        put(store, 30, "onward")
+        assert store.latest() == "step-30"
+        assert set(store.steps()) <= {10, 30, *others}
+        if kind == "folder":
+            assert not list((tmp_path / f"{line}").glob("*.new"))
+        else:
+            MemoryFileSystem.store.clear()  # which it searches as a whole
+        if not happened:
+            break
+    assert {"old", "new"} <= seen
+    assert line > 20
 
 
 def test_dropped_is_gone(store: Store) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from launch import Trained
 from test_step import ALONE, BATCH, LR, SEQHW, normalized
 from torch import Tensor
 from train_shards import sample
@@ -20,7 +23,7 @@ from flexiclip.train.engines.optim import ScalarOptimizer
 from flexiclip.train.objectives.base import Inputs, Objective
 from flexiclip.train.objectives.classification import Classification
 from flexiclip.train.objectives.distillation import ClassifierDistillation, PairDistillation
-from flexiclip.train.objectives.teacher import Teacher
+from flexiclip.train.objectives.teacher import Teacher, follow, open_teacher, teacher_seqhw
 from flexiclip.train.step import Stepper
 
 CLASSES, TEACHER_SEQHW = 5, 4
@@ -106,10 +109,10 @@ def test_distillation_of_a_classifier(recipe: list[str], micro: int) -> None:
 
     def plain(model: FlexiCLIP, inputs: Inputs) -> Tensor:
         images = normalized(inputs.images)
-        return kl(model.encode_image(images, SEQHW), teacher.model.encode_image(images, TEACHER_SEQHW))
+        return 0.25 * kl(model.encode_image(images, SEQHW), teacher.model.encode_image(images, TEACHER_SEQHW))
 
     objective = ClassifierDistillation(
-        loaded.model, Teacher(teacher, TEACHER_SEQHW, bf16=False), DistillationConfig(temperature=2.0), bf16=False
+        loaded.model, Teacher(teacher, TEACHER_SEQHW, bf16=False), DistillationConfig(temperature=2.0, kl=0.25), bf16=False
     )
     assert_step_equals(objective, loaded.model, config, inputs_for(loaded), plain, micro)
 
@@ -130,3 +133,39 @@ def test_distillation_of_two_towers(recipe: list[str], micro: int) -> None:
     given = DistillationConfig(temperature=2.0, kl=0.5, cosine=3.0)
     objective = PairDistillation(loaded.model, Teacher(teacher, TEACHER_SEQHW, bf16=False), given, bf16=False)
     assert_step_equals(objective, loaded.model, config, inputs_for(loaded), plain, micro)
+
+
+@pytest.mark.parametrize(("trained", "expected"), [("[3,6,2]", 6), ("[2]", 2), ("[4,3]", 4)])
+def test_a_teacher_runs_at_the_longest_length_that_it_was_trained_at(recipe: list[str], trained: str, expected: int) -> None:
+    teacher, config = built(recipe, f"patch.seqhw={trained}")
+    assert teacher_seqhw(config, teacher) == expected
+    named = replace(config, distillation=replace(config.distillation, seqhw=3))
+    assert teacher_seqhw(named, teacher) == 3
+
+
+def test_a_student_of_pairs_starts_with_its_teachers_scale_and_a_bound_above_it(recipe: list[str]) -> None:
+    teacher, config = built(recipe)
+    teacher.model.logit_scale.data.fill_(math.log(250.0))
+    followed = follow(config, teacher).model
+    assert followed.logit_scale_init == pytest.approx(250.0)
+    assert followed.logit_scale_max == pytest.approx(250.0)
+    teacher.model.logit_scale.data.fill_(math.log(20.0))
+    followed = follow(config, teacher).model
+    assert (followed.logit_scale_init, followed.logit_scale_max) == (pytest.approx(20.0), 100.0)
+
+
+def test_a_teacher_is_frozen_in_eval_mode_and_keeps_its_own_preprocessing(recipe: list[str], reference: Trained) -> None:
+    config = load(recipe[0], [*recipe[1:], "objective=distillation", f"distillation.teacher={reference.folder}"])
+    loaded = open_teacher(config, torch.device("cpu"))
+    assert not any(module.training for module in loaded.model.modules())
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    own = replace(loaded.config.model.preprocess, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
+    teacher = Teacher(
+        replace(loaded, config=replace(loaded.config, model=replace(loaded.config.model, preprocess=own))), 4, bf16=False
+    )
+    images = inputs_for(built(recipe)[0]).images
+    pixels = (images / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.25, 1.0]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = loaded.model.encode_image(pixels, 4)
+    torch.testing.assert_close(teacher.image(images, unit=False), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(teacher.image(images, unit=True), F.normalize(expected, dim=1), rtol=0, atol=1e-5)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from launch import Trained
+from torch import Tensor
 
 from flexiclip.bundle import LoadedModel, load_model
 from flexiclip.data.batch import caption_id
+from flexiclip.train import text_features
 from flexiclip.train.processes.ranks import Ranks
 from flexiclip.train.text_features import compute_text_features
 
@@ -23,21 +26,54 @@ def loaded(reference: Trained) -> LoadedModel:
     return load_model(reference.folder)
 
 
-def test_they_are_those_of_captions_tower_and_tokenizer_alike(loaded: LoadedModel, tmp_path: Path) -> None:
-    """A start that failed may be mended in the same run folder: weights and captions stay, what else decides them need not."""
-
-    def files(of: LoadedModel) -> int:
-        compute_text_features(of, CAPTIONS, tmp_path, ALONE, bf16=False)
-        return len(list(tmp_path.glob("text_features-*.safetensors")))
-
+def test_features_are_kept_by_all_that_decides_them(loaded: LoadedModel, tmp_path: Path) -> None:
+    """A start that failed may be mended in the same run folder, and a checkpoint of other weights be put there."""
     text = loaded.config.model.text
     assert text is not None
-    assert files(loaded) == 1
-    assert files(loaded) == 1
+
+    def features(of: LoadedModel = loaded, captions: list[str] = CAPTIONS, bf16: bool = False) -> tuple[Tensor, int]:
+        """Of "an owl", and how many files there are."""
+        found = compute_text_features(of, captions, tmp_path, ALONE, bf16)
+        assert found is not None
+        row = found(torch.tensor([caption_id("an owl")]))
+        assert row is not None
+        return row, len(list(tmp_path.glob("text_features-*.safetensors")))
+
+    first, files = features()
+    assert files == 1
+    again, files = features(captions=[*reversed(CAPTIONS), CAPTIONS[0]])
+    assert files == 1, "the same captions in another order, and one twice"
+    assert torch.equal(again, first)
+    more, files = features(captions=[*CAPTIONS, "a fourth"])
+    assert files == 2, "other captions"
+    torch.testing.assert_close(more, first, rtol=0, atol=1e-5)
+    for number, name in enumerate(("norm.weight", "token_embedding.weight", "blocks.0.attn.proj.bias"), start=3):
+        moved = replace(loaded, model=copy.deepcopy(loaded.model))
+        moved.model.text_tower.get_parameter(name).data.view(-1)[::3] += 0.5
+        other, files = features(moved)
+        assert files == number, f"other weights: {name}"
+        assert not torch.allclose(other, first, atol=1e-3)
+    _, files = features(bf16=True)
+    assert files == 6, "another precision"
     other_pool = replace(loaded.config, model=replace(loaded.config.model, text=replace(text, pool="last")))
-    assert files(replace(loaded, config=other_pool)) == 2
+    _, files = features(replace(loaded, config=other_pool))
+    assert files == 7, "another tower"
     upper = type(loaded.tokenizer)(replace(loaded.tokenizer.config, lowercase=False), loaded.tokenizer.files)
-    assert files(replace(loaded, tokenizer=upper)) == 3
+    _, files = features(replace(loaded, tokenizer=upper))
+    assert files == 8, "another tokenizer"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_beyond_what_is_kept_the_tower_runs_in_every_step(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With room for two rows of float32."""
+    width = loaded.model.text_tower.width
+    assert text_features.KEPT_TEXT_FEATURES == 2 * 2**30
+    monkeypatch.setattr(text_features, "KEPT_TEXT_FEATURES", 2 * 4 * width)
+    assert compute_text_features(loaded, CAPTIONS[:2], tmp_path, ALONE, bf16=False) is not None
+    assert compute_text_features(loaded, CAPTIONS, tmp_path, ALONE, bf16=False) is None
+    assert "more than 2 distinct captions: the frozen text tower runs in every step" in capsys.readouterr().err
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flexiclip.config.durations import Duration, parse_duration
-from flexiclip.config.schema.checks import positive, require
+from flexiclip.config.schema.checks import positive, require, seconds
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class DataConfig:
     max_bad_fraction: float = 0.1  # of the samples read that cannot be used: a larger share ends the run
 
     def __post_init__(self) -> None:
-        positive("data", self, "window_shards", "prefetch", "read_attempts", "read_timeout_s", "stall_s")
+        positive("data", self, "window_shards", "prefetch", "read_attempts")
+        seconds("data", self, "read_timeout_s", "stall_s")
         require(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction={self.max_bad_fraction} must lie between 0 and 1")
         require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
         require(self.mixup >= 0, f"data.mixup={self.mixup} must be 0 or more")

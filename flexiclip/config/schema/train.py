@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flexiclip.config.durations import Duration, parse_duration
-from flexiclip.config.schema.checks import positive, require
+from flexiclip.config.schema.checks import positive, require, seconds
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive("train", self, "global_batch_size", "micro_batch_size", "micro_tokens", "keep_last", "threads")
-        positive("train", self, "rank_timeout_s")
+        seconds("train", self, "rank_timeout_s")
         require(
             self.micro_batch_size is None or self.micro_tokens is None,
             "train.micro_batch_size and train.micro_tokens both say how much is encoded at once: give one of them",

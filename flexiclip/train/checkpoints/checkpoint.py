@@ -35,6 +35,7 @@ class Facts:
     skipped: int = 0  # steps among them that updated nothing: the optimisers count the others
     recipe: dict[str, Any] | None = None  # resolved, as plain data; None: written before recipes were kept
     data_order: str | None = None  # see data_order.py; None: a sequential source
+    flops: int | None = None  # of all steps so far; None: written before they were kept
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,14 @@ def read_state(text: str, where: str) -> tuple[Facts, dict[str, int]]:
     try:
         data = json.loads(text)
         files = {str(name): int(size) for name, size in data.get("files", {}).items()}
-        facts = Facts(int(data["step"]), int(data.get("skipped", 0)), data.get("recipe"), data.get("data_order"))
+        flops = data.get("flops")
+        facts = Facts(
+            step=int(data["step"]),
+            skipped=int(data.get("skipped", 0)),
+            recipe=data.get("recipe"),
+            data_order=data.get("data_order"),
+            flops=None if flops is None else int(flops),
+        )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise incomplete(where, f"{STATE}: {error!r}") from None
     outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name]

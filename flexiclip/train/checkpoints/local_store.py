@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint
-from flexiclip.train.checkpoints.files import clear_left, reason, write_whole
-from flexiclip.train.checkpoints.stores import LATEST, checked_name, point_elsewhere, step_of
+from flexiclip.train.checkpoints.files import clear_left, link_folder, reason, write_whole
+from flexiclip.train.checkpoints.stores import LATEST, SPARE, checked_name, point_elsewhere, step_of
+from flexiclip.train.processes.run_lock import FolderPlace, Place
 
 
 class LocalStore:
@@ -56,11 +58,18 @@ class LocalStore:
     def put(self, aside: Path, name: str) -> Path:
         """See Store."""
         folder = self.root / name
+        if not (aside / STATE).is_file():  # somebody tidied up meanwhile
+            raise FileNotFoundError(errno.ENOENT, f"{aside / STATE} is gone")
         if folder.exists():  # of a run that went on from an earlier checkpoint and came here once more
-            point_elsewhere(self, name)
+            if not point_elsewhere(self, name):
+                link_folder(aside, self.root / f"{name}{SPARE}")
+                self.point_to(f"{name}{SPARE}")
             self._hide(folder)
         aside.rename(folder)
         self.point_to(name)
+        for spare in self.root.glob(f"step-*{SPARE}"):
+            self.drop(spare.name)
+        clear_left(self.root, name)
         return folder
 
     def point_to(self, name: str) -> None:
@@ -77,6 +86,10 @@ class LocalStore:
         return [
             step for path in self.root.glob("step-*") if (step := step_of(path.name)) is not None and (path / STATE).is_file()
         ]
+
+    def claims(self) -> Place:
+        """See Store."""
+        return FolderPlace(self.root)
 
     def _hide(self, folder: Path) -> Path:
         hidden = folder.with_name(f".{folder.name}.old")

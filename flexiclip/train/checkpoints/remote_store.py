@@ -11,13 +11,15 @@ import errno
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint, read_state
 from flexiclip.train.checkpoints.files import reason
-from flexiclip.train.checkpoints.stores import LATEST, checked_name, point_elsewhere, step_of
+from flexiclip.train.checkpoints.stores import LATEST, SPARE, checked_name, point_elsewhere, step_of
+from flexiclip.train.processes.run_lock import FOLDER, Place
 
 ANSWER_S = 60.0
 """Seconds after which a store that says nothing counts as unreachable: some backends try for minutes."""
@@ -42,12 +44,12 @@ class RemoteStore:
 
     def latest(self) -> str | None:
         """See Store."""
-        text = self._asked(lambda: self._read(LATEST))
+        text = self.asked(lambda: self.read(LATEST))
         return checked_name(text, f"{self.url}/{LATEST}") if text is not None else None
 
     def check_writable(self) -> None:
         """See Store. Writes a small object and removes it."""
-        self._asked(self._probe)
+        self.asked(self._probe)
 
     def open(self, name: str, fetched: Path) -> Checkpoint:
         """See Store. What lies in `fetched` already is not fetched again: state.json comes last here too."""
@@ -67,7 +69,7 @@ class RemoteStore:
 
     def state(self, name: str) -> str:
         """See Store."""
-        text = self._asked(lambda: self._read(f"{name}/{STATE}"))
+        text = self.asked(lambda: self.read(f"{name}/{STATE}"))
         if text is None:
             raise incomplete(f"{self.url}/{name}", f"no {STATE}")
         return text
@@ -79,16 +81,24 @@ class RemoteStore:
 
     def put(self, aside: Path, name: str) -> Path:
         """See Store."""
-        point_elsewhere(self, name)
-        self.drop(name)  # what an interrupted upload, or an earlier life of the run, left there
         files = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
         if STATE not in files:  # somebody tidied up meanwhile
             raise FileNotFoundError(errno.ENOENT, f"{aside / STATE} is gone")
+        if not point_elsewhere(self, name):
+            self._upload(aside, files, f"{name}{SPARE}")
+            self.point_to(f"{name}{SPARE}")
+        self._upload(aside, files, name)
+        self.point_to(name)
+        for other in self._names():
+            if other.endswith(SPARE) and step_of(other.removesuffix(SPARE)) is not None:
+                self.drop(other)
+        return aside
+
+    def _upload(self, aside: Path, files: list[str], name: str) -> None:
+        self.drop(name)  # what an interrupted upload, or an earlier life of the run, left there
         for file in sorted(files, key=lambda file: file == STATE):
             self._make_folder(f"{self.root}/{name}/{file}".rpartition("/")[0])
             self.fs.put_file(str(aside / file), f"{self.root}/{name}/{file}")
-        self.point_to(name)
-        return aside
 
     def point_to(self, name: str) -> None:
         """Write `latest`."""
@@ -103,17 +113,29 @@ class RemoteStore:
 
     def steps(self) -> list[int]:
         """See Store."""
+        return [step for n in self._names() if (step := step_of(n)) is not None and self.fs.exists(f"{self.root}/{n}/{STATE}")]
+
+    def _names(self) -> list[str]:
         self.fs.invalidate_cache()
         if not self.fs.exists(self.root):  # no object yet
             return []
-        names = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
-        return [step for n in names if (step := step_of(n)) is not None and self.fs.exists(f"{self.root}/{n}/{STATE}")]
+        return [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
 
-    def _read(self, file: str) -> str | None:
+    def claims(self) -> Place:
+        """See Store."""
+        return _Claims(self)
+
+    def read(self, file: str) -> str | None:
+        """A small object's text; None where there is none."""
         try:
             return bytes(self.fs.cat_file(f"{self.root}/{file}")).decode("utf-8", "replace")
         except FileNotFoundError:
             return None
+
+    def write(self, file: str, content: bytes) -> None:
+        """Write a small object."""
+        self._make_folder(f"{self.root}/{file}".rpartition("/")[0])
+        self.fs.pipe_file(f"{self.root}/{file}", content)
 
     def _make_folder(self, path: str) -> None:
         """For FTP and its like. Object stores, those that fsspec drives asynchronously, have none: s3fs would make a bucket."""
@@ -121,14 +143,51 @@ class RemoteStore:
             self.fs.makedirs(path, exist_ok=True)
 
     def _probe(self) -> None:
-        path = f"{self.root}/.writable"
-        self._make_folder(self.root)
-        self.fs.pipe_file(path, b"a run that starts writes this, and removes it\n")
-        self.fs.rm_file(path)
+        self.write(".writable", b"a run that starts writes this, and removes it\n")
+        self.fs.rm_file(f"{self.root}/.writable")
 
-    def _asked(self, question: Callable[[], T]) -> T:
+    def asked(self, question: Callable[[], T]) -> T:
         """The answer, or a UserError within ANSWER_S, however long the backend would try."""
         return within(ANSWER_S, question, lambda why: UserError(f"checkpoints at {self.url} cannot be reached: {why}"))
+
+
+class _Claims:
+    """See run_lock.Place. Its files lie beside the checkpoints."""
+
+    def __init__(self, store: RemoteStore) -> None:
+        self.store, self.fs, self.root = store, store.fs, f"{store.root}/{FOLDER}"
+
+    def __str__(self) -> str:
+        return str(self.store)
+
+    def names(self) -> list[str]:
+        """See Place."""
+        return self.store.asked(self._names)
+
+    def _names(self) -> list[str]:
+        self.fs.invalidate_cache()
+        try:
+            return [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def read(self, name: str) -> bytes | None:
+        """See Place."""
+        text = self.store.asked(lambda: self.store.read(f"{FOLDER}/{name}"))
+        return None if text is None else text.encode()
+
+    def write(self, name: str, content: bytes) -> None:
+        """See Place."""
+        self.store.asked(lambda: self.store.write(f"{FOLDER}/{name}", content))
+
+    def remove(self, name: str) -> None:
+        """See Place."""
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(f"{self.root}/{name}")
+
+        self.store.asked(remove)
 
 
 def within(seconds: float, question: Callable[[], T], failed: Callable[[str], Exception]) -> T:

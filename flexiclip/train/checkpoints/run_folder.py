@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flexiclip.config import Config, dump, from_dict, to_dict
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
+from flexiclip.schedules import learning_rate
 from flexiclip.train.checkpoints.files import reason, write_whole
 from flexiclip.train.checkpoints.resume import Found, find_checkpoint
 from flexiclip.train.checkpoints.stores import Store
+from flexiclip.train.course import Course
 from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.processes.run_lock import FolderPlace, RunLock
 
 # What may change when a run goes on: where and how fast it runs, what it writes down. Everything else would make it another run.
 FREE = (
@@ -45,6 +51,12 @@ FREE = (
     "train.log_samples",
 )
 
+GROWS = "train.steps"
+"""May become longer, which is no change of what is done; see `longer`."""
+
+_LOOKS = 1000
+"""Steps of the past at which two schedules are compared."""
+
 # What each rank may have in its own way. The shards that it sees are compared in data_order.py, whatever their folder is called.
 OWN = ("data.train", "data.workers", "data.prefetch", "data.index_cache", "train.threads")
 
@@ -69,29 +81,51 @@ def check_one_recipe(config: Config, ranks: Ranks) -> None:
     )
 
 
-def enter_run_folder(config: Config, store: Store) -> Found | None:
-    """Check the run folder, make it ready, and find the checkpoint to go on from. Raises UserError; see check_same_run.
+def enter_run_folder(config: Config, store: Store, course: Course, lock: RunLock, say: Callable[[str], None]) -> Found | None:
+    """Check the run folder, claim it, make it ready, and find the checkpoint to go on from. Raises UserError; see check_same_run.
 
-    One rank calls it. What is wrong is found before anything is written.
+    One rank calls it. What is wrong is found before anything is written. course: of this start. say: a line for a person.
     """
     run = Path(config.run_dir)
     if run.exists() and not run.is_dir():
         raise UserError(f"run_dir={run} is a file: name a folder")
-    found = find_checkpoint(config, store)
-    if found is not None and config.train.resume == "auto":
-        written = run / "config.yaml"
-        recipe = found.facts.recipe
-        if recipe is None and written.is_file():
-            recipe = read_yaml(written.read_text(encoding="utf-8"), str(written))
-        if recipe is not None:
-            check_same_run(config, recipe, str(run) if written.is_file() else f"{store}")
+    _find(config, store, course)
+    with _writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+        lock.take(FolderPlace(run), "run_dir", say)
+    if config.train.checkpoint_dir is not None:
+        store.check_writable()
+        lock.take(store.claims(), "train.checkpoint_dir", say)
+    found, note = _find(config, store, course)  # once more: only now nobody else writes there
+    with _writing(run):
+        prepare_run_folder(config, lock, say)
+    if note is not None:
+        say(note)
+    return found
+
+
+def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, str | None]:
+    """The checkpoint to go on from, and what there is to say of it. Raises UserError where this recipe is another run's."""
+    run, found = Path(config.run_dir), find_checkpoint(config, store)
+    if found is None or config.train.resume != "auto":
+        return found, None
+    written = run / "config.yaml"
+    recipe = found.facts.recipe
+    if recipe is None and written.is_file():
+        recipe = read_yaml(written.read_text(encoding="utf-8"), str(written))
+    if recipe is None:
+        return found, None
+    where = str(run) if written.is_file() else f"{store}"
+    check_same_run(config, recipe, where)
+    return found, longer(config, recipe, course, found.facts.step, where)
+
+
+@contextmanager
+def _writing(run: Path) -> Iterator[None]:
     try:
-        prepare_run_folder(config)
+        yield
     except OSError as error:
         raise UserError(f"run_dir={run} cannot be written: {reason(error)}") from None
-    if config.train.checkpoint_dir is not None:  # the run folder has just been written to
-        store.check_writable()
-    return found
 
 
 def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
@@ -100,7 +134,9 @@ def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
     Without a checkpoint nobody asks: a first start that failed may be mended and started again.
     """
     old, new = _flat(_completed(recipe)), _flat(to_dict(config))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_under(key, FREE)]
+    changed = [
+        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_under(key, (*FREE, GROWS))
+    ]
     if changed:
         key = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -108,6 +144,44 @@ def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
             f"{where} holds a run with {key}={old.get(key)}, not {new.get(key)}{more}: "
             "give another run_dir, or train.resume=never to start anew (the old run is moved aside)"
         )
+
+
+def longer(config: Config, recipe: dict[str, Any], course: Course, step: int, where: str) -> str | None:
+    """What to say where train.steps has grown since `recipe` was trained up to `step`; None where it has not.
+
+    Steps that are done stay as they are, and those to come follow the schedule of the new length. Raises UserError where the
+    run would become shorter.
+    """
+    try:
+        before = from_dict(Config, recipe).train.steps
+    except UserError:
+        return None
+    if before == config.train.steps:
+        return None
+    past = Course.of(replace(config, train=replace(config.train, steps=before)), course.horizon.samples)
+    old, new = past.horizon.steps, course.horizon.steps
+    if new < old:
+        raise UserError(
+            f"{where} holds a run with train.steps={before}, and {config.train.steps} is less: a run may only be made longer"
+        )
+    if new == old or not step:
+        return None
+    rates = [learning_rate(config.optimizer, each.horizon) for each in (past, course)]
+    looked_at = range(0, step, max(1, step // _LOOKS))
+    changed = [
+        what
+        for what, same in (
+            ("learning rates", all(rates[0](s) == rates[1](s) for s in looked_at)),
+            ("lengths", all(past.seqhw(s) == course.seqhw(s) for s in looked_at)),
+        )
+        if not same
+    ]
+    rule = (
+        f"the {' and '.join(changed)} from here on are those of a run of {new} steps, which has others before"
+        if changed
+        else (f"learning rates and lengths are those of a run that had {new} steps from its start")
+    )
+    return f"train.steps has grown from {old} to {new} at step {step}: {rule}"
 
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -118,15 +192,16 @@ def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
         return recipe
 
 
-def prepare_run_folder(config: Config) -> None:
-    """Make the folder and write config.yaml; with resume=never, first move a run that is there aside."""
+def prepare_run_folder(config: Config, lock: RunLock, say: Callable[[str], None]) -> None:
+    """Write config.yaml into a folder that `lock` has claimed; with resume=never, first move a run that is there aside."""
     run = Path(config.run_dir)
     if config.train.resume == "never" and (run / "config.yaml").exists():
         number = 1
-        while run.with_name(f"{run.name}.old-{number}").exists():
+        while (old := run.with_name(f"{run.name}.old-{number}")).exists():
             number += 1
-        run.rename(run.with_name(f"{run.name}.old-{number}"))
-    run.mkdir(parents=True, exist_ok=True)
+        run.rename(old)
+        run.mkdir()
+        lock.moved(FolderPlace(old), FolderPlace(run), "run_dir", say)
     write_whole(run / "config.yaml", dump(config))
 
 

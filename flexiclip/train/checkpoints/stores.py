@@ -4,7 +4,8 @@
     ROOT/latest        the name of the newest complete one, as DeepSpeed writes it
 
 A local folder is written aside and renamed when it is whole. Object stores have no rename: there state.json, with the sizes of
-the other files, is uploaded after them. `latest` is replaced when either is done, so it never names a half-written one.
+the other files, is uploaded after them. `latest` is replaced when either is done, so it never names a half-written one. Where a
+checkpoint is written again, as by a run that went on from an earlier one, `latest` names another complete one meanwhile.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from typing import Protocol
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.checkpoint import Checkpoint
+from flexiclip.train.processes.run_lock import Place
 
 LATEST = "latest"
+SPARE = ".new"
+"""Ends the name of a second copy of a checkpoint, complete too, which is there while the only one of its step is replaced."""
 _NAME = re.compile(r"step-([0-9]{1,15})")
 
 
@@ -60,6 +64,10 @@ class Store(Protocol):
         """The steps of all complete checkpoints."""
         ...
 
+    def claims(self) -> Place:
+        """Where a run says that it writes here (run_lock.py)."""
+        ...
+
 
 def expendable(steps: Sequence[int], step: int, keep_last: int, keep_every: int | None) -> list[int]:
     """Which of `steps` may go once `step` is written: all but the last few, and the first of each `keep_every` steps.
@@ -76,17 +84,23 @@ def expendable(steps: Sequence[int], step: int, keep_last: int, keep_every: int 
     return [s for s in mine if s not in kept]
 
 
-def point_elsewhere(store: Store, name: str) -> None:
-    """Before the checkpoint that `latest` names is replaced, let it name the one before, so that a kill leaves a good one."""
-    if store.latest() == name:
-        others = [step for step in store.steps() if f"step-{step}" != name]
-        if others:
-            store.point_to(f"step-{max(others)}")
+def point_elsewhere(store: Store, name: str) -> bool:
+    """Let `latest` name an earlier checkpoint before `name` is replaced, so that a kill leaves a good one.
+
+    False where it names this one and there is no earlier one: then the new one must be whole, as SPARE, before this one goes.
+    """
+    if store.latest() != name:
+        return True
+    step = step_of(name)
+    earlier = [each for each in store.steps() if step is not None and each < step]
+    if earlier:
+        store.point_to(f"step-{max(earlier)}")
+    return bool(earlier)
 
 
 def checked_name(text: str, where: str) -> str:
     """The name in a `latest` file. Raises UserError when it is none."""
-    if step_of(text.strip()) is None:  # it becomes a path
+    if step_of(text.strip().removesuffix(SPARE)) is None:  # it becomes a path
         raise UserError(
             f"{where} names {text.strip()[:40]!r}, which is no checkpoint: write the name of one into it, such as step-100"
         )

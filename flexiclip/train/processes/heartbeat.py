@@ -31,7 +31,7 @@ from typing import Any
 import torch.distributed as dist
 
 from flexiclip.errors import RunError, UserError
-from flexiclip.train.processes.signals import Stopped
+from flexiclip.train.processes.signals import Stopped, stopped_code
 
 BEAT_S = 2.0
 JOIN_S = 600.0
@@ -91,6 +91,13 @@ class Heartbeat:
         self._leave({"lost": f"{self.name} left: {_in_one_line(error)}", "stopped": isinstance(error, Stopped)})
         if caused:
             raise (Stopped() if self._stopped else RunError(str(self.loss))) from None
+
+    def say_stopped(self) -> None:
+        """Tell the others, from any thread, that a signal stops this rank, which is about to end without leaving the block."""
+        for link in list(self._links):
+            link.send({"lost": f"{self.name} left: {Stopped()}", "stopped": True})
+            link.hang_up()
+        time.sleep(_FAREWELL_S / 4)
 
     def _lies_behind(self, error: BaseException) -> bool:
         """Whether a lost rank caused the error. One of the network waits for the news, which may come later than the error."""
@@ -220,7 +227,7 @@ class Heartbeat:
             print(f"flexiclip: {self.loss}", file=sys.stderr, flush=True)
         for worker in multiprocessing.active_children():
             worker.kill()
-        os._exit(int(os.environ.get("FLEXICLIP_STOPPED_CODE", "0")) if self._stopped else 1)  # as the command line would
+        os._exit(stopped_code() if self._stopped else 1)  # as the command line would
 
     def _let_go(self) -> None:
         """Close the sockets of this process; a fork's copies, or the watch's own at its end."""

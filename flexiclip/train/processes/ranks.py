@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from flexiclip.errors import RunError
 from flexiclip.train.processes.address import check_address
 from flexiclip.train.processes.heartbeat import JOIN_S, Heartbeat
+from flexiclip.train.processes.signals import Interruptible, StopSignal
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -65,12 +66,17 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(
-    process_group: bool, threads: int | None = None, rank_timeout_s: float = 40.0, patience_s: float = 0.0
+    process_group: bool,
+    threads: int | None = None,
+    rank_timeout_s: float = 40.0,
+    patience_s: float = 0.0,
+    stop: StopSignal | None = None,
 ) -> Iterator[Ranks]:
     """Join the run for the time of a block. When a rank is lost the others leave the block by a RunError that names it.
 
     process_group: make one even for a single process, as DeepSpeed needs. threads: torch threads on CPU. rank_timeout_s: see
-    heartbeat.py. patience_s: seconds that a rank may keep the others waiting without being at fault, beyond TIMEOUT.
+    heartbeat.py. patience_s: seconds that a rank may keep the others waiting without being at fault, beyond TIMEOUT. stop: what
+    listens to signals for the block and around it; by default Ctrl-C interrupts, also while this rank waits for the others.
     Raises RunError when the ranks do not come together, UserError when this host has no address for the others.
     """
     if "WORLD_SIZE" not in os.environ:  # a plain process; DeepSpeed would look for MPI
@@ -90,11 +96,14 @@ def joined_ranks(
         return
     if _local_world(world) < world:
         check_address()
-    store = _meet(rank)
-    with Heartbeat(store, rank, world, rank_timeout_s):
-        dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world, timeout=timeout)
-        yield Ranks(rank, world, local_rank, device, dist.new_group(backend="gloo", timeout=timeout))
-    dist.destroy_process_group()  # not after an error: it would wait for collectives that nobody completes
+    with nullcontext() if stop is not None else Interruptible():
+        store = _meet(rank)
+        with Heartbeat(store, rank, world, rank_timeout_s) as heartbeat, stop.translating() if stop else nullcontext():
+            if stop is not None:
+                stop.before_leaving.append(heartbeat.say_stopped)
+            dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world, timeout=timeout)
+            yield Ranks(rank, world, local_rank, device, dist.new_group(backend="gloo", timeout=timeout))
+        dist.destroy_process_group()  # not after an error: it would wait for collectives that nobody completes
 
 
 def _device(local_rank: int, world: int, threads: int | None) -> torch.device:

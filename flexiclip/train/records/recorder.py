@@ -43,7 +43,6 @@ class Recorder:
         self._bad_share, self._start = BadShare(run.config.data.max_bad_fraction), run.step
         self._name_damaged()
         self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
-        self._flops = run.course.flops(range(run.step))  # drawn again: a checkpoint holds the step alone
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Recorder:
@@ -64,7 +63,7 @@ class Recorder:
         """Take in a finished step; write a row every train.log_every steps. Collective."""
         run = self.run
         self._times.append((data_s, step_s))
-        self._flops += run.course.flops(range(run.step - 1, run.step))
+        run.flops += run.course.flops(range(run.step - 1, run.step))
         self._bad += batch.bad
         self.progress.seen(int(values["seqhw"]), values["loss"])
         if run.config.train.log_samples:
@@ -143,7 +142,7 @@ class Recorder:
             return None
         weights, moments = consolidated(run), dict(run.engine.moments())
         moments |= {f"scalars/{name}": tensor for name, tensor in run.stepper.scalars.state().items()}
-        facts = Facts(run.step, run.skips.total, to_dict(run.config), run.data_order)
+        facts = Facts(run.step, run.skips.total, to_dict(run.config), run.data_order, run.flops)
         return Snapshot(run.loaded, weights, moments, facts)
 
     def evaluation_is_due(self) -> bool:
@@ -182,7 +181,7 @@ class Recorder:
         row |= {name: _item(p) for name, p in zip(("logit_scale", "logit_bias"), run.stepper.scalars.scalars, strict=False)}
         row |= {"skipped": run.skips.total} if run.config.train.on_nonfinite == "skip" else {}
         row |= {"epoch": run.step * batch / samples} if samples else {}
-        row |= {"tflops": self._flops / TERA} if self._flops else {}
+        row |= {"tflops": run.flops / TERA} if run.flops else {}
         return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}
 
 

@@ -1,0 +1,262 @@
+"""One run at a time in a run folder, and in a place of checkpoints that hosts with run folders of their own may share.
+
+Locks of the operating system do not reach over network file systems and object stores, so every start writes a claim, a small
+file of its own, into PLACE/.running, and looks who else has one. It goes on only where nobody else has. Of two that start at the
+same moment the one with the larger name withdraws. The claim is renewed by a thread and removed at the end.
+
+A claim whose process was killed must not block the next start. On its own machine the process is looked for, which decides at
+once. Of another machine's claim nothing is known but that it is renewed: its content is watched, by our own clock, for as long as
+several renewals take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from flexiclip.errors import RunError, UserError
+
+FOLDER = ".running"
+BEAT_S = 5.0
+"""Seconds from one renewal of a claim to the next."""
+SILENT_S = 40.0
+"""Seconds without a renewal after which another machine's claim is stale."""
+RESTART_S = 60.0
+"""Seconds that ranks which torchrun has restarted wait for the end of those before them, on whatever host those were."""
+
+_POLL_S = 0.5
+_HOLDS, _ASKS = "holds", "asks"
+
+
+class Place(Protocol):
+    """Where claims lie: small files by name. str(place) is what a person would write for it."""
+
+    def names(self) -> list[str]:
+        """Of all claims; none where the place does not exist."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """A claim; None where it is gone."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a claim, whole."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a claim, if it is there."""
+        ...
+
+
+class FolderPlace:
+    """See Place: a local folder, or one of a network file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.folder = root, root / FOLDER
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def names(self) -> list[str]:
+        """See Place. A listing makes NFS ask the server anew."""
+        try:
+            return [name for name in os.listdir(self.folder) if not name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
+    def read(self, name: str) -> bytes | None:
+        """See Place. Opening a file makes NFS ask the server anew."""
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """See Place."""
+        self.folder.mkdir(exist_ok=True)
+        aside = self.folder / f".{name}"
+        aside.write_bytes(content)
+        aside.replace(self.folder / name)
+
+    def remove(self, name: str) -> None:
+        """See Place. The folder goes with the last of them."""
+        for left in (self.folder / name, self.folder / f".{name}"):
+            left.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+
+class RunLock:
+    """Claims of one run, held from `take` to the end of the block. A lock that never takes anything does nothing."""
+
+    def __init__(self, beat_s: float = BEAT_S, silent_s: float = SILENT_S) -> None:
+        self.beat_s, self.silent_s = beat_s, silent_s
+        self.name = secrets.token_hex(8)
+        self._held: list[Place] = []
+        self._lost: str | None = None
+        self._beat = 0
+        self._over = threading.Event()
+        self._changing = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(self.beat_s)  # a store that does not answer must not keep the process
+        for place in self._held:
+            with suppress(Exception):  # whoever comes next finds that this process has ended
+                place.remove(self.name)
+
+    def take(self, place: Place, key: str, say: Callable[[str], None]) -> None:
+        """Claim a place. key: what in the recipe names it. say: a line for a person, where this waits.
+
+        Raises UserError where another process trains there, and what the place raises where it cannot be written.
+        """
+        try:
+            place.write(self.name, self._claim(_ASKS))
+            self._wait_for_others(place, key, say)
+            place.write(self.name, self._claim(_HOLDS))
+        except BaseException:
+            with suppress(Exception):
+                place.remove(self.name)
+            raise
+        with self._changing:
+            self._held.append(place)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._renew, name="run lock", daemon=True)
+            self._thread.start()
+
+    def check(self) -> None:
+        """Raises RunError when another process has taken a place over, because this one gave no sign of life for too long."""
+        if self._lost is not None:
+            raise RunError(self._lost)
+
+    def moved(self, old: Place, new: Place, key: str, say: Callable[[str], None]) -> None:
+        """Claim a place that has been moved away, to `old`, and made anew. Raises what `take` does."""
+        with self._changing:
+            self._held = [held for held in self._held if str(held) != str(new)]
+        old.remove(self.name)
+        self.take(new, key, say)
+
+    def _claim(self, state: str) -> bytes:
+        self._beat += 1
+        claim = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        return json.dumps({**claim, "machine": _machine(), "beat": self._beat}).encode()
+
+    def _wait_for_others(self, place: Place, key: str, say: Callable[[str], None]) -> None:
+        """Until nobody else has a claim there that may be alive. Raises UserError where somebody has one that is."""
+        others = _Others(self.silent_s)
+        patient = time.monotonic() + (RESTART_S if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) else 0.0)
+        renewed, told = time.monotonic(), False
+        while names := [name for name in place.names() if name != self.name]:
+            for name in names:
+                content = place.read(name)
+                if content is None:
+                    continue
+                claim = _read(content)
+                alive = others.alive(name, content, claim)
+                if alive is False:
+                    place.remove(name)
+                elif alive and (claim.get("state") == _HOLDS or name < self.name) and time.monotonic() >= patient:
+                    raise UserError(
+                        f"{key}={place}: another process trains there ({_who(claim)}): wait for its end or stop it, or give "
+                        f"another {key}"
+                    )
+                elif not told:
+                    told = True
+                    say(f"{key}={place} may be in use by {_who(claim)}: waiting up to {self.silent_s:.0f} s for a sign of it")
+            time.sleep(min(_POLL_S, self.silent_s / 10))
+            if time.monotonic() - renewed > self.beat_s:
+                place.write(self.name, self._claim(_ASKS))
+                renewed = time.monotonic()
+
+    def _renew(self) -> None:
+        while not self._over.wait(self.beat_s):
+            with self._changing:
+                for place in self._held:
+                    with suppress(Exception):  # a store out of reach, a full disk: the next time, perhaps
+                        self._renew_one(place)
+
+    def _renew_one(self, place: Place) -> None:
+        """Raises what the place raises."""
+        gone = place.read(self.name) is None  # taken for dead, or somebody tidied up
+        for name in place.names():
+            claim = _read(place.read(name) or b"")
+            if name != self.name and claim.get("state") == _HOLDS and (gone or name < self.name):
+                self._lost = (
+                    f"another process ({_who(claim)}) has taken {place} over, as this one gave no sign of life for "
+                    f"{self.silent_s:.0f} s: it goes on there, and this one ends"
+                )
+                return
+        place.write(self.name, self._claim(_HOLDS))
+
+
+class _Others:
+    """What is known of other claims: what each said last, and since when."""
+
+    def __init__(self, silent_s: float) -> None:
+        self.silent_s = silent_s
+        self._seen: dict[str, tuple[bytes, float, bool]] = {}
+
+    def alive(self, name: str, content: bytes, claim: dict[str, Any]) -> bool | None:
+        """Whether its process lives; None where that cannot be said yet."""
+        pid, now = claim.get("pid"), time.monotonic()
+        if claim.get("machine") == _machine() and isinstance(pid, int):
+            return (started := _started(pid)) is not None and started == claim.get("started")
+        before, since, renewed = self._seen.get(name, (content, now, False))
+        if before != content:
+            since, renewed = now, True
+        self._seen[name] = content, since, renewed
+        if now - since > self.silent_s:
+            return False
+        return True if renewed else None
+
+
+def _read(content: bytes) -> dict[str, Any]:
+    try:
+        claim = json.loads(content)
+    except ValueError:  # half written
+        return {}
+    return claim if isinstance(claim, dict) else {}
+
+
+def _who(claim: dict[str, Any]) -> str:
+    return f"pid {claim.get('pid', '?')} on {claim.get('host', 'an unknown host')}"
+
+
+def _machine() -> str:
+    """This machine since its start, and the container in which process numbers mean something; the host's name elsewhere."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, so that another one with its number is not taken for it; None where there is none."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # somebody else's
+        return "running"
+    except OSError:
+        return None
+    return "running"

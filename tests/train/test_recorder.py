@@ -1,0 +1,191 @@
+"""What happens around the steps: when a checkpoint is due, what it holds while training goes on, and the model's mode after."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from launch import Trained
+from test_step import ALONE
+from torch import nn
+
+from flexiclip.bundle import LoadedModel, build_model
+from flexiclip.config import load
+from flexiclip.errors import RunError
+from flexiclip.schedules import Horizon
+from flexiclip.train.checkpoints.checkpoint import open_checkpoint
+from flexiclip.train.checkpoints.local_store import LocalStore
+from flexiclip.train.engines.engine import TorchEngine
+from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.nonfinite import Skips
+from flexiclip.train.objectives.contrastive import Contrastive
+from flexiclip.train.records import recorder
+from flexiclip.train.records.recorder import Recorder
+
+Make = Callable[..., tuple[Recorder, Any]]
+
+
+class SlowStore(LocalStore):
+    """A disk that begins to write when it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.go = threading.Event()
+
+    def aside(self, name: str) -> Path:
+        assert self.go.wait(20)
+        return super().aside(name)
+
+
+@pytest.fixture
+def make(recipe: list[str], tmp_path: Path) -> Make:
+    """A recorder at step 0 of a run of 20 of the tiny recipe, with a real model, engine and store, and that run."""
+
+    def build(*overrides: str, evaluators: Any = None, store: LocalStore | None = None) -> tuple[Recorder, Any]:
+        config = load(recipe[0], [*recipe[1:], *overrides])
+        loaded = build_model(config)
+        objective = Contrastive(loaded.model.train(), config.loss, bf16=False)
+        run = SimpleNamespace(
+            config=config,
+            folder=tmp_path,
+            ranks=ALONE,
+            loaded=loaded,
+            engine=TorchEngine(objective.towers, config, ALONE),
+            stepper=SimpleNamespace(scalars=ScalarOptimizer(objective.scalars, config.optimizer, 100.0)),
+            course=SimpleNamespace(flops=lambda steps: 0),
+            horizon=Horizon(20, 12, 96),
+            sources=None,
+            data_order=None,
+            store=store or LocalStore(tmp_path / "checkpoints"),
+            checkpoint=None,
+            step=0,
+            skips=Skips("stop"),
+            flops=0,
+            shadow=None,
+        )
+        return Recorder(run, evaluators), run  # type: ignore[arg-type]
+
+    return build
+
+
+def test_a_checkpoint_by_the_clock_is_due_after_so_many_minutes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(recorder.time, "monotonic", lambda: clock[0])
+    taken, run = make("train.save_every=2.5 minutes", "train.save_in_background=false")
+    for passed, due in ((0, False), (149.0, False), (150.5, True), (1000.0, True)):
+        clock[0] = 1000.0 + passed
+        assert taken.save_is_due() is due, passed
+    clock[0] = 3000.0
+    run.step = 7
+    taken.save()
+    for passed, due in ((0, False), (149.0, False), (151.0, True)):
+        clock[0] = 3000.0 + passed
+        assert taken.save_is_due() is due, f"{passed} s after the last one"
+    with taken:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [("3", [3, 6, 9, 12, 15, 18]), ("0", []), ("25%", [5, 10, 15, 20]), ("1 epoch", [8, 16]), ("48 samples", [4, 8, 12, 16, 20])],
+)
+def test_a_checkpoint_or_an_evaluation_by_steps_is_due_at_their_multiples(make: Make, every: str, steps: list[int]) -> None:
+    both = [f"train.save_every={every}", *([f"eval.every={every}"] if every != "0" else [])]
+    taken, run = make(*both)
+    due: dict[str, list[int]] = {"save": [], "evaluate": []}
+    for run.step in range(1, 21):
+        due["save"] += [run.step] if taken.save_is_due() else []
+        due["evaluate"] += [run.step] if taken.evaluation_is_due() else []
+    assert due == {"save": steps, "evaluate": steps}
+    with taken:
+        pass
+
+
+def spoil(run: Any) -> None:
+    """Another step would do no more: weights, moments and scalars change where they are."""
+    for p in run.loaded.model.parameters():
+        p.data.add_(1.0)
+    for state in (*run.engine.optimizer.state.values(), *run.stepper.scalars.adamw.state.values()):
+        for tensor in state.values():
+            tensor.add_(1.0)
+
+
+def step_once(run: Any) -> None:
+    for p in run.loaded.model.parameters():
+        p.grad = torch.ones_like(p)
+    run.engine.step(1e-2)
+    run.stepper.scalars.step(1e-2, [torch.ones(1)])
+    run.step += 1
+
+
+def test_a_checkpoint_in_the_background_holds_what_was_when_it_was_begun(make: Make, tmp_path: Path) -> None:
+    """Training goes on before the first byte is written."""
+    store = SlowStore(tmp_path / "slow")
+    taken, run = make("train.save_in_background=true", store=store)
+    with taken:
+        step_once(run)
+        weights = {name: p.detach().clone() for name, p in run.loaded.model.named_parameters()}
+        moments = {name: t.clone() for name, t in run.engine.moments()}
+        moments |= {f"scalars/{name}": t.clone() for name, t in run.stepper.scalars.state().items()}
+        taken.save()
+        spoil(run)
+        store.go.set()
+    checkpoint = open_checkpoint(store.root / "step-1")
+    for held, expected in ((checkpoint.weights(), weights), (checkpoint.moments(), moments)):
+        assert held.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(held[name], tensor), f"{name} is that of a later step"
+
+
+def test_without_save_in_background_a_checkpoint_is_waited_for(make: Make, tmp_path: Path) -> None:
+    store = SlowStore(tmp_path / "slow")
+    taken, run = make("train.save_in_background=false", store=store)
+    with taken:
+        step_once(run)
+        threading.Timer(0.3, store.go.set).start()
+        taken.save()
+        assert store.latest() == "step-1"
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_the_last_one_must_be(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    taken, run = make("train.save_in_background=false", store=LocalStore(tmp_path / "file" / "checkpoints"))
+    with taken:
+        step_once(run)
+        taken.save()
+        assert "checkpoint step-1 could not be written: Not a directory: there is no earlier one" in capsys.readouterr().err
+        with pytest.raises(RunError, match="checkpoint step-1 could not be written"):
+            taken.save_last()
+
+
+def modes(model: nn.Module) -> dict[str, bool]:
+    return {name: module.training for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("locked", [[], ["text"], ["image"]], ids=["open", "text locked", "image locked"])
+def test_after_an_evaluation_every_part_of_the_model_is_in_the_mode_that_it_was_in(
+    make: Make, reference: Trained, locked: list[str]
+) -> None:
+    """Or dropout would be off for good; what is locked stays in eval mode."""
+    seen: list[dict[str, bool]] = []
+
+    def evaluate(loaded: LoadedModel) -> dict[str, float]:
+        seen.append(modes(loaded.model))
+        return {"toy": 1.0}
+
+    locks = [f"model.{half}.{key}" for half in locked for key in ("lock=true", f"init={reference.folder}")]
+    taken, run = make(*locks, evaluators=evaluate)
+    before = modes(run.loaded.model)
+    assert before[""]
+    assert all(before[f"{half}_tower"] is (half not in locked) for half in ("image", "text"))
+    with taken:
+        taken.evaluate()
+    assert not any(seen[0].values())
+    assert modes(run.loaded.model) == before
