@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar, cast
 
-from flexiclip.data.remote import FinalError, bounded, filesystem, read_remote, read_remote_whole
+from flexiclip.data.remote import FinalError, bounded, filesystem, keeps_copies, read_remote, read_remote_whole
 from flexiclip.data.shards import is_remote, local_path
 from flexiclip.errors import UserError
 
@@ -173,7 +173,10 @@ def open_ranges(url: str, retries: Retries = DEFAULT) -> IO[bytes]:
 
 def reads_in_parallel(url: str) -> bool:
     """Whether threads may read the shard at once, and gain by it: object stores and HTTP, not fsspec's caches and memory."""
-    return is_remote(url) and bool(filesystem(url)[0].async_impl)
+    if not is_remote(url):
+        return False
+    fs = filesystem(url)[0]
+    return bool(fs.async_impl) and not keeps_copies(fs)
 
 
 def open_stream(url: str) -> IO[bytes]:

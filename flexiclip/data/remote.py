@@ -34,7 +34,9 @@ def filesystem(url: str) -> tuple[Any, str]:
 def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
     """`size` bytes from `offset`, in one attempt. Raises OSError, and what the backend raises."""
     fs, path = filesystem(url)
-    if "http" in fs.protocol:
+    if keeps_copies(fs):
+        data = _through_cache(fs, path, offset, size, timeout_s)
+    elif "http" in fs.protocol:
         data = _bounded(fs, lambda: _http_range(fs, path, offset, size), timeout_s)
     else:
         data = bounded(fs, "cat_file", timeout_s, path, start=offset, end=offset + size)
@@ -43,6 +45,17 @@ def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
     if len(data) > size:
         raise FinalError(f"{url}: more bytes than asked for: {len(data)}, not {size}")
     return cast(bytes, data)
+
+
+def _through_cache(fs: Any, path: str, offset: int, size: int, timeout_s: float) -> bytes:
+    """The range of a file that fsspec keeps a copy of. Its cat_file fetches the file again for every range; its open does not."""
+
+    def read() -> bytes:
+        with fs.open(path, "rb") as file:
+            file.seek(offset)
+            return cast(bytes, file.read(size))
+
+    return read() if _fetches_whole_files(fs) else _in_thread(fs, read, timeout_s)
 
 
 async def _http_range(fs: Any, url: str, offset: int, size: int) -> bytes:
@@ -133,6 +146,13 @@ def _in_thread(fs: Any, call: Callable[[], T], timeout_s: float) -> T:
     if error is not None:
         raise error
     return cast(T, result)
+
+
+def keeps_copies(fs: Any) -> bool:
+    """Whether the file system is one of fsspec's caches, which show the attributes of what they read through as their own."""
+    from fsspec.implementations.cached import CachingFileSystem
+
+    return isinstance(fs, CachingFileSystem)
 
 
 def _fetches_whole_files(fs: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -88,10 +89,27 @@ def test_the_cache_is_used_and_dropped(tmp_path: Path) -> None:
     assert len(index_shard(str(path))) == 5
     cached.write_bytes(b"half a file")
     assert index_shard(str(path)).key(4) == "s0004"
-    os.utime(path, ns=(1, 1))
-    cached.unlink()
-    assert len(index_shard(str(path))) == 5
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_cache_is_dropped_with_another_time_or_another_layout(tmp_path: Path) -> None:
+    """Another shard of the same size in the place of the first; and an index as an older version wrote it."""
+    path = write_samples(tmp_path / "x.tar", [good_sample(0)])
+    cached = tmp_path / "x.tar.index"
+    assert index_shard(str(path)).key(0) == "s0000"
+    whole = cached.read_bytes()
+    marked = whole.replace(b'"jpg", "txt"', b'"JPG", "TXT"')
+    cached.write_bytes(marked)
+    assert index_shard(str(path)).extensions == ("JPG", "TXT"), "the mark shows that the cache is read"
+
+    os.utime(path, ns=(1, 1))
+    assert index_shard(str(path)).extensions == ("jpg", "txt")
+    assert cached.read_bytes() != marked, "written anew"
+
+    (version,) = re.findall(rb'"version": (\d+)', whole)
+    renewed = cached.read_bytes().replace(b'"jpg", "txt"', b'"JPG", "TXT"')
+    cached.write_bytes(renewed.replace(b'"version": ' + version, b'"version": %d' % (int(version) - 1)))
+    assert index_shard(str(path)).extensions == ("jpg", "txt")
 
 
 def test_a_named_cache_folder_holds_equal_names_apart(tmp_path: Path) -> None:

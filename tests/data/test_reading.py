@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from flaky_server import FlakyServer
+from fsspec import AbstractFileSystem
 
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.index import read_index
-from flexiclip.data.reading import Retries, read_range, shard_stamp
-from flexiclip.data.remote import bounded
+from flexiclip.data.reading import Retries, prefetch, read_range, read_whole, reads_in_parallel, retried, shard_stamp
+from flexiclip.data.remote import FinalError, bounded
 from flexiclip.errors import UserError
 
 ONCE, TWICE = Retries(1, 30), Retries(2, 30)
@@ -165,6 +167,143 @@ def test_local_files_fail_at_once_where_waiting_helps_nothing(tmp_path: Path) ->
     with pytest.raises(OSError, match="beyond the end of the file"):
         read_range(str(tmp_path / "x.tar"), 7, 2**40, patient)  # no memory is taken for it
     assert time.monotonic() - began < 30
+
+
+def failing(_: int = 0) -> bytes:
+    raise OSError("a hiccup")
+
+
+def test_pauses_between_attempts_double_up_to_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 0.2 s, each times a jitter of 0.5 to 1.5 that depends on the place and the attempt alone."""
+    pauses: dict[str, list[float]] = {}
+    for place in ("a.tar:0", "a.tar:512", "a.tar:0 "):
+        slept: list[float] = []
+        monkeypatch.setattr(time, "sleep", slept.append)
+        with pytest.raises(OSError, match=r"a hiccup \(11 attempts\)"):
+            retried(failing, place.strip(), Retries(attempts=11))
+        pauses[place] = slept
+    expected = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
+    jitters = {place: np.array(slept) / expected for place, slept in pauses.items()}
+    for jitter in jitters.values():
+        assert ((jitter >= 0.5) & (jitter < 1.5)).all()
+    assert len({round(float(each), 6) for place in ("a.tar:0", "a.tar:512") for each in jitters[place]}) == 20, (
+        "none is another's"
+    )
+    assert pauses["a.tar:0"] == pauses["a.tar:0 "]
+
+
+def test_what_no_attempt_can_mend_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answer(Exception):  # noqa: N818 (as aiohttp's carries the status)
+        status = 0
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    for error, status, attempts in (
+        *((PermissionError("no"), 0, 1), (IsADirectoryError("no"), 0, 1), (FinalError("no"), 0, 1), (OSError("no"), 0, 3)),
+        *((Answer("no"), status, 1) for status in (400, 401, 403, 404, 416)),
+        *((Answer("no"), status, 3) for status in (0, 408, 425, 429, 500, 502, 503)),
+        (UserError("no"), 0, 1),
+    ):
+        calls = 0
+
+        def action(error: Exception = error, status: int = status) -> bytes:
+            nonlocal calls
+            calls += 1
+            if isinstance(error, Answer):
+                error.status = status
+            raise error
+
+        with pytest.raises(UserError if isinstance(error, UserError) else OSError):
+            retried(action, "x", Retries(attempts=3))
+        assert calls == attempts, (error, status)
+
+
+class Tagged(AbstractFileSystem):
+    """An object store of one shard, which says of it what a test lets it say."""
+
+    protocol = "tagged"
+    cachable = False
+    about: dict[str, Any] = {}  # noqa: RUF012
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, **self.about}
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        return b"0123456789"[start:end]
+
+
+@pytest.mark.parametrize("tag", ["ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "updated", "mtime"])
+def test_the_stamp_of_an_object_changes_with_its_size_and_its_tag(monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+    """Object stores of several makers name their entity tag, or the time of the last change, in several ways."""
+    fsspec.register_implementation("tagged", Tagged, clobber=True)
+    stamps = []
+    for about in ({"size": 10, tag: "a"}, {"size": 10, tag: "a"}, {"size": 10, tag: "b"}, {"size": 11, tag: "b"}):
+        monkeypatch.setattr(Tagged, "about", about)
+        stamps.append(shard_stamp("tagged://bucket/x.tar"))
+    assert stamps[0] == stamps[1]
+    assert len(set(stamps)) == 3
+
+
+def test_the_stamp_of_a_file_changes_with_its_size_and_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    stamps = []
+    for size, time_ns in ((512, 10**18), (512, 10**18), (512, 10**18 + 1_000_000), (1024, 10**18 + 1_000_000)):
+        path.write_bytes(bytes(size))
+        os.utime(path, ns=(0, time_ns))
+        stamps.append(shard_stamp(str(path)))
+    assert stamps[0] == stamps[1]
+    assert len(set(stamps)) == 3
+
+
+def test_read_whole_takes_no_more_than_it_was_told(tmp_path: Path) -> None:
+    fsspec.register_implementation("tagged", Tagged, clobber=True)
+    (tmp_path / "classes.txt").write_bytes(b"0123456789")
+    for place in (str(tmp_path / "classes.txt"), "tagged://bucket/classes.txt"):
+        assert read_whole(place, 10, ONCE) == b"0123456789"
+        with pytest.raises(OSError, match="more than 9 bytes"):
+            read_whole(place, 9, Retries(attempts=50))
+    with pytest.raises(FileNotFoundError):
+        read_whole(str(tmp_path / "gone"), 9)
+
+
+def test_prefetch_asks_for_local_shards_that_fit_into_a_quarter_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in ("a.tar", "b.tar")]
+    for path in paths:
+        path.write_bytes(bytes(4096))
+    asked: list[tuple[str, int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *rest: asked.append((os.readlink(f"/proc/self/fd/{file}"), *rest)))
+    urls = [*map(str, paths), str(tmp_path / "gone.tar"), "s3://bucket/c.tar"]
+    prefetch(urls)
+    assert asked == [(str(path), 0, 0, os.POSIX_FADV_WILLNEED) for path in paths]
+    asked.clear()
+    for pages, wanted in ((8, 2), (7, 0)):  # two pages are a quarter of eight
+        monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 4096}.__getitem__)
+        prefetch(urls)
+        assert len(asked) == wanted
+        asked.clear()
+
+
+def test_only_storage_that_answers_in_parallel_is_read_so(tmp_path: Path) -> None:
+    assert reads_in_parallel("http://127.0.0.1/x.tar")
+    for url in (str(tmp_path / "x.tar"), f"file://{tmp_path}/x.tar", "memory://x.tar", "filecache::http://127.0.0.1/x.tar"):
+        assert not reads_in_parallel(url), url
+
+
+@pytest.mark.parametrize("cache", ["filecache", "simplecache", "blockcache"])
+def test_a_cached_shard_is_fetched_once(tmp_path: Path, server: FlakyServer, cache: str) -> None:
+    """What one read has fetched serves the others; a block holds the whole of this small shard."""
+    content = bytes(range(256)) * 40
+    (tmp_path / "x.tar").write_bytes(content)
+    url = f"{cache}::{server.url}/x.tar"
+    assert read_range(url, 10, 5, ONCE) == content[10:15]
+    fetched = sum(server.requests.values())
+    (tmp_path / "x.tar").unlink()
+    for offset in (0, 256, 10235):
+        assert read_range(url, offset, 5, ONCE) == content[offset : offset + 5]
+    assert sum(server.requests.values()) == fetched
+    with pytest.raises(OSError, match="short read: 2 of 5 bytes at offset 10238"):
+        read_range(url, 10238, 5, ONCE)
 
 
 def test_a_server_without_entity_tags_says_when_a_shard_was_replaced(tmp_path: Path) -> None:

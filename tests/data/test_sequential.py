@@ -37,6 +37,21 @@ def test_all_is_seen_and_ranks_differ(uneven: str, loader_of: Any) -> None:
     assert len({name for batch in first for name in batch.samples}) == 23
 
 
+def test_a_start_draws_from_its_seed_and_its_first_step(uneven: str, loader_of: Any) -> None:
+    """So a run that starts again does not see what it began with once more, and the same start sees the same."""
+
+    def order(**given: Any) -> list[str]:
+        return [name for batch in batches(loader_of, uneven, **{"steps": 8, **given}) for name in batch.samples]
+
+    starts = [order(), order(seed=4), order(start_step=8), order(start_step=4), order(workers=1), order(rank=1, world=2)]
+    assert order(start_step=8) == starts[2]
+    assert starts[4] == starts[0], "the first worker's draws are those of no worker"
+    others = [starts[0], *starts[1:4], starts[5]]
+    assert len({tuple(each[:20]) for each in others}) == 5
+    both = batches(loader_of, uneven, workers=2, steps=8)
+    assert both[0].samples != both[1].samples, "each worker draws its own"
+
+
 def test_broken_samples_are_named(broken: str, loader_of: Any) -> None:
     found = batches(loader_of, broken, steps=20)
     assert {(error["shard"], error["key"]) for batch in found for error in batch.bad} == {(broken, f"s000{n}") for n in (2, 5, 7)}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from launch import leave_in_time, said, started_ranks
+from launch import free_port, leave_in_time, said, started_ranks
 
 from flexiclip.errors import RunError, UserError
 from flexiclip.train.processes import heartbeat
@@ -122,16 +122,85 @@ def test_a_rank_that_is_done_is_not_missed(tmp_path: Path) -> None:
     assert [process.exitcode for process in ranks] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("speech", [b"GET / HTTP/1.1\r\n\r\n", b'{"token": "guessed", "rank": 1, "name": "x"}\n', b"[]\n", b""])
+def until_closed(connection: socket.socket) -> bytes:
+    """What the other side sent until it hung up."""
+    heard, deadline = b"", time.monotonic() + 10
+    connection.settimeout(10)
+    try:
+        while data := connection.recv(1 << 16):
+            heard += data
+            assert time.monotonic() < deadline, "it does not hang up"
+    except ConnectionResetError:  # it hung up before it had read everything
+        pass
+    return heard
+
+
+ENDLESS = b"x" * (heartbeat._MAX_LINE + 1)
+SPEECHES = [b"GET / HTTP/1.1\r\n\r\n", b'{"token": "guessed", "rank": 1, "name": "x"}\n', b"[]\n", ENDLESS]
+
+
+@pytest.mark.parametrize("speech", [*SPEECHES, b""])
 def test_a_stranger_at_the_port_is_no_rank(monkeypatch: pytest.MonkeyPatch, speech: bytes) -> None:
+    """One that speaks is hung up on at once, long before its silence would count, and nobody is lost by it."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     store = dist.HashStore()
     with Heartbeat(store, 0, 2, 40.0) as first:
         with socket.create_connection(("127.0.0.1", json.loads(store.get(heartbeat._KEY))["port"])) as stranger:
             stranger.sendall(speech)
             if speech:
-                stranger.settimeout(60)
-                assert stranger.recv(1 << 16).strip(b"{}\n") == b""  # a beat, or nothing: it hangs up
+                assert until_closed(stranger).strip(b"{}\n") == b"", "more than beats"
         with Heartbeat(store, 1, 2, 40.0) as second:
             assert second.loss is None
         assert first.loss is None
+
+
+def test_a_stranger_that_stays_silent_is_hung_up_on_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    store = dist.HashStore()
+    with Heartbeat(store, 0, 2, 0.5) as first:
+        with socket.create_connection(("127.0.0.1", json.loads(store.get(heartbeat._KEY))["port"])) as stranger:
+            assert until_closed(stranger).count(b"{}\n") >= 3, "beats of a tenth of a second, for half a second"
+        assert first.loss is None
+
+
+def test_a_machine_that_was_suspended_as_a_whole_loses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of both ranks leaps by far more than the time after which a silent rank is lost."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.1)
+    clock, asleep = time.monotonic, 0.0
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock() + asleep)
+    store = dist.HashStore()
+    with Heartbeat(store, 0, 2, 40.0) as first, Heartbeat(store, 1, 2, 40.0) as second:
+        time.sleep(0.3)
+        asleep = 1000.0
+        time.sleep(0.5)
+        assert first.loss is second.loss is None
+
+
+def test_ranks_that_do_not_join_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 2 of four is there; it is told as well."""
+    assert heartbeat.JOIN_S == 600, "the ten minutes of docs/multinode.md"
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.1)
+    monkeypatch.setattr(heartbeat, "JOIN_S", 0.5)
+    store = dist.HashStore()
+    with Heartbeat(store, 0, 4, 40.0) as first, Heartbeat(store, 2, 4, 40.0) as third:
+        assert first._known.wait(30)
+        assert third._known.wait(30)
+    assert first.loss == third.loss == "2 ranks have not joined within 0.5 s, among them rank 1"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_never_meet_leave_in_one_line(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """The one that hosts the meeting and one that looks for it, both alone."""
+    port = free_port()
+    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**given, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("flexiclip.train.processes.ranks.JOIN_S", 0.3)
+    with pytest.raises(RunError) as caught, joined_ranks(False, 1):
+        pass
+    assert str(caught.value).startswith(
+        f"rank {rank} does not meet the other ranks at 127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT): "
+    )
+    assert "\n" not in str(caught.value)
