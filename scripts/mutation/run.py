@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def tested(module: Module, core: list[Module], arguments: argparse.Namespace) ->
     same = before.get("source") == digest([module.path]) and before.get("tests") == digest(module.tests)
     if same and not arguments.fresh and not arguments.retest:
         return True
-    began = time.monotonic()
+    began, used = time.monotonic(), cpu_seconds()
     prepare(module, arguments.patience)
     forget(module, everything=arguments.fresh, survivors=arguments.retest or before.get("tests") != digest(module.tests))
     print(f"{module.path}: ...", flush=True)
@@ -82,8 +83,15 @@ def tested(module: Module, core: list[Module], arguments: argparse.Namespace) ->
         return False
     entries[module.path] = record.entry(module, before)
     record.write(entries, [m.path for m in core])
-    print(f"{module.path}: {line(entries[module.path])} ({time.monotonic() - began:.0f} s)", flush=True)
+    took = f"{time.monotonic() - began:.0f} s, {cpu_seconds() - used:.0f} s of CPU"
+    print(f"{module.path}: {line(entries[module.path])} ({took})", flush=True)
     return True
+
+
+def cpu_seconds() -> float:
+    """What the processes that we started have used, and those that they started."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def forget(module: Module, *, everything: bool, survivors: bool) -> None:
