@@ -72,16 +72,16 @@ def tested(module: Module, core: list[Module], arguments: argparse.Namespace) ->
     """Test the mutants of a module that are due, and write its entry. False when mutmut failed."""
     entries = record.read()
     before = entries.get(module.path, {})
-    same = before.get("source") == digest([module.path]) and before.get("tests") == digest(module.tests)
-    if same and not arguments.fresh and not arguments.retest:
+    version = {"source": digest([module.path]), "tests": digest(module.tests)}  # before the run: files may change meanwhile
+    if version.items() <= before.items() and not arguments.fresh and not arguments.retest:
         return True
     began, used = time.monotonic(), cpu_seconds()
     prepare(module, arguments.patience)
-    forget(module, everything=arguments.fresh, survivors=arguments.retest or before.get("tests") != digest(module.tests))
+    forget(module, everything=arguments.fresh, survivors=arguments.retest)
     print(f"{module.path}: ...", flush=True)
     if run_mutmut(module, arguments.workers) or "not checked" in record.results(module).values():
         return False
-    entries[module.path] = record.entry(module, before)
+    entries[module.path] = {**version, **record.entry(module, before)}
     record.write(entries, [m.path for m in core])
     took = f"{time.monotonic() - began:.0f} s, {cpu_seconds() - used:.0f} s of CPU"
     print(f"{module.path}: {line(entries[module.path])} ({took})", flush=True)
@@ -95,17 +95,19 @@ def cpu_seconds() -> float:
 
 
 def forget(module: Module, *, everything: bool, survivors: bool) -> None:
-    """Mark results as due again. mutmut itself does so for functions that changed."""
-    path = record.meta(module)
+    """Mark results as due again: what survived, where a test file changed. mutmut itself does so for functions that changed."""
+    path, stamp = record.meta(module), record.meta(module).with_suffix(".tests")
+    survivors = survivors or not stamp.exists() or stamp.read_text() != digest(module.tests)
     try:
         known = json.loads(path.read_text())
+        kept = () if everything else (1, 3) if survivors else (0, 1, 3, 33, 36)
+        codes = known["exit_code_by_key"]
+        known["exit_code_by_key"] = {name: code if code in kept else None for name, code in codes.items()}
+        path.write_text(json.dumps(known))
     except (FileNotFoundError, json.JSONDecodeError):  # a run that was killed may leave half a file
         path.unlink(missing_ok=True)
-        return
-    kept = (1, 3) if survivors else (0, 1, 3, 33, 36)
-    codes = known["exit_code_by_key"]
-    known["exit_code_by_key"] = {name: code if code in kept and not everything else None for name, code in codes.items()}
-    path.write_text(json.dumps(known))
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(digest(module.tests))
 
 
 def run_mutmut(module: Module, workers: int) -> int:

@@ -97,13 +97,18 @@ class Hits:
                 self.hits.update(self.of_fixture.get(id(fixturedef), ()))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the process for what mutmut is about to do."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Before any conftest.py can ask for a server: ranks are forked, and what they import is imported here."""
     contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
     for method in ("forkserver", "spawn"):
         contexts[method] = contexts["fork"]
     for name in filter(None, os.environ.get(PRELOAD, "").split(",")):
         importlib.import_module(name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the process for what mutmut is about to do."""
     if os.environ.get("MUTANT_UNDER_TEST") == "stats":
         config.pluginmanager.register(Hits())
     elif "__mutmut_" in os.environ.get("MUTANT_UNDER_TEST", ""):

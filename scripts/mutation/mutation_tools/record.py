@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from .core import HERE, MUTANTS, TREE, Module, digest
+from .core import HERE, MUTANTS, TREE, Module
 
 RECORD = HERE / "record.yaml"
 
@@ -67,8 +67,6 @@ def entry(module: Module, before: dict[str, Any]) -> dict[str, Any]:
             survivors.append(survivor if status == "survived" else {**survivor, "status": status})
     caught = sum(counts[status] for status in CAUGHT)
     return {
-        "source": digest([module.path]),
-        "tests": digest(module.tests),
         "mutants": len(ended),
         **{status.replace(" ", "_"): counts[status] for status in sorted(counts)},
         "score": score(caught, survivors),
