@@ -148,3 +148,20 @@ def test_cheaper_schedules_run_longer_on_the_same_flops() -> None:
 def test_a_budget_below_one_step() -> None:
     with pytest.raises(UserError, match=r"train\.steps=0\.0005 TFLOPs is less than one step takes"):
         horizon_of(recipe(), 400, square, lambda s: 1e9 * s * s)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [("1 TFLOPs", 1), ("3 TFLOPs", 3), ("49.5 TFLOPs", 49), ("75 TFLOPs", 54)])
+def test_horizon_of_a_budget_by_hand(steps: str, expected: int) -> None:
+    """A step of 8 pairs takes seqhw^2 / 16 TFLOPs: one in the first epoch of 50 steps, 6.25 from then on."""
+    patch = {"seqhw": [4], "stages": [{"start": "1 epoch", "seqhw": [10]}]}
+    config = from_dict(Config, {"patch": patch, "train": {"steps": steps, "global_batch_size": 8}})
+    assert horizon_of(config, 400, square, lambda s: 1e12 * s * s / 16 / 8) == Horizon(expected, 8, 400)
+
+
+def test_horizon_of_steps_epochs_and_samples_asks_for_no_flops() -> None:
+    def never(seqhw: int) -> float:
+        raise AssertionError("FLOPs are not needed")
+
+    for steps, expected in ((7, 7), ("2 epochs", 101), ("17 samples", 3)):
+        config = from_dict(Config, {"train": {"steps": steps, "global_batch_size": 8}})
+        assert horizon_of(config, 401, square, never) == Horizon(expected, 8, 401)

@@ -148,3 +148,9 @@ def test_a_budget_of_tokens_sets_the_micro_batch_of_each_length() -> None:
     assert micro_batches(load("flexiclip_b", ["train.micro_tokens=100"]), world=64)(30) == 1
     fixed = load("flexiclip_b", ["train.micro_tokens=null", "train.micro_batch_size=7"])
     assert {micro_batches(fixed, world=64)(s) for s in (5, 30)} == {7}
+
+
+def test_horizon_of_keeps_what_durations_count_in_and_micro_batches_are_whole() -> None:
+    assert Horizon.of(parse_duration("2 epochs"), 8, 401) == Horizon(101, 8, 401)
+    recipe = load("flexiclip_b", ["train.micro_tokens=1000000", "train.micro_batch_size=null"])
+    assert repr(micro_batches(recipe, world=32)(5)) == str(recipe.train.global_batch_size // 32), "an int, not a float"

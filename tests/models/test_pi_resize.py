@@ -7,6 +7,7 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 from golden import PAPER_PATCHES, golden, largest_difference, oihw
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flexiclip.models.pi_resize as pi
 from flexiclip.models.flexivit import FlexiViT
@@ -100,3 +101,45 @@ def test_the_tower_holds_the_matrix_of_every_paper_length() -> None:
     held = set(tower.resize_kernel._buffers)
     assert {f"from32to{size}" for size in PAPER_PATCHES} <= held
     assert sum(b.numel() for b in tower.resize_kernel.buffers()) * 4 < 64_000, "kilobytes, not the megabytes of a full inverse"
+
+
+def test_held_matrices_are_those_of_each_axis_and_built_once() -> None:
+    built = []
+
+    def recorded(old: int, new: int) -> torch.Tensor:
+        built.append((old, new))
+        return pi.pi_matrix(old, new)
+
+    resize = pi.AxisResize(recorded, (16, 12), {8}, {6, 24})
+    assert sorted(built) == [(12, 6), (12, 24), (16, 8)]
+    kernel = torch.randn(2, 3, 16, 12, generator=torch.Generator().manual_seed(4))
+    for size in ((8, 6), (8, 24)):
+        assert torch.equal(resize(kernel, size), pi.pi_resize(kernel, size))
+    assert len(built) == 3, "the held ones are used"
+    assert torch.equal(resize(kernel, (20, 10)), pi.pi_resize(kernel, (20, 10)))
+    assert built[3:] == [(16, 20), (12, 10)], "others are built when they are asked for"
+    cast = {name: buffer.dtype for name, buffer in resize.bfloat16().named_buffers()}
+    assert cast == dict.fromkeys(("from16to8", "from12to6", "from12to24"), torch.float32)
+
+
+def test_matrices_are_on_the_cpu_whatever_device_is_in_force_and_follow_the_kernel() -> None:
+    pi.pi_matrix.cache_clear()
+    with torch.device("meta"):
+        for matrix in (pi.pi_matrix(9, 9), pi.pi_matrix(9, 4), pi.interpolation_matrix(9, 9), pi.interpolation_matrix(9, 4)):
+            assert matrix.device.type == "cpu"
+    signal = torch.randn(1, 1, 9, generator=torch.Generator().manual_seed(5))
+    for size in (4, 9, 20):  # the plain resize of torch, by default without antialiasing
+        expected = F.interpolate(signal, size=size, mode="linear", align_corners=False)
+        assert largest_difference(signal @ pi.interpolation_matrix(9, size).T, expected) < 1e-6
+
+
+def test_the_matrices_are_used_on_the_device_of_the_kernel() -> None:
+    """Fake tensors know their device without a GPU, and refuse a product over two devices."""
+    resize = pi.AxisResize(pi.pi_matrix, (16, 16), {8}, {8})
+    for new in (8, 12):  # real matrices, which the cache holds from here on
+        pi.pi_matrix(16, new)
+        pi.pi_matrix(16, new, "bilinear", False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        kernel = torch.empty(2, 3, 16, 16, device="cuda")
+        assert pi.pi_resize(kernel, (8, 12)).device.type == "cuda"
+        assert resize(kernel, (12, 12)).device.type == "cuda"

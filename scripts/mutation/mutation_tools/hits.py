@@ -1,0 +1,137 @@
+"""A pytest plugin for mutmut: tests that start ranks, and fixtures that live as long as the session.
+
+mutmut runs each mutant against the tests that called its function, and counts the calls inside pytest's own process. Here
+- calls in forked ranks are counted for the test that started them;
+- calls while a fixture is made are counted for every test that uses the fixture, not only for the first;
+- caches are emptied between tests, so that a call counts for each test that would make it;
+- ranks are forked from pytest's process, which has imported what they need, in place of a new server for each mutant;
+- a mutant that runs out of time takes its children with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import multiprocessing.context
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import _lru_cache_wrapper
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from mutmut.state import state
+
+PRELOAD = "MUTATION_PRELOAD"
+"""Environment variable: modules that are imported before the first mutant, separated by commas."""
+
+TIMEOUT = 36
+"""mutmut's exit code of a mutant that ran out of time."""
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_libc = ctypes.CDLL(None)
+
+
+class SharedHits(set[str]):
+    """The names of functions that were called, also in forked processes, which append theirs to a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owner = os.getpid()
+        self.file = Path(tempfile.mkdtemp(prefix="mutation-")) / "hits"
+
+    def add(self, name: str) -> None:
+        """Called by mutmut for each call of a function that has mutants."""
+        if name not in self:
+            super().add(name)
+            if os.getpid() != self.owner:
+                with open(self.file, "a") as file:
+                    file.write(name + "\n")
+
+    def collect(self) -> None:
+        """Take in what other processes have written."""
+        if self.file.exists():
+            self.update(self.file.read_text().split())
+            self.file.unlink()
+
+
+class Hits:
+    """Counts calls for tests and for fixtures."""
+
+    def __init__(self) -> None:
+        self.hits = state()._stats = SharedHits()
+        self.of_fixture: dict[int, set[str]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[Any]:
+        """The calls of a fixture are kept under it."""
+        self.hits.collect()
+        before = set(self.hits)
+        self.hits.clear()
+        try:
+            return (yield)
+        finally:
+            self.hits.collect()
+            self.of_fixture[id(fixturedef)] = set(self.hits)
+            self.hits.update(before)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        """Empty caches: a call that a cache answers is a call all the same."""
+        for name, module in list(sys.modules.items()):
+            if name.startswith("flexiclip"):
+                for value in vars(module).values():
+                    if isinstance(value, _lru_cache_wrapper):
+                        value.cache_clear()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, item: Any) -> None:
+        """mutmut reads the hits in its own hook, after this one."""
+        self.hits.collect()
+        for name in item.fixturenames:
+            for fixturedef in item._fixtureinfo.name2fixturedefs.get(name, ()):
+                self.hits.update(self.of_fixture.get(id(fixturedef), ()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    """Before any conftest.py can ask for a server: ranks are forked, and what they import is imported here."""
+    contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
+    for method in ("forkserver", "spawn"):
+        contexts[method] = contexts["fork"]
+    for name in filter(None, os.environ.get(PRELOAD, "").split(",")):
+        importlib.import_module(name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the process for what mutmut is about to do."""
+    if os.environ.get("MUTANT_UNDER_TEST") == "stats":
+        config.pluginmanager.register(Hits())
+    elif "__mutmut_" in os.environ.get("MUTANT_UNDER_TEST", ""):
+        os.register_at_fork(after_in_child=_die_with_parent)
+        signal.signal(signal.SIGXCPU, _out_of_time)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def _out_of_time(number: int, frame: FrameType | None) -> None:
+    for pid in reversed(_descendants(os.getpid())[1:]):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    os._exit(TIMEOUT)
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(found for child in children for found in _descendants(int(child)))]

@@ -1,0 +1,106 @@
+"""record.yaml: for each module the mutants, how they ended, and every mutant that no test noticed with a verdict.
+
+A verdict is `open`, or `equivalent: reason` where no test can tell the mutant from the source. Verdicts are written by hand.
+They are kept as long as the mutant's line is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .core import HERE, MUTANTS, TREE, Module
+
+RECORD = HERE / "record.yaml"
+
+HEADER = """\
+# What scripts/mutation.sh found: mutants of the core that no test noticed. Only the verdicts are written by hand:
+# `open`, or `equivalent: reason`. The score counts killed and timed out against all but the equivalent ones.
+"""
+
+CAUGHT = ("killed", "timeout")
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """Module -> its entry."""
+    return yaml.safe_load(RECORD.read_text()) or {} if RECORD.exists() else {}
+
+
+def write(entries: dict[str, dict[str, Any]], order: list[str]) -> None:
+    """Write all entries, in the order of core.yaml; entries of modules that left the core are dropped."""
+    kept = {path: entries[path] for path in order if path in entries}
+    RECORD.write_text(HEADER + yaml.safe_dump(kept, sort_keys=False, width=1000, allow_unicode=True))
+
+
+def meta(module: Module) -> Path:
+    """mutmut's own account of a module."""
+    return MUTANTS / (module.in_tree + ".meta")
+
+
+def results(module: Module) -> dict[str, str]:
+    """Mutant -> mutmut's word for how it ended, `not checked` for those to come."""
+    from mutmut.stats import status_by_exit_code
+
+    if not meta(module).exists():
+        return {}
+    codes = json.loads(meta(module).read_text())["exit_code_by_key"]
+    return {name: status_by_exit_code[code] for name, code in codes.items()}
+
+
+def entry(module: Module, before: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a module whose mutants have all been run."""
+    ended = results(module)
+    counts = Counter(ended.values())
+    verdicts = {_place(survivor): survivor["verdict"] for survivor in before.get("survivors", [])}
+    survivors = []
+    for name, status in ended.items():
+        if status not in CAUGHT:
+            survivor = {**change(name, module), "verdict": "open"}
+            survivor["verdict"] = verdicts.get(_place(survivor), "open")
+            survivors.append(survivor if status == "survived" else {**survivor, "status": status})
+    caught = sum(counts[status] for status in CAUGHT)
+    return {
+        "mutants": len(ended),
+        **{status.replace(" ", "_"): counts[status] for status in sorted(counts)},
+        "score": score(caught, survivors),
+        "survivors": survivors,
+    }
+
+
+def score(caught: int, survivors: list[dict[str, Any]]) -> float:
+    """Per cent of the mutants that are not equivalent."""
+    missed = sum(not survivor["verdict"].startswith("equivalent: ") for survivor in survivors)
+    return round(100 * caught / (caught + missed), 1) if caught + missed else 100.0
+
+
+def change(name: str, module: Module) -> dict[str, str]:
+    """The function and the lines that a mutant changes."""
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+    from mutmut.utils.format_utils import orig_function_and_class_names_from_key
+
+    with _inside(TREE):
+        lines = get_diff_for_mutant(name, path=module.in_tree).splitlines()[2:]
+    function, owner = orig_function_and_class_names_from_key(name)
+    was, now = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
+    return {"function": f"{owner}.{function}" if owner else function, "was": was, "now": now}
+
+
+def _place(survivor: dict[str, Any]) -> tuple[str, str, str]:
+    return survivor["function"], survivor["was"], survivor["now"]
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

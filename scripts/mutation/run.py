@@ -1,0 +1,151 @@
+"""What scripts/mutation.sh runs: mutmut on the core, module by module; see there."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from fnmatch import fnmatch
+from pathlib import Path
+
+from mutation_tools import record
+from mutation_tools.core import HERE, MUTANTS, TREE, Module, digest, modules
+from mutation_tools.tree import prepare
+
+PRELOADED = ("deepspeed", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.engines.zero", "flexiclip_eval.run")
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+def main() -> int:
+    """Run what is asked for, then print one line per module."""
+    arguments = parse()
+    core = modules()
+    chosen = [m for m in core if not arguments.module or any(fnmatch(m.path, f"*{word}*") for word in arguments.module)]
+    if not chosen:
+        print(f"mutation: no module of the core matches {' '.join(arguments.module)}", file=sys.stderr)
+        return 2
+    failed = [] if arguments.report else test_all(chosen, core, arguments)
+    report(chosen)
+    for path in failed:
+        print(f"mutation: {path}: mutmut stopped; its output is in {TREE / 'mutmut.log'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def test_all(chosen: list[Module], core: list[Module], arguments: argparse.Namespace) -> list[str]:
+    """Test the chosen modules one after the other; returns the paths of those where mutmut stopped."""
+    TREE.mkdir(exist_ok=True)
+    with open(TREE / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"mutation: another run works in {TREE}: wait for its end")
+        return [module.path for module in chosen if not tested(module, core, arguments)]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="scripts/mutation.sh", description="Mutation tests of the core with mutmut.")
+    parser.add_argument("module", nargs="*", help="part of a path, as in pi_resize or schedules/ (default: the whole core)")
+    parser.add_argument("--workers", type=int, default=2, help="mutants tested at the same time (default: 2)")
+    parser.add_argument(
+        "--patience", type=float, default=8.0, help="a mutant has 4 x (its tests' time + PATIENCE s) (default: 8)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results of the chosen modules")
+    parser.add_argument("--retest", action="store_true", help="test survivors again though no file has changed")
+    parser.add_argument("--report", action="store_true", help="only print what the record says")
+    return parser.parse_args()
+
+
+def tested(module: Module, core: list[Module], arguments: argparse.Namespace) -> bool:
+    """Test the mutants of a module that are due, and write its entry. False when mutmut failed."""
+    entries = record.read()
+    before = entries.get(module.path, {})
+    version = {"source": digest([module.path]), "tests": digest(module.tests)}  # before the run: files may change meanwhile
+    if version.items() <= before.items() and not arguments.fresh and not arguments.retest:
+        return True
+    began, used = time.monotonic(), cpu_seconds()
+    prepare(module, arguments.patience)
+    forget(module, everything=arguments.fresh, survivors=arguments.retest)
+    print(f"{module.path}: ...", flush=True)
+    if run_mutmut(module, arguments.workers) or "not checked" in record.results(module).values():
+        return False
+    entries[module.path] = {**version, **record.entry(module, before)}
+    record.write(entries, [m.path for m in core])
+    took = f"{time.monotonic() - began:.0f} s, {cpu_seconds() - used:.0f} s of CPU"
+    print(f"{module.path}: {line(entries[module.path])} ({took})", flush=True)
+    return True
+
+
+def cpu_seconds() -> float:
+    """What the processes that we started have used, and those that they started."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def forget(module: Module, *, everything: bool, survivors: bool) -> None:
+    """Mark results as due again: what survived, where a test file changed. mutmut itself does so for functions that changed."""
+    path, stamp = record.meta(module), record.meta(module).with_suffix(".tests")
+    survivors = survivors or not stamp.exists() or stamp.read_text() != digest(module.tests)
+    try:
+        known = json.loads(path.read_text())
+        kept = () if everything else (1, 3) if survivors else (0, 1, 3, 33, 36)
+        codes = known["exit_code_by_key"]
+        known["exit_code_by_key"] = {name: code if code in kept else None for name, code in codes.items()}
+        path.write_text(json.dumps(known))
+    except (FileNotFoundError, json.JSONDecodeError):  # a run that was killed may leave half a file
+        path.unlink(missing_ok=True)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(digest(module.tests))
+
+
+def run_mutmut(module: Module, workers: int) -> int:
+    """`mutmut run` on the tree, its output in .mutation/mutmut.log; returns its exit code."""
+    search = os.pathsep.join([str(MUTANTS), str(HERE)])
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        "PYTHONPATH": search,
+        "MUTATION_PRELOAD": ",".join(PRELOADED if module.ranks else ()),
+    }
+    command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(workers)]
+    with open(TREE / "mutmut.log", "w") as log:
+        return subprocess.run(command, cwd=TREE, env=environment, stdout=log, stderr=log, check=False).returncode
+
+
+def report(chosen: list[Module]) -> None:
+    """One line per module, and one for all."""
+    entries = record.read()
+    caught, survivors = 0, []
+    for module in chosen:
+        found = entries.get(module.path)
+        print(f"{module.path}: {line(found) if found else 'not tested yet'}")
+        if found:
+            caught += sum(found.get(status, 0) for status in record.CAUGHT)
+            survivors += found["survivors"]
+    total = caught + len(survivors)
+    print(f"all: {total} mutants, {caught} noticed, {record.score(caught, survivors)} % of those that are not equivalent")
+
+
+def line(found: dict) -> str:
+    """A module's entry in short."""
+    survivors = found["survivors"]
+    opened = sum(survivor["verdict"] == "open" for survivor in survivors)
+    noticed = sum(found.get(status, 0) for status in record.CAUGHT)
+    counts = f"{found['mutants']} mutants, {noticed} noticed, {len(survivors) - opened} equivalent, {opened} open"
+    return f"{counts}: {found['score']} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

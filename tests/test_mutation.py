@@ -1,0 +1,116 @@
+"""The mutation tests' list of the core against the tree, their rewriting of decorators against Python, and the score by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from mutation_tools import record
+from mutation_tools.core import HERE, ROOT, modules
+from mutation_tools.tree import plain
+
+WHOLE = (
+    "flexiclip/losses",
+    "flexiclip/schedules",
+    "flexiclip/models/weights",
+    "flexiclip/train/engines",
+    "flexiclip/train/checkpoints",
+)
+"""Folders of which every module with a function belongs to the core."""
+
+SINGLE = (
+    *(f"flexiclip/models/{name}.py" for name in ("pi_resize", "flexivit", "rebase")),
+    *(f"flexiclip/data/{name}.py" for name in ("plan", "draws", "batch", "captions", "mixup", "dataset")),
+    *("flexiclip/train/step.py", "flexiclip/bundle.py", "flexiclip/export/agreement.py"),
+)
+
+DECORATED = """
+import functools
+
+@functools.lru_cache(maxsize=4)
+def double(x: int) -> int:
+    # a comment
+    return 2 * x
+
+class Box:
+    def __init__(self, side):
+        self.side = side
+
+    @property
+    def area(self):
+        return self.side**2
+
+    @functools.cached_property
+    def volume(self): return self.side**3
+
+    @staticmethod
+    @functools.wraps(double)
+    def twice(x):
+        @functools.lru_cache
+        def inner(y):
+            return y + y
+        return inner(x)
+
+    @staticmethod
+    def alone():
+        return "alone"
+"""
+
+
+def test_core_names_every_module_and_test_file() -> None:
+    listed = [module.path for module in modules()]
+    assert len(listed) == len(set(listed))
+    expected = {
+        str(path.relative_to(ROOT))
+        for folder in WHOLE
+        for path in (ROOT / folder).glob("*.py")
+        if path.name != "__init__.py" and path.name not in ("base.py", "registry.py")  # protocols and a table
+    }
+    assert set(listed) >= expected | set(SINGLE)
+    for module in modules():
+        assert (ROOT / module.path).is_file()
+        assert module.tests, module.path
+        assert [test for test in module.tests if not (ROOT / test.partition("::")[0]).is_file()] == []
+
+
+def test_record_is_of_the_core_and_gives_every_survivor_a_verdict() -> None:
+    entries = record.read()
+    assert set(entries) <= {module.path for module in modules()}
+    for path, entry in entries.items():
+        assert entry["mutants"] == sum(entry.get(status, 0) for status in record.CAUGHT) + len(entry["survivors"]), path
+        for survivor in entry["survivors"]:
+            assert survivor["verdict"] == "open" or survivor["verdict"].startswith("equivalent: "), (path, survivor)
+        assert entry["score"] == record.score(sum(entry.get(status, 0) for status in record.CAUGHT), entry["survivors"]), path
+
+
+def test_plain_decorators_do_what_decorators_do() -> None:
+    def behaviour(source: str) -> list[Any]:
+        names: dict[str, Any] = {}
+        exec(source, names)
+        box = names["Box"](3)
+        names["double"](2), names["double"](2)
+        kinds = [type(vars(names["Box"])[name]) for name in ("area", "volume", "twice", "alone")]
+        return [names["double"].cache_info(), box.area, box.volume, vars(box), box.twice(5), box.alone(), *kinds]
+
+    rewritten = plain(DECORATED)
+    assert behaviour(rewritten) == behaviour(DECORATED)
+    info = behaviour(rewritten)[0]
+    assert (info.hits, info.misses, info.maxsize) == (1, 1, 4)
+    assert [line.strip() for line in rewritten.split("\n") if "@" in line] == ["@staticmethod"], "mutmut knows this one"
+    assert "# a comment" in rewritten
+
+
+def test_score_leaves_equivalent_mutants_out() -> None:
+    survivors = [{"verdict": verdict} for verdict in ("open", "equivalent: the same sum", "open", "equivalent: never read")]
+    assert record.score(6, survivors) == 75.0
+    assert record.score(0, []) == 100.0
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"), [("nowhere", 2, "no module of the core matches nowhere"), ("--help", 0, "--fresh")]
+)
+def test_command_line_of_mutation_tests(word: str, code: int, said: str) -> None:
+    ran = subprocess.run([sys.executable, str(HERE / "run.py"), word], capture_output=True, text=True, check=False)
+    assert (ran.returncode, said in ran.stdout + ran.stderr) == (code, True), ran
