@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from flaky_server import FlakyServer
@@ -22,7 +23,7 @@ from flaky_server import FlakyServer
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.index import read_index
-from flexiclip.data.reading import Retries, read_range, shard_stamp
+from flexiclip.data.reading import Retries, read_range, retried, shard_stamp
 from flexiclip.data.remote import bounded
 from flexiclip.errors import UserError
 
@@ -165,6 +166,73 @@ def test_local_files_fail_at_once_where_waiting_helps_nothing(tmp_path: Path) ->
     with pytest.raises(OSError, match="beyond the end of the file"):
         read_range(str(tmp_path / "x.tar"), 7, 2**40, patient)  # no memory is taken for it
     assert time.monotonic() - began < 30
+
+
+class Tagged(BaseHTTPRequestHandler):
+    """An object of ten bytes under whatever `tags` says of it."""
+
+    tags: ClassVar[dict[str, str]] = {}
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        for name, value in {"Content-Length": "10", "Accept-Ranges": "bytes", **self.tags}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("tag", ["ETag", "Content-MD5", "Last-Modified"])
+def test_shard_stamp_changes_with_the_entity_tag_alone(tag: str) -> None:
+    times = {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"} if tag != "Last-Modified" else {}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tagged) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        stamps = []
+        for value in ("one", "one", "two"):
+            Tagged.tags = {**times, tag: value}
+            stamps.append(shard_stamp(url))
+        server.shutdown()
+    assert stamps[0] == stamps[1] == "10-one"
+    assert stamps[2] == "10-two"
+
+
+def test_shard_stamp_of_a_file_changes_with_its_size_and_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"0123456789")
+    os.utime(path, ns=(5, 7))
+    stamps = [shard_stamp(str(path)), shard_stamp(f"file://{path}")]
+    os.utime(path, ns=(6, 7))  # read meanwhile
+    stamps.append(shard_stamp(str(path)))
+    assert set(stamps) == {"10-7"}
+    os.utime(path, ns=(6, 8))
+    assert shard_stamp(str(path)) == "10-8"
+    path.write_bytes(b"0123456789a")
+    os.utime(path, ns=(6, 8))
+    assert shard_stamp(str(path)) == "11-8"
+
+
+def test_retried_pauses_twice_as_long_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.2 s, 0.4 s, ... up to 30 s, each made shorter or longer by up to a half, evenly, by the name of the place."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+
+    def fail() -> None:
+        raise ConnectionError("down")
+
+    found = []
+    for place in range(300):
+        pauses.clear()
+        with pytest.raises(OSError, match=r"down \(11 attempts\)"):
+            retried(fail, f"s3://a/{place}", Retries(attempts=11))
+        found.append(list(pauses))
+    shares = np.array(found) / [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]
+    assert shares.shape == (300, 10)
+    assert shares.min() >= 0.5
+    assert shares.max() < 1.5
+    assert (np.abs(shares.mean(axis=0) - 1) < 0.06).all()
+    assert (np.ptp(shares, axis=0) > 0.9).all()
 
 
 def test_a_server_without_entity_tags_says_when_a_shard_was_replaced(tmp_path: Path) -> None:
