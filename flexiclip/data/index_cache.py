@@ -39,7 +39,7 @@ def cache_paths(url: str, cache: str | None) -> list[str]:
     """Where the index may lie, best place first."""
     beside = not is_remote(url)
     absolute = os.path.abspath(local_path(url)) if beside else url
-    name = f"{hashlib.sha256(absolute.encode()).hexdigest()[:16]}-{shard_name(url).split('?')[0]}.index"
+    name = f"{hashlib.sha256(absolute.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}-{shard_name(url).split('?')[0]}.index"
     if cache is not None:
         return [os.path.join(os.path.expanduser(cache), name)]
     home = os.path.join(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "flexiclip", name)

@@ -78,7 +78,7 @@ def retried(action: Callable[[], T], place: str, retries: Retries, failures: typ
                 raise error if isinstance(error, OSError) else OSError(_said(error)) from None
             if attempt == retries.attempts:
                 raise OSError(f"{_said(error)} ({attempt} attempts)") from error
-        jitter = 0.5 + zlib.crc32(f"{place}:{attempt}".encode()) / 2**32
+        jitter = 0.5 + zlib.crc32(f"{place}:{attempt}".encode("utf-8", "surrogateescape")) / 2**32
         time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (attempt - 1)) * jitter)
     raise AssertionError("data.read_attempts is positive")
 
