@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from shardkit import good_sample, write_samples
 
 from flexiclip.config import DataConfig, SourceConfig
@@ -50,6 +51,23 @@ def test_a_substitute_is_drawn_from_seed_source_epoch_sample_and_attempt(tmp_pat
         met.add((place.source, place.epoch))
     assert max(attempts) > 2
     assert len(met) > 6
+
+
+def test_a_view_does_not_depend_on_whether_captions_are_read(uneven: str, loader_of: Any) -> None:
+    with_captions, without = (next(iter(loader_of(uneven, captions=captions, flip=True))) for captions in (("txt",), ()))
+    assert torch.equal(with_captions.images, without.images)
+    assert without.captions == [""] * 6
+
+
+def test_the_settings_of_the_views_reach_the_loader(uneven: str, loader_of: Any) -> None:
+    def transform(**given: Any) -> TrainTransform:
+        found: TrainTransform = loader_of(uneven, **given).loader.dataset.dataset.transform
+        return found
+
+    size = {"image_size": (16, 24), "interpolation": "bicubic"}
+    assert transform(**size) == TrainTransform((16, 24), (0.4, 1.0), (0.75, 4 / 3), False, "bicubic", True)
+    given = {"crop_scale": (0.2, 0.3), "crop_ratio": (0.5, 0.6), "flip": True, "scaled_decoding": False}
+    assert transform(**size, **given) == TrainTransform((16, 24), (0.2, 0.3), (0.5, 0.6), True, "bicubic", False)
 
 
 def test_a_hundred_bad_samples_in_a_row_are_too_many(tmp_path: Path) -> None:

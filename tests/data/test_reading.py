@@ -213,6 +213,40 @@ def test_shard_stamp_of_a_file_changes_with_its_size_and_its_time(tmp_path: Path
     assert shard_stamp(str(path)) == "11-8"
 
 
+class StatusError(Exception):
+    """As aiohttp's: an answer of the server."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        *((StatusError(status), 1) for status in (400, 401, 403, 404, 410, 416, 451)),
+        *((StatusError(status), 3) for status in (408, 425, 429, 500, 502, 503, 504)),
+        *((error("gone"), 1) for error in (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)),
+        *((error("busy"), 3) for error in (OSError, TimeoutError, ConnectionResetError, BlockingIOError, ValueError)),
+    ],
+    ids=lambda value: f"{type(value).__name__} {getattr(value, 'status', '')}" if isinstance(value, Exception) else str(value),
+)
+def test_retried_gives_up_at_once_where_waiting_helps_nothing(
+    error: Exception, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    tried = []
+
+    def fail() -> None:
+        tried.append(1)
+        raise error
+
+    with pytest.raises(OSError, match=r"status|gone|busy") as caught:
+        retried(fail, "a", Retries(attempts=3))
+    assert len(tried) == attempts
+    assert str(caught.value).endswith("(3 attempts)") == (attempts == 3)
+
+
 def test_retried_pauses_twice_as_long_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """0.2 s, 0.4 s, ... up to 30 s, each made shorter or longer by up to a half, evenly, by the name of the place."""
     pauses: list[float] = []

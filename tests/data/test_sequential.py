@@ -37,6 +37,19 @@ def test_all_is_seen_and_ranks_differ(uneven: str, loader_of: Any) -> None:
     assert len({name for batch in first for name in batch.samples}) == 23
 
 
+def test_workers_and_resumed_runs_draw_shards_of_their_own(uneven: str, loader_of: Any) -> None:
+    """Each worker, and a run that goes on at another step; a second run from the same step draws the same."""
+    two, again, later = (batches(loader_of, uneven, workers=2, steps=8, start_step=start) for start in (4, 4, 6))
+    assert [batch.samples for batch in two] == [batch.samples for batch in again]
+    first, second = two[0::2], two[1::2]  # of one worker each
+    assert [batch.samples for batch in first] != [batch.samples for batch in second]
+    assert not torch.equal(torch.cat([b.images for b in first]), torch.cat([b.images for b in second]))
+    alone, fresh = (batches(loader_of, uneven, steps=4, start_step=start) for start in (4, 5))
+    assert [batch.samples for batch in alone[1:]] != [batch.samples for batch in fresh[:3]]
+    assert [batch.samples for batch in alone] != [batch.samples for batch in fresh]
+    assert [batch.samples for batch in later] != [batch.samples for batch in two]
+
+
 def test_broken_samples_are_named(broken: str, loader_of: Any) -> None:
     found = batches(loader_of, broken, steps=20)
     assert {(error["shard"], error["key"]) for batch in found for error in batch.bad} == {(broken, f"s000{n}") for n in (2, 5, 7)}

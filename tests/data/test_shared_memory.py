@@ -22,7 +22,7 @@ from flexiclip.errors import RunError
 from shardkit import word_tokenizer
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes; a batch has 491,520 of pixels
-for workers, sequential in ((0, False), (2, False), (1, True)):
+for workers, sequential in ((0, False), (1, False), (1, True)):
     config = DataConfig(train=sys.argv[1], workers=workers, sequential=sequential)
     batches = train_loader(
         config, image_size=(64, 64), interpolation="bilinear", tokenizer=word_tokenizer, trim=False, pad_id=0, seed=0, rank=0,
