@@ -58,7 +58,8 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
         self.note: Note = silent  # is told what is being done
         sources = source_configs(config)
         self.urls = [expand_shards(source.shards, allow_shell=config.allow_shell) for source in sources]
-        self.weights = [source.weight for source in sources]
+        largest = max(source.weight for source in sources)
+        self.weights = [source.weight / largest for source in sources]  # whose sum is finite
         if rank == 0:
             _log.info("data.sequential: a resumed run draws fresh shards, so it does not repeat the uninterrupted one exactly")
 
