@@ -58,7 +58,7 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
     that).
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
         most = MAX_PIXELS // 2 if image.format in _SEVERAL_TIMES else MAX_PIXELS
         if image.width * image.height > most:
             raise ImageError(f"{image.width} x {image.height} exceeds {most} pixels")

@@ -26,14 +26,15 @@ from flexiclip.data.dataset import TrainDataset, TrainSources, open_sources
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.labels import Labels
 from flexiclip.data.mixup import Mixup
+from flexiclip.data.shared_memory import require_room, shared
 from flexiclip.data.stages import Notes, StageBoard
 from flexiclip.errors import RunError, UserError
 
 _PARALLEL_READS = 16  # samples that a worker reads at once from storage that allows it
 
 
-class _Steps(Dataset[Batch | UserError]):
-    """Step -> the rank's batch. A user's mistake is handed over as a value: torch would bury it in a worker's traceback."""
+class _Steps(Dataset[Batch | UserError | RunError]):
+    """Step -> the rank's batch. What ends the run is handed over as a value: torch would bury it in a worker's traceback."""
 
     def __init__(self, dataset: TrainDataset, collate: Collate, global_batch_size: int, rank: int, world: int) -> None:
         self.dataset, self.collate = dataset, collate
@@ -47,7 +48,7 @@ class _Steps(Dataset[Batch | UserError]):
         """Note down from now on what is being done."""
         self._notes = self.dataset.note = notes
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, step: int) -> Batch | UserError | RunError:
         if self._notes is not None:
             self._notes.step = step
         try:
@@ -55,7 +56,7 @@ class _Steps(Dataset[Batch | UserError]):
             items = self._items(range(start + self.shift, start + self.shift + self.size))
             before = self._items([start + (self.shift - 1) % self.stride])[0] if self.collate.mixup else None
             self.dataset.note("tokenising", "", "")
-            return self.collate(step, items, before)
+            return shared(self.collate(step, items, before))
         except UserError as error:
             return error
         finally:
@@ -94,14 +95,14 @@ class Batches:
         atexit.register(self.end_workers)  # an error may keep this pass alive until then
         return self._pass(_start(self.loader))
 
-    def _pass(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    def _pass(self, batches: Iterator[Batch | UserError | RunError]) -> Iterator[Batch]:
         try:
             yield from self._pull(batches)
         finally:
             atexit.unregister(self.end_workers)
             self.end_workers()
 
-    def _pull(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    def _pull(self, batches: Iterator[Batch | UserError | RunError]) -> Iterator[Batch]:
         while True:
             try:
                 batch = next(batches, None)
@@ -109,7 +110,7 @@ class Batches:
                 raise self._explained(error) from None
             if batch is None:
                 return
-            if isinstance(batch, UserError):
+            if isinstance(batch, (UserError, RunError)):
                 raise batch
             yield batch
 
@@ -128,13 +129,19 @@ class Batches:
         stage = gone[0]
         return RunError(
             f"data worker {stage.worker} (pid {stage.pid}) has died at {stage.shard} {stage.key}: when the kernel killed it for "
-            "want of memory (see dmesg), lower data.workers or data.prefetch; the same command goes on from the last checkpoint"
+            "want of memory (see dmesg), or of shared memory (a bus error: see the size of /dev/shm), lower data.workers or "
+            "data.prefetch; the same command goes on from the last checkpoint"
         )
 
 
-def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError]:
-    """Start the workers. torch would have a worker's death raise wherever the trainer happens to be, in the middle of a save
-    too; without its handler the death is noticed where the next batch is asked for, within five seconds."""
+def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError | RunError]:
+    """Start the workers. Raises RunError where they lack shared memory.
+
+    torch would have a worker's death raise wherever the trainer happens to be, in the middle of a save too; without its handler
+    the death is noticed where the next batch is asked for, within five seconds.
+    """
+    if loader.num_workers:
+        require_room()
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)

@@ -26,8 +26,9 @@ from flexiclip.data.labels import Labels
 from flexiclip.data.reading import open_stream
 from flexiclip.data.samples import Sample, build_sample
 from flexiclip.data.shards import PIPE, SHELL, expand_shards
+from flexiclip.data.shared_memory import shared
 from flexiclip.data.stages import Note, Notes, silent
-from flexiclip.errors import UserError
+from flexiclip.errors import RunError, UserError
 
 _SHUFFLE = 1000  # samples in the shuffle buffer of each worker and source, still encoded
 _BLOCK = 512  # bytes of a tar header
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 _Raw = dict[str, Any]  # webdataset's sample: __url__, __key__ and extension -> bytes
 
 
-class SequentialDataset(IterableDataset[Batch | UserError]):
+class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
     """Ready batches of one rank: `steps` of them, `size` samples each, shared out among the workers in turn."""
 
     def __init__(
@@ -57,7 +58,8 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
         self.note: Note = silent  # is told what is being done
         sources = source_configs(config)
         self.urls = [expand_shards(source.shards, allow_shell=config.allow_shell) for source in sources]
-        self.weights = [source.weight for source in sources]
+        largest = max(source.weight for source in sources)
+        self.weights = [source.weight / largest for source in sources]  # whose sum is finite
         if rank == 0:
             _log.info("data.sequential: a resumed run draws fresh shards, so it does not repeat the uninterrupted one exactly")
 
@@ -65,14 +67,14 @@ class SequentialDataset(IterableDataset[Batch | UserError]):
         """Note down from now on what is being done."""
         self._notes = self.note = notes
 
-    def __iter__(self) -> Iterator[Batch | UserError]:
-        """Yield this worker's steps, or the UserError that ends them."""
+    def __iter__(self) -> Iterator[Batch | UserError | RunError]:
+        """Yield this worker's steps, or the error that ends them."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         items = self._items(worker)
         try:
             for step in range(self.start_step + worker, self.start_step + self.steps, workers):
-                yield self._batch(step, items)
+                yield shared(self._batch(step, items))
         except UserError as error:  # as a value: torch would bury it in a worker's traceback
             yield error
 

@@ -6,6 +6,7 @@ stages or by the curriculum of the recipe's section `patch` (section 5.4 there; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -176,4 +177,6 @@ def _probabilities(seqhw: Sequence[int], weights: str | Sequence[float], cost: C
         raw = np.ones(len(seqhw))
     else:
         raw = np.array(weights, dtype=np.float64)
+    if math.isinf(sum(raw.tolist())):  # of finite numbers
+        raw = raw / raw.max()
     return raw / raw.sum()

@@ -251,7 +251,7 @@ def test_captions_of_many_megabytes_and_deep_json_are_named(tmp_path: Path, load
         good_sample(3),
     ]
     shard = str(write_samples(tmp_path / "x.tar", samples))
-    (batch,) = loader_of(shard, global_batch_size=8, steps=1)
+    (batch,) = loader_of(shard, global_batch_size=8, steps=1, captions=("txt", "json:caption"))
     assert set(batch.samples) == {"x.tar/s0003"}
     reasons = {bad["key"]: bad["reason"] for bad in batch.bad}
     assert reasons.keys() == {"s0000", "s0001", "s0002"}

@@ -14,7 +14,10 @@ from PIL import Image
 from shardkit import good_sample, jpeg, write_samples
 
 from flexiclip.data.check import check_shards
-from flexiclip.data.fields import BadSample
+from flexiclip.data.fields import BadSample, read_captions
+from flexiclip.data.index import Place
+from flexiclip.data.members import read_members
+from flexiclip.data.reading import Retries
 from flexiclip.data.samples import SampleStore, open_samples
 from flexiclip.data.shards import expand_shards
 
@@ -49,6 +52,33 @@ def test_captions_come_from_all_that_is_named(tmp_path: Path) -> None:
     store = store_of(tmp_path, sample)
     assert store[0].meta == meta
     assert store.captions(0, 0) == ("one\nmore",)
+
+
+def test_the_first_of_the_image_keys_that_a_sample_has_is_read(tmp_path: Path) -> None:
+    """Whatever stands first in the shard, and whatever format its content has."""
+    both = {"__key__": "s", "jpg": jpeg(0), "png": jpeg(1, (10, 12)), "txt": b"x"}
+    path = str(write_samples(tmp_path / "x.tar", [both]))
+    for keys, size in ((("jpg", "png"), (24, 20)), (("png", "jpg"), (10, 12)), (("webp", "PNG"), (10, 12))):
+        assert open_samples([path], keys, ("txt",))[0].image.size == size
+
+
+def test_captions_are_cut_and_texts_too_long_are_refused(tmp_path: Path) -> None:
+    for size in (8191, 8192, 8193):
+        assert len(store_of(tmp_path, {**good_sample(0), "txt": b" " + b"x" * size})[0].captions[0]) == min(size, 8192)
+    for size, fits in ((2**24, True), (2**24 + 1, False)):
+        members = {"txt": b"a" + b" " * (size - 1)}
+        if fits:
+            assert read_captions("a.tar", "k", members, ("txt",)) == ("a",)
+        else:
+            with pytest.raises(BadSample, match="caption too long: txt has 16777217 bytes"):
+                read_captions("a.tar", "k", members, ("txt",))
+
+
+def test_members_that_are_too_large_together_are_not_read() -> None:
+    """Refused by their sizes alone: the shard is never opened."""
+    places = {"jpg": Place(512, 2**27, 0), "txt": Place(2**30, 2**27 + 1, 0)}
+    with pytest.raises(OSError, match="its members hold 268435457 bytes: too many to read"):
+        read_members("/no/such.tar", places, Retries(1, 1))
 
 
 BOM = b"\xef\xbb\xbf"

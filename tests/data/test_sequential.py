@@ -102,6 +102,16 @@ def test_a_mixture_follows_its_weights(tmp_path: Path, loader_of: Any) -> None:
     assert seen["a.tar"] / 600 == pytest.approx(0.75, abs=0.06)
 
 
+@pytest.mark.parametrize("weight", [1e308, 1e-300])
+def test_a_mixture_of_weights_of_any_size(tmp_path: Path, loader_of: Any, weight: float) -> None:
+    """Python's `choices` takes no weights whose sum is infinite."""
+    for name in "ab":
+        write_samples(tmp_path / f"{name}.tar", [good_sample(n) for n in range(5)])
+    mixture = tuple(SourceConfig(str(tmp_path / f"{name}.tar"), weight) for name in "ab")
+    seen = Counter(n.split("/")[0] for b in batches(loader_of, mixture, steps=20, image_size=(2, 2)) for n in b.samples)
+    assert 35 < seen["a.tar"] < 85
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_data_without_captions_ends(uneven: str, loader_of: Any, workers: int) -> None:
     with pytest.raises(UserError, match="in a row cannot be used"):

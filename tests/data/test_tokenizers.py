@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import pickle
@@ -79,6 +80,46 @@ def test_a_changed_file_or_setting_is_an_error(tokenizer: Tokenizer, tmp_path: P
         load_tokenizer(tmp_path, tokenizer.config, fingerprint)
     with pytest.raises(UserError, match="no tokenizer files"):
         load_tokenizer(tmp_path / "missing", tokenizer.config, fingerprint)
+
+
+def test_train_sentencepiece_lowers_captions_only_where_asked(tmp_path: Path) -> None:
+    alphabets = []
+    for lowercase in (True, False):
+        path = train_sentencepiece(CAPTIONS, tmp_path / f"{lowercase}.model", 120, lowercase)
+        engine = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        pieces = [engine.id_to_piece(n) for n in range(engine.get_piece_size()) if not engine.is_control(n)]
+        alphabets.append({c for piece in pieces if piece != "<unk>" for c in piece if c.isupper()})
+    assert alphabets == [set(), {"A", "G"}]
+
+
+def test_train_sentencepiece_takes_a_first_part_of_endless_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flexiclip.data.tokenizers.sentencepiece.MAX_TRAINING_CAPTIONS", 50)
+    endless = itertools.cycle(CAPTIONS)
+    first = train_sentencepiece(endless, tmp_path / "a.model", 120, lowercase=True)
+    assert next(endless) == CAPTIONS[50 % len(CAPTIONS)]
+    again = train_sentencepiece((CAPTIONS * 2)[:50], tmp_path / "b.model", 120, lowercase=True)
+    assert first.read_bytes() == again.read_bytes()
+
+
+class Lengths(Tokenizer):
+    """Each text's characters."""
+
+    vocab_size, pad_id, eos_id = 2**20, 0, 1
+
+    @classmethod
+    def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
+        return {}
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[len(text)] for text in texts])
+
+
+@pytest.mark.parametrize(("columns", "longest"), [(1, 1024), (64, 1024), (65, 1040), (77, 1232), (256, 4096)])
+def test_a_tokenizer_looks_at_sixteen_characters_a_column(columns: int, longest: int) -> None:
+    tokenizer = Lengths(TokenizerConfig("clip", context_length=columns), {})
+    texts = ["x" * n for n in (0, 5, longest - 1, longest, longest + 1, 10**5)]
+    assert tokenizer(texts).flatten().tolist() == [0, 5, longest - 1, longest, longest, longest]
+    assert tokenizer("y" * 10**5).tolist() == [[longest]]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
