@@ -78,6 +78,39 @@ def test_transformers(name: str, kind: type, folders: dict[str, Path], opened: d
     assert float((pixels[0] - opened[name].transform(PHOTO)).abs().max()) < 0.04, "its resize may round to other grey levels"
 
 
+UNLIKE = {"mean": [0.11, 0.22, 0.33], "std": [0.44, 0.55, 0.66], "resize": "squash", "interpolation": "bilinear"}
+
+
+@pytest.fixture(scope="module")
+def biased(make: Callable[..., Path]) -> Path:
+    """CLIP's architecture with a patch bias, which none of the formats has, and images prepared as nobody's default does."""
+    return make("clip", image={"patch_bias": True}, preprocess=UNLIKE)
+
+
+@pytest.mark.parametrize("fmt", ["timm", "open_clip", "transformers"])
+@torch.no_grad()
+def test_a_patch_bias_before_a_norm_and_unequal_mean_and_std_are_written(fmt: str, biased: Path, tmp_path: Path) -> None:
+    from flexiclip import load_model
+
+    assert export(biased, fmt, tmp_path / "m", "--seqhw", "4") == 0
+    loaded, folder = load_model(biased), tmp_path / "m"
+    assert loaded.model.image_tower.bias is not None
+    assert float(loaded.model.image_tower.bias.abs().max()) > 0.1
+    if fmt == "timm":
+        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        found = theirs(IMAGES)
+        pixels = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))(PHOTO)
+    elif fmt == "open_clip":
+        theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+        found, pixels = theirs.eval().encode_image(IMAGES), preprocess(PHOTO)
+    else:
+        features = transformers.CLIPModel.from_pretrained(folder).eval().get_image_features(IMAGES)
+        found = getattr(features, "pooler_output", features)
+        pixels = transformers.AutoImageProcessor.from_pretrained(folder)(PHOTO, return_tensors="pt")["pixel_values"][0]
+    assert_same(found, loaded.model.encode_image(IMAGES, 4))
+    assert float((pixels - loaded.transform(PHOTO)).abs().max()) < 0.04, "transformers' resize may round to other grey levels"
+
+
 @torch.no_grad()
 def test_a_hugging_face_text_encoder_goes_to_open_clip(make: Callable[..., Path], tmp_path: Path) -> None:
     """The real MiniLM, with a projection, beside a towers whose images go through timm."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,6 +109,28 @@ def test_lengths_that_do_not_divide_name_those_that_do() -> None:
         tower(images, patch_size=13)
     with pytest.raises(UserError, match="not both"):
         tower(images, 5, 12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "image", "expected"),
+    [
+        ({"image_size": 240, "base_patch_size": 32}, None, 8),  # 7.5 cells
+        ({"image_size": 60, "base_patch_size": 24}, None, 2),  # 2.5 cells: 2 and 3 are equally near
+        ({"image_size": 36, "base_patch_size": 24}, None, 1),  # 1.5 cells
+        ({"image_size": 60, "base_patch_size": 24}, (120, 120), 5),  # another image than the configured one
+        ({"image_size": (60, 36), "base_patch_size": 24}, None, (2, 1)),
+        ({"image_size": 60, "base_patch_size": (24, 15)}, None, (2, 4)),
+        ({"image_size": 60, "base_patch_size": 24, "default_seqhw": 6}, None, 6),
+        ({"image_size": 60, "base_patch_size": 24, "flexible": "stride"}, None, 3),  # 2 would leave 6 pixels out
+    ],
+)
+def test_default_seqhw_is_the_nearest_valid_one_and_of_two_the_shorter(
+    settings: dict[str, Any], image: tuple[int, int] | None, expected: int | tuple[int, int]
+) -> None:
+    tower = FlexiViT(ImageTowerConfig(width=16, depth=1, heads=2, **settings))
+    assert tower.default_seqhw(image) == expected
+    grid = (expected, expected) if isinstance(expected, int) else expected
+    assert tower.grid_of(image or tower.image_size) == grid, "the length that is taken where none is asked for"
 
 
 @torch.no_grad()
