@@ -147,6 +147,8 @@ def test_init_takes_one_tower(trained: LoadedModel, recipe: Callable[..., Config
         build_model(recipe(image={"init": str(tmp_path / "run"), "pool": "map"}))
     with pytest.raises(UserError, match=r"normalised by mean=\[0\.5, .* set the same in model\.preprocess"):
         build_model(recipe(image={"init": str(tmp_path / "run")}, preprocess={"mean": [0.48, 0.46, 0.41]}))
+    with pytest.raises(UserError, match=r"normalised by .*std=\[0\.5, 0\.5, 0\.5\]; set the same in model\.preprocess"):
+        build_model(recipe(image={"init": str(tmp_path / "run")}, preprocess={"std": [0.5, 0.4, 0.5]}))
     with pytest.raises(UserError, match="is no model folder"):
         build_model(recipe(image={"init": str(tmp_path / "nothing")}))
 

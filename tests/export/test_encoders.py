@@ -18,8 +18,9 @@ from PIL import Image
 
 from flexiclip.__main__ import main
 from flexiclip.bundle import LoadedModel, load_model, save_model
+from flexiclip.config import PreprocessConfig
 from flexiclip.export.agreement import EXACT, Disagreement, agreement, check, image_cases
-from flexiclip.export.encoders import bake
+from flexiclip.export.encoders import ImageEncoder, bake
 from flexiclip.models.pi_resize import pi_resize
 
 
@@ -69,6 +70,16 @@ def test_normalisation_inside(name: str, folders: dict[str, Path], opened: dict[
     loaded = opened[name]
     expected = loaded.model.encode_image(loaded.transform(photo)[None], 3, normalize=True)
     assert_same(run(path, loaded.transform.pixels(photo)[None]), expected)
+
+
+@torch.no_grad()
+def test_normalisation_inside_is_by_channel_with_the_models_mean_and_std(opened: dict[str, LoadedModel]) -> None:
+    model, preprocess = opened["ours"].model, PreprocessConfig(mean=(0.1, 0.3, 0.6), std=(0.4, 0.2, 0.7))
+    images = pixels(3)
+    channels = [(images[:, c].double() / 255 - preprocess.mean[c]) / preprocess.std[c] for c in range(3)]
+    expected = model.encode_image(torch.stack(channels, 1).float(), 4, normalize=True)
+    assert_same(ImageEncoder(model, 4, preprocess)(images), expected)
+    assert_same(ImageEncoder(model, 4)(torch.stack(channels, 1).float()), expected)
 
 
 @pytest.mark.parametrize("name", ["ours", "clip", "siglip"])

@@ -78,6 +78,39 @@ def test_transformers(name: str, kind: type, folders: dict[str, Path], opened: d
     assert float((pixels[0] - opened[name].transform(PHOTO)).abs().max()) < 0.04, "its resize may round to other grey levels"
 
 
+UNLIKE = {"mean": [0.11, 0.22, 0.33], "std": [0.44, 0.55, 0.66], "resize": "squash", "interpolation": "bilinear"}
+
+
+@pytest.fixture(scope="module")
+def biased(make: Callable[..., Path]) -> Path:
+    """CLIP's architecture with a patch bias, which none of the formats has, and images prepared as nobody's default does."""
+    return make("clip", image={"patch_bias": True}, preprocess=UNLIKE)
+
+
+@pytest.mark.parametrize("fmt", ["timm", "open_clip", "transformers"])
+@torch.no_grad()
+def test_a_patch_bias_before_a_norm_and_unequal_mean_and_std_are_written(fmt: str, biased: Path, tmp_path: Path) -> None:
+    from flexiclip import load_model
+
+    assert export(biased, fmt, tmp_path / "m", "--seqhw", "4") == 0
+    loaded, folder = load_model(biased), tmp_path / "m"
+    assert loaded.model.image_tower.bias is not None
+    assert float(loaded.model.image_tower.bias.abs().max()) > 0.1
+    if fmt == "timm":
+        theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        found = theirs(IMAGES)
+        pixels = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))(PHOTO)
+    elif fmt == "open_clip":
+        theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+        found, pixels = theirs.eval().encode_image(IMAGES), preprocess(PHOTO)
+    else:
+        features = transformers.CLIPModel.from_pretrained(folder).eval().get_image_features(IMAGES)
+        found = getattr(features, "pooler_output", features)
+        pixels = transformers.AutoImageProcessor.from_pretrained(folder)(PHOTO, return_tensors="pt")["pixel_values"][0]
+    assert_same(found, loaded.model.encode_image(IMAGES, 4))
+    assert float((pixels - loaded.transform(PHOTO)).abs().max()) < 0.04, "transformers' resize may round to other grey levels"
+
+
 @torch.no_grad()
 def test_a_hugging_face_text_encoder_goes_to_open_clip(make: Callable[..., Path], tmp_path: Path) -> None:
     """The real MiniLM, with a projection, beside a towers whose images go through timm."""
@@ -143,6 +176,22 @@ def test_two_towers_through_big_vision(
         ("siglip", "transformers", {"image": {"projection": "linear"}}, "has a projection"),
         ("siglip", "big_vision", {"image": {"kernel_resize": "bicubic"}}, "at other lengths it would be another model"),
         ("siglip", "timm", {"image": {"norm_eps": 1e-3}}, "norm_eps=0.001"),
+        ("clip", "transformers", {"text": {"causal": False}}, "is not causal"),
+        ("clip", "transformers", {"text": {"pool": "last"}}, "model.text.pool=last, not eos"),
+        ("clip", "transformers", {"image": {"projection_bias": True}}, "projections have a bias"),
+        ("clip", "transformers", {"text": {"projection_bias": True}}, "projections have a bias"),
+        ("clip", "transformers", {"image": {"image_size": (48, 24), "default_seqhw": None}}, "are not square"),
+        ("siglip", "transformers", {"image": {"pre_norm": True}}, "has a norm before the blocks"),
+        ("siglip", "transformers", {"text": {"causal": True}}, "text tower is causal"),
+        ("siglip", "transformers", {"text": {"pad_mask": True}}, "hides padding"),
+        ("siglip", "transformers", {"text": {"pool": "mean"}}, "model.text.pool=mean, not last"),
+        ("siglip", "big_vision", {"image": {"pre_norm": True}}, "has a norm before the blocks"),
+        ("siglip", "big_vision", {"image": {"norm_eps": 1e-5}}, "norm_eps=1e-05"),
+        ("siglip", "big_vision", {"text": {"norm_eps": 1e-5}}, "model.text.activation=gelu_tanh, norm_eps=1e-05"),
+        ("siglip", "big_vision", {"text": {"causal": True}}, "masks attention"),
+        ("siglip", "big_vision", {"text": {"pool": "eos"}}, "model.text.pool=eos"),
+        ("siglip", "big_vision", {"image": {"grid_antialias": False}}, "at other lengths it would be another model"),
+        ("siglip", "big_vision", {"image": {"base_grid": (4, 3)}}, "grid of 4x3 is not square"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused(

@@ -77,6 +77,10 @@ def test_evaluation_takes_torchs_kernel() -> None:
     kernel = F.scaled_dot_product_attention(q, k, v)
     assert torch.equal(attend(q, k, v), kernel)
     assert not torch.equal(attend(q, k, v, training=True), kernel)
+    for length in (PLAIN_UP_TO, PLAIN_UP_TO + 1):  # and so does the training of longer sequences
+        q, k, v, _ = (t.bfloat16() for t in inputs(length))
+        same = torch.equal(attend(q, k, v, training=True), F.scaled_dot_product_attention(q, k, v))
+        assert same == (length > PLAIN_UP_TO)
 
 
 @pytest.mark.parametrize("at", [0, -1, 3, "rows"])

@@ -71,15 +71,19 @@ def test_locks(image: bool, text: bool, expected: set[str], images: torch.Tensor
     assert {m.training for m in model.train().image_tower.modules()} == {not image}
 
 
+@pytest.mark.parametrize("pool", ["own", "map"])
 @pytest.mark.parametrize("half", ["image", "text"])
-def test_a_partly_locked_tower_trains_its_last_blocks(half: str, images: torch.Tensor, tokens: torch.Tensor) -> None:
-    model = build(**{half: {"lock": True, "init": "x", "unlock_last": 1}})
+def test_a_partly_locked_tower_trains_its_last_blocks(half: str, pool: str, images: torch.Tensor, tokens: torch.Tensor) -> None:
+    pooled = {} if pool == "own" else {"pool": "map"}
+    model = build(**{half: {"lock": True, "init": "x", "unlock_last": 1, **pooled}})
     zimg, ztxt = model.train()(images, tokens)
     (zimg * ztxt).sum().backward()
     tower = getattr(model, f"{half}_tower")
     depth = len(tower.blocks)
     opened = {name for name, p in tower.named_parameters() if p.grad is not None}
-    assert opened == {name for name, _ in tower.named_parameters() if name.startswith((f"blocks.{depth - 1}.", "norm."))}
+    after = (f"blocks.{depth - 1}.", "norm.", "map_head.")
+    assert opened == {name for name, _ in tower.named_parameters() if name.startswith(after)}
+    assert any(name.startswith("map_head.") for name in opened) == (pool == "map")
     assert tower.blocks[-1].training
     assert tower.norm.training
     assert not tower.training

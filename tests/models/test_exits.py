@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.exits import leave_after
+from flexiclip.models.exits import leave_after, split_exit
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.flops import image_model_flops
 from flexiclip.models.text import build_text_tower
@@ -82,6 +83,25 @@ def test_a_separate_head_has_parameters_of_its_own() -> None:
 def test_exits_that_cannot_be(image: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         model_of(**image)
+
+
+def test_leave_after_keeps_the_text_half_and_the_scalars(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(replace(IMAGE, pool="map"), TEXT, embed_dim=8, logit_bias_init=-3.0)
+    model = FlexiCLIP(config, build_text_tower(TEXT))
+    left = leave_after(model, 1, "m")
+    assert left.logit_scale is model.logit_scale
+    assert left.logit_bias is model.logit_bias
+    assert left.text_tower is model.text_tower
+    assert left.text_projection is model.text_projection
+    tokens = torch.tensor([[5, 6, 1, 0]])
+    assert torch.equal(left.encode_text(tokens), model.encode_text(tokens))
+    assert not any(module.training for module in left.modules())
+    assert {p.device.type for p in left.parameters()} == {"cpu"}, "none is left on the meta device"
+    (tmp_path / "m+exit2").mkdir()
+    assert split_exit(str(tmp_path / "m+exit2")) == (str(tmp_path / "m+exit2"), None), "a path that exists"
+    assert split_exit("runs/m+exit2") == ("runs/m", 2)
+    assert split_exit("runs/m+exit") == ("runs/m+exit", None)
 
 
 def test_a_depth_that_is_no_exit() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from golden import FOLDER, PAPER_PATCHES, golden, largest_difference, oihw
+from timm.layers import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from flexiclip.config import ImageTowerConfig
@@ -107,6 +110,46 @@ def test_lengths_that_do_not_divide_name_those_that_do() -> None:
         tower(images, patch_size=13)
     with pytest.raises(UserError, match="not both"):
         tower(images, 5, 12)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@torch.no_grad()
+def test_kernel_and_grid_are_resized_as_their_settings_say(mode: str, antialias: bool) -> None:
+    """Each by its own two settings: timm's resample_patch_embed and torch's interpolate, at lengths with and without a buffer."""
+    for kernel, grid in (((mode, antialias), ("bicubic", True)), (("bicubic", True), (mode, antialias))):
+        names = ("kernel_resize", "kernel_antialias", "grid_resize", "grid_antialias")
+        settings: dict[str, Any] = dict(zip(names, (*kernel, *grid), strict=True))
+        tower = FlexiViT(ImageTowerConfig(width=8, depth=1, heads=1, image_size=140, base_patch_size=16, base_grid=7, **settings))
+        for side in (2, 7, 10, 14):  # patches of 70 (above the buffers), 20, 14 and 10 pixels
+            expected = resample_patch_embed(tower.kernel, [140 // side] * 2, interpolation=kernel[0], antialias=kernel[1])
+            found = tower.resize_kernel(tower.kernel, (140 // side, 140 // side))
+            assert largest_difference(found, expected) < 3e-5
+            how = {"mode": grid[0], "antialias": grid[1], "align_corners": False}
+            resized = F.interpolate(tower.posemb, (side, side), **how).flatten(2).transpose(1, 2)
+            assert largest_difference(tower.position_embedding((side, side)), resized) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "image", "expected"),
+    [
+        ({"image_size": 240, "base_patch_size": 32}, None, 8),  # 7.5 cells
+        ({"image_size": 60, "base_patch_size": 24}, None, 2),  # 2.5 cells: 2 and 3 are equally near
+        ({"image_size": 36, "base_patch_size": 24}, None, 1),  # 1.5 cells
+        ({"image_size": 60, "base_patch_size": 24}, (120, 120), 5),  # another image than the configured one
+        ({"image_size": (60, 36), "base_patch_size": 24}, None, (2, 1)),
+        ({"image_size": 60, "base_patch_size": (24, 15)}, None, (2, 4)),
+        ({"image_size": 60, "base_patch_size": 24, "default_seqhw": 6}, None, 6),
+        ({"image_size": 60, "base_patch_size": 24, "flexible": "stride"}, None, 3),  # 2 would leave 6 pixels out
+    ],
+)
+def test_default_seqhw_is_the_nearest_valid_one_and_of_two_the_shorter(
+    settings: dict[str, Any], image: tuple[int, int] | None, expected: int | tuple[int, int]
+) -> None:
+    tower = FlexiViT(ImageTowerConfig(width=16, depth=1, heads=2, **settings))
+    assert tower.default_seqhw(image) == expected
+    grid = (expected, expected) if isinstance(expected, int) else expected
+    assert tower.grid_of(image or tower.image_size) == grid, "the length that is taken where none is asked for"
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flexiclip.bundle import build_model, load_model
-from flexiclip.config import Config, from_dict
+from flexiclip.config import Config, ImageTowerConfig, from_dict
 from flexiclip.imports import ImportOptions, import_weights
+from flexiclip.models.rebase import own_patch, rebase
 
 TINY = {"width": 32, "depth": 1, "heads": 2, "pool": "gap"}
 FLEXIBLE = {**TINY, "image_size": 48, "base_patch_size": 16, "base_grid": 4}
@@ -126,6 +127,41 @@ def test_a_tower_that_shall_stay_what_it_is_is_copied(tmp_path: Path, lock: bool
     student = build_model(recipe({**FLEXIBLE, "init": str(folder), "lock": lock}, seqhw))
     assert torch.equal(student.model.image_tower.kernel.detach(), kernel)
     assert not student.provenance
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_rebase_resizes_as_the_tower_that_it_takes_resizes(mode: str, antialias: bool) -> None:
+    """Kernel and grid each by its own settings, on each axis its own sizes; timm and torch do the same."""
+    from timm.layers import resample_patch_embed
+
+    sizes = ImageTowerConfig(width=4, depth=1, heads=1, image_size=(48, 60), base_patch_size=(12, 15), base_grid=(4, 3))
+    kernel_first = {"kernel_resize": mode, "kernel_antialias": antialias, "grid_resize": "bicubic", "grid_antialias": False}
+    grid_first = {"grid_resize": mode, "grid_antialias": antialias, "kernel_resize": "bicubic", "kernel_antialias": True}
+    generator = torch.Generator().manual_seed(0)
+    state = {"kernel": torch.randn(4, 3, 12, 15, generator=generator), "posemb": torch.randn(1, 4, 4, 3, generator=generator)}
+    for settings in (kernel_first, grid_first):
+        theirs = replace(sizes, **settings)
+        ours = replace(theirs, base_patch_size=(16, 20), base_grid=(7, 5))
+        found, notes = rebase(state, theirs, ours, own_patch(theirs, (3, 4)))
+        kernel = resample_patch_embed(
+            state["kernel"], [16, 20], interpolation=settings["kernel_resize"], antialias=settings["kernel_antialias"]
+        )
+        torch.testing.assert_close(found["kernel"], kernel, rtol=0, atol=2e-5)
+        how = {"mode": settings["grid_resize"], "antialias": settings["grid_antialias"], "align_corners": False}
+        torch.testing.assert_close(found["posemb"], F.interpolate(state["posemb"], (7, 5), **how), rtol=0, atol=1e-5)
+        assert notes == [
+            "the patch kernel PI-resized from 12x15 to 16x20",
+            "the position grid resampled from 4x3 to 7x5",
+        ]
+        assert rebase(state, theirs, theirs, (12, 15)) == (state, []), "nothing to do"
+
+
+def test_own_patch_is_that_of_the_one_length_on_each_axis() -> None:
+    config = ImageTowerConfig(width=4, depth=1, heads=1, image_size=(48, 60), base_patch_size=(16, 20))
+    assert own_patch(config, (4,)) == own_patch(config, (4, 4)) == (12, 15)
+    assert own_patch(config, (3, 4)) == (16, 20)
+    assert own_patch(replace(config, flexible="stride"), (4,)) == (16, 20), "whose kernel is whole at any length"
 
 
 def test_a_classifiers_head_is_no_way_into_a_joint_space(tmp_path: Path) -> None:
