@@ -70,6 +70,6 @@ def widths(text: str) -> list[int]:
 
 def _numbers(text: str, expected: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of {expected}") from None
+        return [positive(part.strip()) for part in text.split(",")]
+    except (argparse.ArgumentTypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is no list of {expected}") from None
