@@ -108,7 +108,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[tu
 def test_eval_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = recorded(monkeypatch, flexiclip_eval, "evaluate_suites")
     given = "eval a b --suite s --suite t --seqhw 5,8 --widths 64,128 --output o --device cpu --batch-size 7 --workers 3 "
-    assert main((given + "--embeddings e --tolerance 2.5 --cascade 5:8").split() + ["--budget", "20 ms"]) == 0
+    assert main([*(given + "--embeddings e --tolerance 2.5 --cascade 5:8").split(), "--budget", "20 ms"]) == 0
     (((models, suites), named),) = calls
     assert (models, suites) == (["a", "b"], ["s", "t"])
     budget, cascade = named.pop("budget"), named.pop("cascade")
@@ -124,7 +124,7 @@ def test_eval_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "embeddings": Path("e"),
         "tolerance": 2.5,
     }
-    assert main("eval a --suite s --device cpu".split()) == 0
+    assert main(["eval", "a", "--suite", "s", "--device", "cpu"]) == 0
     assert calls[1][1] == {
         "seqhw": None,
         "widths": (),

@@ -186,7 +186,9 @@ def test_a_key_given_twice_is_refused_with_both(tmp_path, first, second):
 
 
 def test_parts_of_a_section_are_given_one_by_one(tmp_path):
-    config = load(write(tmp_path, ""), ["optimizer={lr: 2e-4}", "optimizer.weight_decay=0.3", "model.image.depth=3", "model.image.width=8"])
+    config = load(
+        write(tmp_path, ""), ["optimizer={lr: 2e-4}", "optimizer.weight_decay=0.3", "model.image.depth=3", "model.image.width=8"]
+    )
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (2e-4, 0.3)
     assert (config.model.image.depth, config.model.image.width) == (3, 8)
 
