@@ -32,6 +32,10 @@ FORMS = {
     "30 TFLOPs": (30, "TFLOPs"),
     "250gflops": (0.25, "TFLOPs"),
     "1e3 EFLOPs": (1e9, "TFLOPs"),
+    "2 pflops": (2000, "TFLOPs"),
+    "3 ZFLOPs": (3e9, "TFLOPs"),
+    "5k": (5000, "steps"),
+    "1e15": (1e15, "steps"),
 }
 
 
@@ -47,6 +51,12 @@ def test_no_duration(text):
     with pytest.raises(
         UserError, match=r"is no duration: write 500, '3 epochs', '2M samples', '5%', '10 minutes' or '30 TFLOPs'"
     ):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["1.1e15", "2000000B samples", "1e400", "2e6 ZFLOPs"])
+def test_a_duration_that_does_not_end(text):
+    with pytest.raises(UserError, match="is no duration that ends: the longest is 1e\\+15"):
         parse_duration(text)
 
 
