@@ -20,7 +20,7 @@ from flexiclip.__main__ import main
 from flexiclip.config import load
 from flexiclip.errors import RunError, UserError
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": ""}
 FLEXICLIP = [sys.executable, "-m", "flexiclip"]
 
 
