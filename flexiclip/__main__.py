@@ -12,7 +12,7 @@ from flexiclip.errors import RunError, UserError, one_line
 from flexiclip.files import cannot_write, misplaced
 
 BROKEN_PIPE = 141
-"""The exit code when the reader of our output has gone, as of a program that SIGPIPE ends: `flexiclip show-config debug | head`."""
+"""The exit code when the reader of our output has gone (`| head`), as of a program that SIGPIPE ends."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,7 +84,9 @@ def _print_any_name() -> None:
     codecs.register_error("flexiclip_names", _undecodable)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # not a file (a notebook, a test), or closed
-            stream.reconfigure(errors="flexiclip_names" if stream is sys.stdout else "backslashreplace")
+            stream.reconfigure(  # type: ignore[union-attr]
+                errors="flexiclip_names" if stream is sys.stdout else "backslashreplace"
+            )
 
 
 def _undecodable(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexiclip.errors import UserError
 
@@ -75,7 +75,7 @@ def writing(where: str) -> Iterator[None]:
 
 
 def _of_file(error: BaseException) -> str:
-    name = getattr(error, "filename", None)
+    name: Any = getattr(error, "filename", None)
     told = isinstance(name, (str, bytes)) and not os.path.basename(os.fsdecode(name)).startswith(".")  # as what is written aside
     return f" ({os.fsdecode(name)})" if told else ""
 

@@ -51,9 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(folder: Path, *overrides: str) -> list[str]:
     data = f"data.train={folder}/train-*.tar"
-    return last_of_each(
-        ["debug", data, "train.steps=2", "train.global_batch_size=4", "tokenizer.vocab_size=40", *overrides]
-    )
+    return last_of_each(["debug", data, "train.steps=2", "train.global_batch_size=4", "tokenizer.vocab_size=40", *overrides])
 
 
 def flexiclip(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -95,7 +93,7 @@ MISTAKES = {
     f"{TRAIN_ON}train-{{0000..0001}}.tar": "train-0001.tar",
     f"{TRAIN_ON}missing-*.tar": "missing-*.tar",
     f"{TRAIN_ON}picture.png": "picture.png",
-    f"{TRAIN} data.train=train-0001.tar": "'data.train=train-0000.tar' and 'data.train=train-0001.tar' set the same key: give it once",
+    f"{TRAIN} data.train=train-0001.tar": "and 'data.train=train-0001.tar' set the same key: give it once",
     "eval run --suite openmoji --suite openmoji": "--suite openmoji is given twice",
     "analyze run --output out --suite openmoji --suite openmoji": "--suite openmoji is given twice",
     "eval run --suite openmoji --workers 2 --workers=3": "--workers is given twice",

@@ -66,7 +66,11 @@ def test_continuous_integration_requires_all_tests(tmp_path: Path) -> None:
     for name in (".ci", "scripts", "bin"):
         (tmp_path / name).mkdir()
     (tmp_path / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text())
-    scripts = {"scripts/test.sh": 'echo "required $FLEXICLIP_REQUIRE_ALL $*"', "bin/id": "echo 1000", "bin/dirname": 'echo "${1%/*}"'}
+    scripts = {
+        "scripts/test.sh": 'echo "required $FLEXICLIP_REQUIRE_ALL $*"',
+        "bin/id": "echo 1000",
+        "bin/dirname": 'echo "${1%/*}"',
+    }
     for name, line in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
     for path in [tmp_path / ".ci" / "run", *map(tmp_path.joinpath, scripts)]:

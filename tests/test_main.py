@@ -1,4 +1,4 @@
-"""How the program ends: readers that go away, outputs that are full, names that are not text, Ctrl-C, and files that cannot be opened."""
+"""How the program ends: readers that go away, full outputs, names that are not text, Ctrl-C, files that cannot be opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flexiclip.__main__ import main
 from flexiclip.config import load
 from flexiclip.errors import RunError, UserError
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": ""}
 FLEXICLIP = [sys.executable, "-m", "flexiclip"]
 
 
@@ -33,7 +33,9 @@ def write_shard(folder: Path, name: str | bytes, samples: int = 3) -> str:
     return path
 
 
-@pytest.mark.parametrize("command", ["show-config debug", "data check many.tar", "data index many.tar", "--help", "show-config nonesuch"])
+@pytest.mark.parametrize(
+    "command", ["show-config debug", "data check many.tar", "data index many.tar", "--help", "show-config nonesuch"]
+)
 def test_a_reader_that_goes_away_is_a_quiet_exit(command: str, tmp_path: Path) -> None:
     """As under `| head -0`. A mistake is told on stderr, which goes to the pipe as well there."""
     write_shard(tmp_path, "many.tar", 400)
@@ -52,7 +54,9 @@ def test_standard_output_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
     shard = write_shard(tmp_path, "many.tar", 400)
     for command in (["show-config", "debug"], ["data", "check", shard], ["data", "index", shard]):
         with open("/dev/full", "wb") as full:
-            ran = subprocess.run([*FLEXICLIP, *command], env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            ran = subprocess.run(
+                [*FLEXICLIP, *command], env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
         assert ran.returncode == 2
         (line,) = ran.stderr.splitlines()
         assert line.startswith("flexiclip: ")

@@ -157,7 +157,7 @@ def test_builders_of_emoji_leave_nothing(tmp_path: Path) -> None:
         build_openmoji(tmp_path / "set", pixels=24, heldout=4, limit=12)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--output .*set: cannot write there: File exists .*file"):
+    with pytest.raises(UserError, match=r"--output .*set: cannot write there: File exists .*file"):
         build_openmoji(tmp_path / "file" / "set", pixels=0)  # nothing is as small as that
 
 
@@ -205,7 +205,13 @@ def test_writing_turns_refusals_of_every_library_into_a_line() -> None:
     ):
         with pytest.raises(UserError, match=r"^--output o: cannot write there: "), writing("--output o"):
             raise error
-    for other in (ValueError("o"), RuntimeError("a shape (os error 2)"), UserError("mine"), OSError("of a library's own"), KeyError(28)):
+    for other in (
+        ValueError("o"),
+        RuntimeError("a shape (os error 2)"),
+        UserError("mine"),
+        OSError("of a library's own"),
+        KeyError(28),
+    ):
         assert cannot_write(other) is None
         with pytest.raises(type(other)) as caught, writing("--output o"):
             raise other

@@ -43,13 +43,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", nargs="+", help="model folders, open_clip:NAME[/PRETRAINED], others' folders; A+pi flexes A")
     sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
     sub.add_argument("--seqhw", type=lengths, help="grid sides, for example 5,8,15; default: those of the training")
-    sub.add_argument("--widths", type=widths, default=(), help="of prefixes of the embeddings, for example 64,128; scored too")
+    sub.add_argument("--widths", type=widths, default=(), help="also score the first N columns of embeddings, for example 64,128")
     sub.add_argument("--output", type=Path, help="folder for results.json, results.csv, plots and report.html")
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
     sub.add_argument("--batch-size", type=positive, default=128, help="images and captions a pass; default: 128")
     sub.add_argument("--workers", type=positive, default=2, help="threads that decode images")
     sub.add_argument("--embeddings", type=Path, help="folder that keeps embeddings, so that they are computed once")
-    sub.add_argument("--tolerance", type=float, default=1.0, help="points below the best that still do; default: 1")
+    sub.add_argument(
+        "--tolerance", type=float, default=1.0, help="accept lengths within so many points of the best; default: 1.0"
+    )
     sub.add_argument("--budget", help="what an image may cost, '5 GFLOPs' or '20 ms': the best length within it is named")
     sub.add_argument("--cascade", help="SHORT:LONG, the lengths that rank and re-rank; default: the shortest and the longest")
     _add_analyze(add("analyze", _analyze, "look inside a model at several lengths: layers, attention, tokens, ensembles, cues"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from flexiclip.errors import UserError
 
@@ -30,16 +30,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings)
         self.register("action", None, Once)
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's own hides what goes wrong with standard output."""
         if message and file is not None:
             file.write(message)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""
-        if message.startswith("unrecognized arguments"):
-            hint = "key=value stands before the options" if "=" in message else "the shell makes several words of a range without quotes"
-            message += f" ({hint})" if "=" in message or not message.split(": ", 1)[1].startswith("-") else ""
+        if message.startswith("unrecognized arguments: "):
+            if "=" in message:
+                message += " (key=value stands before the options)"
+            elif not message.startswith("unrecognized arguments: -"):
+                message += " (the shell makes several words of a range without quotes)"
         raise UserError(f"{message}; see {self.prog} --help")
 
 
@@ -70,6 +72,6 @@ def widths(text: str) -> list[int]:
 
 def _numbers(text: str, expected: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of {expected}") from None
+        return [positive(part.strip()) for part in text.split(",")]
+    except (argparse.ArgumentTypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is no list of {expected}") from None

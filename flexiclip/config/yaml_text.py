@@ -1,7 +1,7 @@
 """YAML from anywhere as plain data, within bounds: what PyYAML's safe loader still allows is closed here.
 
 The safe loader runs no code, but aliases let a file of a kilobyte stand for gigabytes ("billion laughs") or contain itself, deep
-nesting exhausts the stack, a key that stands twice is lost without a word, and a bad scalar raises whatever its conversion raises.
+nesting exhausts the stack, a key that stands twice is lost in silence, and a bad scalar raises whatever its conversion raises.
 All of that is one line for the user.
 """
 

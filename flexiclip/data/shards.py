@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from flexiclip.data.remote import filesystem
@@ -20,6 +22,8 @@ PIPE = "pipe:"
 SHELL = "shard {!r} would run a shell command: the recipe file must allow it with data.allow_shell: true"
 """What is said of a command that is not allowed."""
 
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+_MOST = 1_000_000  # shards of one pattern; a number that was mistyped would fill the memory with names
 _CACHES = ("filecache", "simplecache", "blockcache")  # other links of a chain open archives, or run templates
 
 
@@ -54,9 +58,12 @@ def _expand(pattern: str, allow_shell: bool) -> list[str]:
             raise UserError(SHELL.format(pattern))
         return [pattern]
     try:
-        urls = list(braceexpand.braceexpand(pattern))
+        longest = max((abs(int(last) - int(first)) for first, last in _RANGE.findall(pattern)), default=0)
+        urls = list(islice(braceexpand.braceexpand(pattern), _MOST + 1)) if longest < _MOST else []
     except ValueError as error:  # UnbalancedBracesError among them
         raise UserError(f"shards {pattern!r}: {error}") from None
+    if longest >= _MOST or len(urls) > _MOST:
+        raise UserError(f"shards {pattern!r}: its ranges name more than {_MOST:,} shards")
     return [shard for url in urls for shard in (_expand_remote(url) if is_remote(url) else _expand_local(local_path(url)))]
 
 

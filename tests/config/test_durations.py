@@ -32,6 +32,10 @@ FORMS = {
     "30 TFLOPs": (30, "TFLOPs"),
     "250gflops": (0.25, "TFLOPs"),
     "1e3 EFLOPs": (1e9, "TFLOPs"),
+    "2 pflops": (2000, "TFLOPs"),
+    "3 ZFLOPs": (3e9, "TFLOPs"),
+    "5k": (5000, "steps"),
+    "1e15": (1e15, "steps"),
 }
 
 
@@ -47,6 +51,12 @@ def test_no_duration(text):
     with pytest.raises(
         UserError, match=r"is no duration: write 500, '3 epochs', '2M samples', '5%', '10 minutes' or '30 TFLOPs'"
     ):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["1.1e15", "2000000B samples", "1e400", "2e6 ZFLOPs"])
+def test_a_duration_that_does_not_end(text):
+    with pytest.raises(UserError, match="is no duration that ends: the longest is 1e\\+15"):
         parse_duration(text)
 
 
@@ -70,6 +80,7 @@ def test_text_reads_back_to_the_same_duration(value, unit):
         ("5%", 10),
         ("0.1%", 1),
         ("100%", 200),
+        ("1e-9 samples", 1),
         ("0", 0),
         ("0%", 0),
     ],
@@ -78,8 +89,9 @@ def test_steps(text, steps):
     assert to_steps(parse_duration(text), batch=256, samples=10_000, total=200) == steps
 
 
-def test_a_third_of_the_run_is_not_rounded_up_by_float_error():
-    assert to_steps(parse_duration("10%"), batch=1, total=30) == 3  # 10 / 100 * 30 = 3.0000000000000004 in some orders
+def test_to_steps_is_not_rounded_up_by_float_error():
+    assert 7 / 100 * 100 > 7
+    assert to_steps(parse_duration("7%"), batch=1, total=100) == 7
 
 
 @pytest.mark.parametrize(

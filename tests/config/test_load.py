@@ -87,6 +87,56 @@ def test_environment(tmp_path, monkeypatch):
     assert "FLEXI_UNSET is not set: export it" in refused(recipe, "run_dir=${FLEXI_UNSET}")
 
 
+def test_environment_reaches_every_text_and_an_empty_variable_takes_the_default(tmp_path, monkeypatch):
+    """As in a shell's ${NAME:-default}; in sections, in lists of sections and in the overrides, and not in keys or numbers."""
+    monkeypatch.setenv("FLEXI_EMPTY", "")
+    monkeypatch.setenv("FLEXI_SET", "/mnt/a b")
+    recipe = write(
+        tmp_path,
+        "data: {train: [{shards: '${FLEXI_SET}/x.tar'}, '${FLEXI_EMPTY:-y}.tar']}\nrun_dir: '${FLEXI_SET:-z}/$FLEXI_SET'\n",
+    )
+    config = load(recipe, ["tokenizer.path=${FLEXI_SET}${FLEXI_NONE:-}/t #1"])
+    assert config.data.train == (SourceConfig("/mnt/a b/x.tar"), "y.tar")
+    assert config.run_dir == "/mnt/a b/$FLEXI_SET"
+    assert config.tokenizer.path == "/mnt/a b/t #1"
+    assert "FLEXI_EMPTY is not set" in refused(recipe, "tokenizer.path=${FLEXI_EMPTY}")
+
+
+def test_a_file_goes_before_an_installed_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "seed: 77\n", "debug")
+    assert load("debug").seed == 77
+    (tmp_path / "debug").unlink()
+    (tmp_path / "debug").mkdir()
+    assert load("debug").seed == 0
+    assert "no recipe" in refused("x" * 300)
+    assert "no recipe" in refused("debug/\0")
+
+
+def test_base_beside_the_file_goes_before_an_installed_name(tmp_path):
+    write(tmp_path, "seed: 5\n", "debug.yaml")
+    assert load(write(tmp_path, "base: debug\n")).seed == 5
+    (tmp_path / "deep").mkdir()
+    write(tmp_path / "deep", "seed: 6\n", "low.yaml")
+    assert load(write(tmp_path, "base: deep/low\n")).seed == 6
+    assert load(write(tmp_path, f"base: {tmp_path}/deep/low.yaml\n")).seed == 6
+
+
+def test_an_override_opens_a_section_that_is_null_or_absent(tmp_path):
+    recipe = write(tmp_path, "model: {text: null}\n")
+    assert load(recipe, ["model.text.width=96"]).model.text.width == 96
+    assert load(write(tmp_path, "model:\n"), ["model.text.width=96"]).model.text.width == 96
+    alone = write(tmp_path, "base: recipe\nmodel: {text: null}\n", "alone.yaml")
+    assert "model.text=null is an image tower alone" in refused(alone, "model.image.width=96")
+
+
+def test_overrides_go_over_the_file_and_the_file_over_its_base(tmp_path):
+    write(tmp_path, "seed: 1\nrun_dir: low\ntrain: {steps: 1}\neval: {suites: [a, b]}\n", "low.yaml")
+    recipe = write(tmp_path, "base: low\nrun_dir: high\ntrain: {steps: 2}\neval: {suites: [c]}\n")
+    config = load(recipe, ["train.steps=3"])
+    assert (config.seed, config.run_dir, config.train.steps, config.eval.suites) == (1, "high", Duration(3, "steps"), ("c",))
+
+
 def test_base_is_merged_section_by_section(tmp_path):
     write(tmp_path, "seed: 1\nmodel: {image: {width: 64, depth: 2}}\ndata: {captions: [txt, json:a]}\n", "low.yaml")
     write(tmp_path, "base: low\nmodel: {image: {depth: 4}}\n", "middle.yaml")
@@ -132,6 +182,11 @@ MISTAKES = {
     "data: {train: [{weight: 2}]}": "data.train: shards must be given",
     "seed: 1.5": "seed=1.5: expected an integer, got float",
     "seed: true": "seed=True: expected an integer, got bool",
+    "optimizer: {lr: true}": "optimizer.lr=True: expected a number, got bool",
+    "eval: {suites: [1]}": "eval.suites=1: expected a text, got int",
+    "model: {image: {image_size: 1.5}}": "model.image.image_size=1.5: expected an integer or a list",
+    "engine: {zero_stage: 1.0}": "engine.zero_stage=1.0: choose one of 0, 1, 2, 3",
+    "base: [a]": "base=['a']: name one recipe",
     "run_dir: 3": "run_dir=3: expected a text, got int",
     "data: {flip: 1}": "data.flip=1: expected true or false, got int",
     "optimizer: {lr: fast}": "optimizer.lr='fast': expected a number, got str",
@@ -186,7 +241,9 @@ def test_a_key_given_twice_is_refused_with_both(tmp_path, first, second):
 
 
 def test_parts_of_a_section_are_given_one_by_one(tmp_path):
-    config = load(write(tmp_path, ""), ["optimizer={lr: 2e-4}", "optimizer.weight_decay=0.3", "model.image.depth=3", "model.image.width=8"])
+    config = load(
+        write(tmp_path, ""), ["optimizer={lr: 2e-4}", "optimizer.weight_decay=0.3", "model.image.depth=3", "model.image.width=8"]
+    )
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (2e-4, 0.3)
     assert (config.model.image.depth, config.model.image.width) == (3, 8)
 

@@ -99,6 +99,15 @@ def test_plain_data_only():
     assert list(to_dict(config)) == [field.name for field in dataclasses.fields(Config)]
 
 
+def test_dump_keeps_the_order_of_the_fields_and_every_letter():
+    """A config.yaml reads like the schema, and names in any writing are not escaped."""
+    text = dump(load("debug", ["run_dir=caf\u00e9/\u732b", "engine.deepspeed.b=1", "engine.deepspeed.a=2"]))
+    keys = [line.split(":")[0] for line in text.splitlines() if line[0].isalpha()]
+    assert keys == [field.name for field in dataclasses.fields(Config)]
+    assert "run_dir: caf\u00e9/\u732b\n" in text
+    assert text.index("    b: 1\n") < text.index("    a: 2\n")
+
+
 def test_durations_keep_their_unit():
     assert to_dict(Duration(300, "steps")) == 300
     assert to_dict(Duration(2.5, "epochs")) == "2.5 epochs"

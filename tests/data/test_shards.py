@@ -35,6 +35,8 @@ def test_expansion_is_sorted_and_unique(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("t-{0..99999999999}.tar", r"its ranges name more than 1,000,000 shards"),
+        ("t-{0..1000000}.tar", r"its ranges name more than 1,000,000 shards"),
         ("gone-{0..1}.tar", r"shard .*gone-0\.tar: no such file"),
         ("gone-*.tar", r"gone-\*\.tar: the pattern matches no file"),
         (".", "a folder: name its shards"),

@@ -195,11 +195,16 @@ class Command:
         self.start([sys.executable, "-m", *launcher, "--module", "flexiclip", *argv], str(log), ENVIRONMENT)
 
     def start(self, command: list[str], log: str, environment: dict[str, str]) -> None:
-        """Any command, under our own environment and the given one, its output in LOG. Of overrides of one key the last is taken."""
+        """Any command, under both environments, its output in LOG. Of overrides of one key the last is taken."""
         with open(log, "w") as file:
             self.started.append(
                 subprocess.Popen(
-                    last_of_each(command), stdout=file, stderr=file, text=True, env={**os.environ, **environment}, start_new_session=True
+                    last_of_each(command),
+                    stdout=file,
+                    stderr=file,
+                    text=True,
+                    env={**os.environ, **environment},
+                    start_new_session=True,
                 )
             )
 
