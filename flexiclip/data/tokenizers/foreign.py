@@ -192,7 +192,8 @@ def _as_trained(tokenizer: Any, source: str, name: str) -> Any:
     rest = [engine.normalizer] if engine.normalizer is not None else []
     engine.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
     special = {f"{token}_token": getattr(tokenizer, f"{token}_token") for token in ("bos", "eos", "unk", "pad", "mask")}
-    return PreTrainedTokenizerFast(tokenizer_object=engine, **{name: token for name, token in special.items() if token})
+    named = {token: text for token, text in special.items() if text}
+    return PreTrainedTokenizerFast(tokenizer_object=engine, truncation_side=tokenizer.truncation_side, **named)
 
 
 def _model_type(source: str) -> str | None:
