@@ -59,7 +59,7 @@ def test_text_there_quotes_the_beginning_of_a_text_and_no_bytes() -> None:
         ("one\n  two\n", "one two"),
         ("", "ValueError"),
         (
-            "Weights only load failed. In PyTorch ...\nWeightsUnpickler error: Unsupported operand 149 \n\nCheck the documentation of x",
+            "Weights only load failed.\nWeightsUnpickler error: Unsupported operand 149 \n\nCheck the documentation of x",
             "Unsupported operand 149",
         ),
         ("banana", "banana"),

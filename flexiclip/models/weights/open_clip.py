@@ -268,11 +268,14 @@ def _preprocess(visual: Any, published: dict[str, Any], what: str) -> Preprocess
     resize = cfg.get("resize_mode") or "shortest"
     if resize not in ("shortest", "squash"):
         raise UserError(f"{what}: it resizes images by {resize!r}; ours are shortest and squash")
+    interpolation = cfg.get("interpolation") or "bicubic"
+    if interpolation not in ("bilinear", "bicubic"):
+        raise UserError(f"{what}: it resizes images with the filter {interpolation!r}; ours are bilinear and bicubic")
     return PreprocessConfig(
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         resize="squash" if resize == "squash" else "shortest",
-        interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
     )
 
 
