@@ -156,7 +156,6 @@ def test_open_clip_settings(whole: dict[str, Any], vision: dict[str, Any], text:
         {"embed_cls": True},
         {"pool_type": "last"},  # beside a causal mask
         {"qk_norm": True},
-        {"scaled_cosine_attn": True},
     ],
     ids=str,
 )
