@@ -127,7 +127,13 @@ def _attacks(model: Case) -> list[Case]:
         },
         {
             "hf/config.json": b'{"model_type": "clip_vision_model"}',
-            "hf/model.safetensors.index.json": b'{"weight_map": {"a": "../x"}}',
+            "hf/model.safetensors.index.json": b'{"weight_map": {"a": "../../outside/secret"}}',
+        },
+        model
+        | {
+            "model/config.yaml": config.replace("kind: transformer", "kind: huggingface\n    name: x").encode(),
+            "model/text_tower/config.json": b'{"model_type": "evil", "auto_map": {"AutoConfig": "evil.X"}}',
+            "model/text_tower/evil.py": b"import os; os.abort()",
         },
         {"checkpoints/latest": b"../../outside\n"},
         {"checkpoints/latest": b"step-1\0\n"},
