@@ -129,12 +129,7 @@ def _attacks(model: Case) -> list[Case]:
             "hf/config.json": b'{"model_type": "clip_vision_model"}',
             "hf/model.safetensors.index.json": b'{"weight_map": {"a": "../../outside/secret"}}',
         },
-        model
-        | {
-            "model/config.yaml": config.replace("kind: transformer", "kind: huggingface\n    name: x").encode(),
-            "model/text_tower/config.json": b'{"model_type": "evil", "auto_map": {"AutoConfig": "evil.X"}}',
-            "model/text_tower/evil.py": b"import os; os.abort()",
-        },
+        model | _foreign_code(config),
         {"checkpoints/latest": b"../../outside\n"},
         {"checkpoints/latest": b"step-1\0\n"},
         {"checkpoints/latest": b"step-" + b"9" * 5000},
@@ -144,6 +139,15 @@ def _attacks(model: Case) -> list[Case]:
             for text in (b'{"step": 1e999}', b"[" * 100_000, b"[]", b'{"step": 1, "files": {"../../../outside/secret": 22}}')
         ),
     ]
+
+
+def _foreign_code(config: str) -> Case:
+    """Of a model folder: a text tower of a kind that only its own code knows."""
+    return {
+        "model/config.yaml": config.replace("kind: transformer", "kind: huggingface\n    name: x").encode(),
+        "model/text_tower/config.json": b'{"model_type": "evil", "auto_map": {"AutoConfig": "evil.X"}}',
+        "model/text_tower/evil.py": b"import os; os.abort()",
+    }
 
 
 def _vocabulary(folder: Path) -> bytes:

@@ -35,13 +35,14 @@ from flexiclip.models.weights.imported import (
     prefixed,
     projection_settings,
     reader,
+    sentencepiece_config,
     square_grid,
     text_config,
 )
 from flexiclip.models.weights.open_clip_load import with_weights
 from flexiclip.unreadable import reason
 
-_CLIP_CONTEXT, _CLIP_VOCABULARY, _GEMMA_VOCABULARY = 77, 49_408, 256_000
+_CLIP_CONTEXT, _CLIP_VOCABULARY = 77, 49_408
 _OPENAI_LICENSE = "MIT"
 
 
@@ -256,7 +257,7 @@ def _context(text_cfg: dict[str, Any]) -> int:
 def _tokenizer(name: str, text_cfg: dict[str, Any], text: Path | None) -> TokenizerConfig:
     context, vocabulary = _context(text_cfg), text_cfg.get("vocab_size", _CLIP_VOCABULARY)
     if text is not None:
-        return TokenizerConfig(path=str(text), context_length=context, sticky_eos=vocabulary != _GEMMA_VOCABULARY)
+        return sentencepiece_config(text, context, vocabulary)
     own = text_cfg.get("hf_tokenizer_name") or text_cfg.get("tokenizer_kwargs") or ":" in name
     if own or vocabulary != _CLIP_VOCABULARY:
         return TokenizerConfig(kind="open_clip", path=name, context_length=context)
