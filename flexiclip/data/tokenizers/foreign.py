@@ -125,7 +125,7 @@ class OpenClipTokenizer(Tokenizer):
             engine = open_clip.get_tokenizer(config.path) if described else None
         except UserError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # open_clip and transformers each have errors of their own
             raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {reason(error)}") from None
         if described is None or engine is None:
             raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")

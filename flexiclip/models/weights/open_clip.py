@@ -23,7 +23,7 @@ from flexiclip.config.schema import PreprocessConfig, TokenizerConfig, pair
 from flexiclip.errors import UserError
 from flexiclip.models.text.open_clip import refuse_foreign_code
 from flexiclip.models.weights import timm
-from flexiclip.models.weights.files import read_license
+from flexiclip.models.weights.files import read_json, read_license
 from flexiclip.models.weights.imported import (
     Imported,
     Source,
@@ -108,6 +108,8 @@ def _load(name: str, weights: str | None, source: str) -> tuple[Any, dict[str, A
         import open_clip
 
         refuse_foreign_code()
+        if name.startswith("local-dir:"):
+            read_json(Path(name.removeprefix("local-dir:")) / "open_clip_config.json")  # which says what stands there instead
         described = open_clip.get_model_config(name)
         if described is None:
             raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")

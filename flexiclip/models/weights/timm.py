@@ -184,7 +184,7 @@ def settings_of(model: Any, what: str) -> dict[str, Any]:
         head = model.attn_pool
         its = {"heads": head.num_heads, "activation": activation_of(head.mlp.act, what), "norm_eps": head.norm.eps}
         if its != settings or head.pool != "token":
-            raise UserError(f"{what}: its MAP head has {its}, its blocks have {settings}; ours have the same in both")
+            raise UserError(f"{what}: its MAP head pools {head.pool!r} with {its}, its blocks have {settings}; ours agree")
     return settings
 
 

@@ -34,7 +34,16 @@ def tiny_for_tests(pretrained: bool = False, **options: Any) -> VisionTransforme
         taken["norm_layer"] = functools.partial(nn.LayerNorm, eps=0.01)
     if taken.get("block_fn") == "post":
         taken["block_fn"] = ResPostBlock
+    odd = taken.pop("odd_head", None)
     model = VisionTransformer(**SMALL | taken)
+    if odd == "activation":
+        model.attn_pool.mlp.act = nn.GELU(approximate="tanh")
+    elif odd == "epsilon":
+        model.attn_pool.norm.eps = 0.1
+    elif odd == "heads":
+        model.attn_pool.num_heads = 2
+    elif odd == "pool":
+        model.attn_pool.pool = "avg"
     model.pretrained_cfg = {"mean": (0.3, 0.4, 0.5), "std": (0.5, 0.6, 0.7), "interpolation": "bicubic", "crop_pct": 1.0}
     return model
 
@@ -99,6 +108,7 @@ def test_timm_preprocessing_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     ("model_args", "message"),
     [
         ({"block_fn": "post"}, "blocks of ResPostBlock"),
+        *(({**MAP, "odd_head": part}, "its MAP head") for part in ("activation", "epsilon", "heads", "pool")),
         ({"act_layer": "relu"}, "its activation ReLU is none of"),
         ({"global_pool": "avg", "fc_norm": False}, "it pools 'avg'"),
         ({"class_token": False, "global_pool": "max", "fc_norm": False}, "it pools 'max'"),
