@@ -109,7 +109,7 @@ def describe(arch: str, said: dict[str, Any] | None = None) -> Any:
     check_layers(options.get("depth", 0), f"--arch {arch}: model_args")
     try:
         with torch.device("meta"):
-            model = timm.create_model(arch, pretrained=False, **options)
+            model: Any = timm.create_model(arch, pretrained=False, **options)
     except (RuntimeError, TypeError) as error:  # an unknown tag, or an argument that the architecture does not have
         raise UserError(f"--arch {arch}: timm cannot build it: {reason(error)}") from None
     if not isinstance(model, VisionTransformer):
