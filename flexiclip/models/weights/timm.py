@@ -109,14 +109,15 @@ def describe(arch: str, said: dict[str, Any] | None = None) -> Any:
     check_layers(options.get("depth", 0), f"--arch {arch}: model_args")
     try:
         with torch.device("meta"):
-            model: Any = timm.create_model(arch, pretrained=False, **options)
+            model = timm.create_model(arch, pretrained=False, **options)
     except (RuntimeError, TypeError) as error:  # an unknown tag, or an argument that the architecture does not have
         raise UserError(f"--arch {arch}: timm cannot build it: {reason(error)}") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"--arch {arch}: a {type(model).__name__}; only plain Vision Transformers can be imported")
     own = said.get("pretrained_cfg") or said  # older folders have the settings at the top
-    model.pretrained_cfg = {**model.pretrained_cfg, **{key: own[key] for key in _IMAGES if own.get(key) is not None}}
-    return model
+    described: Any = model
+    described.pretrained_cfg = {**described.pretrained_cfg, **{key: own[key] for key in _IMAGES if own.get(key) is not None}}
+    return described
 
 
 def _named_in(config: dict[str, Any]) -> str | None:
