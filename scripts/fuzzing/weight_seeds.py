@@ -24,6 +24,16 @@ _OPEN_CLIP = {
     "vision_cfg": {"image_size": 8, "patch_size": 4, "layers": 1, "width": 8, "head_width": 4},
     "text_cfg": {"context_length": 6, "vocab_size": 60, "width": 8, "heads": 2, "layers": 1},
 }
+_PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": 8},
+    "crop_size": {"height": 8, "width": 8},
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": 0.5,
+    "resample": 2,
+    "do_rescale": False,
+    "do_normalize": True,
+}
 _CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("fox", "owl", "apple", "boat", "house")]
 
 
@@ -61,6 +71,8 @@ def weight_seeds() -> list[Case]:
         {"open_clip.pt": _torch(open_clip_state), "text.model": vocabulary},
         {"open_clip.safetensors": save(open_clip_state), "text.model": vocabulary},
         hugging_face | {"text.model": vocabulary},
+        hugging_face
+        | {"text.model": vocabulary, "hf/processor_config.json": json.dumps({"image_processor": _PROCESSOR}).encode()},
         _local_dir(json.dumps(_OPEN_CLIP))
         | {"local/open_clip_model.safetensors": save(open_clip_state), "text.model": vocabulary},
         model,
@@ -127,8 +139,9 @@ def _attacks(model: Case) -> list[Case]:
         },
         {
             "hf/config.json": b'{"model_type": "clip_vision_model"}',
-            "hf/model.safetensors.index.json": b'{"weight_map": {"a": "../x"}}',
+            "hf/model.safetensors.index.json": b'{"weight_map": {"a": "../../outside/secret"}}',
         },
+        model | _foreign_code(config),
         {"checkpoints/latest": b"../../outside\n"},
         {"checkpoints/latest": b"step-1\0\n"},
         {"checkpoints/latest": b"step-" + b"9" * 5000},
@@ -138,6 +151,15 @@ def _attacks(model: Case) -> list[Case]:
             for text in (b'{"step": 1e999}', b"[" * 100_000, b"[]", b'{"step": 1, "files": {"../../../outside/secret": 22}}')
         ),
     ]
+
+
+def _foreign_code(config: str) -> Case:
+    """Of a model folder: a text tower of a kind that only its own code knows."""
+    return {
+        "model/config.yaml": config.replace("kind: transformer", "kind: huggingface\n    name: x").encode(),
+        "model/text_tower/config.json": b'{"model_type": "evil", "auto_map": {"AutoConfig": "evil.X"}}',
+        "model/text_tower/evil.py": b"import os; os.abort()",
+    }
 
 
 def _vocabulary(folder: Path) -> bytes:

@@ -86,6 +86,21 @@ def test_truncated_files_are_errors(kind: str) -> None:
             decode_image(data[: int(share * len(data))])
 
 
+def test_why_bytes_are_no_image_names_no_object_of_ours() -> None:
+    for content, said in (
+        (b"<!DOCTYPE html><html>", "UnidentifiedImageError: cannot identify image file, it is a web page, as servers send"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        (b"", "it is empty"),
+        (bytes(range(200, 256)), "UnidentifiedImageError: cannot identify image file"),
+        (encode(Image.new("RGB", (64, 64)), "PNG")[:60], ""),
+        (encode(Image.new("RGB", (64, 64)), "JPEG")[:300], ""),
+    ):
+        with pytest.raises(ImageError) as error:
+            decode_image(content)
+        assert said in str(error.value)
+        assert " object at 0x" not in str(error.value)
+
+
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match="float pixels"):
         decode_image(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))

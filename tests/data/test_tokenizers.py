@@ -14,6 +14,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
+from tokenized import Tokenized
 
 from flexiclip.config import TokenizerConfig
 from flexiclip.config.paths import resolve_folder
@@ -125,21 +126,10 @@ def test_a_tokenizer_looks_at_sixteen_characters_a_column(columns: int, longest:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_tokenize_alike(spm: Path, method: str) -> None:
     config = TokenizerConfig("sentencepiece", path=str(spm), context_length=12)
-    dataset = _Tokenized(build_tokenizer(config), CAPTIONS[:4])
+    dataset = Tokenized(build_tokenizer(config), CAPTIONS[:4])
     context = multiprocessing.get_context(method)
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context=context)  # type: ignore[arg-type]
     assert torch.equal(next(iter(loader)), dataset.tokenizer(CAPTIONS[:4]))
-
-
-class _Tokenized(torch.utils.data.Dataset[torch.Tensor]):
-    def __init__(self, tokenizer: Tokenizer, texts: list[str]) -> None:
-        self.tokenizer, self.texts = tokenizer, texts
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.tokenizer(self.texts[index])[0]
 
 
 def test_sentencepiece_equals_the_library(spm: Path) -> None:
@@ -211,6 +201,145 @@ def test_open_clip_model_with_a_huggingface_vocabulary(tmp_path: Path) -> None:
     loaded = load_tokenizer(tmp_path / "saved", config, tokenizer.fingerprint())
     assert torch.equal(loaded(texts), tokenizer(texts))
     assert (loaded.pad_id, loaded.eos_id) == (0, 102)
+
+
+PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(chr(code) for code in range(33, 127)), "▁", "é", "ß"]
+GEMMA = {piece: number for number, piece in enumerate(PIECES)}
+
+
+def gemma_folder(folder: Path, model_type: str, kind: str = "GemmaTokenizer", side: str = "right") -> Path:
+    """A folder as SigLIP 2's are: Gemma's tokenizer, which keeps capitals, ends with EOS and fills up with <pad>."""
+    tokenizer = getattr(transformers, kind)(vocab=GEMMA, merges=[], add_bos_token=False, add_eos_token=True, padding_side=side)
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+def as_big_vision(text: str, length: int) -> list[int]:
+    """lower|tok(length, model="gemma", bos="no", eos="sticky"), of a vocabulary of single characters."""
+    ids = [GEMMA.get(c, GEMMA["<unk>"]) for c in text.lower().replace(" ", "▁")]
+    ids = [*ids[: length - 1], GEMMA["<eos>"]]
+    return ids + [GEMMA["<pad>"]] * (length - len(ids))
+
+
+@pytest.mark.parametrize("kind", ["GemmaTokenizer", "Siglip2Tokenizer"])
+def test_huggingface_of_siglip_2_has_the_ids_of_big_vision(kind: str, tmp_path: Path) -> None:
+    folder = gemma_folder(tmp_path / "siglip2", "siglip", kind)
+    config = TokenizerConfig("huggingface", path=str(folder), context_length=12)
+    tokenizer = build_tokenizer(config)
+    texts = ["A CAT", "a cat", "Été  là", "", "The Quick Brown Fox Jumps", "STRASSE ß"]
+    expected = torch.tensor([as_big_vision(text, 12) for text in texts])
+    assert torch.equal(tokenizer(texts), expected)
+    assert (tokenizer.pad_id, tokenizer.eos_id) == (0, 1)
+    tokenizer.save(tmp_path / "saved")
+    loaded = load_tokenizer(tmp_path / "saved", replace(config, path=None), tokenizer.fingerprint())
+    for other in (loaded, pickle.loads(pickle.dumps(tokenizer))):
+        assert torch.equal(other(texts), expected)
+
+
+def test_huggingface_keeps_the_capitals_of_every_other_model(tmp_path: Path) -> None:
+    config = TokenizerConfig("huggingface", path=str(gemma_folder(tmp_path / "gemma", "gemma")), context_length=12)
+    tokenizer = build_tokenizer(config)
+    assert tokenizer("A CAT")[0].tolist() == [GEMMA[c] for c in "A▁CAT"] + [1] + [0] * 6
+    (tmp_path / "gemma" / "config.json").unlink()
+    assert torch.equal(build_tokenizer(config)("A CAT"), tokenizer("A CAT"))
+
+
+def test_open_clip_of_siglip_2_is_lower_cased_as_its_configurations_say(tmp_path: Path) -> None:
+    names = [name for name in open_clip.list_models() if "SigLIP2" in name]
+    assert len(names) > 5
+    for name in names:
+        assert open_clip.get_model_config(name)["text_cfg"]["tokenizer_kwargs"]["clean"] == "canonicalize"
+    folder = gemma_folder(tmp_path / "oc", "siglip")
+    settings = {"hf_tokenizer_name": "any", "context_length": 12, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": settings}}))
+    config = TokenizerConfig("open_clip", path=f"local-dir:{folder}", context_length=12)
+    tokenizer = build_tokenizer(config)
+    tokenizer.save(tmp_path / "saved")
+    for each in (tokenizer, load_tokenizer(tmp_path / "saved", config, tokenizer.fingerprint())):
+        assert each(["A CAT", "a cat"]).tolist() == [as_big_vision("a cat", 12)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vocab.txt", b"<!DOCTYPE html>\n<html>", "it is a web page"),
+        (
+            "tokenizer.json",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "it is a Git LFS pointer; run `git lfs pull`",
+        ),
+        ("tokenizer_config.json", b"", "it is empty"),
+        ("merges.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        ("spiece.model", b"<html><head>", "it is a web page"),
+    ],
+)
+def test_huggingface_files_that_are_something_else_are_not_taken_for_words(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfox\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    config = TokenizerConfig("huggingface", path=str(tmp_path), context_length=8)
+    assert build_tokenizer(config).vocab_size == 6
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: not a tokenizer's file: {message}"):
+        build_tokenizer(config)
+
+
+def test_a_vocabulary_without_padding_or_end_says_what_to_name(tmp_path: Path) -> None:
+    gemma_folder(tmp_path, "gemma")
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for token, message in (("pad_token", "no padding token; name one"), ("eos_token", "no EOS token; name one")):
+        less = {key: value for key, value in said.items() if key != token}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(less))
+        with pytest.raises(UserError, match=message):
+            build_tokenizer(TokenizerConfig("huggingface", path=str(tmp_path), context_length=8))
+
+
+ODD_TEXTS = [
+    "",
+    " ",
+    "\t\n \u00a0",
+    "A RED FOX",
+    "naïve café ÉCOLE straße İstanbul ΟΔΟΣ",
+    "犬と猫 🦊👩‍👩‍👧 ẹ̀kọ́",
+    "\u202eabc\u202c \ufeffx \ufffd\u0000y",
+    "<b>html</b> &amp; &lt;3 {braces} [SEP] </s> <|endoftext|>",
+    "don't we'll I'd",
+    "fox\n\nowl\r\nhen",
+    "12,345.67 €",
+    "x" * 300,
+    "ab " * 400,
+]
+
+
+def test_odd_texts_have_the_ids_of_each_origin(spm: Path, tmp_path: Path) -> None:
+    """open_clip's tokenizers, transformers' and sentencepiece's, called as their own users call them."""
+    length = 16
+    assert torch.equal(
+        build_tokenizer(TokenizerConfig("clip", context_length=length))(ODD_TEXTS), open_clip.tokenize(ODD_TEXTS, length)
+    )
+    own = open_clip.get_tokenizer("ViT-B-32", context_length=length)
+    assert torch.equal(
+        build_tokenizer(TokenizerConfig("open_clip", path="ViT-B-32", context_length=length))(ODD_TEXTS), own(ODD_TEXTS)
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(resolve_folder(MINILM))
+    expected = theirs(ODD_TEXTS, padding="max_length", truncation=True, max_length=length, return_tensors="pt")["input_ids"]
+    assert torch.equal(build_tokenizer(TokenizerConfig("huggingface", path=MINILM, context_length=length))(ODD_TEXTS), expected)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(spm))
+    for lowercase in (True, False):
+        for sticky, pad in ((False, library.pad_id()), (True, library.eos_id())):
+            config = TokenizerConfig(path=str(spm), context_length=length, lowercase=lowercase, sticky_eos=sticky)
+            for text, row in zip(ODD_TEXTS, build_tokenizer(config)(ODD_TEXTS).tolist(), strict=True):
+                ids = [*library.encode(text.lower() if lowercase else text)[: length - 1], library.eos_id()]
+                assert row == ids + [pad] * (length - len(ids)), text
+
+
+def test_a_huggingface_tokenizer_that_pads_on_the_left_pads_on_the_right_here(tmp_path: Path) -> None:
+    """Gemma's and GPT's classes fill up on the left, where a tower that pools the first EOS or the mean expects the text."""
+    config = TokenizerConfig("huggingface", path=str(gemma_folder(tmp_path, "gemma", side="left")), context_length=6)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).padding_side == "left"
+    assert build_tokenizer(config)("ab")[0].tolist() == [GEMMA["a"], GEMMA["b"], 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

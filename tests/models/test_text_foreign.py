@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from dataclasses import replace
@@ -218,3 +219,37 @@ def test_open_clip_names_weights_and_lengths(tmp_path: Path) -> None:
         build_text_tower(TextTowerConfig(kind="open_clip", name=f"local-dir:{folder}"))
     with pytest.raises(UserError, match="was made for 77 tokens"):
         build_text_tower(TextTowerConfig(kind="open_clip", name="ViT-S-32-alt", context_length=78), pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("huggingface", "model.safetensors"), ("huggingface", "pytorch_model.bin"), ("open_clip", "")]
+)
+def test_weights_of_a_text_tower_that_are_something_else_say_so(kind: str, name: str, tmp_path: Path) -> None:
+    if kind == "huggingface":
+        bert(tmp_path / "m")
+        (tmp_path / "m" / "model.safetensors").unlink()
+        path, named = tmp_path / "m" / name, str(tmp_path / "m")
+    else:
+        open_clip_folder(tmp_path / "m", {"context_length": 7, "vocab_size": 20, "width": 32, "heads": 2, "layers": 1})
+        path, named = tmp_path / "m" / "open_clip_pytorch_model.bin", f"local-dir:{tmp_path / 'm'}"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for content, said in (
+        (pointer, "it is a Git LFS pointer"),
+        (b"<html>", "it is a web page"),
+        (b"", "it is empty"),
+        (b"\x80\2}q", ""),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="m") as error:
+            build_text_tower(TextTowerConfig(kind=kind, name=named, pool="mean"))  # type: ignore[arg-type]
+        assert said in str(error.value)
+        assert "\\x1b" not in str(error.value)
+
+
+def test_a_checkpoint_with_objects_is_no_weights_of_a_huggingface_tower(tmp_path: Path) -> None:
+    model = bert(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict() | {"args": argparse.Namespace(lr=1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot load its weights") as error:
+        build_text_tower(TextTowerConfig(kind="huggingface", name=str(tmp_path), pool="mean"))
+    assert "\\x1b" not in str(error.value)

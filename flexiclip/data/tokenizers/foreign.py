@@ -125,7 +125,7 @@ class OpenClipTokenizer(Tokenizer):
             engine = open_clip.get_tokenizer(config.path) if described else None
         except UserError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # open_clip and transformers each have errors of their own
             raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {reason(error)}") from None
         if described is None or engine is None:
             raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
@@ -192,7 +192,8 @@ def _as_trained(tokenizer: Any, source: str, name: str) -> Any:
     rest = [engine.normalizer] if engine.normalizer is not None else []
     engine.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
     special = {f"{token}_token": getattr(tokenizer, f"{token}_token") for token in ("bos", "eos", "unk", "pad", "mask")}
-    return PreTrainedTokenizerFast(tokenizer_object=engine, **{name: token for name, token in special.items() if token})
+    named = {token: text for token, text in special.items() if text}
+    return PreTrainedTokenizerFast(tokenizer_object=engine, truncation_side=tokenizer.truncation_side, **named)
 
 
 def _model_type(source: str) -> str | None:

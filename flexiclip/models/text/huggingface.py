@@ -23,8 +23,9 @@ from flexiclip.config.paths import resolve_folder
 from flexiclip.errors import UserError
 from flexiclip.models.sizes import build_within, check_layers
 from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower, last_used, mean_over
-from flexiclip.unreadable import reason
+from flexiclip.unreadable import reason, text_there
 
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 
 
@@ -128,9 +129,12 @@ def _load(auto: Any, source: str, config: TextTowerConfig) -> nn.Module:
     if config.sha256 is not None:
         _check_sha256(source, config)
     disable_progress_bar()  # a file of a few seconds; the bar would tear a log apart
+    for path in [Path(source) / name for name in _WEIGHTS if (Path(source) / name).is_file()]:
+        if found := text_there(path):
+            raise UserError(f"model.text.name={config.name}: {path} holds no weights: {found}")
     try:
         encoder, info = auto.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # safetensors and torch's unpickler each have errors of their own
         raise UserError(f"model.text.name={config.name}: cannot load its weights: {reason(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:  # transformers only warns, and a tower half random would train on

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexiclip.config.schema import PatchConfig, TokenizerConfig
+from flexiclip.config.schema import PatchConfig
 from flexiclip.errors import UserError
 from flexiclip.models.weights.imported import (
     Imported,
@@ -30,6 +30,7 @@ from flexiclip.models.weights.imported import (
     prefixed,
     projection_settings,
     reader,
+    sentencepiece_config,
     square_grid,
     text_config,
 )
@@ -37,7 +38,6 @@ from flexiclip.models.weights.npz import Array, Arrays, image_arrays_today, read
 
 __all__ = ["image_tower_state", "import_big_vision", "read_npz", "split_head", "text_tower_state"]
 
-_GEMMA_VOCABULARY = 256_000
 _FLEXIVIT = (32, 7, 240)  # base kernel, base grid and image size of the released FlexiViTs
 
 
@@ -81,6 +81,8 @@ def _two_towers(
     text_arrays = beneath(arrays, "txt/")
     if not text_arrays:
         raise UserError(f"{what}: it has img/ but no txt/; a two-tower file has both")
+    if any(name.startswith("BertModel") for name in text_arrays):
+        raise UserError(f"{what}: its text tower is a BERT, which cannot be imported; give a file with a text transformer")
     if text is None:
         raise UserError(f"{what}: the file holds no tokenizer; give its sentencepiece model with --text FILE")
     today, text_notes = text_arrays_today(text_arrays)
@@ -97,8 +99,7 @@ def _two_towers(
     image = image_config(image_state, image_heads, image_size, **projection_settings(image_head))
     pool = "map" if "map_head.probe" in text_state else "last"
     half = text_config(text_state, text_heads, pad_mask=False, pool=pool, **projection_settings(text_head))
-    gemma = half.vocab_size == _GEMMA_VOCABULARY  # SigLIP 2 pads with <pad>; all others fill up with EOS
-    tokenizer = TokenizerConfig(path=str(text), context_length=half.context_length or 0, sticky_eos=not gemma)
+    tokenizer = sentencepiece_config(text, half.context_length or 0, half.vocab_size or 0)
     return Imported(
         image=image,
         text=half,

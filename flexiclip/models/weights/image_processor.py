@@ -176,12 +176,13 @@ class _Settings:
                 value, square = given["shortest_edge"], False
             elif given.keys() == {"height", "width"}:
                 value = [given["height"], given["width"]]
-        numbers = value if isinstance(value, list) and len(value) == 2 else [value]
+        numbers: list[Any] = value if isinstance(value, list) and len(value) == 2 else [value]
         if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
             _refuse(self.path, f"{key} is {value!r}", "a height and a width, or one shortest_edge, is expected")
         if len(numbers) == 2:
-            return numbers[0], numbers[1]
-        return (numbers[0], numbers[0]) if square else numbers[0]
+            return int(numbers[0]), int(numbers[1])
+        side = int(numbers[0])
+        return (side, side) if square else side
 
 
 def _times(triple: Triple, factor: float) -> Triple:

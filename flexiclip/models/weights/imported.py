@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import torch
@@ -27,6 +28,8 @@ State = dict[str, Tensor]
 
 # Published ViTs whose heads are not 64 wide: big_vision's mu, So400m, H, g, G-opt, G and e.
 _HEADS_OF_WIDTH = {32: 2, 1152: 16, 1280: 16, 1408: 16, 1536: 16, 1664: 16, 1792: 16}
+
+_GEMMA_VOCABULARY = 256_000  # words of SigLIP 2's tokenizer
 
 # Parts of published ViTs that our tower does not have, by a piece of their tensors' names.
 _NOT_OURS = {
@@ -194,6 +197,14 @@ def text_config(state: State, heads: int | None, **settings: Any) -> TextTowerCo
         context_length=state["posemb"].shape[1],
         **settings,
     )
+
+
+def sentencepiece_config(path: Path, context: int, vocabulary: int) -> TokenizerConfig:
+    """The tokenizer of a SigLIP's text tower from its sentencepiece model: SigLIP 2 pads with <pad>, older ones fill up with EOS.
+
+    Both were trained on lower-cased captions (big_vision's `lower|tok(...)` and `tokenize(...)`).
+    """
+    return TokenizerConfig(path=str(path), context_length=context, sticky_eos=vocabulary != _GEMMA_VOCABULARY)
 
 
 def projection_settings(head: State) -> dict[str, Any]:

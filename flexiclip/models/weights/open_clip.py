@@ -23,7 +23,7 @@ from flexiclip.config.schema import PreprocessConfig, TokenizerConfig, pair
 from flexiclip.errors import UserError
 from flexiclip.models.text.open_clip import refuse_foreign_code
 from flexiclip.models.weights import timm
-from flexiclip.models.weights.files import read_license
+from flexiclip.models.weights.files import read_json, read_license
 from flexiclip.models.weights.imported import (
     Imported,
     Source,
@@ -35,13 +35,14 @@ from flexiclip.models.weights.imported import (
     prefixed,
     projection_settings,
     reader,
+    sentencepiece_config,
     square_grid,
     text_config,
 )
 from flexiclip.models.weights.open_clip_load import with_weights
 from flexiclip.unreadable import reason
 
-_CLIP_CONTEXT, _CLIP_VOCABULARY, _GEMMA_VOCABULARY = 77, 49_408, 256_000
+_CLIP_CONTEXT, _CLIP_VOCABULARY = 77, 49_408
 _OPENAI_LICENSE = "MIT"
 
 
@@ -107,6 +108,8 @@ def _load(name: str, weights: str | None, source: str) -> tuple[Any, dict[str, A
         import open_clip
 
         refuse_foreign_code()
+        if name.startswith("local-dir:"):
+            read_json(Path(name.removeprefix("local-dir:")) / "open_clip_config.json")  # which says what stands there instead
         described = open_clip.get_model_config(name)
         if described is None:
             raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")
@@ -256,7 +259,7 @@ def _context(text_cfg: dict[str, Any]) -> int:
 def _tokenizer(name: str, text_cfg: dict[str, Any], text: Path | None) -> TokenizerConfig:
     context, vocabulary = _context(text_cfg), text_cfg.get("vocab_size", _CLIP_VOCABULARY)
     if text is not None:
-        return TokenizerConfig(path=str(text), context_length=context, sticky_eos=vocabulary != _GEMMA_VOCABULARY)
+        return sentencepiece_config(text, context, vocabulary)
     own = text_cfg.get("hf_tokenizer_name") or text_cfg.get("tokenizer_kwargs") or ":" in name
     if own or vocabulary != _CLIP_VOCABULARY:
         return TokenizerConfig(kind="open_clip", path=name, context_length=context)
@@ -268,11 +271,14 @@ def _preprocess(visual: Any, published: dict[str, Any], what: str) -> Preprocess
     resize = cfg.get("resize_mode") or "shortest"
     if resize not in ("shortest", "squash"):
         raise UserError(f"{what}: it resizes images by {resize!r}; ours are shortest and squash")
+    interpolation = cfg.get("interpolation") or "bicubic"
+    if interpolation not in ("bilinear", "bicubic"):
+        raise UserError(f"{what}: it resizes images with the filter {interpolation!r}; ours are bilinear and bicubic")
     return PreprocessConfig(
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
         resize="squash" if resize == "squash" else "shortest",
-        interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
     )
 
 

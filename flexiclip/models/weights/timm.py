@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flexiclip.config.schema import PatchConfig, PreprocessConfig
 from flexiclip.errors import UserError
+from flexiclip.models.sizes import check_layers
 from flexiclip.models.weights.files import read_checkpoint, read_folder, read_json, read_license
 from flexiclip.models.weights.imported import (
     Imported,
@@ -41,6 +42,7 @@ _ACTIVATIONS = {
     "GELUQuick": "quick_gelu",
     "QuickGELUActivation": "quick_gelu",
 }
+_IMAGES = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of a pretrained_cfg
 # Sizes that may differ from the architecture's: a file may hold another resolution, base buffers and any head.
 _RESIZABLE = ("patch_embed.proj.weight", "pos_embed", "head.")
 
@@ -50,9 +52,11 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
     """Read an image tower; a classifier in the file becomes the projection. Raises UserError."""
     tensors, taken = read_folder(path) if path.is_dir() else read_checkpoint(path, averaged=True)
     license = read_license(path) if path.is_dir() else None
+    said: dict[str, Any] = {}
     if path.is_dir() and arch is None and (path / "config.json").is_file():
-        arch = _named_in(read_json(path / "config.json"))
-    model = None if arch is None else describe(arch)
+        said = read_json(path / "config.json")
+        arch = _named_in(said)
+    model = None if arch is None else describe(arch, said)
     if model is not None:
         _check_shapes(tensors, model, f"{path}: --arch {arch}")
         license = license or (model.pretrained_cfg.get("license") if "." in (arch or "") else None)
@@ -72,7 +76,7 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
     settings.pop("heads", None)
     image = image_config(state, found, size, default_seqhw=_own_seqhw(flexible, size), **settings, **projection_settings(head))
     preprocess, more = preprocess_of(model)
-    if model is not None and "." not in (arch or ""):
+    if model is not None and "." not in (arch or "") and not said:
         tag = model.pretrained_cfg.get("tag")
         more.append(
             f"mean and std are those of timm's weights {arch}.{tag}; --arch {arch}.TAG takes others, and notes their licence"
@@ -88,8 +92,11 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
     )
 
 
-def describe(arch: str) -> Any:
-    """timm's model of that name, without weights and without memory for them. UserError when it is no plain ViT."""
+def describe(arch: str, said: dict[str, Any] | None = None) -> Any:
+    """timm's model of that name, without weights and without memory for them. UserError when it is no plain ViT.
+
+    said: a folder's config.json, whose model_args change the architecture, and whose pretrained_cfg says how images are prepared.
+    """
     try:
         import timm
         from timm.models.vision_transformer import VisionTransformer
@@ -97,14 +104,20 @@ def describe(arch: str) -> Any:
         raise UserError(f"--arch {arch}: its settings are timm's; run `pip install timm`") from None
     if not timm.is_model(arch):
         raise UserError(f"--arch {arch}: timm knows no such model; see timm.list_models('*vit*')")
+    said = said or {}
+    options = said.get("model_args") or {}
+    check_layers(options.get("depth", 0), f"--arch {arch}: model_args")
     try:
         with torch.device("meta"):
-            model = timm.create_model(arch, pretrained=False)
-    except RuntimeError as error:  # an unknown tag
+            model = timm.create_model(arch, pretrained=False, **options)
+    except (RuntimeError, TypeError) as error:  # an unknown tag, or an argument that the architecture does not have
         raise UserError(f"--arch {arch}: timm cannot build it: {reason(error)}") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"--arch {arch}: a {type(model).__name__}; only plain Vision Transformers can be imported")
-    return model
+    own = said.get("pretrained_cfg") or said  # older folders have the settings at the top
+    described: Any = model
+    described.pretrained_cfg = {**described.pretrained_cfg, **{key: own[key] for key in _IMAGES if own.get(key) is not None}}
+    return described
 
 
 def _named_in(config: dict[str, Any]) -> str | None:
@@ -147,6 +160,9 @@ def _block(source: Source, name: str) -> State:
     state: State = {}
     for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"):
         state |= source.take_layer(f"{name}.{layer}", f"{name}.{layer}")
+    lacking = [layer for layer in ("attn.proj", "mlp.fc1", "mlp.fc2") if f"{name}.{layer}.bias" not in state]
+    if lacking:
+        raise UserError(f"{source.what}: {name}.{lacking[0]}.bias is missing; our layers have biases")
     state.setdefault(f"{name}.attn.qkv.bias", torch.zeros(len(state[f"{name}.attn.qkv.weight"])))
     for scale, layer in (("ls1", "attn.proj"), ("ls2", "mlp.fc2")):
         if f"{name}.{scale}.gamma" in source:
@@ -162,7 +178,15 @@ def settings_of(model: Any, what: str) -> dict[str, Any]:
         raise UserError(f"{what}: it pools {model.global_pool!r}; ours are the class token, the mean without one, and a MAP head")
     if isinstance(model.norm, nn.Identity):
         raise UserError(f"{what}: its last norm follows the pool, ours precedes it; it cannot be imported")
-    return {"heads": block.attn.num_heads, "activation": activation_of(block.mlp.act, what), "norm_eps": model.norm.eps}
+    if type(block).__name__ != "Block":
+        raise UserError(f"{what}: blocks of {type(block).__name__}, which our towers do not have")
+    settings = {"heads": block.attn.num_heads, "activation": activation_of(block.mlp.act, what), "norm_eps": model.norm.eps}
+    if pool == "map":
+        head = model.attn_pool
+        its = {"heads": head.num_heads, "activation": activation_of(head.mlp.act, what), "norm_eps": head.norm.eps}
+        if its != settings or head.pool != "token":
+            raise UserError(f"{what}: its MAP head pools {head.pool!r} with {its}, its blocks have {settings}; ours agree")
+    return settings
 
 
 def activation_of(module: nn.Module, what: str) -> str:
@@ -178,11 +202,15 @@ def preprocess_of(model: Any | None) -> tuple[PreprocessConfig, list[str]]:
     if model is None:
         return PreprocessConfig(), ["pixels are normalised with mean and std 0.5; --arch would say what timm does"]
     cfg = model.pretrained_cfg
+    interpolation, mode = cfg.get("interpolation") or "bicubic", cfg.get("crop_mode") or "center"
+    if interpolation not in ("bilinear", "bicubic") or mode not in ("center", "squash"):
+        asked = f"interpolation {interpolation!r} and crop_mode {mode!r}"
+        raise UserError(f"timm prepares its images with {asked}; ours are bilinear or bicubic, and center or squash")
     preprocess = PreprocessConfig(
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
-        resize="squash" if cfg.get("crop_mode") == "squash" else "shortest",
-        interpolation="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        resize="squash" if mode == "squash" else "shortest",
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
     )
     crop = cfg.get("crop_pct", 1.0)
     return preprocess, [f"timm evaluates on the central {crop:.0%}; here the whole short side is used"] if crop < 1 else []

@@ -30,6 +30,7 @@ from flexiclip.models.weights.imported import (
     prefixed,
     projection_settings,
     reader,
+    sentencepiece_config,
     square_grid,
     text_config,
 )
@@ -39,7 +40,6 @@ _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh":
 _TYPES = ("clip", "siglip", "clip_vision_model", "siglip_vision_model")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "tokenizer.model")
 _LEGACY_EOS = 2  # in configs of CLIP from before 2023: transformers then pools at the largest id
-_GEMMA_VOCABULARY = 256_000
 
 
 @reader
@@ -189,7 +189,7 @@ def _add_text(imported: Imported, source: Source, described: Any, folder: Path, 
 def _tokenizer(folder: Path, text: Path | None, config: TextTowerConfig) -> TokenizerConfig:
     context = config.context_length or 0
     if text is not None:
-        return TokenizerConfig(path=str(text), context_length=context, sticky_eos=config.vocab_size != _GEMMA_VOCABULARY)
+        return sentencepiece_config(text, context, config.vocab_size or 0)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(f"{folder}: no tokenizer files there; add them, or give the sentencepiece model with --text FILE")
     return TokenizerConfig(kind="huggingface", path=str(folder), context_length=context)

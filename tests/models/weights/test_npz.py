@@ -13,6 +13,9 @@ from golden import FOLDER, largest_difference
 from weights_kit import images, imported, refused, vocabulary
 
 from flexiclip.bundle import LoadedModel
+from flexiclip.data.tokenizers import build_tokenizer
+from flexiclip.models.weights.big_vision import import_big_vision
+from flexiclip.models.weights.imported import sentencepiece_config
 
 Arrays = dict[str, np.ndarray]
 ATTENTION = "MultiHeadDotProductAttention"
@@ -189,6 +192,11 @@ REFUSED: dict[str, tuple[Callable[[], Arrays], tuple[str, ...], str]] = {
         ("--text", "SPM"),
         "the image half gives 9 numbers, the text half 32",
     ),
+    "BERT": (
+        lambda: {n: a for n, a in two_towers().items() if not n.startswith("txt/")} | {"txt/BertModel_0/x": np.zeros(1)},
+        ("--text", "SPM"),
+        "its text tower is a BERT",
+    ),
     "heads": (lambda: golden_arrays("flexivit_gap"), ("--heads", "8"), "have 4 heads"),
     "arch": (lambda: golden_arrays("flexivit_gap"), ("--arch", "B"), "--arch has no meaning"),
     "vocabulary": (
@@ -205,3 +213,24 @@ def test_refusals(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     make, options, message = REFUSED[case]
     options = tuple(str(vocabulary(tmp_path / "sp.model")) if option == "SPM" else option for option in options)
     assert message in refused(capsys, written(tmp_path / "w.npz", make()), "big_vision", tmp_path / "m", *options)
+
+
+@pytest.mark.parametrize(("words", "sticky"), [(256_000, False), (1000, True)])
+def test_siglip_2_fills_up_with_padding_and_every_other_with_eos(words: int, sticky: bool, tmp_path: Path) -> None:
+    """256,000 words are Gemma's; big_vision then pads with <pad> (pp/ops_text.py, `tok`), and lower-cases in either case."""
+    arrays = two_towers(**{"txt/Embed_0/embedding": np.zeros((words, 64), np.float32)})
+    np.savez_compressed(tmp_path / "w.npz", **arrays)  # type: ignore[arg-type]
+    found = import_big_vision(tmp_path / "w.npz", vocabulary(tmp_path / "sp.model"))
+    assert found.text is not None
+    assert found.text.vocab_size == words
+    assert (found.tokenizer.sticky_eos, found.tokenizer.lowercase) == (sticky, True)
+    assert found.tokenizer.context_length == 16
+    row = build_tokenizer(found.tokenizer)("A Red FOX")[0]
+    assert row[-1] == (1 if sticky else 0), "EOS is 1, padding is 0"
+    assert torch.equal(row, build_tokenizer(found.tokenizer)("a red fox")[0])
+
+
+@pytest.mark.parametrize(("words", "sticky"), [(256_000, False), (32_000, True)])
+def test_a_sentencepiece_model_in_place_of_a_folders_tokenizer_pads_likewise(words: int, sticky: bool) -> None:
+    found = sentencepiece_config(Path("sp.model"), 64, words)
+    assert (found.path, found.context_length, found.sticky_eos, found.lowercase) == ("sp.model", 64, sticky, True)

@@ -72,6 +72,7 @@ def test_native_towers(vision: dict[str, Any], quick_gelu: bool, tmp_path: Path)
         True,
         "quick_gelu" if quick_gelu else "gelu",
     )
+    assert config.text.eos_id == 49407, "open_clip pools at the largest id, which is the tokenizer's EOS"
     preprocess = config.preprocess
     assert (preprocess.mean, preprocess.interpolation, preprocess.resize) == ((0.1, 0.2, 0.3), "bilinear", "squash")
     assert ours.provenance["license"] == "mit"

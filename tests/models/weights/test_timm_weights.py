@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from weights_kit import images, imported, perturbed, refused
 
 from flexiclip.models.pi_resize import pi_resize
+from flexiclip.models.weights.imported import default_heads
 
 SMALL = {"img_size": 48, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 0}
 
@@ -73,6 +74,26 @@ def test_every_part_without_a_name(changes: dict[str, Any], tmp_path: Path) -> N
     assert largest_difference(ours.model.encode_image(images(48)), theirs(images(48))) < 1e-5
     assert ours.config.model.embed_dim == changes.get("num_classes", 64)
     assert ours.config.patch.seqhw == (3,)
+
+
+@torch.no_grad()
+def test_heads_are_those_of_the_option_or_one_for_64_channels(tmp_path: Path) -> None:
+    theirs = perturbed(VisionTransformer(**SMALL | {"num_heads": 4}), 0.2)
+    path, size = saved(theirs, tmp_path / "w.bin"), ("--image-size", "48")
+    ours = imported(path, "timm", tmp_path / "m", "--heads", "4", *size)
+    assert largest_difference(ours.model.encode_image(images(48)), theirs(images(48))) < 1e-5
+    assert (
+        largest_difference(imported(path, "timm", tmp_path / "d", *size).model.encode_image(images(48)), theirs(images(48)))
+        > 1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16), (1408, 16), (1664, 16)]
+)
+def test_default_heads_are_those_of_the_published_vits(width: int, heads: int) -> None:
+    """Ti, S, B, L, So400m, H, g and G of timm's and big_vision's models."""
+    assert default_heads(width) == heads
 
 
 @torch.no_grad()
