@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from flexiclip_eval.data.images import Record
 from flexiclip_eval.embeddings.embed import _speed, _total
 from flexiclip_eval.embeddings.prompts import class_embeddings, unit_rows
 from flexiclip_eval.tasks.base import Context, Prepared
-from flexiclip_eval.tasks.choice import choice_metrics
+from flexiclip_eval.tasks.choice import choice_metrics, find_instances
 from flexiclip_eval.tasks.classification import accuracies, class_hits, classify, head_rows, largest_class
 from flexiclip_eval.tasks.linear_probe import probe
 from flexiclip_eval.tasks.ranking import mean_rank
@@ -89,18 +91,19 @@ def test_accuracies_by_hand() -> None:
 
 
 RECORDS = [Record(str(i), (), {"json:c": labels}, i) for i, labels in enumerate([("x",), ("x", "y"), ("y",), (), ("x",)])]
-CORNERS = {"x": [1.0, 0, 0, 0], "y": [0, 1.0, 0, 0], "z": [0, 0, 1.0, 0]}
+CORNERS = {"x": [1.0, 0, 0, 0], "y": [0, 1.0, 0, 0], "z": [0, 0, 1.0, 0], "w": [0, 0, 0, 1.0]}
 
 
 def test_mean_average_precision_by_hand() -> None:
-    """x ranks its images 1st, 3rd and 4th, y 1st and 3rd, and z has none, which counts as 0."""
-    task = prepared("multilabel", RECORDS, CORNERS, label="json:c", classes=("x", "y", "z"), templates=("{c}",))
-    scores = torch.tensor([[0.9, 0.1, 0, 0], [0.5, 0.9, 0, 0], [0.8, 0.2, 0, 0], [0.0, 0.3, 0, 0], [0.4, 0.0, 0, 0]])
+    """x ranks its images 1st, 3rd and 4th, y 1st and 3rd, w its only one 4th, and z has none, which counts as 0."""
+    records = [*RECORDS[:3], replace(RECORDS[3], labels={"json:c": ("w",)}), RECORDS[4]]
+    task = prepared("multilabel", records, CORNERS, label="json:c", classes=("x", "y", "z", "w"), templates=("{c}",))
+    scores = torch.tensor([[0.9, 0.1, 0, 0.4], [0.5, 0.9, 0, 0.3], [0.8, 0.2, 0, 0.2], [0.0, 0.3, 0, 0.1], [0.4, 0.0, 0, 0.0]])
     found = task.measure(scores, NO_IMAGES)
-    x, y = (1 + 2 / 3 + 3 / 4) / 3, (1 + 2 / 3) / 2
-    assert found.details["per_class"] == pytest.approx({"x": x, "y": y, "z": 0.0}, abs=1e-6)
-    assert found.metrics == pytest.approx({"mean_average_precision": (x + y) / 3}, abs=1e-6)
-    assert task.info.chance == pytest.approx({"mean_average_precision": (3 / 5 + 2 / 5) / 3})
+    x, y, w = (1 + 2 / 3 + 3 / 4) / 3, (1 + 2 / 3) / 2, 1 / 4
+    assert found.details["per_class"] == pytest.approx({"x": x, "y": y, "z": 0.0, "w": w}, abs=1e-6)
+    assert found.metrics == pytest.approx({"mean_average_precision": (x + y + w) / 4}, abs=1e-6)
+    assert task.info.chance == pytest.approx({"mean_average_precision": (3 / 5 + 2 / 5 + 1 / 5) / 4})
 
 
 def test_equal_images_are_one_step_of_a_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +114,8 @@ def test_equal_images_are_one_step_of_a_ranking(monkeypatch: pytest.MonkeyPatch)
 
     def uneven(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         found = product(left, right)
-        return found * (1 + torch.arange(len(found))[:, None] * 1e-6)
+        rows, columns = (torch.arange(side) for side in found.shape)
+        return found * (1 + (rows[:, None] + columns) * 1e-6)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", uneven)
     assert not torch.equal((point @ point.T)[0], (point @ point.T)[4])
@@ -167,6 +171,8 @@ def test_choices_by_hand() -> None:
     text_z = torch.tensor([[1.0, 0], [0, 1], [0.5, 0.5]])
     pairs = [([0, 1], [0, 1]), ([2, 3], [0, 1])]
     assert choice_metrics(image_z, text_z, pairs) == pytest.approx({"text_acc": 0.5, "image_acc": 1.0, "acc": 0.5})
+    wrong_twice = [Record("s/0", ("right", "wrong", "wrong", "right"), {}, 0)]
+    assert find_instances(wrong_twice, None, "choice") == ([([0], [0, 1])], ["right", "wrong"])
     alone = [([4], [0, 1, 2]), ([4], [1, 0])]
     assert choice_metrics(image_z, text_z, alone) == pytest.approx({"text_acc": 0.5, "acc": 0.5})
 
