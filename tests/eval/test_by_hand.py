@@ -121,8 +121,8 @@ def test_equal_images_are_one_step_of_a_ranking(monkeypatch: pytest.MonkeyPatch)
     assert not torch.equal((point @ point.T)[0], (point @ point.T)[4])
     found = task.measure(point, NO_IMAGES)
     assert found.details["per_class"] == pytest.approx({"x": 3 / 5, "y": 2 / 5})
-    records = [Record(str(i), (text,), {}, i) for i, text in enumerate("abcde")]
-    retrieval = prepared("retrieval", records, {text: [1.0, 1, 1, 1] for text in "abcde"})
+    records = [Record(str(i), tuple(texts), {}, i) for i, texts in enumerate(("a", "b", "c", "d", "efgh"))]
+    retrieval = prepared("retrieval", records, {text: [1.0, 1, 1, 1] for text in "abcdefgh"})
     assert retrieval.measure(point, NO_IMAGES).metrics == pytest.approx(retrieval.info.chance)
     label = torch.tensor([0, 1, 2, 0, 1])
     assert classify(point, torch.full((3, 4), 0.5), label, ["a", "b", "c"]).metrics["acc1"] == pytest.approx(1 / 3)
