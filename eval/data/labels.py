@@ -27,7 +27,7 @@ def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[st
         if not labels:
             raise UserError(f"{_where(task)}: the {task.label} of {record.sample} names no class; name another label")
     classes, prompts, number = _classes(task, [label for labels in several for label in labels])
-    of_each = []
+    of_each: list[int] = []
     for record, labels in zip(records, several, strict=True):
         found = {_known(task, number, record, label) for label in labels}
         if len(found) > 1:

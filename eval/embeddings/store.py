@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class EmbeddingStore:
         self.folder, self._loaded = folder, loaded
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # a folder that is there may be read-only
+                pass
         except OSError as error:
             raise StoreError(f"--embeddings {folder}: cannot write there: {error.strerror}") from None
 

@@ -17,7 +17,7 @@ from ..embeddings.prompts import class_embeddings
 from ..rows import TaskInfo
 from .base import Context, Prepared, Result
 from .ranking import first_twins, hit_probability
-from .search import Ties, counts, over_blocks, topk_hits
+from .search import Ties, counts, over_blocks
 
 
 def prepare_classification(context: Context) -> Prepared:
@@ -57,29 +57,35 @@ def classify(image_z: Tensor, class_z: Tensor, label: Tensor, classes: list[str]
         scores = (100.0 * image_z[start:stop]) @ weights
         return class_hits(scores if twins is None else scores[:, twins], label[start:stop], ties)
 
-    hits = over_blocks(search, len(image_z), len(class_z), 2, image_z).cpu()
+    hits = over_blocks(search, len(image_z), len(class_z), 3, image_z).cpu()
     return accuracies(hits, label.cpu(), classes)
 
 
 def class_hits(scores: Tensor, label: Tensor, ties: Ties) -> Tensor:
-    """The worth of the first class and of the first five for each image, float64 [N, 2]. scores: [N, C]."""
+    """The worth of the first class, of the first five and of the one that is named, float64 [N, 3]. scores: [N, C].
+
+    With ties `topk` the first is that of torch.topk's five, and the one that is named that of argmax, as CLIP_benchmark has them.
+    """
     number = torch.arange(len(scores), device=scores.device)
     counted = counts(scores, number, label)
-    hits = [hit_probability(*counted, k) for k in (1, 5)]
+    first, five = (hit_probability(*counted, k) for k in (1, 5))
+    named = first.clone()
     unsure = (counted[1] > 1).nonzero()[:, 0]
     if ties == "topk" and len(unsure):
-        for hit, k in zip(hits, (1, 5), strict=True):
-            hit[unsure] = topk_hits(scores[unsure], unsure, number, label, k)
-    return torch.stack(hits, dim=1)
+        tied, mine = scores[unsure], label[unsure, None]
+        order = tied.topk(5 if scores.shape[1] >= 5 else 1).indices == mine
+        first[unsure], five[unsure] = order[:, 0].double(), order.any(1).double()
+        named[unsure] = (tied.argmax(1) == mine[:, 0]).double()
+    return torch.stack([first, five, named], dim=1)
 
 
 def accuracies(hits: Tensor, label: Tensor, classes: list[str], prefix: str = "") -> Result:
     """The metrics, named `prefix`acc1 and so on, and the recall of each class that has images. hits: see class_hits."""
     count = torch.bincount(label, minlength=len(classes)).numpy()
-    total = np.bincount(label.numpy(), weights=hits[:, 0].numpy(), minlength=len(classes))
+    total = np.bincount(label.numpy(), weights=hits[:, 2].numpy(), minlength=len(classes))
     present = count > 0
     recall = total[present] / count[present]
-    first, five = (hits.sum(0) / len(hits)).tolist()
+    first, five, _ = (hits.sum(0) / len(hits)).tolist()
     metrics = {"acc1": first} | ({"acc5": five} if len(classes) >= 5 else {}) | {"mean_per_class_recall": float(np.mean(recall))}
     names = [name for name, there in zip(classes, present, strict=True) if there]
     return Result(

@@ -17,6 +17,18 @@ from flexiclip.errors import UserError
 T = TypeVar("T")
 
 
+_PACKAGES = {
+    "http": "'flexiclip[http]'",
+    "https": "'flexiclip[http]'",
+    "s3": "'flexiclip[s3]'",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+}
+"""Protocol -> what pip installs for it."""
+
+
 class FinalError(OSError):
     """A failure that another attempt would only repeat."""
 
@@ -27,6 +39,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     try:
         return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
+    except ImportError as error:
+        protocol = url.rpartition("::")[2].partition("://")[0]
+        mend = f": run `pip install {_PACKAGES[protocol]}`" if protocol in _PACKAGES else ""
+        raise UserError(f"shard {url}: {error}{mend}") from None
     except Exception as error:  # an unknown protocol, one whose package is missing, or one that wants options
         raise UserError(f"shard {url}: {error}") from None
 

@@ -7,6 +7,7 @@
     hardware.py  the devices, from their data sheets
     plan.py      all of it for one recipe, as one `Plan` (result.py); table.py prints it
 
-Every figure follows from a formula that stands beside the code it describes; tests/plan checks FLOPs, memory and traffic against
-what torch counts on real models and real ranks.
+Every figure follows from a formula that is written down beside the code that computes it. tests/plan compares the FLOPs of steps
+and the peak memory of one rank of plain torch with what torch counts on real models, and the traffic, the parameters and the
+optimiser's states of every engine with those of real ranks over gloo. ZeRO's gradients and buffers follow DeepSpeed's source.
 """

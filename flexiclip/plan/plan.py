@@ -110,9 +110,9 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
     peak, fp32 = device.peak(train.precision) * device.mfu, device.fp32_flops * device.mfu
     compute = local * flops.total / peak + loss / fp32
     collectives = step_collectives(model, engine, count)
-    network = _exposed(collectives, engine, cluster, device, local * flops.total / peak, count)
+    network = visible_traffic_s(collectives, engine, cluster, device, local * flops.total / peak, count)
     memory = step_memory(model, engine, seqhw, micro, train.activation_checkpointing)
-    network += _update_s(memory, engine, device)
+    network += update_s(memory, device)
     return LengthPlan(
         seqhw=seqhw,
         tokens=model.image_tokens(seqhw),
@@ -128,7 +128,7 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
     )
 
 
-def _exposed(
+def visible_traffic_s(
     collectives: list[Collective], engine: Engine, cluster: Cluster, device: Device, towers_s: float, count: int
 ) -> float:
     """Seconds of traffic that nothing hides. What leaves with the last micro-batch alone can hide behind that one only."""
@@ -138,8 +138,8 @@ def _exposed(
     return open_ + max(0.0, hidden - window)
 
 
-def _update_s(memory: Memory, engine: Engine, device: Device) -> float:
-    """AdamW reads and writes weights, gradients and moments once; offloaded ones cross to the host and back besides."""
+def update_s(memory: Memory, device: Device) -> float:
+    """AdamW reads and writes the optimiser's states and the gradients once; offloaded ones cross to the host as well."""
     kept = memory.states
     moved = 2 * kept.optimizer + 2 * kept.gradients
     return moved / device.memory_bandwidth + kept.host / device.host_link

@@ -15,7 +15,8 @@ ZeRO-3 gathers what it runs: all parameters at once while a step has one micro-b
 within 1e9 parameters; block by block when there are several. A tower that is locked whole comes on top, on every rank.
 
 Sources: ZeRO (arXiv 1910.02054, section 5); DeepSpeed 0.19 runtime/zero/stage_1_and_2.py, stage3.py and
-partitioned_param_coordinator.py; tests/plan/test_traffic.py reads the sizes from running engines.
+partitioned_param_coordinator.py. tests/plan/test_traffic.py reads the parameters and the optimiser's states from running engines;
+gradients and buffers are those of the sources.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class States:
 
     @property
     def device(self) -> int:
-        """All but the gradients, whose moment of being is the step's affair (memory.py)."""
+        """Everything except the gradients: memory.py decides when those exist."""
         return self.parameters + self.optimizer + self.buffers
 
 

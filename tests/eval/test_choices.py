@@ -29,6 +29,15 @@ def test_the_shortest_length_within_the_tolerance(tolerance: float, seqhw: int) 
     assert choice.ms == 1000 / (row.images_per_s or 1)
 
 
+def test_a_point_is_a_point_in_floats_too() -> None:
+    """Of 0.29 and 0.28, of 0.58 and 0.57: the shorter is one point below, never a little more."""
+    for best in range(1, 101):
+        for points in (1, 2, 5):
+            curve = [_row(3, (best - points) / 100), _row(6, best / 100)]
+            assert choose(curve, tolerance=points)[0].seqhw == 3, (best, points)
+            assert choose(curve, tolerance=points - 0.001)[0].seqhw == 6
+
+
 @pytest.mark.parametrize(
     ("budget", "seqhw"),
     [

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
-from flexiclip_eval import DatasetConfig
+from flexiclip_eval import DatasetConfig, TaskConfig
 from flexiclip_eval.data.files import FolderSource
+from flexiclip_eval.data.opening import open_source
 from flexiclip_eval.suites.complete import complete
 from flexiclip_eval.suites.folder import class_folders, class_images
 from PIL import Image
@@ -99,3 +102,20 @@ def test_names_that_are_not_utf8(tree: Path) -> None:
     (tree / os.fsdecode(b"\xe9ne")).mkdir()
     with pytest.raises(UserError, match=r"the class folder \\udce9ne is not UTF-8; rename it"):
         class_folders(str(tree))
+
+
+def test_images_are_decoded_whole(tmp_path: Path) -> None:
+    """Training may decode a JPEG at an eighth of its size; evaluation never does, from shards, folders and tables alike."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    (tmp_path / "pets" / "owl").mkdir(parents=True)
+    file = tmp_path / "pets" / "owl" / "a.jpg"
+    Image.fromarray(np.kron(noise[::4, ::4], np.ones((16, 16, 1), np.uint8))).save(file, quality=90)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(file, "a.jpg")
+    (tmp_path / "a.csv").write_text("filepath,title\npets/owl/a.jpg,an owl\n")
+    expected = np.asarray(Image.open(file).convert("RGB"))
+    assert expected.shape == (1200, 1600, 3)
+    shards = DatasetConfig("s", str(tmp_path / "a.tar"), (TaskConfig("linear_probe", label="cls"),))
+    others = [complete(DatasetConfig(images=str(tmp_path / "pets"))), complete(DatasetConfig(csv=str(tmp_path / "a.csv")))]
+    for config in (shards, *others):
+        assert np.array_equal(np.asarray(open_source(config).item(0, []).image), expected)

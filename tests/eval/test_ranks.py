@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from eval_tools import toy_model, toys, write_shards, write_suite, write_wider_suite
 from flexiclip_eval import evaluate_suites, make_evaluators
 from flexiclip_eval.embeddings.ranks import gather_rows
+from flexiclip_eval.tasks import search
 
 ITEMS, BROKEN = 23, (2, 16, 17, 18, 19, 20, 21, 22)
 """Broken to the end: with 3 ranks and batches of 3 the last rank meets batches without any image."""
 
 
+CHUNK = 15 * 4
+"""Scores held at once: searches of 15 images and their captions take several blocks, more than there are ranks."""
+
+
 def _work(rank: int, folder: Path, suite: str, wider: str, suite_of_one: str) -> None:
     """Ranks 0 and 1 as a world of two, then all as a world of three; each leaves its numbers in a file."""
     torch.set_num_threads(1)
+    search.CHUNK = CHUNK
     loaded = toy_model(folder / f"rank{rank}")
     for world in (2, 3):
         if rank >= world:
@@ -38,7 +45,8 @@ def _work(rank: int, folder: Path, suite: str, wider: str, suite_of_one: str) ->
         (folder / f"{world}-{rank}.json").write_text(json.dumps(result))
 
 
-def test_every_number_of_ranks_gives_the_same_numbers(tmp_path: Path) -> None:
+def test_every_number_of_ranks_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CHUNK", CHUNK)
     suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(ITEMS, BROKEN), (10, 2, 11)))
     training = write_shards(tmp_path / "training", toys(31, (7,)), (12, 19))
     wider = write_wider_suite(tmp_path / "wider.yaml", str(tmp_path / "data" / "part-*.tar"), training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -279,10 +280,16 @@ def test_each_mistake_is_one_line_and_exit_code_2(
     assert said in error
 
 
-def test_a_url_that_nobody_answers(site: FlakyServer) -> None:
+def test_a_url_that_nobody_answers(site: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"nshards.txt: no such file"):
         load_datasets([f"{site.url}/nothing"])
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/.*cannot be reached"):
         load_datasets(["http://127.0.0.1:9/wds_toys"])
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "aiohttp", None)
+        patched.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+        patched.delitem(sys.modules["fsspec.registry"]._registry, "https", raising=False)  # which an earlier read has filled
+        with pytest.raises(UserError, match=r"wds_cars.*aiohttp.*: run `pip install 'flexiclip\[http\]'`"):
+            load_datasets(["https://huggingface.co/datasets/clip-benchmark/wds_cars"])
     with pytest.raises(UserError, match="did you mean 'openmoji'"):
         load_datasets(["openmojy"])
