@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flexiclip.bundle import replace_folder
 from flexiclip.errors import UserError
 
-_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)$")  # how Rust, which writes safetensors, ends an OSError
+_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)?$")  # how Rust, of safetensors, ends an OSError
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
@@ -25,6 +27,15 @@ def write_whole(path: Path, data: str | bytes) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(folder: Path, key: str = "run_dir", library: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Raise UserError in place of an OSError. key: what in the recipe names the folder. library: whose errors mean the same."""
+    try:
+        yield
+    except (OSError, *library) as error:
+        raise UserError(f"{key}={folder} cannot be written: {reason(error)}") from None
 
 
 def clear_left(folder: Path, name: str) -> None:
