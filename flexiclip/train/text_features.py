@@ -60,7 +60,7 @@ def _keep(rows: Tensor, path: Path) -> None:
     """Raises UserError when the run folder is full, and leaves nothing behind."""
     aside = path.with_suffix(".tmp")
     try:
-        with writing(path.parent, library=(SafetensorError,)):
+        with writing(path.parent, SafetensorError):
             save_file({"rows": rows}, aside)
             aside.rename(path)
     finally:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from launch import flexiclip_main, free_port, leave_in_time, rank_environment, started_ranks
+from launch import flexiclip_main, free_port, leave_in_time, rank_environment, run_ranks, started_ranks
 
 from flexiclip.train.processes.ranks import joined_ranks
-from flexiclip.train.processes.signals import StopSignal
+from flexiclip.train.processes.signals import PATIENCE_S, StopSignal
 
 SOON_S = 4.0
 """A second, on a machine that does other things as well."""
@@ -99,6 +100,23 @@ def test_a_second_interrupt_ends_a_run_whose_main_thread_is_stuck(tmp_path: Path
             os.kill(process.pid or 0, signal.SIGINT)
         assert leave_in_time([process]) < SOON_S
     assert process.exitcode == (130 if deferred else 0)
+
+
+def hear_late(port: int) -> None:
+    """The main thread comes back from torch a little after the signal."""
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    with StopSignal() as stop:
+        stop.defer()
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(dist.DistStoreError):
+            store.wait(["never"], timedelta(seconds=0.3))
+        assert stop.asked
+        time.sleep(PATIENCE_S + 0.2)
+
+
+def test_a_main_thread_that_comes_back_in_time_decides_by_itself(tmp_path: Path) -> None:
+    assert run_ranks(1, tmp_path / "log", hear_late, free_port()) == [0]
+    assert "Ctrl-C once more" not in (tmp_path / "log.0").read_text()
 
 
 def test_a_signal_that_the_main_thread_hears_ends_nothing_by_force() -> None:

@@ -65,6 +65,7 @@ def test_optimizer_betas_are_those_of_the_moments(recipe: list[str]) -> None:
 def test_optimizer_grad_clip_bounds_the_norm_of_all_gradients_together(recipe: list[str]) -> None:
     free = one_step(recipe, *PLAIN)
     count = sum(p.numel() for p in free[0].values())
+    assert dict(free[3].moments())[f"exp_avg/{KERNEL}"].unique().tolist() == pytest.approx([0.1 * 0.5]), "null: no clipping"
     for limit in (0.25, 1e6):
         _, _, norm, engine = one_step(recipe, *PLAIN, f"optimizer.grad_clip={limit}")
         assert norm == pytest.approx(0.5 * count**0.5, rel=1e-5), "the norm is that before clipping"

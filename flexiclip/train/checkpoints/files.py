@@ -30,12 +30,14 @@ def write_whole(path: Path, data: str | bytes) -> None:
 
 
 @contextmanager
-def writing(folder: Path, key: str = "run_dir", library: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Raise UserError in place of an OSError. key: what in the recipe names the folder. library: whose errors mean the same."""
+def writing(folder: Path, *library: type[Exception]) -> Iterator[None]:
+    """Raise UserError in place of an OSError for the run folder. library: errors of a library that mean the same."""
     try:
         yield
-    except (OSError, *library) as error:
-        raise UserError(f"{key}={folder} cannot be written: {reason(error)}") from None
+    except Exception as error:
+        if not isinstance(error, (OSError, *library)):
+            raise
+        raise UserError(f"run_dir={folder} cannot be written: {reason(error)}") from None
 
 
 def clear_left(folder: Path, name: str) -> None:
