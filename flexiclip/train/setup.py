@@ -21,7 +21,7 @@ from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
 from flexiclip.schedules import Horizon, learning_rate, micro_batches
 from flexiclip.train.checkpoints.checkpoint import Checkpoint
-from flexiclip.train.checkpoints.files import write_whole
+from flexiclip.train.checkpoints.files import write_whole, writing
 from flexiclip.train.checkpoints.local_store import LocalStore
 from flexiclip.train.checkpoints.resume import fetch_checkpoint, forget_fetched, run_store, shared
 from flexiclip.train.checkpoints.run_folder import check_one_recipe, enter_run_folder
@@ -193,12 +193,22 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
     if tokenizer.kind != "sentencepiece" or tokenizer.path is not None or config.model.text is None:
         return config
     path = folder / "tokenizer.model"
-    if ranks.main and checkpoint is not None:  # which may lie elsewhere, and the run folder have none, or another's
-        (file,) = (checkpoint.model / "tokenizer").iterdir()
-        write_whole(path, file.read_bytes())
-    elif ranks.main:  # a file that is there may be another recipe's
-        ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
-        train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
+
+    def provide() -> None:
+        with writing(folder):
+            if checkpoint is not None:  # which may lie elsewhere, and the run folder have none, or another's
+                (file,) = (checkpoint.model / "tokenizer").iterdir()
+                write_whole(path, file.read_bytes())
+                return
+            # A file that is there may be another recipe's.
+            ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
+            try:
+                train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
+            finally:
+                for left in folder.glob(f"{path.name}.*.part"):
+                    left.unlink()
+
+    shared(ranks, ranks.main, provide)
     share_file(path, ranks)
     return replace(config, tokenizer=replace(tokenizer, path=str(path)))
 

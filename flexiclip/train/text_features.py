@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.data.batch import caption_id
 from flexiclip.models.text.base import trim_padding
 from flexiclip.models.training_flops import KEPT_TEXT_FEATURES
+from flexiclip.train.checkpoints.files import writing
+from flexiclip.train.checkpoints.resume import shared
 from flexiclip.train.engines.towers import TextFeatures
 from flexiclip.train.processes.ranks import Ranks
 
@@ -28,7 +31,10 @@ BATCH = 256
 def compute_text_features(
     loaded: LoadedModel, captions: Iterable[str], folder: Path, ranks: Ranks, bf16: bool
 ) -> TextFeatures | None:
-    """Features of every distinct caption, or None when they would take more than KEPT_TEXT_FEATURES. Collective."""
+    """Features of every distinct caption, or None when they would take more than KEPT_TEXT_FEATURES. Collective.
+
+    Raises UserError when `folder`, the run's, cannot be written.
+    """
     tower = loaded.model.text_tower
     limit = KEPT_TEXT_FEATURES // (4 * tower.width)
     distinct: dict[int, str] = {}
@@ -46,12 +52,19 @@ def compute_text_features(
         return TextFeatures(ids, load_file(path)["rows"])
     ranks.say(f"computing a frozen text tower's features of {len(ids)} captions")
     rows = _encode(loaded, [distinct[i] for i in ids.tolist()], ranks, bf16)
-    if ranks.main:
-        aside = path.with_suffix(".tmp")
-        save_file({"rows": rows}, aside)
-        aside.rename(path)
-    ranks.barrier()
+    shared(ranks, ranks.main, lambda: _keep(rows, path))
     return TextFeatures(ids, rows)
+
+
+def _keep(rows: Tensor, path: Path) -> None:
+    """Raises UserError when the run folder is full, and leaves nothing behind."""
+    aside = path.with_suffix(".tmp")
+    try:
+        with writing(path.parent, SafetensorError):
+            save_file({"rows": rows}, aside)
+            aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import copy
 import os
 import subprocess
 import sys
+import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from flexiclip.config import load
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.text import TextTransformer
-from flexiclip.train.engines.blocks import compile_blocks, recompute_blocks
+from flexiclip.train.engines.blocks import compile_blocks, recompute_blocks, remove_cut_off
 
 Fit = Callable[..., Trained]
 LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20)  # of 120 px: ten, where torch gives up after eight graphs
@@ -88,6 +90,47 @@ def test_captions_of_any_length_are_one_graph_of_a_text_tower(name: str, tmp_pat
 def test_zero_3_says_that_it_cannot(recipe: list[str]) -> None:
     with pytest.raises(UserError, match=r"train\.compile=true .* engine\.zero_stage=3: set a stage below 3"):
         load(recipe[0], [*recipe[1:], "train.compile=true", *ENGINES["zero3"]])
+
+
+def test_libraries_that_a_kill_has_cut_off_are_removed_from_the_cache(tmp_path: Path) -> None:
+    """What is whole, what is no library, and what may be in the midst of being written stays."""
+    whole = next(Path(sysconfig.get_config_var("DESTSHARED")).glob("*.so")).read_bytes()  # a module of Python's own
+    contents = {
+        "whole": whole,
+        "empty": b"",
+        "cut": whole[:-1],
+        "half": whole[: len(whole) // 2],
+        "head": whole[:20],
+        "text": b"#",
+    }
+    contents["zeros"] = bytes(4096)
+    for name, content in contents.items():
+        for folder in ("old", "new"):
+            path = tmp_path / folder / name / "c.so"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+            if folder == "old":
+                os.utime(path, (time.time() - 60,) * 2)
+    (tmp_path / "old" / "c.cpp").write_bytes(b"")
+    removed = {path.relative_to(tmp_path).parts[:2] for path in remove_cut_off(tmp_path)}
+    assert removed == {("old", name) for name in ("empty", "cut", "half", "head", "zeros")}
+    left = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("c.so")}
+    assert left == {(folder, name) for folder in ("old", "new") for name in contents} - removed
+    assert remove_cut_off(tmp_path / "absent") == []
+
+
+@pytest.mark.slow
+def test_a_start_after_a_kill_in_the_compiler_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every library of the cache empty, torch itself fails for ever."""
+    check = "import torch; from flexiclip.train.engines.blocks import check_compiler; check_compiler(torch.device('cpu'))"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    subprocess.run([sys.executable, "-c", check], check=True)
+    libraries = list(tmp_path.rglob("*.so"))
+    assert libraries
+    for path in libraries:
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - 60,) * 2)
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 @pytest.mark.slow

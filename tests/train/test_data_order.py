@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from test_step import ALONE
 from train_shards import sample, write_shard
 
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.dataset import open_sources
-from flexiclip.train.processes.data_order import data_order
+from flexiclip.train.checkpoints.checkpoint import Checkpoint, Facts
+from flexiclip.train.processes.data_order import data_order, say_if_changed
 
 
 @pytest.fixture
@@ -49,3 +51,10 @@ def test_data_order_depends_on_names_counts_and_weights_and_not_on_the_folder(fo
 
 def test_data_order_is_not_known_of_a_sequential_source() -> None:
     assert data_order(None) is None
+
+
+@pytest.mark.parametrize(("kept", "said"), [("x", False), (None, False), ("y", True)])
+def test_say_if_changed(kept: str | None, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint of an earlier version kept none."""
+    say_if_changed("x", Checkpoint(Path("a"), "there", Facts(7, data_order=kept)), ALONE)
+    assert ("the training shards are not those of there" in capsys.readouterr().err) is said

@@ -16,16 +16,17 @@ from torch import nn
 
 from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import load
-from flexiclip.errors import RunError
+from flexiclip.errors import RunError, UserError
 from flexiclip.schedules import Horizon
-from flexiclip.train.checkpoints.checkpoint import open_checkpoint
+from flexiclip.train.checkpoints.checkpoint import Facts, open_checkpoint
 from flexiclip.train.checkpoints.local_store import LocalStore
 from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.optim import ScalarOptimizer
+from flexiclip.train.engines.optim import MOMENTS, ScalarOptimizer
 from flexiclip.train.nonfinite import Skips
 from flexiclip.train.objectives.contrastive import Contrastive
 from flexiclip.train.records import recorder
 from flexiclip.train.records.recorder import Recorder
+from flexiclip.train.setup import _engine, _flops
 
 Make = Callable[..., tuple[Recorder, Any]]
 
@@ -189,3 +190,38 @@ def test_after_an_evaluation_every_part_of_the_model_is_in_the_mode_that_it_was_
         taken.evaluate()
     assert not any(seen[0].values())
     assert modes(run.loaded.model) == before
+
+
+def test_engine_of_a_checkpoint_goes_on_after_as_many_updates_as_were_taken(recipe: list[str], tmp_path: Path) -> None:
+    """Ten steps, three of which were skipped; AdamW corrects its bias by the seven. What was not trained has no moments."""
+    config = load(recipe[0], recipe[1:])
+    loaded = build_model(config)
+    objective = Contrastive(loaded.model.train(), config.loss, bf16=False)
+    names = [name for name, _ in objective.towers.named_parameters()]
+    moments = {f"{key}/{name}": torch.full_like(p, 0.25) for key in MOMENTS for name, p in objective.towers.named_parameters()}
+    moments |= {f"scalars/{key}/0": torch.tensor([0.5]) for key in MOMENTS}
+    checkpoint: Any = SimpleNamespace(step=10, skipped=3, where="there", moments=lambda: moments)
+    engine, scalars = _engine(loaded, objective, config, ALONE, checkpoint)
+    assert isinstance(engine, TorchEngine)
+    assert len(engine.optimizer.state) == len(names)
+    for state in engine.optimizer.state.values():
+        assert float(state["step"]) == 7
+        assert state["exp_avg"].unique().tolist() == state["exp_avg_sq"].unique().tolist() == [0.25]
+    (state,) = scalars.adamw.state.values()
+    assert (float(state["step"]), float(state["exp_avg"]), float(state["exp_avg_sq"])) == (7, 0.5, 0.5)
+
+    for key in MOMENTS:
+        del moments[f"{key}/{names[3]}"]
+    with pytest.raises(
+        UserError, match=rf"^there has not trained {names[3]}, which this recipe trains: start a new run from its"
+    ):
+        _engine(loaded, objective, config, ALONE, checkpoint)
+
+
+@pytest.mark.parametrize(("kept", "flops"), [(None, 30), (7, 7), (0, 0)])
+def test_flops_of_the_steps_so_far_are_those_that_the_checkpoint_says(kept: int | None, flops: int) -> None:
+    """A length drawn anew may be another one once the run was made longer. Earlier versions kept none."""
+    course: Any = SimpleNamespace(flops=lambda steps: 10 * len(steps))
+    checkpoint: Any = SimpleNamespace(step=3, facts=Facts(3, flops=kept))
+    assert _flops(course, checkpoint) == flops
+    assert _flops(course, None) == 0

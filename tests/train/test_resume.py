@@ -108,6 +108,20 @@ def test_a_finished_run_says_so_and_never_starts_anew_unasked(fit: Fit, referenc
     assert not [*tmp_path.glob("run*/.running")], "a claim outlives its run"
 
 
+def test_a_run_made_longer_is_the_run_that_was_so_long_from_its_start(fit: Fit, tmp_path: Path) -> None:
+    """With a schedule that does not look at the end. Under another one the rule is said."""
+    still = ["optimizer.schedule=constant", "optimizer.warmup=2", "train.save_every=0"]
+    whole = fit(1, *still, "train.steps=5")
+    fit(1, *still, "train.steps=3", folder=tmp_path / "run")
+    longer = fit(1, *still, "train.steps=60 samples", folder=tmp_path / "run")
+    said = (tmp_path / "log.0").read_text()
+    assert "train.steps has grown from 3 to 5 at step 3: learning rates and lengths are those of a run that had 5 steps" in said
+    assert longer.timeless() == whole.timeless()
+    assert longer.samples == whole.samples
+    for name, tensor in whole.weights().items():
+        assert (longer.weights()[name] == tensor).all(), name
+
+
 def test_keep_last_keeps_the_newest(fit: Fit) -> None:
     run = fit(1, "train.save_every=4", "train.keep_last=3")
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"step-12", "step-16", "step-20", "latest"}

@@ -12,9 +12,12 @@ from launch import Trained
 from torch import Tensor
 
 from flexiclip.bundle import LoadedModel, load_model
+from flexiclip.config import load
 from flexiclip.data.batch import caption_id
+from flexiclip.errors import UserError
 from flexiclip.train import text_features
 from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.setup import _with_tokenizer
 from flexiclip.train.text_features import compute_text_features
 
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
@@ -74,6 +77,27 @@ def test_beyond_what_is_kept_the_tower_runs_in_every_step(
     assert compute_text_features(loaded, CAPTIONS[:2], tmp_path, ALONE, bf16=False) is not None
     assert compute_text_features(loaded, CAPTIONS, tmp_path, ALONE, bf16=False) is None
     assert "more than 2 distinct captions: the frozen text tower runs in every step" in capsys.readouterr().err
+
+
+def test_features_that_cannot_be_kept_are_one_line_and_leave_nothing(loaded: LoadedModel, tmp_path: Path) -> None:
+    """As on a disk that is full: where nothing can be written, and where what is written cannot be put in its place."""
+    with pytest.raises(UserError, match=r"^run_dir=.*absent cannot be written: No such file or directory$"):
+        compute_text_features(loaded, CAPTIONS, tmp_path / "absent", ALONE, bf16=False)
+    compute_text_features(loaded, CAPTIONS, tmp_path, ALONE, bf16=False)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=rf"^run_dir={tmp_path} cannot be written: Is a directory$"):
+        compute_text_features(loaded, CAPTIONS, tmp_path, ALONE, bf16=False)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_tokenizer_that_cannot_be_kept_is_one_line_and_leaves_nothing(recipe: list[str], tmp_path: Path) -> None:
+    config = load(recipe[0], [*(key for key in recipe[1:] if not key.startswith("tokenizer.path")), "tokenizer.vocab_size=100"])
+    (tmp_path / "tokenizer.model").mkdir()
+    with pytest.raises(UserError, match=rf"^run_dir={tmp_path} cannot be written: Is a directory$"):
+        _with_tokenizer(config, tmp_path, None, ALONE)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ class HuggingFaceText(TextTower):
         self.width = described.hidden_size
         self.pad_id = _pad_id(config, described)
         self.trims = config.pool != "last"
-        limit = getattr(described, "max_position_embeddings", None) or 10**9  # T5's relative positions have no end
+        limit = _positions(encoder)
         self.context_length = config.context_length or limit
         if self.context_length > limit:
             raise UserError(
@@ -140,6 +140,17 @@ def _load(auto: Any, source: str, config: TextTowerConfig) -> nn.Module:
     if missing:  # transformers only warns, and a tower half random would train on
         raise UserError(f"model.text.name={config.name}: its weight file lacks {len(missing)} parameters, the first {missing[0]}")
     return cast(nn.Module, encoder)
+
+
+def _positions(encoder: nn.Module) -> int:
+    """Tokens that the encoder has positions for. RoBERTa and its kin count them from beyond the id of padding."""
+    limit = getattr(encoder.config, "max_position_embeddings", None) or 10**9  # T5's relative positions have no end
+    for name, module in encoder.named_modules():
+        table = getattr(module, "weight", None)
+        if name.rpartition(".")[2] in ("position_embeddings", "embed_positions", "wpe") and isinstance(table, Tensor):
+            padding = getattr(module, "padding_idx", None)
+            limit = min(limit, len(table) - (0 if padding is None else padding + 1))
+    return int(limit)
 
 
 def _check_sha256(source: str, config: TextTowerConfig) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flexiclip.bundle import replace_folder
 from flexiclip.errors import UserError
 
-_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)$")  # how Rust, which writes safetensors, ends an OSError
+_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)?$")  # how Rust, of safetensors, ends an OSError
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
@@ -25,6 +27,17 @@ def write_whole(path: Path, data: str | bytes) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(folder: Path, *library: type[Exception]) -> Iterator[None]:
+    """Raise UserError in place of an OSError for the run folder. library: errors of a library that mean the same."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (OSError, *library)):
+            raise
+        raise UserError(f"run_dir={folder} cannot be written: {reason(error)}") from None
 
 
 def clear_left(folder: Path, name: str) -> None:

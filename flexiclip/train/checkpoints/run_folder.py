@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from flexiclip.config import Config, dump, from_dict, to_dict
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
 from flexiclip.schedules import learning_rate
-from flexiclip.train.checkpoints.files import reason, write_whole
+from flexiclip.train.checkpoints.files import write_whole, writing
 from flexiclip.train.checkpoints.resume import Found, find_checkpoint
 from flexiclip.train.checkpoints.stores import Store
 from flexiclip.train.course import Course
@@ -90,14 +89,14 @@ def enter_run_folder(config: Config, store: Store, course: Course, lock: RunLock
     if run.exists() and not run.is_dir():
         raise UserError(f"run_dir={run} is a file: name a folder")
     _find(config, store, course)
-    with _writing(run):
+    with writing(run):
         run.mkdir(parents=True, exist_ok=True)
         lock.take(FolderPlace(run), "run_dir", say)
     if config.train.checkpoint_dir is not None:
         store.check_writable()
         lock.take(store.claims(), "train.checkpoint_dir", say)
     found, note = _find(config, store, course)  # once more: only now nobody else writes there
-    with _writing(run):
+    with writing(run):
         prepare_run_folder(config, lock, say)
     if note is not None:
         say(note)
@@ -118,14 +117,6 @@ def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, s
     where = str(run) if written.is_file() else f"{store}"
     check_same_run(config, recipe, where)
     return found, longer(config, recipe, course, found.facts.step, where)
-
-
-@contextmanager
-def _writing(run: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"run_dir={run} cannot be written: {reason(error)}") from None
 
 
 def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:

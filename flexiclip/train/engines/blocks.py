@@ -6,8 +6,12 @@ the model's config nor its saved state knows of it. The hooks by which ZeRO-3 ga
 
 from __future__ import annotations
 
+import os
+import struct
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -21,6 +25,9 @@ from flexiclip.models.blocks import blocks_of
 
 GRAPHS = 64
 """Graphs that one kind of block may need: for each tower, all tokens or one, with gradients, autocast, many rows or one."""
+
+_WRITTEN_S = 3.0
+"""Seconds without a change after which a file of torch's cache is not being written any more."""
 
 
 def prepare_blocks(towers: list[nn.Module], config: Config, device: torch.device) -> None:
@@ -85,13 +92,48 @@ def compile_blocks(tower: nn.Module, backend: str = "inductor") -> None:
 
 def check_compiler(device: torch.device) -> None:
     """Compile one addition. Raises UserError where the compiler that torch.compile needs is missing or does not work."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    cache = Path(cache_dir())
+    remove_cut_off(cache)
     try:
         torch.compile(_add_one)(torch.ones(2, device=device))
     except Exception as error:  # whatever compilers, drivers and headers may do
         raise UserError(
             f"train.compile: torch.compile does not work here ({_first_line(error)}): install a C++ compiler "
-            "(apt install g++ python3-dev) or set train.compile=false"
+            f"(apt install g++ python3-dev), delete {cache}, or set train.compile=false"
         ) from None
+
+
+def remove_cut_off(cache: Path) -> list[Path]:
+    """Remove the libraries in torch's cache that a kill has cut off: torch would load them for ever, and builds what is missing.
+
+    One that is being written has changed in the last seconds, and stays. Returns what was removed.
+    """
+    removed = []
+    for path in cache.rglob("*.so"):
+        try:
+            if time.time() - path.stat().st_mtime > _WRITTEN_S and not _is_whole(path):
+                path.unlink()
+                removed.append(path)
+        except OSError:  # another process has removed it, or it is somebody else's
+            continue
+    return removed
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a shared library has its end: in an ELF file of 64 bits the table of sections comes last. Others count as whole."""
+    with library.open("rb") as file:
+        head = file.read(64)
+        size = file.seek(0, os.SEEK_END)
+    if head[:4] != b"\x7fELF":
+        return any(head)
+    if len(head) < 64 or head[4] != 2:
+        return len(head) == 64
+    order = "<" if head[5] == 1 else ">"
+    (start,) = struct.unpack_from(f"{order}Q", head, 40)
+    entry, count = struct.unpack_from(f"{order}2H", head, 58)
+    return bool(start) and size >= start + entry * count
 
 
 def _add_one(x: torch.Tensor) -> torch.Tensor:
@@ -99,7 +141,8 @@ def _add_one(x: torch.Tensor) -> torch.Tensor:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """What went wrong; torch's "backend='inductor' raised:" comes before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.rstrip().endswith("raised:")]
     return lines[0] if lines else type(error).__name__
 
 

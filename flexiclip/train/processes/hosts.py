@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints.files import write_whole
+from flexiclip.train.checkpoints.files import write_whole, writing
 from flexiclip.train.processes.ranks import Ranks
 
 PATIENCE_S = 30.0
@@ -39,12 +39,13 @@ def check_shared_folder(folder: Path, ranks: Ranks, key: str = "run_dir", patien
 
 
 def share_file(path: Path, ranks: Ranks) -> None:
-    """Give every host the main rank's file of a few megabytes, under the same path. Collective."""
+    """Give every host the main rank's file of a few megabytes, under the same path. Collective. Raises UserError."""
     (content,) = ranks.collect([path.read_bytes()] if ranks.main else [])
     if path.is_file() and path.read_bytes() == content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
 
 
 def _seen(folder: Path, name: str, patience_s: float) -> bool:
