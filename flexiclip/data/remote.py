@@ -53,7 +53,8 @@ def _through_cache(fs: Any, path: str, offset: int, size: int, timeout_s: float)
     def read() -> bytes:
         with fs.open(path, "rb") as file:
             file.seek(offset)
-            return cast(bytes, file.read(size))
+            data: bytes = file.read(size)
+            return data
 
     return read() if _fetches_whole_files(fs) else _in_thread(fs, read, timeout_s)
 
