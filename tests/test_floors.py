@@ -132,8 +132,8 @@ def test_every_module_says_what_it_is_for(path):
 
 @pytest.mark.parametrize("module", ["flexiclip", "flexiclip.__main__", "flexiclip.config"])
 def test_light_to_import(module):
-    """The help text and a typo in a recipe must not wait for torch's friends."""
-    heavy = {"deepspeed", "open_clip", "transformers", "matplotlib", "webdataset", "tensorboard"}
+    """The help text and a typo in a recipe must not wait for torch and its friends."""
+    heavy = {"torch", "numpy", "PIL", "deepspeed", "open_clip", "transformers", "matplotlib", "webdataset", "tensorboard"}
     code = f"import sys, {module}; print(*sorted({heavy!r} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert loaded.stdout.split() == []

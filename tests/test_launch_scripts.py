@@ -5,11 +5,16 @@ tests/train/test_multinode.py runs them for real, on two hosts.
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import importlib.util
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +106,64 @@ def test_slurm_asks_for_the_signal_in_time_and_for_its_place_in_the_queue() -> N
     assert {"--ntasks-per-node=1", "--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(options)
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert not any(line.startswith("#SBATCH") for line in lines[first_command:]), "Slurm reads none after the first command"
+
+
+SRUN = """#!/usr/bin/env bash
+trap 'echo "srun has got SIGTERM" >> "$SAID"; exit "$AFTER_TERM"' TERM
+if [ -z "${AT_ONCE:-}" ]; then sleep 0.5; fi  # by then slurm.sh listens
+echo "srun runs $*" >> "$SAID"
+if [ -n "${AT_ONCE:-}" ]; then exit "$AT_ONCE"; fi
+for _ in $(seq 600); do sleep 0.05; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >> "$SAID"
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "srun", "code", "said"),
+    [
+        (signal.SIGUSR1, {"AFTER_TERM": "1"}, 0, ["srun has got SIGTERM", "scontrol requeue 7"]),
+        (signal.SIGUSR1, {"AFTER_TERM": "0"}, 0, ["srun has got SIGTERM"]),  # it was complete by then
+        (signal.SIGTERM, {"AFTER_TERM": "1"}, 1, ["srun has got SIGTERM"]),  # preempted, which queues it, or cancelled
+        (None, {"AT_ONCE": "3"}, 3, []),  # an error would come again
+        (None, {"AT_ONCE": "0"}, 0, []),
+    ],
+)
+def test_slurm_queues_a_job_again_that_its_time_limit_stopped_and_no_other(
+    tmp_path: Path, sent: int | None, srun: dict[str, str], code: int, said: list[str]
+) -> None:
+    """Slurm's commands are scripts that write down how they were called."""
+    log = tmp_path / "said"
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "HEAD_ADDR": "node1", "LAUNCH_DIR": str(LAUNCH), "SAID": str(log)}
+    given = {**CLEAN, **job, "PATH": f"{tmp_path}:{CLEAN['PATH']}", **srun}
+    command = ["bash", str(LAUNCH / "slurm.sh"), "debug"]
+    with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        if sent is not None:
+            deadline = time.monotonic() + 60
+            while not log.is_file() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    first, *others = log.read_text().splitlines()
+    assert first.startswith("srun runs --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=300 bash ")
+    assert others == said
+
+
+def test_what_deepspeed_hands_down_over_ssh_is_what_the_page_says() -> None:
+    """docs/multinode.md names the beginnings of the variables that reach the ranks of other hosts."""
+    (package,) = importlib.util.find_spec("deepspeed").submodule_search_locations  # type: ignore[union-attr,misc]
+    runner = (Path(package) / "launcher" / "runner.py").read_text()
+    on_gpus = (Path(package) / "accelerator" / "cuda_accelerator.py").read_text()
+    (everywhere,) = re.findall(r"^EXPORT_ENVS = (\[.*\])$", runner, re.MULTILINE)
+    (with_gpus,) = re.findall(r"def export_envs\(self\):\n +return (\[.*\])", on_gpus)
+    page = (LAUNCH.parents[1] / "docs" / "multinode.md").read_text()
+    (named,) = re.findall(r"names begin with ([^:]*): DeepSpeed", page.replace("\n", " "))
+    assert set(re.findall(r"`([A-Z0-9]+)`", named)) == {*ast.literal_eval(everywhere), *ast.literal_eval(with_gpus)}
 
 
 def test_kubernetes_objects_fit_together() -> None:

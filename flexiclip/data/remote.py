@@ -1,6 +1,6 @@
-"""Remote shards through fsspec, each call within a time that is up to the caller.
+"""Remote shards through fsspec, each call within a time that the caller gives, but for caches that fetch whole files.
 
-fsspec itself waits for ever on a server that accepts and never answers, and takes in whatever a server sends.
+fsspec itself would wait without end for a server that accepts and does not answer, and would take in all that a server sends.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def _through_cache(fs: Any, path: str, offset: int, size: int, timeout_s: float)
     def read() -> bytes:
         with fs.open(path, "rb") as file:
             file.seek(offset)
-            return cast(bytes, file.read(size))
+            data: bytes = file.read(size)
+            return data
 
     return read() if _fetches_whole_files(fs) else _in_thread(fs, read, timeout_s)
 

@@ -1,7 +1,7 @@
 """Sources that can only be read from front to back (`data.sequential=true`): compressed tars, pipes, servers without byte ranges.
 
 webdataset's own pipeline: shards drawn with replacement, streamed, grouped, and shuffled in a buffer. Every rank and worker
-draws its own shards, without end, so nothing is uneven and nothing hangs. There is no epoch and no exact resume: a run that
+draws its own shards, without end, so all ranks get as many batches. There is no epoch and no exact resume: a run that
 starts again at step s draws fresh shards from (seed, s). Whatever cannot be read is named in the batch's `bad`, whole shards
 included.
 """

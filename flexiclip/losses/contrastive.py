@@ -1,8 +1,9 @@
 """Contrastive losses over the global batch: softmax (CLIP, arXiv 2103.00020) and sigmoid (SigLIP, arXiv 2303.15343).
 
-One mode and no flags. In a distributed run each rank hands in its own rows, every rank gets the loss of the whole batch, and the
-gradients are those of that loss with respect to this rank's rows and to the scalars, exactly as one process would compute them
-from all rows. (An engine that averages gradients over ranks must therefore multiply by the number of ranks; train/step.py does.)
+One mode and no flags. In a distributed run each rank hands in its own rows, every rank gets the loss of the whole batch, and
+the gradients are those of that loss with respect to this rank's rows and to the scalars. One process that holds all rows
+computes the same, apart from rounding. (An engine that averages gradients over ranks must therefore multiply by the number of
+ranks; train/step.py does.)
 
 Method. Rank r holds its b image rows and all N gathered captions. The b x N block of logits, visited tile by tile, gives
 everything: the normalisers of its images directly, those of the captions after an exchange of N partial sums, dzimg directly

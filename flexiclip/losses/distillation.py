@@ -21,7 +21,7 @@ from flexiclip.losses.ranks import all_rows, mean_over_ranks, reduce_rows, sum_o
 
 
 def kl_rows(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each row. Logits [b, C] each -> [b], not below 0."""
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each row. Logits [b, C] each -> [b], 0 or more but for rounding."""
     ours, theirs = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
     return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 

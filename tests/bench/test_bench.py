@@ -60,3 +60,15 @@ def test_every_subject_is_in_the_page_and_in_the_command() -> None:
     listed = re.findall(r"SUBJECTS=\(([a-z_ ]+)\)", (BENCH.parent / "bench.sh").read_text())[0].split()
     assert sorted(listed) == sorted(document.ORDER)
     assert set(SUBJECTS) <= set(listed)
+
+
+def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word: nobody writes into it by hand. (Pictures are drawn in test_side_by_side.py.)"""
+    docs = BENCH.parents[1] / "docs"
+    drawn: list[str] = []
+    monkeypatch.setattr(document, "draw_lines", lambda series, axes, path: drawn.append(path.name))
+    monkeypatch.setattr(sys, "argv", ["document.py", str(docs / "benchmarks"), "--output", str(tmp_path / "benchmarks.md")])
+    document.main()
+    assert (tmp_path / "benchmarks.md").read_text() == (docs / "benchmarks.md").read_text()
+    assert drawn
+    assert set(drawn) == {path.name for path in (docs / "images").glob("bench_*.png")}

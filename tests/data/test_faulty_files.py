@@ -18,6 +18,7 @@ from PIL import Image
 from shardkit import encode, good_sample, write_samples
 
 from flexiclip.config import TokenizerConfig
+from flexiclip.data import images
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.jpeg import more_scans_than
 from flexiclip.data.samples import open_samples
@@ -174,6 +175,7 @@ def bombs() -> dict[str, bytes]:
 REFUSE = """
 import sys
 from pathlib import Path
+from flexiclip.data import images
 from flexiclip.data.images import ImageError, decode_image
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
@@ -199,6 +201,29 @@ def test_bombs_are_refused_without_their_memory(tmp_path: Path) -> None:
     for kilobytes, reason in lines:
         assert int(kilobytes) < 16_000, (kilobytes, reason)
         assert any(word in reason for word in ("exceed", "too large", "Too much memory")), reason
+
+
+def test_how_many_pixels_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8192 x 8192, and half as many where the library holds the picture several times; here a hundred."""
+    assert images.MAX_PIXELS == 8192 * 8192
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8192, 8193, 1, 0, 0, 0, 0))
+    with pytest.raises(ImageError, match="8192 x 8193 exceeds 67108864 pixels"):
+        decode_image(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    for kind, size, refused in (
+        ("PNG", (10, 10), False),
+        ("PNG", (10, 11), True),
+        ("GIF", (101, 1), True),
+        ("JPEG", (20, 5), False),
+        ("WEBP", (10, 5), False),
+        ("WEBP", (10, 6), True),
+    ):
+        data = encode(Image.new("RGB", size, "red"), kind)
+        if not refused:
+            assert decode_image(data).size == size
+            continue
+        with pytest.raises(ImageError, match=rf"{size[0]} x {size[1]} exceeds {50 if kind == 'WEBP' else 100} pixels"):
+            decode_image(data)
 
 
 def test_an_exif_that_lies_says_nothing_about_the_pixels() -> None:

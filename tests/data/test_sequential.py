@@ -52,6 +52,14 @@ def test_a_start_draws_from_its_seed_and_its_first_step(uneven: str, loader_of: 
     assert both[0].samples != both[1].samples, "each worker draws its own"
 
 
+def test_rank_0_logs_that_the_run_does_not_resume_exactly(uneven: str, loader_of: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for rank, lines in ((0, 1), (1, 0)):
+        caplog.clear()
+        with caplog.at_level("INFO", logger="flexiclip"):
+            loader_of(uneven, sequential=True, rank=rank, world=2)
+        assert [record.message.count("does not repeat the uninterrupted one exactly") for record in caplog.records] == [1] * lines
+
+
 def test_broken_samples_are_named(broken: str, loader_of: Any) -> None:
     found = batches(loader_of, broken, steps=20)
     assert {(error["shard"], error["key"]) for batch in found for error in batch.bad} == {(broken, f"s000{n}") for n in (2, 5, 7)}

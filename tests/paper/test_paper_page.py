@@ -138,3 +138,14 @@ def test_the_page_has_every_claim_with_its_verdict_plot_and_command(tmp_path: Pa
         for plot in study.plots:
             assert (page.parent / "images" / f"paper_{plot.key}.png").stat().st_size > 5_000
     assert "+10.2 ± 0.1 points | > 0 | holds" in text
+
+
+def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word: nobody writes into it by hand. (Pictures are drawn in the test before.)"""
+    docs = Path(__file__).parents[2] / "docs"
+    drawn: list[str] = []
+    monkeypatch.setattr("reproduction.page.draw_lines", lambda series, axes, path, ranges: drawn.append(path.name))
+    write_page(STUDIES, docs / "paper", tmp_path / "paper.md")
+    assert (tmp_path / "paper.md").read_text() == (docs / "paper.md").read_text()
+    assert drawn
+    assert set(drawn) == {path.name for path in (docs / "images").glob("paper_*.png")}

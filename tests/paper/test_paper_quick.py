@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from studies import STUDIES
 
 RUN = Path(__file__).parents[2] / "scripts" / "paper" / "run.py"
 
@@ -51,4 +52,5 @@ def test_two_studies_from_shards_to_the_page(tmp_path: Path) -> None:
 def test_an_unknown_study_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = _run(tmp_path, "resizin")
     assert done.returncode == 2
-    assert done.stderr == "error: resizin: no such study; did you mean resizing?: there are " + done.stderr.split("there are ")[1]
+    names = ", ".join(study.name for study in STUDIES)
+    assert done.stderr == f"error: resizin: no such study; did you mean resizing?: there are {names}\n"

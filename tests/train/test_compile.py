@@ -13,20 +13,22 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from alike import ENGINES, assert_same_training, assert_same_weights
-from launch import ENVIRONMENT, Trained
+from launch import ENVIRONMENT, Trained, flexiclip_main, run_ranks, said
 from test_blocks import OURS, TOWERS, assert_same_gradients, image_tower
 from torch import nn
 from torch._dynamo.utils import counters
 
 from flexiclip.config import load
 from flexiclip.errors import UserError
+from flexiclip.models.blocks import blocks_of
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.text import TextTransformer
-from flexiclip.train.engines.blocks import compile_blocks, recompute_blocks, remove_cut_off
+from flexiclip.train.engines.blocks import compile_blocks, prepare_blocks, recompute_blocks, remove_cut_off
 
 Fit = Callable[..., Trained]
 LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20)  # of 120 px: ten, where torch gives up after eight graphs
@@ -131,6 +133,67 @@ def test_a_start_after_a_kill_in_the_compiler_builds_anew(tmp_path: Path, monkey
         path.write_bytes(b"")
         os.utime(path, (time.time() - 60,) * 2)
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def marked(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """In the place of torch.compile, which takes a compiler and a minute: the function itself, which counts its calls."""
+    assert options in ({}, {"dynamic": True, "backend": "inductor"})
+
+    def compiled(*arguments: Any, **given: Any) -> Any:
+        compiled.calls += 1  # type: ignore[attr-defined]
+        return function(*arguments, **given)
+
+    compiled.calls = 0  # type: ignore[attr-defined]
+    return compiled
+
+
+@pytest.mark.parametrize(("compiled", "recomputed"), [(True, False), (True, True), (False, True), (False, False)])
+def test_prepare_blocks_compiles_every_block_and_recomputes_those_that_train(
+    monkeypatch: pytest.MonkeyPatch, recipe: list[str], compiled: bool, recomputed: bool
+) -> None:
+    """The image tower is frozen but for its last block."""
+    made: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: made.append(marked(function, **options)) or made[-1])
+    towers = [image_tower(), TextTransformer(OURS)]
+    for name, parameter in towers[0].named_parameters():
+        parameter.requires_grad = name.startswith("blocks.2.")
+    switches = [f"train.compile={str(compiled).lower()}", f"train.activation_checkpointing={str(recomputed).lower()}"]
+    prepare_blocks(towers, load(recipe[0], [*recipe[1:], *switches]), torch.device("cpu"))
+    recomputations = 0
+    if compiled:
+        check, *blocks = made
+        assert check.calls == 1, "one addition, to see that the compiler works"
+        assert len(blocks) == 2, "one for each tower, whose blocks are of one class"
+    else:
+        assert made == []
+    for tower, trained in zip(towers, (1, 3), strict=True):
+        entered: list[nn.Module] = []
+        for block in blocks_of(tower):
+            attention: nn.Module = block.attn  # type: ignore[assignment]
+            attention.register_forward_hook(lambda module, *_, seen=entered: seen.append(module))
+        backward(tower, 3, 2)
+        recomputations += len(entered) - 3
+        assert len(entered) == 3 + (trained if recomputed else 0)
+    if compiled:
+        assert sum(each.calls for each in blocks) == 6 + recomputations
+
+
+def train_without_a_compiler(*argv: str) -> int:
+    """As where g++ is missing."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("\n  No working C++ compiler found\nsecond line")
+
+    torch.compile = fail
+    return flexiclip_main("train", *argv)
+
+
+def test_a_compiler_that_does_not_work_ends_the_run_before_it_begins(recipe: list[str], tmp_path: Path) -> None:
+    argv = [*recipe, f"run_dir={tmp_path / 'run'}", "train.compile=true"]
+    assert run_ranks(1, tmp_path / "log", train_without_a_compiler, *argv) == [2]
+    (line,) = said(tmp_path / "log", 0)
+    assert line.startswith("flexiclip: train.compile: torch.compile does not work here (No working C++ compiler found): install")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow

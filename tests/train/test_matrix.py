@@ -51,7 +51,7 @@ def rows() -> list[Row]:
     return found
 
 
-DEFAULT = [("zero3-parameters", "text")]
+DEFAULT = [("zero3-parameters", "both-last")]
 EVERY = [pytest.param(*row, marks=[] if row[:2] in DEFAULT else [pytest.mark.slow]) for row in rows()]
 
 

@@ -1,7 +1,7 @@
 """Engines: plain torch here, DeepSpeed in zero.py, behind the same few methods.
 
-Both train an objective's towers with the same AdamW, averaging gradients over the ranks, so that they give the same losses. What
-a step does with them is in step.py.
+Both train an objective's towers with the same AdamW and average gradients over the ranks, so their losses differ only by
+rounding. What a step does with them is in step.py.
 """
 
 from __future__ import annotations

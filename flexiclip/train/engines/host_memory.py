@@ -2,7 +2,7 @@
 
 An activation of a large batch is beyond glibc's largest threshold (32 MB), from which on every allocation is mapped anew and
 given back when it is freed; the kernel then clears its pages in every step, amid the arithmetic. Kept, it is the same memory from
-step to step. The numbers do not change; between its largest steps the process stays as large as they made it.
+step to step. Between its largest steps the process stays as large as they made it.
 `scripts/bench/training_step.py` measures it.
 """
 

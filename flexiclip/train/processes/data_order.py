@@ -1,7 +1,7 @@
 """A fingerprint of what the order of the training samples depends on besides the seed, compared over ranks and over lives.
 
-Every rank reads the shards' indices itself. One that sees other shards, or other counts, would follow another plan without
-anybody noticing: samples would come twice or never.
+Every rank reads the shards' indices itself. A rank that sees other shards, or other counts, would silently follow another
+plan: some samples would come twice and others not at all.
 """
 
 from __future__ import annotations

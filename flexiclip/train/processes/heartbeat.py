@@ -1,10 +1,10 @@
 """Signs of life between the ranks: when one is lost or leaves with an error, the others name it and leave within a minute.
 
-The collectives do not do this. NCCL waits for ever for a peer that is gone, gloo says that some connection was closed, and
-neither ends a rank that reads data or writes a file at that moment. So each rank keeps one TCP connection to rank 0, on which
-both send a line every two seconds from a thread of their own, whatever the main thread does. A connection that closes without a
-farewell is a process that died; one that stays silent for `train.rank_timeout_s` is a host or a network that did. Rank 0 tells
-the others.
+The collectives cannot do this. NCCL keeps waiting for a peer that is gone, gloo only says that some connection was closed, and
+neither ends a rank that is reading data or writing a file at that moment. So each rank keeps one TCP connection to rank 0, on
+which both send a line every two seconds from a thread of their own, whatever the main thread does. A connection that closes
+without a farewell is a process that died; one that stays silent for `train.rank_timeout_s` is a host or a network that did.
+Rank 0 tells the others.
 
 A rank that is slow is not lost: compiling, saving and evaluating leave the thread its turn, and silence is counted in the waking
 time of the one that listens, so that a machine that was suspended as a whole wakes up whole.
