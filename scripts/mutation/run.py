@@ -70,8 +70,7 @@ def parse() -> argparse.Namespace:
 
 def tested(module: Module, core: list[Module], arguments: argparse.Namespace) -> bool:
     """Test the mutants of a module that are due, and write its entry. False when mutmut failed."""
-    entries = record.read()
-    before = entries.get(module.path, {})
+    before = record.read().get(module.path, {})
     version = {"source": digest([module.path]), "tests": digest(module.tests)}  # before the run: files may change meanwhile
     if version.items() <= before.items() and not arguments.fresh and not arguments.retest:
         return True
@@ -81,6 +80,8 @@ def tested(module: Module, core: list[Module], arguments: argparse.Namespace) ->
     print(f"{module.path}: ...", flush=True)
     if run_mutmut(module, arguments.workers) or "not checked" in record.results(module).values():
         return False
+    entries = record.read()  # again: verdicts may have been written meanwhile
+    before = entries.get(module.path, {})
     entries[module.path] = {**version, **record.entry(module, before)}
     record.write(entries, [m.path for m in core])
     took = f"{time.monotonic() - began:.0f} s, {cpu_seconds() - used:.0f} s of CPU"
