@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("module", nargs="*", help="part of a path, as in pi_resize or schedules/ (default: the whole core)")
     parser.add_argument("--workers", type=int, default=2, help="mutants tested at the same time (default: 2)")
     parser.add_argument(
-        "--patience", type=float, default=8.0, help="a mutant has 4 x (its tests' time + PATIENCE s) (default: 8)"
+        "--patience", type=float, default=4.0, help="a mutant has 4 x (its tests' time + PATIENCE s) (default: 4)"
     )
     parser.add_argument("--fresh", action="store_true", help="forget earlier results of the chosen modules")
     parser.add_argument("--retest", action="store_true", help="test survivors again though no file has changed")
