@@ -165,3 +165,10 @@ def test_horizon_of_steps_epochs_and_samples_asks_for_no_flops() -> None:
     for steps, expected in ((7, 7), ("2 epochs", 101), ("17 samples", 3)):
         config = from_dict(Config, {"train": {"steps": steps, "global_batch_size": 8}})
         assert horizon_of(config, 401, square, never) == Horizon(expected, 8, 401)
+
+
+def test_clipa_weighs_by_cost_and_may_finish_from_the_first_step() -> None:
+    made = schedule(curriculum="clipa", weights="inverse_cost", finish=STEPS)
+    expected = pytest.approx({6: 100 / 136, 10: 36 / 136})  # 1/36 : 1/100
+    assert probabilities(made, 0) == probabilities(made, STEPS - 1) == expected
+    assert made.shares() == expected
