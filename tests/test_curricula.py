@@ -184,3 +184,9 @@ def test_shares_of_a_length_that_is_named_twice_add_up(curriculum: str) -> None:
 def test_edges_end_exactly_at_one() -> None:
     assert np.cumsum(np.full(6, 1 / 6))[-1] < 1, "rounding, which a window that ends at 1 would fall out of"
     assert _edges(np.full(6, 1 / 6))[[0, -1]].tolist() == [0.0, 1.0]
+
+
+def test_clipa_halves_only_the_lengths_that_are_drawn() -> None:
+    made = schedule(curriculum="clipa", weights=[5.0, 0.0, 1.0, 2.0], finish="10%")
+    assert probabilities(made, 0) == pytest.approx({3: 5 / 6, 6: 1 / 6})
+    assert probabilities(made, STEPS - 1) == {10: 1.0}
