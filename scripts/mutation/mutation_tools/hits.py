@@ -102,7 +102,7 @@ class Hits:
                 self.users.setdefault(id(fixturedef), []).append(item.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        """mutmut sorts tests by their time, and its limit for a mutant is their sum: the tests that use a fixture share its time."""
+        """Tests share the time of a fixture: mutmut sorts them by their time, and the limit for a mutant is their sum."""
         for fixture, tests in self.users.items():
             for test in tests:
                 state().duration_by_test[test] += self.seconds.get(fixture, 0.0) / len(tests)
