@@ -39,7 +39,7 @@ def main() -> int:
     failed = [] if arguments.report else test_all(chosen, core, arguments)
     report(chosen)
     for path in failed:
-        print(f"mutation: {path}: mutmut stopped; its output is in {TREE / 'mutmut.log'}", file=sys.stderr)
+        print(f"mutation: {path}: mutmut stopped; its output is in {log_of(path)}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -111,8 +111,13 @@ def forget(module: Module, *, everything: bool, survivors: bool) -> None:
     stamp.write_text(digest(module.tests))
 
 
+def log_of(path: str) -> Path:
+    """The file with mutmut's output on a module."""
+    return TREE / "logs" / f"{path.replace('/', '.')}.log"
+
+
 def run_mutmut(module: Module, workers: int) -> int:
-    """`mutmut run` on the tree, its output in .mutation/mutmut.log; returns its exit code."""
+    """`mutmut run` on the tree, its output in a file; returns its exit code."""
     search = os.pathsep.join([str(MUTANTS), str(HERE)])
     environment = {
         **os.environ,
@@ -121,7 +126,8 @@ def run_mutmut(module: Module, workers: int) -> int:
         "MUTATION_PRELOAD": ",".join(PRELOADED if module.ranks else ()),
     }
     command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(workers)]
-    with open(TREE / "mutmut.log", "w") as log:
+    log_of(module.path).parent.mkdir(exist_ok=True)
+    with open(log_of(module.path), "w") as log:
         return subprocess.run(command, cwd=TREE, env=environment, stdout=log, stderr=log, check=False).returncode
 
 
