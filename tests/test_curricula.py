@@ -12,6 +12,7 @@ import pytest
 from flexiclip.config import Config, PatchConfig, from_dict
 from flexiclip.errors import UserError
 from flexiclip.schedules import Horizon, SeqhwSchedule, horizon_of
+from flexiclip.schedules.lengths import _edges
 
 LENGTHS = [3, 4, 6, 10]
 STEPS = 1000
@@ -165,3 +166,27 @@ def test_horizon_of_steps_epochs_and_samples_asks_for_no_flops() -> None:
     for steps, expected in ((7, 7), ("2 epochs", 101), ("17 samples", 3)):
         config = from_dict(Config, {"train": {"steps": steps, "global_batch_size": 8}})
         assert horizon_of(config, 401, square, never) == Horizon(expected, 8, 401)
+
+
+def test_clipa_weighs_by_cost_and_may_finish_from_the_first_step() -> None:
+    made = schedule(curriculum="clipa", weights="inverse_cost", finish=STEPS)
+    expected = pytest.approx({6: 100 / 136, 10: 36 / 136})  # 1/36 : 1/100
+    assert probabilities(made, 0) == probabilities(made, STEPS - 1) == expected
+    assert made.shares() == expected
+
+
+@pytest.mark.parametrize("curriculum", ["none", "short_to_long", "long_to_short"])
+def test_shares_of_a_length_that_is_named_twice_add_up(curriculum: str) -> None:
+    made = schedule(seqhw=[3, 4, 4, 6], curriculum=curriculum)
+    assert made.shares() == pytest.approx({3: 0.25, 4: 0.5, 6: 0.25})
+
+
+def test_edges_end_exactly_at_one() -> None:
+    assert np.cumsum(np.full(6, 1 / 6))[-1] < 1, "rounding, which a window that ends at 1 would fall out of"
+    assert _edges(np.full(6, 1 / 6))[[0, -1]].tolist() == [0.0, 1.0]
+
+
+def test_clipa_halves_only_the_lengths_that_are_drawn() -> None:
+    made = schedule(curriculum="clipa", weights=[5.0, 0.0, 1.0, 2.0], finish="10%")
+    assert probabilities(made, 0) == pytest.approx({3: 5 / 6, 6: 1 / 6})
+    assert probabilities(made, STEPS - 1) == {10: 1.0}

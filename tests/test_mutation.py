@@ -102,6 +102,16 @@ def test_plain_decorators_do_what_decorators_do() -> None:
     assert "# a comment" in rewritten
 
 
+def test_first_verdict_of_what_cannot_matter() -> None:
+    was = "for a, b in zip(x, y, strict=True):"
+    for now in ("for a, b in zip(x, y, strict=False):", "for a, b in zip(x, y, strict=None):", "for a, b in zip(x, y, ):"):
+        assert record.first_verdict(was, now).startswith("equivalent: ")
+    for now in ("for a, b in zip(x, strict=True):", "for a, b in zip(None, y, strict=True):"):
+        assert record.first_verdict(was, now) == "open"
+    assert record.first_verdict('open(encoding="utf-8")', 'open(encoding="UTF-8")').startswith("equivalent: ")
+    assert record.first_verdict('open(encoding="utf-8")', "open(encoding=None)") == "open"
+
+
 def test_score_leaves_equivalent_mutants_out() -> None:
     survivors = [{"verdict": verdict} for verdict in ("open", "equivalent: the same sum", "open", "equivalent: never read")]
     assert record.score(6, survivors) == 75.0

@@ -163,3 +163,8 @@ def test_horizon_of_keeps_what_durations_count_in_and_micro_batches_are_whole() 
     assert Horizon.of(parse_duration("2 epochs"), 8, 401) == Horizon(101, 8, 401)
     recipe = load("flexiclip_b", ["train.micro_tokens=1000000", "train.micro_batch_size=null"])
     assert repr(micro_batches(recipe, world=32)(5)) == str(recipe.train.global_batch_size // 32), "an int, not a float"
+
+
+def test_cosine_after_the_last_step_and_with_one_step_of_decay() -> None:
+    rate = learning_rate(optimizer(lr=0.5, schedule="cosine", warmup=999), HORIZON)
+    assert [rate(step) for step in (999, 1000, 1001, 1500)] == pytest.approx([0.5, 0.0, 0.0, 0.0])

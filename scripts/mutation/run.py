@@ -39,7 +39,7 @@ def main() -> int:
     failed = [] if arguments.report else test_all(chosen, core, arguments)
     report(chosen)
     for path in failed:
-        print(f"mutation: {path}: mutmut stopped; its output is in {TREE / 'mutmut.log'}", file=sys.stderr)
+        print(f"mutation: {path}: mutmut stopped; its output is in {log_of(path)}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("module", nargs="*", help="part of a path, as in pi_resize or schedules/ (default: the whole core)")
     parser.add_argument("--workers", type=int, default=2, help="mutants tested at the same time (default: 2)")
     parser.add_argument(
-        "--patience", type=float, default=8.0, help="a mutant has 4 x (its tests' time + PATIENCE s) (default: 8)"
+        "--patience", type=float, default=4.0, help="a mutant has 4 x (its tests' time + PATIENCE s) (default: 4)"
     )
     parser.add_argument("--fresh", action="store_true", help="forget earlier results of the chosen modules")
     parser.add_argument("--retest", action="store_true", help="test survivors again though no file has changed")
@@ -70,8 +70,7 @@ def parse() -> argparse.Namespace:
 
 def tested(module: Module, core: list[Module], arguments: argparse.Namespace) -> bool:
     """Test the mutants of a module that are due, and write its entry. False when mutmut failed."""
-    entries = record.read()
-    before = entries.get(module.path, {})
+    before = record.read().get(module.path, {})
     version = {"source": digest([module.path]), "tests": digest(module.tests)}  # before the run: files may change meanwhile
     if version.items() <= before.items() and not arguments.fresh and not arguments.retest:
         return True
@@ -81,6 +80,8 @@ def tested(module: Module, core: list[Module], arguments: argparse.Namespace) ->
     print(f"{module.path}: ...", flush=True)
     if run_mutmut(module, arguments.workers) or "not checked" in record.results(module).values():
         return False
+    entries = record.read()  # again: verdicts may have been written meanwhile
+    before = entries.get(module.path, {})
     entries[module.path] = {**version, **record.entry(module, before)}
     record.write(entries, [m.path for m in core])
     took = f"{time.monotonic() - began:.0f} s, {cpu_seconds() - used:.0f} s of CPU"
@@ -110,8 +111,13 @@ def forget(module: Module, *, everything: bool, survivors: bool) -> None:
     stamp.write_text(digest(module.tests))
 
 
+def log_of(path: str) -> Path:
+    """The file with mutmut's output on a module."""
+    return TREE / "logs" / f"{path.replace('/', '.')}.log"
+
+
 def run_mutmut(module: Module, workers: int) -> int:
-    """`mutmut run` on the tree, its output in .mutation/mutmut.log; returns its exit code."""
+    """`mutmut run` on the tree, its output in a file; returns its exit code."""
     search = os.pathsep.join([str(MUTANTS), str(HERE)])
     environment = {
         **os.environ,
@@ -120,7 +126,8 @@ def run_mutmut(module: Module, workers: int) -> int:
         "MUTATION_PRELOAD": ",".join(PRELOADED if module.ranks else ()),
     }
     command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(workers)]
-    with open(TREE / "mutmut.log", "w") as log:
+    log_of(module.path).parent.mkdir(exist_ok=True)
+    with open(log_of(module.path), "w") as log:
         return subprocess.run(command, cwd=TREE, env=environment, stdout=log, stderr=log, check=False).returncode
 
 

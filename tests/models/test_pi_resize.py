@@ -143,3 +143,11 @@ def test_the_matrices_are_used_on_the_device_of_the_kernel() -> None:
         kernel = torch.empty(2, 3, 16, 16, device="cuda")
         assert pi.pi_resize(kernel, (8, 12)).device.type == "cuda"
         assert resize(kernel, (12, 12)).device.type == "cuda"
+        assert [buffer.device.type for buffer in resize.to("cuda").buffers()] == ["cuda"]
+
+
+def test_pi_resize_of_half_precision_rounds_once_at_the_end() -> None:
+    kernel = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(6)).bfloat16()
+    found = pi.pi_resize(kernel, (8, 24))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, pi.pi_resize(kernel.float(), (8, 24)).bfloat16())

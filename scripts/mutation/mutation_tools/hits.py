@@ -2,7 +2,7 @@
 
 mutmut runs each mutant against the tests that called its function, and counts the calls inside pytest's own process. Here
 - calls in forked ranks are counted for the test that started them;
-- calls while a fixture is made are counted for every test that uses the fixture, not only for the first;
+- calls while a fixture is made are counted for every test that uses the fixture, not only for the first, and its time is shared;
 - caches are emptied between tests, so that a call counts for each test that would make it;
 - ranks are forked from pytest's process, which has imported what they need, in place of a new server for each mutant;
 - a mutant that runs out of time takes its children with it.
@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import _lru_cache_wrapper
 from pathlib import Path
@@ -65,18 +66,21 @@ class Hits:
     def __init__(self) -> None:
         self.hits = state()._stats = SharedHits()
         self.of_fixture: dict[int, set[str]] = {}
+        self.seconds: dict[int, float] = {}
+        self.users: dict[int, list[str]] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[Any]:
-        """The calls of a fixture are kept under it."""
+        """The calls of a fixture are kept under it, with the time that it takes."""
         self.hits.collect()
-        before = set(self.hits)
+        before, began = set(self.hits), time.monotonic()
         self.hits.clear()
         try:
             return (yield)
         finally:
             self.hits.collect()
             self.of_fixture[id(fixturedef)] = set(self.hits)
+            self.seconds[id(fixturedef)] = self.seconds.get(id(fixturedef), 0.0) + time.monotonic() - began
             self.hits.update(before)
 
     @pytest.hookimpl(tryfirst=True)
@@ -95,6 +99,13 @@ class Hits:
         for name in item.fixturenames:
             for fixturedef in item._fixtureinfo.name2fixturedefs.get(name, ()):
                 self.hits.update(self.of_fixture.get(id(fixturedef), ()))
+                self.users.setdefault(id(fixturedef), []).append(item.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        """Tests share the time of a fixture: mutmut sorts them by their time, and the limit for a mutant is their sum."""
+        for fixture, tests in self.users.items():
+            for test in tests:
+                state().duration_by_test[test] += self.seconds.get(fixture, 0.0) / len(tests)
 
 
 @pytest.hookimpl(tryfirst=True)
