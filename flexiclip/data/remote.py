@@ -50,6 +50,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
     """`size` bytes from `offset`, in one attempt. Raises OSError, and what the backend raises."""
     fs, path = filesystem(url)
+    data: bytes
     if keeps_copies(fs):
         data = _through_cache(fs, path, offset, size, timeout_s)
     elif "http" in fs.protocol:
@@ -60,7 +61,7 @@ def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
         raise OSError(f"short read: {len(data)} of {size} bytes at offset {offset}")
     if len(data) > size:
         raise FinalError(f"{url}: more bytes than asked for: {len(data)}, not {size}")
-    return cast(bytes, data)
+    return data
 
 
 def _through_cache(fs: Any, path: str, offset: int, size: int, timeout_s: float) -> bytes:
