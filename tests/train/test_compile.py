@@ -16,11 +16,11 @@ import pytest
 import torch
 from alike import ENGINES, assert_same_training, assert_same_weights
 from launch import ENVIRONMENT, Trained
+from overrides import load_last
 from test_blocks import OURS, TOWERS, assert_same_gradients, image_tower
 from torch import nn
 from torch._dynamo.utils import counters
 
-from flexiclip.config import load
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.text import TextTransformer
@@ -87,7 +87,7 @@ def test_captions_of_any_length_are_one_graph_of_a_text_tower(name: str, tmp_pat
 
 def test_zero_3_says_that_it_cannot(recipe: list[str]) -> None:
     with pytest.raises(UserError, match=r"train\.compile=true .* engine\.zero_stage=3: set a stage below 3"):
-        load(recipe[0], [*recipe[1:], "train.compile=true", *ENGINES["zero3"]])
+        load_last([*recipe, "train.compile=true", *ENGINES["zero3"]])
 
 
 @pytest.mark.slow

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from overrides import load_last
 from test_step import ALONE, BATCH, LR, SEQHW, normalized
 from torch import Tensor
 from train_shards import sample
 
 from flexiclip.bundle import LoadedModel, build_model
-from flexiclip.config import ClassificationConfig, Config, DistillationConfig, load
+from flexiclip.config import ClassificationConfig, Config, DistillationConfig
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.train.engines.engine import TorchEngine
 from flexiclip.train.engines.optim import ScalarOptimizer
@@ -33,7 +34,7 @@ Plain = Callable[[FlexiCLIP, Inputs], Tensor]
 
 def built(recipe: list[str], *overrides: str) -> tuple[LoadedModel, Config]:
     """A model of the tiny recipe, without clipping and decay; a classifier's head is not left at zero."""
-    config = load(recipe[0], [*recipe[1:], "optimizer.grad_clip=null", "optimizer.weight_decay=0", *overrides])
+    config = load_last([*recipe, "optimizer.grad_clip=null", "optimizer.weight_decay=0", *overrides])
     loaded = build_model(config)
     if config.model.text is None:
         torch.nn.init.normal_(loaded.model.image_projection.weight, generator=torch.Generator().manual_seed(config.seed))
