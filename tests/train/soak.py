@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import leave_in_time, said, started_ranks, trained
+from overrides import load_last
 
 Life = Callable[[random.Random], tuple[int, list[str]]]
 """How a life is started: its number of ranks, and overrides of the recipe."""
@@ -41,12 +42,11 @@ def train_and_evaluate(*argv: str) -> int:
 
     import torch
 
-    from flexiclip.config import load
     from flexiclip.train.processes import ranks
 
     os.environ["MKL_CBWR"] = "AVX2,STRICT"  # the same sums wherever in memory a matrix lies
     ranks.JOIN_S = 20.0  # a rank that is killed before it has met the others is not waited for long
-    config = load(argv[0], list(argv[1:]))
+    config = load_last(argv)
     seen = Path(config.run_dir) / "evaluating"
 
     @torch.no_grad()

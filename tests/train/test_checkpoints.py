@@ -13,6 +13,7 @@ import pytest
 import torch
 from alike import ENGINES
 from launch import Command, Trained, flexiclip_main, run_ranks
+from overrides import load_last
 from torch import Tensor
 from train_shards import sample, write_shard
 
@@ -27,13 +28,12 @@ Fit = Callable[..., Trained]
 
 def save_and_train_on(*argv: str) -> None:
     """In each rank: two steps, a snapshot, two steps more; the snapshot must still be what the state was when it was taken."""
-    from flexiclip.config import load
     from flexiclip.train.objectives.base import Inputs
     from flexiclip.train.processes.ranks import joined_ranks
     from flexiclip.train.records.recorder import Recorder
     from flexiclip.train.setup import set_up
 
-    config = load(argv[0], argv[1:])
+    config = load_last(argv)
     with joined_ranks(config.engine.kind == "deepspeed", 1) as ranks:
         run = set_up(config, ranks, evaluates=False)
         recorder = Recorder(run, None)

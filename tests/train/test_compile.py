@@ -19,11 +19,11 @@ import pytest
 import torch
 from alike import ENGINES, assert_same_training, assert_same_weights
 from launch import ENVIRONMENT, Trained, flexiclip_main, run_ranks, said
+from overrides import load_last
 from test_blocks import OURS, TOWERS, assert_same_gradients, image_tower
 from torch import nn
 from torch._dynamo.utils import counters
 
-from flexiclip.config import load
 from flexiclip.errors import UserError
 from flexiclip.models.blocks import blocks_of
 from flexiclip.models.flexivit import FlexiViT
@@ -91,7 +91,7 @@ def test_captions_of_any_length_are_one_graph_of_a_text_tower(name: str, tmp_pat
 
 def test_zero_3_says_that_it_cannot(recipe: list[str]) -> None:
     with pytest.raises(UserError, match=r"train\.compile=true .* engine\.zero_stage=3: set a stage below 3"):
-        load(recipe[0], [*recipe[1:], "train.compile=true", *ENGINES["zero3"]])
+        load_last([*recipe, "train.compile=true", *ENGINES["zero3"]])
 
 
 def test_libraries_that_a_kill_has_cut_off_are_removed_from_the_cache(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_prepare_blocks_compiles_every_block_and_recomputes_those_that_train(
     for name, parameter in towers[0].named_parameters():
         parameter.requires_grad = name.startswith("blocks.2.")
     switches = [f"train.compile={str(compiled).lower()}", f"train.activation_checkpointing={str(recomputed).lower()}"]
-    prepare_blocks(towers, load(recipe[0], [*recipe[1:], *switches]), torch.device("cpu"))
+    prepare_blocks(towers, load_last([*recipe, *switches]), torch.device("cpu"))
     recomputations = 0
     if compiled:
         check, *blocks = made

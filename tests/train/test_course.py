@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from launch import Trained
+from overrides import load_last
 
-from flexiclip.config import load
 from flexiclip.models.training_flops import pair_flops, text_cost
 from flexiclip.plan.plan import Cluster, make_plan
 
@@ -25,7 +25,7 @@ def test_a_curriculum_of_so_many_flops(fit: Fit, recipe: list[str], tmp_path: Pa
         "train.keep_last=99",
     ]
     whole = fit(1, *given)
-    config = load("debug", [*recipe[1:], *given])
+    config = load_last([*recipe, *given])
     plan = make_plan(config, Cluster(1, 1, "a100"))
     assert len(whole.rows) == plan.steps
     assert 1.5e-3 * (1 - 1 / len(whole.rows)) < (plan.tflops or 0.0) <= 1.5e-3

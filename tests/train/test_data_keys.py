@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from overrides import load_last
 from PIL import Image
 from test_model_keys import CLASSIFY
 from torch import Tensor
 from train_shards import sample, write_shard
 
 from flexiclip.bundle import build_model
-from flexiclip.config import load
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import train_loader
 from flexiclip.train.setup import data_of, labels_of
@@ -52,7 +52,7 @@ DATA: dict[str, list[str]] = {
 
 
 def first_batch(recipe: list[str], *overrides: str) -> list[Any]:
-    config = load(recipe[0], [*recipe[1:], *overrides])
+    config = load_last([*recipe, *overrides])
     loaded = build_model(config)
     sources = None if config.data.sequential else open_sources(data_of(config), config.seed, labels_of(config))
     batches = train_loader(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from alike import ENGINES, assert_same_training
 from launch import Trained, run_ranks
+from overrides import load_last
 from safetensors.torch import save_file
 
 from flexiclip.bundle import LoadedModel, read_weights
-from flexiclip.config import load
 from flexiclip.train.loop import train
 from flexiclip.train.records.metrics import read_lines
 
@@ -34,7 +34,7 @@ def train_and_keep_what_is_evaluated(folder: str, *argv: str) -> int:
             length = loaded.model.encode_image(torch.ones(2, 3, 48, 48), seqhw=3).norm()
         return {"toy/length": float(length), "toy/number": float(number)}
 
-    train(load(argv[0], argv[1:]), keep)
+    train(load_last(argv), keep)
     return 0
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from alike import ENGINES
 from launch import Trained, run_ranks
+from overrides import load_last
 from safetensors.numpy import load_file
 from test_step import plain_loss
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from flexiclip.bundle import build_model
-from flexiclip.config import load
 from flexiclip.data.images import normalize
 from flexiclip.train.objectives.base import Inputs
 from flexiclip.train.processes.ranks import Ranks, joined_ranks
@@ -105,7 +105,7 @@ def _dropout_rank(argv: list[str]) -> None:
 
     The graph embeds each micro-batch under the random state in which the engine's first pass met it.
     """
-    config = load(argv[0], argv[1:])
+    config = load_last(argv)
     with joined_ranks(config.engine.kind == "deepspeed", 1) as ranks:
         plain = build_model(config).model.train()
         run = set_up(config, ranks, evaluates=False)

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 from launch import Trained
+from overrides import load_last
 from torch import Tensor, nn
 from train_shards import sample
 
 from flexiclip.bundle import LoadedModel, build_model
-from flexiclip.config import Config, load
+from flexiclip.config import Config
 from flexiclip.train.engines.towers import Towers
 
 MODEL: dict[str, list[str]] = {
@@ -61,7 +62,7 @@ LENGTHS = (2, 3, 4, 6)
 
 def perturbed(recipe: list[str], *overrides: str) -> tuple[LoadedModel, Config]:
     """A model whose every parameter is drawn by its name and shape: settings that keep those keep the weights."""
-    config = load(recipe[0], [*recipe[1:], *overrides])
+    config = load_last([*recipe, *overrides])
     loaded = build_model(config)
     for name, p in loaded.model.named_parameters():
         seed = sum(map(ord, name)) + 7 * p.numel()
@@ -121,7 +122,7 @@ def test_lock_and_unlock_last_say_which_blocks_train(
 ) -> None:
     """And `init` where the weights come from."""
     given = [f"model.{half}.{key}" for key in ("lock=true", f"unlock_last={unlock}", f"init={reference.folder}")]
-    model = build_model(load(recipe[0], [*recipe[1:], "seed=5", *given])).model
+    model = build_model(load_last([*recipe, "seed=5", *given])).model
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     tower = {name for name in trained if name.startswith(f"{half}_tower.")}
     assert {int(name.split(".")[2]) for name in tower if ".blocks." in name} == blocks
@@ -140,12 +141,12 @@ CLASSIFY = ["objective=classification", "model.text=null", "data.labels=cls", "m
 
 def test_the_scalars_and_a_classifiers_head_start_where_the_recipe_says(recipe: list[str]) -> None:
     given = ["loss.kind=sigmoid", "model.logit_bias_init=-7.5", "model.logit_scale_init=20", "model.logit_scale_max=30"]
-    model = build_model(load(recipe[0], [*recipe[1:], *given])).model
+    model = build_model(load_last([*recipe, *given])).model
     assert model.logit_scale.item() == pytest.approx(math.log(20))
     assert model.logit_bias is not None
     assert model.logit_bias.item() == -7.5
     names = ["red", "green", "blue"]
-    config = load(recipe[0], [*recipe[1:], *CLASSIFY, f"model.classes=[{','.join(names)}]", "model.head_bias_init=-4"])
+    config = load_last([*recipe, *CLASSIFY, f"model.classes=[{','.join(names)}]", "model.head_bias_init=-4"])
     loaded = build_model(config)
     head = loaded.model.image_projection
     assert isinstance(head, nn.Linear)

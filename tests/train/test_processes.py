@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from alike import ENGINES
 from launch import Command, Trained, descendants, flexiclip_main, leave_in_time, run_ranks, said, started_ranks, trained
+from overrides import load_last
 from train_shards import sample, write_shard
 
 from flexiclip.train.processes.signals import Stopped, StopSignal
@@ -155,10 +156,9 @@ HANGS_AT = 2
 def train_until_data_hangs(*argv: str) -> int:
     """The command line's training; the evaluation inside the run takes the shards away."""
 
-    from flexiclip.config import load
     from flexiclip.data.reading import reopen
 
-    config = load(argv[0], list(argv[1:]))
+    config = load_last(argv)
     folder = Path(str(config.data.train)).parent
 
     def take_away(_: Any) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from launch import Trained
+from overrides import load_last
 from test_step import ALONE
 from torch import nn
 
@@ -48,7 +49,7 @@ def make(recipe: list[str], tmp_path: Path) -> Make:
     """A recorder at step 0 of a run of 20 of the tiny recipe, with a real model, engine and store, and that run."""
 
     def build(*overrides: str, evaluators: Any = None, store: LocalStore | None = None) -> tuple[Recorder, Any]:
-        config = load(recipe[0], [*recipe[1:], *overrides])
+        config = load_last([*recipe, *overrides])
         loaded = build_model(config)
         objective = Contrastive(loaded.model.train(), config.loss, bf16=False)
         run = SimpleNamespace(

@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launch import Trained
+from overrides import load_last
 from torch import Tensor, nn
 from train_shards import sample
 
 from flexiclip.bundle import LoadedModel, build_model
-from flexiclip.config import Config, load
+from flexiclip.config import Config
 from flexiclip.data.batch import caption_id
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.transformer import MLP
@@ -38,7 +39,7 @@ def make(recipe: list[str]) -> Make:
 
     def build(*overrides: str) -> tuple[LoadedModel, Config]:
         plain = ["optimizer.grad_clip=null", "optimizer.weight_decay=0", f"optimizer.eps={EPS}", *overrides]
-        config = load(recipe[0], [*recipe[1:], *plain])
+        config = load_last([*recipe, *plain])
         loaded = build_model(config)
         loaded.model.train()
         return loaded, config

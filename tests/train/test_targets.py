@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launch import Trained
+from overrides import load_last
 from test_step import ALONE, BATCH, LR, SEQHW, normalized
 from torch import Tensor
 from train_shards import sample
 
 from flexiclip.bundle import LoadedModel, build_model
-from flexiclip.config import ClassificationConfig, Config, DistillationConfig, load
+from flexiclip.config import ClassificationConfig, Config, DistillationConfig
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.train.engines.engine import TorchEngine
 from flexiclip.train.engines.optim import ScalarOptimizer
@@ -36,7 +37,7 @@ Plain = Callable[[FlexiCLIP, Inputs], Tensor]
 
 def built(recipe: list[str], *overrides: str) -> tuple[LoadedModel, Config]:
     """A model of the tiny recipe, without clipping and decay; a classifier's head is not left at zero."""
-    config = load(recipe[0], [*recipe[1:], "optimizer.grad_clip=null", "optimizer.weight_decay=0", *overrides])
+    config = load_last([*recipe, "optimizer.grad_clip=null", "optimizer.weight_decay=0", *overrides])
     loaded = build_model(config)
     if config.model.text is None:
         torch.nn.init.normal_(loaded.model.image_projection.weight, generator=torch.Generator().manual_seed(config.seed))
@@ -155,7 +156,7 @@ def test_a_student_of_pairs_starts_with_its_teachers_scale_and_a_bound_above_it(
 
 
 def test_a_teacher_is_frozen_in_eval_mode_and_keeps_its_own_preprocessing(recipe: list[str], reference: Trained) -> None:
-    config = load(recipe[0], [*recipe[1:], "objective=distillation", f"distillation.teacher={reference.folder}"])
+    config = load_last([*recipe, "objective=distillation", f"distillation.teacher={reference.folder}"])
     loaded = open_teacher(config, torch.device("cpu"))
     assert not any(module.training for module in loaded.model.modules())
     assert not any(p.requires_grad for p in loaded.model.parameters())

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from launch import Trained
+from overrides import load_last
 from test_model_keys import CLASSIFY, LENGTHS, perturbed
 from test_step import ALONE
 from torch import Tensor
 
-from flexiclip.config import load
 from flexiclip.schedules import micro_batches
 from flexiclip.train.engines.engine import TorchEngine
 from flexiclip.train.engines.towers import Classifier, Towers
@@ -77,7 +77,7 @@ def test_micro_batches_are_what_the_recipe_says(recipe: list[str]) -> None:
     """A rank of two has six of the twelve. Of 96 tokens a pair at a grid of 4 takes 16 and 16 for its caption."""
     sizes = {}
     for given in ("train.micro_batch_size=4", "train.micro_tokens=96", "train.micro_batch_size=null"):
-        size = micro_batches(load(recipe[0], [*recipe[1:], given]), 2)
+        size = micro_batches(load_last([*recipe, given]), 2)
         sizes[given] = [size(seqhw) for seqhw in LENGTHS]
     assert list(sizes.values()) == [[4, 4, 4, 4], [4, 3, 3, 1], [6, 6, 6, 6]]
 
