@@ -126,13 +126,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None =
     checkpoint = fetch_checkpoint(found, folder, ranks) if found is not None else None
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))
-    if checkpoint is None:
-        for note in loaded.provenance.get("init_notes", ()):
-            ranks.say(note)
-    else:
-        load_strictly(loaded.model, checkpoint.weights(), checkpoint.where)
-        ranks.say(f"going on from {checkpoint.where}")
-        say_if_changed(order, checkpoint, ranks)
+    _begin(loaded, checkpoint, order, ranks)
     course = course.counted(loaded.config, loaded.model.text_tower)
     loaded.model.to(ranks.device).train()
     bf16 = uses_bf16(config.train.precision, ranks)
@@ -169,6 +163,17 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None =
         lock=lock,
         shadow=shadow,
     )
+
+
+def _begin(loaded: LoadedModel, checkpoint: Checkpoint | None, order: str | None, ranks: Ranks) -> None:
+    """Give the model the checkpoint's weights, where there is one, and say what the run begins with."""
+    if checkpoint is None:
+        for note in loaded.provenance.get("init_notes", ()):
+            ranks.say(note)
+        return
+    load_strictly(loaded.model, checkpoint.weights(), checkpoint.where)
+    ranks.say(f"going on from {checkpoint.where}")
+    say_if_changed(order, checkpoint, ranks)
 
 
 def _flops(course: Course, checkpoint: Checkpoint | None) -> int:
