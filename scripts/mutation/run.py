@@ -38,20 +38,21 @@ def main() -> int:
         return 2
     failed = [] if arguments.report else test_all(chosen, core, arguments)
     report(chosen)
-    for path in failed:
-        print(f"mutation: {path}: mutmut stopped; its output is in {log_of(path)}", file=sys.stderr)
+    for module in failed:
+        hint = f"do its tests pass? pytest {' '.join(module.tests)}"
+        print(f"mutation: {module.path}: mutmut stopped: {hint} (its output: {log_of(module.path)})", file=sys.stderr)
     return 1 if failed else 0
 
 
-def test_all(chosen: list[Module], core: list[Module], arguments: argparse.Namespace) -> list[str]:
-    """Test the chosen modules one after the other; returns the paths of those where mutmut stopped."""
+def test_all(chosen: list[Module], core: list[Module], arguments: argparse.Namespace) -> list[Module]:
+    """Test the chosen modules one after the other; returns those where mutmut stopped."""
     TREE.mkdir(exist_ok=True)
     with open(TREE / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"mutation: another run works in {TREE}: wait for its end")
-        return [module.path for module in chosen if not tested(module, core, arguments)]
+        return [module for module in chosen if not tested(module, core, arguments)]
 
 
 def parse() -> argparse.Namespace:
