@@ -47,7 +47,7 @@ def _from_file(name: str, file: Path, described: dict[str, Any], source: str) ->
     tensors, notes = read_checkpoint(file)
     bias = described.get("init_logit_bias")
     if bias is None and "logit_bias" in tensors:  # of `open_clip_train --siglip`, which gives any model one
-        bias = float(tensors["logit_bias"])
+        bias = 0.0  # makes the parameter; its value is the file's
     model = open_clip.create_model(name, load_weights=False, **_BARE, **({} if bias is None else {"init_logit_bias": bias}))
     return fill(model, tensors, source), notes
 

@@ -157,6 +157,23 @@ def test_lit_without_an_image_head(tmp_path: Path) -> None:
         assert torch.equal(loaded.model.encode_image(images(224)), loaded.model.image_tower(images(224)))
 
 
+@torch.no_grad()
+def test_a_text_half_with_a_map_head_pools_by_it(tmp_path: Path) -> None:
+    """big_vision's text_transformer with pool_type="map"; the probe of the golden image tower stands in."""
+    head = {f"txt/{name}": array for name, array in golden_arrays("flexivit_map").items() if name.startswith("MAPHead_0/")}
+    spm = vocabulary(tmp_path / "sp.model")
+    loaded = imported(written(tmp_path / "w.npz", two_towers(**head)), "big_vision", tmp_path / "m", "--text", spm)
+    tower: Any = loaded.model.text_tower
+    assert loaded.config.model.text is not None
+    assert loaded.config.model.text.pool == "map"
+    tokens = loaded.tokenizer(["a red fox", "a blue owl"])
+    x = tower.token_embedding(tokens) + tower.posemb[:, : tokens.shape[1]]
+    for block in tower.blocks:
+        x = block(x)
+    pooled = tower.map_head(tower.norm(x))
+    assert largest_difference(loaded.model.encode_text(tokens), loaded.model.text_projection(pooled)) < 1e-5
+
+
 def without(arrays: Arrays, name: str) -> Arrays:
     return {key: array for key, array in arrays.items() if key != name}
 

@@ -95,9 +95,19 @@ def test_a_folder_whose_configuration_lacks_the_bias_of_its_weights(arch: str, t
     (tmp_path / "oc" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
     torch.save(named(lambda n: f"_orig_mod.{n}")(theirs.state_dict()), tmp_path / "oc" / "pytorch_model.bin")
     assert_same(imported(f"local-dir:{tmp_path / 'oc'}", "open_clip", tmp_path / "m"), theirs)
-    other = perturbed(trained(arch), 0.2)
+    other = perturbed(trained(arch), 0.02)
     torch.save(other.state_dict(), tmp_path / "oc" / "open_clip_pytorch_model.bin")
     assert_same(imported(f"local-dir:{tmp_path / 'oc'}", "open_clip", tmp_path / "preferred"), other)
+
+
+def test_an_architecture_with_a_bias_takes_none_for_zero_as_open_clip_does(arch: str, tmp_path: Path) -> None:
+    """A SigLIP architecture trained with CLIP's loss: the configuration's -10 never was in its logits."""
+    (tmp_path / "oc").mkdir()
+    (tmp_path / "oc" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG | {"init_logit_bias": -10}}))
+    torch.save(trained(arch, siglip=False).state_dict(), tmp_path / "oc" / "open_clip_pytorch_model.bin")
+    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'oc'}").eval()
+    assert float(theirs.logit_bias) == 0
+    assert_same(imported(f"local-dir:{tmp_path / 'oc'}", "open_clip", tmp_path / "m"), theirs)
 
 
 @torch.no_grad()

@@ -58,7 +58,9 @@ def assert_equal(ours: LoadedModel, theirs: Any) -> None:
 )
 def test_native_towers(vision: dict[str, Any], quick_gelu: bool, tmp_path: Path) -> None:
     model_cfg = {"embed_dim": 24, "quick_gelu": quick_gelu, "vision_cfg": NATIVE | vision, "text_cfg": TEXT}
-    theirs = folder_of(model_cfg, tmp_path / "oc", mean=[0.1, 0.2, 0.3], interpolation="bilinear", resize_mode="squash")
+    theirs = folder_of(
+        model_cfg, tmp_path / "oc", mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], interpolation="bilinear", resize_mode="squash"
+    )
     (tmp_path / "oc" / "README.md").write_text("---\nlicense: mit\n---\n")
     ours = imported(f"local-dir:{tmp_path / 'oc'}", "open_clip", tmp_path / "m")
     assert_equal(ours, theirs)
@@ -74,7 +76,8 @@ def test_native_towers(vision: dict[str, Any], quick_gelu: bool, tmp_path: Path)
     )
     assert config.text.eos_id == 49407, "open_clip pools at the largest id, which is the tokenizer's EOS"
     preprocess = config.preprocess
-    assert (preprocess.mean, preprocess.interpolation, preprocess.resize) == ((0.1, 0.2, 0.3), "bilinear", "squash")
+    assert (preprocess.mean, preprocess.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (preprocess.interpolation, preprocess.resize) == ("bilinear", "squash")
     assert ours.provenance["license"] == "mit"
     assert config.image.lock is False
     assert ours.model.text_tower.trims, "a causal text needs no padding"
