@@ -44,6 +44,30 @@ def test_choice_is_the_first_end_above_the_draw() -> None:
     assert Counter(Stream(key).choice(np.array([1, 0, 0.5])) for key in range(3000))[1] == 0
 
 
+class Fixed(Stream):
+    """One word again and again."""
+
+    def __init__(self, word: int) -> None:
+        super().__init__(0)
+        self._word = word
+
+    def word(self) -> int:
+        return self._word
+
+
+def test_choice_at_an_end_takes_the_next_weight() -> None:
+    """A draw of exactly 0, 1/4, 1/2, and the largest there is: a weight of 0 is never drawn."""
+    for word, weights, expected in (
+        (0, [0, 3], 1),
+        (0, [1, 3], 0),
+        (2**62, [1, 3], 1),
+        (2**63, [1, 1], 1),
+        (2**63, [2, 0, 2], 2),
+        (2**64 - 1, [1, 2, 0], 1),
+    ):
+        assert Fixed(word).choice(weights) == expected
+
+
 def test_below_and_permutation() -> None:
     assert Stream(3).below(1000) == int(words(3)[0]) % 1000
     order = Stream(3).permutation(64)

@@ -112,6 +112,33 @@ def test_the_cache_is_dropped_with_another_time_or_another_layout(tmp_path: Path
     assert index_shard(str(path)).extensions == ("jpg", "txt")
 
 
+def test_the_cache_of_another_layout_is_dropped(tmp_path: Path) -> None:
+    path = write_samples(tmp_path / "x.tar", [good_sample(0)])
+    index_shard(str(path))
+    cached = tmp_path / "x.tar.index"
+    content = cached.read_bytes()
+    assert b'"version": 3' in content
+    cached.write_bytes(content.replace(b'"version": 3', b'"version": 2').replace(b'"jpg", "txt"', b'"JPG", "TXT"'))
+    assert index_shard(str(path)).extensions == ("jpg", "txt")
+
+
+def test_members_of_four_gigabytes_belong_to_no_sample(tmp_path: Path) -> None:
+    """One of 2^32 - 1 bytes still does; the file has holes in place of the contents."""
+    with open(tmp_path / "x.tar", "wb") as file:
+        for name, size in (("a.bin", 2**32 - 1), ("a.txt", 3), ("b.bin", 2**32), ("b.txt", 4)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            file.write(info.tobuf(tarfile.USTAR_FORMAT))
+            file.seek(-(-size // 512) * 512, os.SEEK_CUR)
+        file.write(bytes(1024))
+    index = read_index(str(tmp_path / "x.tar"))
+    assert not index.damage
+    assert [(index.key(n), [(ext, p.size) for ext, p in index.members(n).items()]) for n in range(len(index))] == [
+        ("a", [("bin", 2**32 - 1), ("txt", 3)]),
+        ("b", [("txt", 4)]),
+    ]
+
+
 def test_a_named_cache_folder_holds_equal_names_apart(tmp_path: Path) -> None:
     paths = []
     for number, folder in enumerate("ab", 1):

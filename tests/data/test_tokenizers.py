@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,9 +95,12 @@ def test_train_sentencepiece_lowers_captions_only_where_asked(tmp_path: Path) ->
 
 def test_train_sentencepiece_takes_a_first_part_of_endless_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flexiclip.data.tokenizers.sentencepiece.MAX_TRAINING_CAPTIONS", 50)
-    endless = itertools.cycle(CAPTIONS)
-    first = train_sentencepiece(endless, tmp_path / "a.model", 120, lowercase=True)
-    assert next(endless) == CAPTIONS[50 % len(CAPTIONS)]
+
+    def endless() -> Iterator[str]:
+        yield from (CAPTIONS * 2)[:50]
+        pytest.fail("a 51st was asked for")
+
+    first = train_sentencepiece(endless(), tmp_path / "a.model", 120, lowercase=True)
     again = train_sentencepiece((CAPTIONS * 2)[:50], tmp_path / "b.model", 120, lowercase=True)
     assert first.read_bytes() == again.read_bytes()
 
