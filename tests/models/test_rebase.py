@@ -155,6 +155,12 @@ def test_rebase_resizes_as_the_tower_that_it_takes_resizes(mode: str, antialias:
             "the position grid resampled from 4x3 to 7x5",
         ]
         assert rebase(state, theirs, theirs, (12, 15)) == (state, []), "nothing to do"
+        larger = {**state, "kernel": torch.randn(4, 3, 16, 20, generator=generator)}  # of which patches of 12x15 were trained
+        kernel = resample_patch_embed(
+            larger["kernel"], [12, 15], interpolation=settings["kernel_resize"], antialias=settings["kernel_antialias"]
+        )
+        found, _ = rebase(larger, replace(theirs, base_patch_size=(16, 20)), theirs, (12, 15))
+        torch.testing.assert_close(found["kernel"], kernel, rtol=0, atol=2e-5)
 
 
 def test_own_patch_is_that_of_the_one_length_on_each_axis() -> None:

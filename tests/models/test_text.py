@@ -13,6 +13,7 @@ from golden import FOLDER, golden, largest_difference
 from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.text import TextTransformer, build_text_tower, trim_padding
+from flexiclip.models.text.base import caption_end, last_used, mean_over
 from flexiclip.models.weights.big_vision import read_npz, split_head, text_tower_state
 
 PAD, EOS, VOCAB, LENGTH = 0, 99, 100, 12
@@ -179,3 +180,12 @@ def test_what_is_not_known_or_does_not_fit_says_so() -> None:
         TextTransformer(TextTowerConfig(variant="Ti"))
     with pytest.raises(UserError, match="takes 12 tokens, not 13"):
         tiny()(torch.ones(1, LENGTH + 1, dtype=torch.int64))
+
+
+def test_mean_over_last_used_and_caption_end_by_hand() -> None:
+    x = torch.tensor([[[1.0], [3.0], [8.0]], [[2.0], [5.0], [7.0]]])
+    valid = torch.tensor([[True, True, False], [False, False, False]])
+    assert mean_over(x, valid).tolist() == [[2.0], [0.0]], "zeros for a row without any"
+    tokens = torch.tensor([[4, PAD, 6, PAD], [PAD, PAD, PAD, PAD], [7, EOS, 8, EOS], [7, 8, PAD, PAD]])
+    assert last_used(tokens, PAD).tolist() == [2, 0, 3, 1]
+    assert caption_end(tokens, PAD, EOS).tolist() == [2, 0, 1, 1], "the first EOS, else the last token"
