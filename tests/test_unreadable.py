@@ -17,7 +17,7 @@ from flexiclip.unreadable import reason, stands_there, text_there
         (b"\xef\xbb\xbf  <HTML lang=en>", "it is a web page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "it is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "it is a Git LFS pointer"),
-        (gzip.compress(b"x"), "it is a gzip archive"),
+        (gzip.compress(b"x", mtime=0), "it is a gzip archive"),
         (b"BZh91AY", "it is a bzip2 archive"),
         (b"\xfd7zXZ\0\0", "it is an xz archive"),
         (b"\x28\xb5\x2f\xfd\x00", "it is a zstd archive"),
