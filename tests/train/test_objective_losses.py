@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import loss_by_hand as hand
@@ -22,7 +21,6 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.config import ClassificationConfig, Config, DistillationConfig, LossConfig, from_dict
 from flexiclip.data.images import EvalTransform
 from flexiclip.data.tokenizers import AbsentTokenizer
-from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
 from flexiclip.train.engines.engine import TorchEngine
@@ -32,7 +30,7 @@ from flexiclip.train.objectives.base import Inputs, Objective
 from flexiclip.train.objectives.classification import Classification
 from flexiclip.train.objectives.contrastive import Contrastive
 from flexiclip.train.objectives.distillation import ClassifierDistillation, PairDistillation
-from flexiclip.train.objectives.teacher import Teacher, follow
+from flexiclip.train.objectives.teacher import Teacher
 from flexiclip.train.processes.ranks import Ranks
 from flexiclip.train.step import Stepper
 
@@ -327,27 +325,3 @@ def test_teacher_of_two_towers_gives_unit_rows_of_images_and_of_captions_in_its_
     found = Teacher(teacher, 2, False, kept).text(given.captions, IDS)
     rows_of = kept.rows[torch.tensor([[0, 2, 4, 9].index(i) for i in IDS.tolist()])]
     torch.testing.assert_close(found, teacher.model.project_text(rows_of), rtol=0, atol=1e-6)
-
-
-def test_follow_starts_a_student_with_its_teachers_scale_or_classes() -> None:
-    teacher = model_of(1, logit_scale_init=50.0, logit_scale_max=60.0)
-    with torch.no_grad():
-        teacher.model.logit_scale.fill_(np.log(120.0))
-    student = model_of(0).config
-    followed = follow(student, teacher).model
-    assert followed.logit_scale_init == pytest.approx(120.0, rel=1e-6)
-    assert followed.logit_scale_max == followed.logit_scale_init, "above the student's own limit of 100"
-    with torch.no_grad():
-        teacher.model.logit_scale.fill_(np.log(20.0))
-    assert follow(student, teacher).model.logit_scale_max == 100.0
-    assert replace(follow(student, teacher).model, logit_scale_init=1.0) == replace(student.model, logit_scale_init=1.0)
-
-    named = model_of(1, text=None, classes=("a", "b", "c"), embed_dim=3)
-    alone = from_dict(Config, {"model": {"image": IMAGE, "text": None, "embed_dim": 99}})
-    assert (follow(alone, named).model.classes, follow(alone, named).model.embed_dim) == (("a", "b", "c"), 3)
-
-
-def test_distillation_weights_that_are_all_zero_are_refused() -> None:
-    for given in ({"kl": 0.0}, {"kl": -1.0}, {"kl": 1.0, "cosine": -0.5}, {"temperature": 0.0}):
-        with pytest.raises(UserError, match=r"distillation\.(kl|temperature)="):
-            DistillationConfig(**given)

@@ -1,16 +1,19 @@
-"""The teacher of a distillation: its length, what it sees, and what it gives."""
+"""The teacher of a distillation: its length, and what a student takes from it. What it gives: test_objective_losses.py."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from test_objective_losses import IMAGE, model_of
 
 from flexiclip.bundle import LoadedModel, build_model
-from flexiclip.config import Config, from_dict
+from flexiclip.config import Config, DistillationConfig, from_dict
 from flexiclip.errors import UserError
-from flexiclip.train.objectives.teacher import teacher_seqhw
+from flexiclip.train.objectives.teacher import follow, teacher_seqhw
 
 TOWER = {"width": 16, "depth": 1, "heads": 2, "image_size": 48, "base_patch_size": 16, "base_grid": 3}
 MODEL = {"image": TOWER, "text": None, "classes": 3, "embed_dim": 3}
@@ -41,3 +44,27 @@ def test_teacher_seqhw_is_the_longest_that_it_was_trained_at(patch: dict[str, An
     smaller = from_dict(Config, {"model": {**MODEL, "image": {**TOWER, "image_size": 35}}, "patch": {"seqhw": [5]}})
     with pytest.raises(UserError, match=rf"={expected}, the longest that the teacher was trained at, does not divide"):
         teacher_seqhw(smaller, teacher)
+
+
+def test_follow_starts_a_student_with_its_teachers_scale_or_classes() -> None:
+    teacher = model_of(1, logit_scale_init=50.0, logit_scale_max=60.0)
+    with torch.no_grad():
+        teacher.model.logit_scale.fill_(np.log(120.0))
+    student = model_of(0).config
+    followed = follow(student, teacher).model
+    assert followed.logit_scale_init == pytest.approx(120.0, rel=1e-6)
+    assert followed.logit_scale_max == followed.logit_scale_init, "above the student's own limit of 100"
+    with torch.no_grad():
+        teacher.model.logit_scale.fill_(np.log(20.0))
+    assert follow(student, teacher).model.logit_scale_max == 100.0
+    assert replace(follow(student, teacher).model, logit_scale_init=1.0) == replace(student.model, logit_scale_init=1.0)
+
+    named = model_of(1, text=None, classes=("a", "b", "c"), embed_dim=3)
+    alone = from_dict(Config, {"model": {"image": IMAGE, "text": None, "embed_dim": 99}})
+    assert (follow(alone, named).model.classes, follow(alone, named).model.embed_dim) == (("a", "b", "c"), 3)
+
+
+def test_distillation_weights_that_are_all_zero_are_refused() -> None:
+    for given in ({"kl": 0.0}, {"kl": -1.0}, {"kl": 1.0, "cosine": -0.5}, {"temperature": 0.0}):
+        with pytest.raises(UserError, match=r"distillation\.(kl|temperature)="):
+            DistillationConfig(**given)
