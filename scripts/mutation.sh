@@ -13,4 +13,4 @@ EXTRAS="test,mutation"
 # shellcheck source=scripts/_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
-exec nice -n 10 python scripts/mutation/run.py "$@"
+exec nice -n 10 python scripts/mutation/mutate.py "$@"

@@ -122,5 +122,5 @@ def test_score_leaves_equivalent_mutants_out() -> None:
     ("word", "code", "said"), [("nowhere", 2, "no module of the core matches nowhere"), ("--help", 0, "--fresh")]
 )
 def test_command_line_of_mutation_tests(word: str, code: int, said: str) -> None:
-    ran = subprocess.run([sys.executable, str(HERE / "run.py"), word], capture_output=True, text=True, check=False)
+    ran = subprocess.run([sys.executable, str(HERE / "mutate.py"), word], capture_output=True, text=True, check=False)
     assert (ran.returncode, said in ran.stdout + ran.stderr) == (code, True), ran
