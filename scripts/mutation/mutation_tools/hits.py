@@ -16,7 +16,6 @@ import multiprocessing.context
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import _lru_cache_wrapper
@@ -43,7 +42,7 @@ class SharedHits(set[str]):
     def __init__(self) -> None:
         super().__init__()
         self.owner = os.getpid()
-        self.file = Path(tempfile.mkdtemp(prefix="mutation-")) / "hits"
+        self.file = Path.cwd() / f"hits-{self.owner}"  # in .mutation/mutants
 
     def add(self, name: str) -> None:
         """Called by mutmut for each call of a function that has mutants."""
