@@ -22,8 +22,8 @@ WHOLE = (
 
 SINGLE = (
     *(f"flexiclip/models/{name}.py" for name in ("pi_resize", "flexivit", "rebase")),
-    *(f"flexiclip/data/{name}.py" for name in ("plan", "draws", "batch", "captions", "mixup", "dataset")),
-    *("flexiclip/train/step.py", "flexiclip/bundle.py", "flexiclip/export/agreement.py"),
+    *(f"flexiclip/data/{name}.py" for name in ("plan", "batch", "captions", "mixup", "dataset")),
+    *("flexiclip/draws.py", "flexiclip/train/step.py", "flexiclip/bundle.py", "flexiclip/export/agreement.py"),
 )
 
 DECORATED = """

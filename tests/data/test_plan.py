@@ -129,7 +129,7 @@ def test_weights_of_any_size_give_the_same_quotas(scale: float) -> None:
 
 @pytest.mark.parametrize("weight", [float("inf"), float("nan"), float("-inf"), 0.0, -1.0])
 def test_a_weight_that_is_no_share_is_refused(weight: float) -> None:
-    with pytest.raises(UserError, match=rf"data\.train\.weight={weight} must be "):
+    with pytest.raises(UserError, match=rf"data\.train\.weight(=|: ){weight} "):
         from_dict(Config, {"data": {"train": [{"shards": "a.tar", "weight": weight}]}})
 
 
