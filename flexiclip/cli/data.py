@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexiclip.cli.parser import Parser, positive
-from flexiclip.errors import one_line
 from flexiclip.files import writing
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def _index(arguments: argparse.Namespace) -> None:
 
     rows = describe_shards(expand_shards(arguments.shards))
     for row in rows:
-        print(f"{row.samples:>10} samples  {row.bytes:>14} bytes  {one_line(row.shard)}")
+        print(f"{row.samples:>10} samples  {row.bytes:>14} bytes  {row.shard}")
     print(f"{sum(row.samples for row in rows):>10} samples  {sum(row.bytes for row in rows):>14} bytes  in {len(rows)} shards")
 
 
