@@ -1,6 +1,8 @@
 """Tests that need something of the machine (root, a tool) are never left out in silence.
 
 The summary says how many were not run and why. Under FLEXICLIP_REQUIRE_ALL=1, as .ci/run sets it, they fail.
+
+What a test prints may hold names that are not UTF-8; pytest-xdist ends the whole run over them, so they are escaped in reports.
 """
 
 from __future__ import annotations
@@ -40,6 +42,20 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     report = yield
     require(report)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    return escaped((yield))
+
+
+def escaped(data: Any) -> Any:
+    """Plain data whose texts can be written as UTF-8: a lone surrogate becomes its escape."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(data, dict):
+        return {escaped(key): escaped(value) for key, value in data.items()}
+    return type(data)(map(escaped, data)) if isinstance(data, (list, tuple)) else data
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

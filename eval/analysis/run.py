@@ -64,10 +64,10 @@ def analyze(
     model, suites: as `flexiclip eval` takes them. command: the line shown in the report, default this process's own.
     """
     names = chosen(options)
-    require_folder(output, f"--output {output}")
     datasets = load_datasets(suites)
     loaded = open_model(model, options.device)
     lengths = subject_lengths(loaded, model, options.seqhw)
+    require_folder(output, f"--output {output}")  # now, not after hours
     sample = draw_sample(datasets, loaded.transform, options.images, workers=options.workers)
     subject = Subject(
         loaded, lengths, tuple(datasets), sample, torch.device(options.device), options.batch_size, options.workers,
