@@ -80,7 +80,7 @@ def evaluate_suites(
 
     A data set that cannot be read does not stop the others: what they gave is shown and written, then UserError names it.
     """
-    from .report.files import make_folder
+    from .report.files import check_output
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
     check_tolerance(tolerance)
@@ -90,7 +90,7 @@ def evaluate_suites(
     datasets = _readable(suites, report)
     main = rank_and_world()[0] == 0
     if main and output is not None:
-        make_folder(output)  # now, not after hours
+        check_output(output)  # now, not after hours
     plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade, widths)
     try:
         for model in models:

@@ -23,7 +23,7 @@ from flexiclip.errors import UserError
 from ..embeddings.embed import evaluating
 from ..models import open_model
 from ..models.protocol import geometry, model_names
-from ..report.files import require_folder, write_whole
+from ..report.files import check_folder, require_folder, write_whole
 from ..report.plots import drawn
 from ..suites.load import load_datasets
 from ..suites.texts import printable
@@ -64,10 +64,10 @@ def analyze(
     model, suites: as `flexiclip eval` takes them. command: the line shown in the report, default this process's own.
     """
     names = chosen(options)
+    check_folder(output, f"--output {output}")  # now, not after hours
     datasets = load_datasets(suites)
     loaded = open_model(model, options.device)
     lengths = subject_lengths(loaded, model, options.seqhw)
-    require_folder(output, f"--output {output}")  # now, not after hours
     sample = draw_sample(datasets, loaded.transform, options.images, workers=options.workers)
     subject = Subject(
         loaded, lengths, tuple(datasets), sample, torch.device(options.device), options.batch_size, options.workers,
@@ -76,6 +76,7 @@ def analyze(
     about = _about(subject, model, suites, printable(command or shlex.join(sys.argv)))
     found: dict[str, Finding] = {}
     pictures: dict[str, Path] = {}
+    require_folder(output, f"--output {output}")
     with evaluating(loaded.model):
         for name in names:
             found[name] = ANALYSES[name](subject)

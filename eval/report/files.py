@@ -60,6 +60,23 @@ def make_folder(output: Path) -> Path:
     return rows_folder
 
 
+def check_output(output: Path) -> None:
+    """See that an evaluation's folder can be written, before any work, and leave nothing there. Raises UserError."""
+    for folder in (output, output / "rows"):
+        check_folder(folder, f"--output {output}")
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """As require_folder, but a folder that was not there is removed again."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        require_folder(folder, option)
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+
+
 def require_folder(folder: Path, option: str) -> None:
     """Make a folder, and see that a file can be written in it: one that is there may be read-only. Raises UserError."""
     try:

@@ -89,7 +89,8 @@ def test_any_engine_and_micro_batch_trains_alike(
 
 
 @pytest.mark.parametrize(
-    ("objective", "world", "engine"), [("classification", 1, "torch"), ("logits", 1, "torch"), ("pairs", 2, "zero1")]
+    ("objective", "world", "engine"),
+    [("classification", 1, "torch"), ("logits", 1, "torch"), pytest.param("pairs", 2, "zero1", marks=pytest.mark.slow)],
 )
 def test_a_resumed_run_is_the_same_run(
     fit: Fit, recipes: dict[str, list[str]], alone: dict[str, Trained], objective: str, world: int, engine: str

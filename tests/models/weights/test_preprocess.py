@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,6 @@ import timm
 from flexiclip.config import PreprocessConfig
 from flexiclip.models.weights import open_clip as from_open_clip
 from flexiclip.models.weights import timm as from_timm
-from flexiclip.models.weights import transformers as from_transformers
 
 MEAN, STD = (0.11, 0.22, 0.33), (0.44, 0.55, 0.66)
 CLIP = PreprocessConfig(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
@@ -73,12 +71,3 @@ def test_open_clip_preprocess_of_published_weights_is_what_all_of_them_say() -> 
             said = {json.dumps(open_clip.get_pretrained_cfg(name, tag).get(key)) for tag in tags}
             assert ({json.dumps(found[key])} if key in found else said) == said
             assert (key in found) == (len(said) == 1 and said != {"null"})
-
-
-@pytest.mark.parametrize("siglip", [False, True])
-def test_transformers_preprocess_is_that_of_the_folder(siglip: bool, tmp_path: Path) -> None:
-    default = PreprocessConfig(resize="squash") if siglip else CLIP
-    assert from_transformers._preprocess(tmp_path, siglip) == default
-    said = {"image_mean": list(MEAN), "image_std": list(STD), "resample": 2, "size": {"shortest_edge": 48}}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-    assert from_transformers._preprocess(tmp_path, siglip) == expected("shortest", "bilinear")
