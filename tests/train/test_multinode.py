@@ -20,6 +20,7 @@ import yaml
 from alike import assert_same_training, assert_same_weights
 from launch import Command, Trained, descendants
 from namespaces import Host, kill_children, two_hosts
+from overrides import last_of_each
 
 LAUNCH = Path(__file__).parents[2] / "scripts" / "launch"
 PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -132,11 +133,15 @@ def test_kubernetes_pods_and_the_drain_of_one(hosts: Hosts, recipe: list[str], r
 
 @pytest.mark.slow
 def test_hosts_with_disks_of_their_own(hosts: Hosts, recipe: list[str], fit: Callable[..., Trained], tmp_path: Path) -> None:
-    """Checkpoints in a store: each host has its own run folder, the tokenizer and the checkpoints reach it all the same."""
+    """Checkpoints in a store: each host has its own run folder, the tokenizer and the checkpoints reach it all the same.
+
+    fsspec's local:// stands for the store: it is reached through fsspec, as an object store is, where file:// is a folder.
+    """
     own = ["tokenizer.path=null", "tokenizer.vocab_size=120"]
     store = tmp_path / "store"
-    argv = ["sh", "-c", 'cd "$DISK" && exec "$@"', "sh", "bash", str(LAUNCH / "torchrun.sh"), *recipe, *own, "run_dir=run"]
-    argv += [f"train.checkpoint_dir=file://{store}", "train.save_every=1", "train.save_in_background=false"]
+    argv = ["sh", "-c", 'cd "$DISK" && exec "$@"', "sh", "bash", str(LAUNCH / "torchrun.sh")]
+    argv += [*last_of_each([*recipe, *own]), "run_dir=run"]
+    argv += [f"train.checkpoint_dir=local://{store}", "train.save_every=1", "train.save_in_background=false"]
 
     def start_hosts(command: Command, life: str) -> list[Path]:
         logs = [tmp_path / f"{life}-{host.address}" for host in hosts]
