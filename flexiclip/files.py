@@ -80,14 +80,15 @@ def _of_file(error: BaseException) -> str:
     return f" ({os.fsdecode(name)})" if told else ""
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. A device or a pipe, such as /dev/stdout, is written to as it is."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all; text as UTF-8. A device or a pipe, such as /dev/stdout, is written to as it is."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(data)
         os.replace(aside, path)
     except BaseException:
         with suppress(OSError):

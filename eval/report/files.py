@@ -15,13 +15,13 @@ import dataclasses
 import io
 import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flexiclip import files
 from flexiclip.errors import UserError
 
 from ..choices.length import primary_metric
@@ -154,14 +154,9 @@ def _stem(dataset: str, task: str) -> str:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Whole or not at all: a reader never sees half a file. Text is UTF-8 with a newline at its end. Raises UserError."""
-    data = content if isinstance(content, bytes) else (printable(content) + "\n").encode()
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        files.write_whole(path, content if isinstance(content, bytes) else printable(content) + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise UserError(f"{printable(str(path))}: cannot be written: {error.strerror}") from None
 
 

@@ -22,6 +22,16 @@ from flexiclip.data.tokenizers import train_sentencepiece
 CATEGORIES = ("animals", "flags", "food", "objects", "people", "symbols")
 
 
+@dataclass
+class Foreign:
+    """A model of another library as the harness takes it."""
+
+    model: Any
+    transform: Any
+    tokenizer: Any
+    config: None = None
+
+
 @dataclass(frozen=True)
 class Toy:
     """One sample: its image, captions and category; broken: the image's bytes are cut."""

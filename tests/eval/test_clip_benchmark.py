@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 import webdataset
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
-from eval_tools import toy_model
+from eval_tools import Foreign, toy_model
 from flexiclip_eval import evaluate_suites
 from open_clip.transform import image_transform
 from PIL import Image
@@ -29,16 +28,6 @@ from flexiclip.bundle import LoadedModel
 CLASSES = ["cat", "dog", "red car", "tree", "house", "cloud", "stone"]
 TEMPLATES = ["a photo of a {c}.", "a drawing of {c}", "{c}"]
 BATCH = 8
-
-
-@dataclass
-class Foreign:
-    """A model of another library as the harness takes it."""
-
-    model: Any
-    transform: Any
-    tokenizer: Any
-    config: None = None
 
 
 class _OneLength(open_clip.CLIP):

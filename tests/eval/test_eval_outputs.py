@@ -72,7 +72,7 @@ def test_write_report_on_a_full_disk_is_one_line(room: int, tmp_path: Path, disk
     with pytest.raises(UserError, match=r"out/.*: cannot be written: No space left on device$"):
         write_report(report, tmp_path / "out", gallery)
     left = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
-    assert not [file for file in left if file.suffix == ".part"]
+    assert not [file for file in left if file.name.startswith(".")]
     for file in left:
         if file.suffix == ".json":
             json.loads(file.read_text())

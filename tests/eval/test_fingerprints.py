@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from eval_tools import toys, write_shards, write_suite
+from eval_tools import Foreign, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.data.images import ImageBlock, transform_fingerprint
 from flexiclip_eval.embeddings.store import EmbeddingStore, model_fingerprint
@@ -32,16 +32,6 @@ class Pixels(nn.Module):
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens.float()
-
-
-@dataclass
-class Foreign:
-    """As another library's model is handed in."""
-
-    model: Any
-    transform: Any
-    tokenizer: Any
-    config: None = None
 
 
 def tokens(texts: list[str]) -> torch.Tensor:

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import re
 import secrets
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -31,7 +29,7 @@ from typing import Any
 import torch.distributed as dist
 
 from flexiclip.errors import RunError, UserError
-from flexiclip.train.processes.signals import Stopped, stopped_code
+from flexiclip.train.processes.signals import Stopped, leave, stopped_code
 
 BEAT_S = 2.0
 JOIN_S = 600.0
@@ -223,11 +221,8 @@ class Heartbeat:
         self._known.set()
 
     def _end(self) -> None:
-        if not self._told:
-            print(f"flexiclip: {self.loss}", file=sys.stderr, flush=True)
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        os._exit(stopped_code() if self._stopped else 1)  # as the command line would
+        line = None if self._told else f"flexiclip: {self.loss}"
+        leave(line, stopped_code() if self._stopped else 1)  # as the command line would
 
     def _let_go(self) -> None:
         """Close the sockets of this process; a fork's copies, or the watch's own at its end."""

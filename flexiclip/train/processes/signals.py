@@ -123,9 +123,10 @@ def stopped_code() -> int:
     return int(os.environ.get("FLEXICLIP_STOPPED_CODE", "0"))
 
 
-def leave(line: str, code: int) -> None:
-    """End the process from any thread, with its data workers, whatever the main thread waits for."""
-    print(line, file=sys.stderr, flush=True)
+def leave(line: str | None, code: int) -> None:
+    """End the process from any thread, with its data workers, whatever the main thread waits for. line: None if it was said."""
+    if line is not None:
+        print(line, file=sys.stderr, flush=True)
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)
