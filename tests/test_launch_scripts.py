@@ -118,6 +118,9 @@ for _ in $(seq 600); do sleep 0.05; done
 SCONTROL = """#!/usr/bin/env bash
 echo "scontrol $*" >> "$SAID"
 """
+# Read by every bash of the job: a busy host, where srun has ended before slurm.sh gets round to waiting for it again.
+SLOW_KILL = """kill() { builtin kill "$@" && { [ "$1" != -TERM ] || sleep 0.5; }; }
+"""
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,8 @@ echo "scontrol $*" >> "$SAID"
         (signal.SIGUSR1, {"AFTER_TERM": "1"}, 0, ["srun has got SIGTERM", "scontrol requeue 7"]),
         (signal.SIGUSR1, {"AFTER_TERM": "0"}, 0, ["srun has got SIGTERM"]),  # it was complete by then
         (signal.SIGTERM, {"AFTER_TERM": "1"}, 1, ["srun has got SIGTERM"]),  # preempted, which queues it, or cancelled
+        (signal.SIGTERM, {"AFTER_TERM": "1", "BASH_ENV": "slow_kill"}, 1, ["srun has got SIGTERM"]),
+        (signal.SIGUSR1, {"AFTER_TERM": "0", "BASH_ENV": "slow_kill"}, 0, ["srun has got SIGTERM"]),
         (None, {"AT_ONCE": "3"}, 3, []),  # an error would come again
         (None, {"AT_ONCE": "0"}, 0, []),
     ],
@@ -138,6 +143,9 @@ def test_slurm_queues_a_job_again_that_its_time_limit_stopped_and_no_other(
     for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
+    (tmp_path / "slow_kill").write_text(SLOW_KILL)
+    if "BASH_ENV" in srun:
+        srun = {**srun, "BASH_ENV": str(tmp_path / srun["BASH_ENV"])}
     job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "HEAD_ADDR": "node1", "LAUNCH_DIR": str(LAUNCH), "SAID": str(log)}
     given = {**CLEAN, **job, "PATH": f"{tmp_path}:{CLEAN['PATH']}", **srun}
     command = ["bash", str(LAUNCH / "slurm.sh"), "debug"]

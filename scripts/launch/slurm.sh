@@ -50,13 +50,16 @@ fi
 "${command[@]}" &
 step=$!
 again=
-trap 'again=1; kill -TERM "$step" || true' USR1 # srun hands it to the torchruns, they to the ranks
-trap 'kill -TERM "$step" || true' TERM
+signalled=
+trap 'again=1; signalled=1; kill -TERM "$step" || true' USR1 # srun hands it to the torchruns, they to the ranks
+trap 'signalled=1; kill -TERM "$step" || true' TERM
 code=0
 wait "$step" || code=$?
-while kill -0 "$step" 2>/dev/null; do # a signal ends the waiting, not the step
-  code=0
-  wait "$step" || code=$?
+while [ -n "$signalled" ]; do # a signal ends the waiting with a code of its own: the step's is asked for again
+  signalled=
+  ended=0
+  wait "$step" || ended=$?
+  [ "$ended" = 127 ] || code=$ended # 127: nothing to wait for, since the step's code has been read
 done
 if [ -n "$again" ] && [ "$code" != 0 ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
