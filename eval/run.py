@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from flexiclip.config import to_dict
+from flexiclip.distributed import gather_objects, rank
 from flexiclip.errors import UserError
 
 from .choices.cascade import CascadeCurve, cascade_pair, priced
@@ -23,7 +24,6 @@ from .choices.front import fronts
 from .choices.length import TOLERANCE, Budget, check_tolerance, choose
 from .data.splits import Splits, open_splits
 from .embeddings.embed import embedding_width, evaluating
-from .embeddings.ranks import gather_objects, rank_and_world
 from .embeddings.store import EmbeddingStore, StoreError
 from .models import open_model
 from .models.protocol import (
@@ -88,7 +88,7 @@ def evaluate_suites(
         cascade_pair(seqhw, cascade)
     report, gallery = Report(command=printable(command or shlex.join(sys.argv))), Gallery()
     datasets = _readable(suites, report)
-    main = rank_and_world()[0] == 0
+    main = rank() == 0
     if main and output is not None:
         check_output(output)  # now, not after hours
     plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade, widths)
@@ -123,7 +123,7 @@ def _readable(suites: Sequence[str], report: Report) -> list[DatasetConfig]:
 
 def _leave_out(name: str, error: UserError, report: Report) -> None:
     """Say it now, and again at the end."""
-    if name not in report.unscored and rank_and_world()[0] == 0:
+    if name not in report.unscored and rank() == 0:
         log.error("data set %s is left out, the others are scored: %s", name, error)
     report.unscored.setdefault(name, str(error))
 
@@ -162,7 +162,7 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
     pair = cascade_pair(lengths, plan.cascade) if len(lengths) > 1 and not plan.widths else None
     opened = [_open(dataset, loaded, plan.workers) for dataset in plan.datasets]
     store = None if plan.embeddings is None else EmbeddingStore(plan.embeddings, loaded)
-    main, failed = rank_and_world()[0] == 0, dict[str, UserError]()
+    main, failed = rank() == 0, dict[str, UserError]()
     for dataset, splits in zip(plan.datasets, opened, strict=True):
         seen = watch(f"{source} · {dataset.name}") if main else silent
         encoding = Encoding(loaded, lengths, plan.batch_size, plan.device, seen, store)

@@ -32,7 +32,7 @@ from flexiclip.data.images import EvalTransform
 from flexiclip.data.labels import class_names
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
-from flexiclip.files import save_tensors
+from flexiclip.files import replace_folder, save_tensors
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.exits import leave_after, split_exit
 from flexiclip.models.rebase import own_patch, rebase
@@ -189,16 +189,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error}); copy or train the model again") from None
-
-
-def replace_folder(aside: Path, folder: Path) -> None:
-    """Put the finished folder `aside` in the place of `folder`; a crash leaves the old or the new one, if only aside."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _portable(tensor: Tensor) -> Tensor:

@@ -81,14 +81,20 @@ def _of_file(error: BaseException) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, whole or not at all; text as UTF-8. A device or a pipe, such as /dev/stdout, is written to as it is."""
+    """Write a file completely or not at all: it is written under another name, synced and renamed. Text is encoded as UTF-8.
+
+    A device or a pipe, such as /dev/stdout, is written to directly. Raises OSError, and then leaves the old file as it was.
+    """
     data = content.encode("utf-8") if isinstance(content, str) else content
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_bytes(data)
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException:
         with suppress(OSError):
@@ -114,6 +120,16 @@ def new_folder(output: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def replace_folder(aside: Path, folder: Path) -> None:
+    """Put the finished folder `aside` in the place of `folder`; a crash leaves the old or the new one, if only aside."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -52,7 +52,7 @@ def text_there(content: bytes | Path) -> str | None:
     return None
 
 
-def reason(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """The text of a library's error as a part of our line: no escape codes, no addresses of objects, nothing said twice."""
     text = " ".join(_ESCAPES.sub("", str(error)).split())
     inner = _UNPICKLER.search(text)

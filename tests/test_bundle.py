@@ -19,10 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import flexiclip
-from flexiclip.bundle import LoadedModel, build_model, load_model, model_folder, replace_folder, save_model
+from flexiclip.bundle import LoadedModel, build_model, load_model, model_folder, save_model
 from flexiclip.config import Config, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
+from flexiclip.files import replace_folder
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("fox", "owl", "apple", "boat", "house")]
 IMAGES = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flexiclip.unreadable import reason, stands_there, text_there
+from flexiclip.unreadable import short_reason, stands_there, text_there
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_text_there_quotes_the_beginning_of_a_text_and_no_bytes() -> None:
     ],
 )
 def test_reason_is_a_part_of_a_line(text: str, said: str) -> None:
-    assert reason(ValueError(text)) == said
+    assert short_reason(ValueError(text)) == said

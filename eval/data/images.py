@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from flexiclip.data.fields import BadSample
+from flexiclip.distributed import block, gather_objects, largest_block
 from flexiclip.errors import UserError
 
-from ..embeddings.ranks import block, gather_objects, largest_block
 from ..suites.dataset import DatasetConfig
 from .opening import open_source
 from .source import Label

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flexiclip.data.images import normalize
+from flexiclip.distributed import block, gather_objects, gather_rows
 
 from ..data.images import ImageBlock
 from ..models.protocol import EvalModel, Length
 from ..progress import Watch, silent
 from .prompts import unit_rows
-from .ranks import block, gather_objects, gather_rows
 
 
 def embed_images(

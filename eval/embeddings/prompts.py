@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flexiclip.distributed import block, gather_rows, largest_block
+
 from ..models.protocol import EvalModel
-from .ranks import block, gather_rows, largest_block
 from .store import EmbeddingStore
 
 

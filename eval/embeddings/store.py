@@ -27,11 +27,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import flexiclip
+from flexiclip.distributed import gather_objects, rank
 from flexiclip.errors import UserError
 
 from ..data.images import ImageBlock, Record, repr_without_addresses
 from ..models.protocol import EvalModel, Length
-from .ranks import gather_objects, rank_and_world
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -117,7 +117,7 @@ class EmbeddingStore:
         self._write(self._text_file(tokens), rows, {})
 
     def _say_anew(self, images: ImageBlock) -> None:
-        if rank_and_world()[0] == 0:
+        if rank() == 0:
             log.warning(
                 "embeddings %s: data set %s computed anew: not all lengths are of the same readable samples",
                 self.folder,
@@ -145,7 +145,7 @@ class EmbeddingStore:
 
     def _write(self, path: Path, rows: Tensor, about: dict[str, Any]) -> None:
         """Whole or not at all, by the main rank."""
-        if rank_and_world()[0] != 0:
+        if rank() != 0:
             return
         rows = rows.detach().cpu().contiguous()
         text = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexiclip.distributed import block, gather_objects, rank
 from flexiclip.errors import UserError
 
 from ..data.labels import resolve_labels
-from ..embeddings.ranks import block, gather_objects, rank_and_world
 from ..rows import TaskInfo
 from .base import Context, Prepared, Result
 from .classification import accuracies, class_hits, classification_chance, largest_class
@@ -77,7 +77,7 @@ def probe(training: np.ndarray, taught: np.ndarray, images: np.ndarray, classes:
     shares = [share for part in gather_objects(mine) for share in part]
     best = CS[int(np.argmax(shares))]  # of equals the first
     found = None
-    if rank_and_world()[0] == 0:
+    if rank() == 0:
         model = _fit(training, taught, best)
         if model.n_iter_.max() >= ITERATIONS:
             log.warning("data set %s: the linear probe (C = %g) did not converge in %d iterations", name, best, ITERATIONS)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flexiclip.distributed import gather_rows
+
 from ..choices.cascade import Reranked, shortlists
-from ..embeddings.ranks import gather_rows
 from .ranking import hit_probability
 from .search import KS, Answers, counts, over_blocks, texts_to_images
 

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..embeddings.ranks import block, gather_rows
+from flexiclip.distributed import block, gather_rows
+
 from .ranking import first_twins, hit_probability, mean_rank
 
 KS = (1, 5, 10)

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from flexiclip.data.depths import adapted, grey_to_rgb, raw_mode
 from flexiclip.data.jpeg import more_scans_than
-from flexiclip.unreadable import reason, text_there
+from flexiclip.unreadable import short_reason, text_there
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
 def _why_not(data: bytes, error: Exception) -> str:
     """What Pillow says of the bytes, and what they are instead of an image; Pillow names an object of ours, at its address."""
     if not isinstance(error, UnidentifiedImageError):
-        return f"{type(error).__name__}: {reason(error)}"
+        return f"{type(error).__name__}: {short_reason(error)}"
     found = text_there(data)
     what = "" if found is None else f", {found.partition(';')[0]}"
     return f"{type(error).__name__}: cannot identify image file{what}"

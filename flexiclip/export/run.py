@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from flexiclip.bundle import LoadedModel, replace_folder
+from flexiclip.bundle import LoadedModel
 from flexiclip.config.encoder import EncoderFacts, tokenizer_folder
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
@@ -23,7 +23,7 @@ from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_c
 from flexiclip.export.card import model_card
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
 from flexiclip.export.facts import Origin
-from flexiclip.files import writing
+from flexiclip.files import replace_folder, writing
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
 _READERS: dict[str, Callable[[Path], onnx.Encode]] = {"onnx": onnx.open_encoder, "torch": program.open_encoder}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from flexiclip.losses.ranks import mean_over_ranks
+from flexiclip.distributed import mean_over_ranks
 
 
 def softmax_xent(logits: Tensor, targets: Tensor) -> Tensor:

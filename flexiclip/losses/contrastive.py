@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flexiclip.losses.ranks import all_rows, rank, reduce_rows, sum_over_ranks, world
+from flexiclip.distributed import all_rows, rank, reduce_rows, sum_over_ranks, world
 
 CPU_TILE, GPU_TILE = 1 << 20, 1 << 24
 """Logits of a tile unless `tile` is given. 4 MB in float32 fit a CPU's cache; a GPU wants fewer and larger products (64 MB)."""

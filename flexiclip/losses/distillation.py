@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flexiclip.distributed import all_rows, mean_over_ranks, reduce_rows, sum_over_ranks
 from flexiclip.losses.contrastive import CPU_TILE, GPU_TILE
-from flexiclip.losses.ranks import all_rows, mean_over_ranks, reduce_rows, sum_over_ranks
 
 
 def kl_rows(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

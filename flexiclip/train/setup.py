@@ -19,9 +19,10 @@ from flexiclip.data.labels import Labels
 from flexiclip.data.loader import Batches, train_loader
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
+from flexiclip.files import write_whole
 from flexiclip.schedules import Horizon, learning_rate, micro_batches
 from flexiclip.train.checkpoints.checkpoint import Checkpoint
-from flexiclip.train.checkpoints.files import write_whole, writing
+from flexiclip.train.checkpoints.files import writing_run_folder
 from flexiclip.train.checkpoints.local_store import LocalStore
 from flexiclip.train.checkpoints.resume import fetch_checkpoint, forget_fetched, run_store, shared
 from flexiclip.train.checkpoints.run_folder import check_one_recipe, enter_run_folder
@@ -200,7 +201,7 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
     path = folder / "tokenizer.model"
 
     def provide() -> None:
-        with writing(folder):
+        with writing_run_folder(folder):
             if checkpoint is not None:  # which may lie elsewhere, and the run folder have none, or another's
                 (file,) = (checkpoint.model / "tokenizer").iterdir()
                 write_whole(path, file.read_bytes())

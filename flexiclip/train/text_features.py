@@ -20,7 +20,7 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.data.batch import caption_id
 from flexiclip.models.text.base import trim_padding
 from flexiclip.models.training_flops import KEPT_TEXT_FEATURES
-from flexiclip.train.checkpoints.files import writing
+from flexiclip.train.checkpoints.files import writing_run_folder
 from flexiclip.train.checkpoints.resume import shared
 from flexiclip.train.engines.towers import TextFeatures
 from flexiclip.train.processes.ranks import Ranks
@@ -60,7 +60,7 @@ def _keep(rows: Tensor, path: Path) -> None:
     """Raises UserError when the run folder is full, and leaves nothing behind."""
     aside = path.with_suffix(".tmp")
     try:
-        with writing(path.parent, SafetensorError):
+        with writing_run_folder(path.parent, SafetensorError):
             save_file({"rows": rows}, aside)
             aside.rename(path)
     finally:

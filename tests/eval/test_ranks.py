@@ -11,8 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from eval_tools import toy_model, toys, write_shards, write_suite, write_wider_suite
 from flexiclip_eval import evaluate_suites, make_evaluators
-from flexiclip_eval.embeddings.ranks import gather_rows
 from flexiclip_eval.tasks import search
+
+from flexiclip.distributed import gather_rows
 
 ITEMS, BROKEN = 23, (2, 16, 17, 18, 19, 20, 21, 22)
 """Broken to the end: with 3 ranks and batches of 3 the last rank meets batches without any image."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints.files import clear_left, link_folder, reason, sync_folder, write_whole
+from flexiclip.files import write_whole
+from flexiclip.train.checkpoints.files import clear_left, link_folder, sync_folder, system_reason
 
 
 def names(folder: Path) -> set[str]:
@@ -86,4 +87,4 @@ def test_clear_left_removes_what_is_aside_and_nothing_else(tmp_path: Path) -> No
     ],
 )
 def test_reason_is_what_a_person_wants_to_know(error: Exception, said: str) -> None:
-    assert reason(error) == said
+    assert system_reason(error) == said

@@ -17,7 +17,7 @@ from flexiclip.data.tokenizers.base import AbsentTokenizer, Tokenizer, read_file
 from flexiclip.data.tokenizers.foreign import ClipTokenizer, HuggingFaceTokenizer, OpenClipTokenizer
 from flexiclip.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.unreadable import reason
+from flexiclip.unreadable import short_reason
 
 __all__ = ["AbsentTokenizer", "Tokenizer", "build_tokenizer", "load_tokenizer", "train_sentencepiece"]
 
@@ -50,7 +50,7 @@ def load_tokenizer(folder: Path, config: TokenizerConfig, fingerprint: str) -> T
         raise
     except Exception as error:  # each library has errors of its own for files that are not its own
         raise UserError(
-            f"{folder}: no {config.kind} tokenizer can be read there: {reason(error)}; copy the model folder whole"
+            f"{folder}: no {config.kind} tokenizer can be read there: {short_reason(error)}; copy the model folder whole"
         ) from None
     found = tokenizer.fingerprint()
     if found != fingerprint:

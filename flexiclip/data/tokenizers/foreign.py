@@ -21,7 +21,7 @@ from flexiclip.config import TokenizerConfig
 from flexiclip.config.paths import resolve_folder
 from flexiclip.data.tokenizers.base import Tokenizer, read_files, require_id, unpacked
 from flexiclip.errors import UserError
-from flexiclip.unreadable import reason, stands_there
+from flexiclip.unreadable import short_reason, stands_there
 
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPEN_CLIP_FILE = "open_clip_config.json"
@@ -126,7 +126,7 @@ class OpenClipTokenizer(Tokenizer):
         except UserError:
             raise
         except Exception as error:  # open_clip and transformers each have errors of their own
-            raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {reason(error)}") from None
+            raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {short_reason(error)}") from None
         if described is None or engine is None:
             raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
         if not isinstance(engine, (SimpleTokenizer, HFTokenizer)):
@@ -144,7 +144,9 @@ def _text_cfg(files: Mapping[str, bytes]) -> Any:
     try:
         return json.loads(files[OPEN_CLIP_FILE])["model_cfg"]["text_cfg"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{OPEN_CLIP_FILE} is missing or damaged ({reason(error)}); was the model folder copied whole?") from None
+        raise UserError(
+            f"{OPEN_CLIP_FILE} is missing or damaged ({short_reason(error)}); was the model folder copied whole?"
+        ) from None
 
 
 def _check_text_cfg(text_cfg: Any, name: str) -> None:
@@ -162,7 +164,7 @@ def _auto_tokenizer(source: str, name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # transformers, the hub's library and tokenizers each have errors of their own
-        raise UserError(f"tokenizer.path={name}: no Hugging Face tokenizer there: {reason(error)}") from None
+        raise UserError(f"tokenizer.path={name}: no Hugging Face tokenizer there: {short_reason(error)}") from None
 
 
 def _check_files(folder: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from flexiclip.config import TokenizerConfig
 from flexiclip.data.tokenizers.base import Tokenizer, require_id
 from flexiclip.errors import UserError
-from flexiclip.unreadable import reason, text_there
+from flexiclip.unreadable import short_reason, text_there
 
 MODEL_FILE = "sentencepiece.model"
 MAX_TRAINING_CAPTIONS = 1_000_000
@@ -40,7 +40,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._engine = sentencepiece.SentencePieceProcessor(model_proto=self.files[MODEL_FILE])
         except RuntimeError as error:
-            found = text_there(self.files[MODEL_FILE]) or reason(error)
+            found = text_there(self.files[MODEL_FILE]) or short_reason(error)
             raise UserError(f"tokenizer.path={name}: not a sentencepiece model: {found}") from None
         self.vocab_size = self._engine.get_piece_size()
         self.eos_id = require_id(self._engine.eos_id(), "EOS", name, "train it with eos_id")
@@ -102,7 +102,7 @@ def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, 
         if sentences.count == 0:
             raise UserError("no captions to train a tokenizer on: check data.train and data.captions") from None
         raise UserError(
-            f"tokenizer.vocab_size={vocab_size}: sentencepiece could not train on the captions: {reason(error)}"
+            f"tokenizer.vocab_size={vocab_size}: sentencepiece could not train on the captions: {short_reason(error)}"
         ) from None
     partial = output.with_name(f"{output.name}.{os.getpid()}.part")
     try:

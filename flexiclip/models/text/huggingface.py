@@ -23,7 +23,7 @@ from flexiclip.config.paths import resolve_folder
 from flexiclip.errors import UserError
 from flexiclip.models.sizes import build_within, check_layers
 from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower, last_used, mean_over
-from flexiclip.unreadable import reason, text_there
+from flexiclip.unreadable import short_reason, text_there
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
@@ -81,7 +81,7 @@ def build_huggingface(config: TextTowerConfig, folder: Path | None, pretrained: 
     try:
         described = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=folder is not None)
     except Exception as error:  # transformers and the hub's library each have errors of their own
-        raise UserError(f"model.text.name={config.name}: no Hugging Face model in {source}: {reason(error)}") from None
+        raise UserError(f"model.text.name={config.name}: no Hugging Face model in {source}: {short_reason(error)}") from None
     auto = _auto_class(described, str(config.name))
     encoder: Any
     if folder is not None:
@@ -106,7 +106,7 @@ def _architecture(auto: Any, described: Any, folder: Path) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # transformers checks few of its settings: each nonsense has an error of its own
-        raise UserError(f"{folder / SUBFOLDER}: transformers cannot build the text tower: {reason(error)}") from None
+        raise UserError(f"{folder / SUBFOLDER}: transformers cannot build the text tower: {short_reason(error)}") from None
 
 
 def _auto_class(described: Any, name: str) -> Any:
@@ -135,7 +135,7 @@ def _load(auto: Any, source: str, config: TextTowerConfig) -> nn.Module:
     try:
         encoder, info = auto.from_pretrained(source, trust_remote_code=False, output_loading_info=True)
     except Exception as error:  # safetensors and torch's unpickler each have errors of their own
-        raise UserError(f"model.text.name={config.name}: cannot load its weights: {reason(error)}") from None
+        raise UserError(f"model.text.name={config.name}: cannot load its weights: {short_reason(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:  # transformers only warns, and a tower half random would train on
         raise UserError(f"model.text.name={config.name}: its weight file lacks {len(missing)} parameters, the first {missing[0]}")
@@ -159,7 +159,9 @@ def _check_sha256(source: str, config: TextTowerConfig) -> None:
     try:
         path = str(cached_file(source, "model.safetensors"))
     except _LOAD_ERRORS as error:
-        raise UserError(f"model.text.sha256 is given, but {config.name} has no model.safetensors: {reason(error)}") from None
+        raise UserError(
+            f"model.text.sha256 is given, but {config.name} has no model.safetensors: {short_reason(error)}"
+        ) from None
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

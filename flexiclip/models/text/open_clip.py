@@ -22,7 +22,7 @@ from flexiclip.errors import UserError
 from flexiclip.models.sizes import build_within, check_layers
 from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower
 from flexiclip.models.weights.open_clip_load import with_weights
-from flexiclip.unreadable import reason
+from flexiclip.unreadable import short_reason
 
 CONFIG_FILE = "open_clip_config.json"
 # open_clip builds whole models only; the image half that we throw away is made as small as it will go.
@@ -88,7 +88,7 @@ def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bo
     except UserError:
         raise
     except Exception as error:  # open_clip checks little of what it reads: each nonsense has an error of its own
-        raise UserError(f"model.text.name={config.name}: open_clip cannot build it: {reason(error)}") from None
+        raise UserError(f"model.text.name={config.name}: open_clip cannot build it: {short_reason(error)}") from None
     return OpenClipText(config, text, model_cfg)
 
 
@@ -137,7 +137,7 @@ def _from_folder(config: TextTowerConfig, folder: Path) -> OpenClipText:
     except UserError:
         raise
     except Exception as error:  # open_clip checks few of its settings: each nonsense has an error of its own
-        raise UserError(f"{path}: open_clip cannot build the text tower: {reason(error)}") from None
+        raise UserError(f"{path}: open_clip cannot build the text tower: {short_reason(error)}") from None
 
 
 def _read_object(path: Path, key: str | None = None) -> dict[str, Any]:
@@ -147,7 +147,8 @@ def _read_object(path: Path, key: str | None = None) -> dict[str, Any]:
         data = data if key is None else data[key]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path}: no configuration of the text tower ({type(error).__name__}: {reason(error)}); copy the model folder whole"
+            f"{path}: no configuration of the text tower ({type(error).__name__}: {short_reason(error)}); "
+            "copy the model folder whole"
         ) from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: no configuration of the text tower; copy the model folder whole")

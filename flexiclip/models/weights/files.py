@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flexiclip.errors import UserError
-from flexiclip.unreadable import reason, stands_there, text_there
+from flexiclip.unreadable import short_reason, stands_there, text_there
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 _SHARED = 4  # times that a tied tensor may stand in a state dict
@@ -52,7 +52,7 @@ def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tenso
                 raise UserError(
                     f"{path}: torch.save wrote it, it is not a safetensors file; give it a name that ends in .pt"
                 ) from None
-            found = text_there(path) or f"{reason(error)}; download or copy it again"
+            found = text_there(path) or f"{short_reason(error)}; download or copy it again"
             raise UserError(f"{path}: not a safetensors file: {found}") from None
     try:
         loaded = _load_torch(path)
@@ -81,9 +81,7 @@ def _why_not(path: Path, error: Exception) -> str:
         return f"not a torch file: {found_there}"
     if isinstance(error, zipfile.BadZipFile) or "zip archive" in text:
         return "a torch file, but cut short or damaged; download or copy it again"
-    return (
-        f"no tensors can be read from it ({reason(error)}); give a safetensors file, or what torch.save wrote from a state dict"
-    )
+    return f"no tensors can be read from it ({short_reason(error)}); give a safetensors file, or what torch.save wrote from a state dict"
 
 
 def _load_torch(path: Path) -> Any:
@@ -128,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file: {stands_there(path) or reason(error)}") from None
+        raise UserError(f"{path}: not a JSON file: {stands_there(path) or short_reason(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, not a {type(data).__name__}")
     return data

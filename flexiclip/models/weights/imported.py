@@ -21,7 +21,7 @@ from flexiclip.config import ImageTowerConfig, TextTowerConfig
 from flexiclip.config.schema import PreprocessConfig, Size, TokenizerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.variants import HEAD_WIDTH
-from flexiclip.unreadable import reason
+from flexiclip.unreadable import short_reason
 
 P = ParamSpec("P")
 State = dict[str, Tensor]
@@ -78,7 +78,7 @@ def reader(read: Callable[P, Imported]) -> Callable[P, Imported]:
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             what = next(iter((*args, *kwargs.values())))
             raise UserError(
-                f"{what}: its tensors or settings are not those of this format ({type(error).__name__}: {reason(error)})"
+                f"{what}: its tensors or settings are not those of this format ({type(error).__name__}: {short_reason(error)})"
             ) from error
 
     return checked

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flexiclip.arrays import read_npz as read_arrays
 from flexiclip.errors import UserError
 from flexiclip.models.weights.imported import beneath
-from flexiclip.unreadable import reason, text_there
+from flexiclip.unreadable import short_reason, text_there
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -51,7 +51,7 @@ def _read(path: Path) -> dict[str, Array]:
         found = text_there(path) if path.is_file() else None
         if found is None and "BadZipFile" in str(error):
             found = "it is cut short, damaged or another format; download or copy it again"
-        raise UserError(f"{path}: cannot read it as an .npz of arrays: {found or reason(error)}") from None
+        raise UserError(f"{path}: cannot read it as an .npz of arrays: {found or short_reason(error)}") from None
 
 
 def _bfloat16_widened(array: Array) -> Array:

@@ -40,7 +40,7 @@ from flexiclip.models.weights.imported import (
     text_config,
 )
 from flexiclip.models.weights.open_clip_load import with_weights
-from flexiclip.unreadable import reason
+from flexiclip.unreadable import short_reason
 
 _CLIP_CONTEXT, _CLIP_VOCABULARY = 77, 49_408
 _OPENAI_LICENSE = "MIT"
@@ -117,7 +117,7 @@ def _load(name: str, weights: str | None, source: str) -> tuple[Any, dict[str, A
     except UserError:
         raise
     except Exception as error:  # open_clip checks little of what it reads: each nonsense has an error of its own
-        raise UserError(f"{source}: open_clip cannot load it: {reason(error)}") from None
+        raise UserError(f"{source}: open_clip cannot load it: {short_reason(error)}") from None
     return model.eval(), described, notes
 
 

@@ -32,7 +32,7 @@ from flexiclip.models.weights.imported import (
     reader,
     square_grid,
 )
-from flexiclip.unreadable import reason
+from flexiclip.unreadable import short_reason
 
 FLEXIVIT_SIZE, FLEXIVIT_SEQHW = 240, 15
 _ACTIVATIONS = {
@@ -111,7 +111,7 @@ def describe(arch: str, said: dict[str, Any] | None = None) -> Any:
         with torch.device("meta"):
             model = timm.create_model(arch, pretrained=False, **options)
     except (RuntimeError, TypeError) as error:  # an unknown tag, or an argument that the architecture does not have
-        raise UserError(f"--arch {arch}: timm cannot build it: {reason(error)}") from None
+        raise UserError(f"--arch {arch}: timm cannot build it: {short_reason(error)}") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"--arch {arch}: a {type(model).__name__}; only plain Vision Transformers can be imported")
     own = said.get("pretrained_cfg") or said  # older folders have the settings at the top

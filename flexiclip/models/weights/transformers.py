@@ -34,7 +34,7 @@ from flexiclip.models.weights.imported import (
     square_grid,
     text_config,
 )
-from flexiclip.unreadable import reason
+from flexiclip.unreadable import short_reason
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _TYPES = ("clip", "siglip", "clip_vision_model", "siglip_vision_model")
@@ -90,7 +90,7 @@ def _describe(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # transformers and the hub's library each have errors of their own
-        raise UserError(f"{folder}: transformers cannot read its config.json: {reason(error)}") from None
+        raise UserError(f"{folder}: transformers cannot read its config.json: {short_reason(error)}") from None
 
 
 def _pixels(size: Any) -> tuple[int, int]:

@@ -9,35 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flexiclip.bundle import replace_folder
 from flexiclip.errors import UserError
+from flexiclip.files import replace_folder
 
 _OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)?$")  # how Rust, of safetensors, ends an OSError
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file aside and put it in its place: no reader sees half of it. Raises OSError and leaves the old one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-
-
 @contextmanager
-def writing(folder: Path, *library: type[Exception]) -> Iterator[None]:
+def writing_run_folder(folder: Path, *library: type[Exception]) -> Iterator[None]:
     """Raise UserError in place of an OSError for the run folder. library: errors of a library that mean the same."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, (OSError, *library)):
             raise
-        raise UserError(f"run_dir={folder} cannot be written: {reason(error)}") from None
+        raise UserError(f"run_dir={folder} cannot be written: {system_reason(error)}") from None
 
 
 def clear_left(folder: Path, name: str) -> None:
@@ -71,7 +57,7 @@ def link_folder(source: Path, target: Path) -> None:
     replace_folder(aside, target)
 
 
-def reason(error: BaseException) -> str:
+def system_reason(error: BaseException) -> str:
     """Why something could not be read or written, without the wrapping of the library that found out."""
     if isinstance(error, UserError):
         return str(error)

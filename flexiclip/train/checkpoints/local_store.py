@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 from flexiclip.errors import UserError
+from flexiclip.files import write_whole
 from flexiclip.train.checkpoints.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint
-from flexiclip.train.checkpoints.files import clear_left, link_folder, reason, write_whole
+from flexiclip.train.checkpoints.files import clear_left, link_folder, system_reason
 from flexiclip.train.checkpoints.stores import LATEST, SPARE, checked_name, point_elsewhere, step_of
 from flexiclip.train.processes.run_lock import FolderPlace, Place
 
@@ -31,7 +32,9 @@ class LocalStore:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise UserError(f"checkpoints cannot be written to {self.root}: {reason(error)}: set train.checkpoint_dir") from None
+            raise UserError(
+                f"checkpoints cannot be written to {self.root}: {system_reason(error)}: set train.checkpoint_dir"
+            ) from None
 
     def latest(self) -> str | None:
         """See Store."""

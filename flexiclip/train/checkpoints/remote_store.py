@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoints.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint, read_state
-from flexiclip.train.checkpoints.files import reason
+from flexiclip.train.checkpoints.files import system_reason
 from flexiclip.train.checkpoints.stores import LATEST, SPARE, checked_name, point_elsewhere, step_of
 from flexiclip.train.processes.run_lock import FOLDER, Place
 
@@ -64,7 +64,7 @@ class RemoteStore:
                 self.fs.get_file(f"{self.root}/{name}/{file}", str(fetched / file))
             (fetched / STATE).write_text(text, encoding="utf-8")
         except Exception as error:
-            raise incomplete(where, reason(error)) from None
+            raise incomplete(where, system_reason(error)) from None
         return open_checkpoint(fetched, where)
 
     def state(self, name: str) -> str:
@@ -206,4 +206,4 @@ def within(seconds: float, question: Callable[[], T], failed: Callable[[str], Ex
     thread.join(seconds)
     if answers:
         return answers[0]
-    raise failed(reason(errors[0]) if errors else f"no answer within {seconds:.0f} s") from None
+    raise failed(system_reason(errors[0]) if errors else f"no answer within {seconds:.0f} s") from None

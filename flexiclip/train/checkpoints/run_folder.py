@@ -13,8 +13,9 @@ from typing import Any
 from flexiclip.config import Config, dump, from_dict, to_dict
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
+from flexiclip.files import write_whole
 from flexiclip.schedules import learning_rate
-from flexiclip.train.checkpoints.files import write_whole, writing
+from flexiclip.train.checkpoints.files import writing_run_folder
 from flexiclip.train.checkpoints.resume import Found, find_checkpoint
 from flexiclip.train.checkpoints.stores import Store
 from flexiclip.train.course import Course
@@ -89,14 +90,14 @@ def enter_run_folder(config: Config, store: Store, course: Course, lock: RunLock
     if run.exists() and not run.is_dir():
         raise UserError(f"run_dir={run} is a file: name a folder")
     _find(config, store, course)
-    with writing(run):
+    with writing_run_folder(run):
         run.mkdir(parents=True, exist_ok=True)
         lock.take(FolderPlace(run), "run_dir", say)
     if config.train.checkpoint_dir is not None:
         store.check_writable()
         lock.take(store.claims(), "train.checkpoint_dir", say)
     found, note = _find(config, store, course)  # once more: only now nobody else writes there
-    with writing(run):
+    with writing_run_folder(run):
         prepare_run_folder(config, lock, say)
     if note is not None:
         say(note)

@@ -14,7 +14,7 @@ from threading import Thread
 
 from flexiclip.errors import RunError
 from flexiclip.train.checkpoints.checkpoint import Snapshot, write_checkpoint
-from flexiclip.train.checkpoints.files import link_folder, reason
+from flexiclip.train.checkpoints.files import link_folder, system_reason
 from flexiclip.train.checkpoints.stores import Store, expendable
 
 
@@ -68,14 +68,14 @@ class CheckpointWriter:
         except Exception as error:
             self._remove(aside, snapshot)
             stays = f"{self.newest} stays the newest" if self.newest else "there is no earlier one"
-            raise RunError(f"checkpoint {name} could not be written: {reason(error)}: {stays}") from error
+            raise RunError(f"checkpoint {name} could not be written: {system_reason(error)}: {stays}") from error
         self.newest = name
         try:
             link_folder(written / "model", self.run / "model")
             for step in expendable(self.store.steps(), snapshot.facts.step, self.keep.last, self.keep.every):
                 self.store.drop(f"step-{step}")
         except Exception as error:
-            raise RunError(f"checkpoint {name} is written, but not {self.run / 'model'}: {reason(error)}") from error
+            raise RunError(f"checkpoint {name} is written, but not {self.run / 'model'}: {system_reason(error)}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)  # there still when the store is remote
 

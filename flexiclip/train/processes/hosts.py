@@ -9,7 +9,8 @@ import uuid
 from pathlib import Path
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints.files import write_whole, writing
+from flexiclip.files import write_whole
+from flexiclip.train.checkpoints.files import writing_run_folder
 from flexiclip.train.processes.ranks import Ranks
 
 PATIENCE_S = 30.0
@@ -43,7 +44,7 @@ def share_file(path: Path, ranks: Ranks) -> None:
     (content,) = ranks.collect([path.read_bytes()] if ranks.main else [])
     if path.is_file() and path.read_bytes() == content:
         return
-    with writing(path.parent):
+    with writing_run_folder(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
 

@@ -15,7 +15,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from flexiclip.errors import RunError
-from flexiclip.train.checkpoints.files import reason, write_whole
+from flexiclip.files import write_whole
+from flexiclip.train.checkpoints.files import system_reason
 
 
 class JsonLines:
@@ -50,7 +51,8 @@ def _one_line(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written: {reason(error)}: the same command goes on from the newest checkpoint when that is mended"
+            f"{path} cannot be written: {system_reason(error)}: "
+            "when that is fixed, the same command goes on from the newest checkpoint"
         ) from error
 
 
