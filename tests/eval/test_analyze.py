@@ -214,7 +214,7 @@ def test_ensembles_are_scored_on_all_images_whatever_is_drawn(found: Path, place
     assert task["mean_gain"] == pytest.approx(numbers(found, "ensembles")["tasks"][0]["mean_gain"])
 
 
-def test_what_is_finished_is_written_before_the_next_analysis(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_written_before_the_next(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Subject) -> None:
         raise UserError("no tokens today")
 
