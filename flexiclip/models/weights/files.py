@@ -81,7 +81,8 @@ def _why_not(path: Path, error: Exception) -> str:
         return f"not a torch file: {found_there}"
     if isinstance(error, zipfile.BadZipFile) or "zip archive" in text:
         return "a torch file, but cut short or damaged; download or copy it again"
-    return f"no tensors can be read from it ({short_reason(error)}); give a safetensors file, or what torch.save wrote from a state dict"
+    fix = "give a safetensors file, or what torch.save wrote from a state dict"
+    return f"no tensors can be read from it ({short_reason(error)}); {fix}"
 
 
 def _load_torch(path: Path) -> Any:
