@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,8 @@ from flexiclip.plan.traffic import Collective, step_collectives
 ROOT = Path(__file__).parents[2]
 (SCRIPT,) = (ROOT / "scripts").rglob("scaling_tables.py")
 (PAGE,) = (ROOT / "docs").rglob("scaling.md")
-sys.path.append(str(SCRIPT.parent))
-from scaling_tables import SIZES, cells
+TABLES_OF_THE_SCRIPT = runpy.run_path(str(SCRIPT))
+SIZES, cells = TABLES_OF_THE_SCRIPT["SIZES"], TABLES_OF_THE_SCRIPT["cells"]
 
 SIZE_L = (
     "model.image.variant=L",
@@ -143,7 +143,12 @@ def test_zero_2_sends_with_every_micro_batch() -> None:
     plan = plan_of(1, 8, "engine.zero_stage=2")
     assert plan.lengths[-1].micro_batches == 32
     one, two = plan.stages[1], own(plan)
-    assert (one.engine, two.engine, round(two.traffic / 1e9, 1), round(two.traffic / one.traffic)) == ("ZeRO-1", "ZeRO-2", 34.5, 20)
+    assert (one.engine, two.engine, round(two.traffic / 1e9, 1), round(two.traffic / one.traffic)) == (
+        "ZeRO-1",
+        "ZeRO-2",
+        34.5,
+        20,
+    )
     assert round(own(plan_of(8, 8, "engine.zero_stage=2")).traffic / 1e9, 1) == 5.5
 
 
