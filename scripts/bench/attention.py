@@ -24,9 +24,9 @@ BATCH, HEADS, HEAD = 32, 3, 64
 LENGTHS = (26, 38, 77, 101, 226, 401, 901)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ABOUT = (
-    "The forward and backward pass of self-attention in ViT-Ti's shape on the CPU. `attend` of models/attention.py in "
-    f"training mode uses plain products in bfloat16 up to {PLAIN_UP_TO} tokens. It is compared with torch's "
-    "scaled_dot_product_attention. The errors are those of the output, relative to float64."
+    "This subject times the forward and backward pass of self-attention in ViT-Ti's shape on the CPU. `attend` of "
+    f"models/attention.py in training mode uses plain products in bfloat16 up to {PLAIN_UP_TO} tokens. It is compared with "
+    "torch's scaled_dot_product_attention. The errors are those of the output, relative to float64."
 )
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 

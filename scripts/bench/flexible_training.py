@@ -47,8 +47,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 LIMIT = 0.01
 """Of a step, for the draw and the resize."""
 ABOUT = (
-    "flexiclip compared with itself. The first table gives the time of a training step at each of ten lengths, and what it "
-    "costs to draw a length and to resize the kernel and the positions. The second table gives what each schedule of "
+    "flexiclip is compared with itself. The first table gives the time of a training step at each of ten lengths, and what "
+    "it costs to draw a length and to resize the kernel and the positions. The second table gives what each schedule of "
     "lengths costs per sample, relative to the fixed model of the same size at 16 px."
 )
 

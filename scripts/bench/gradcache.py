@@ -25,8 +25,8 @@ from side_by_side.turns import seconds
 
 OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "MemoryError", "could not create a memory", "Cannot allocate memory")
 ABOUT = (
-    "The largest batch whose training step fits into a memory limit in one piece, found by trial, and a multiple of this "
-    "batch in micro-batches under the same limit."
+    "This subject finds by trial the largest batch whose training step fits into a memory limit in one piece. It then "
+    "trains a multiple of this batch in micro-batches under the same limit."
 )
 Found = dict[str, Any]
 

@@ -172,7 +172,8 @@ def main() -> None:
         print(json.dumps(measure(arguments.batch, arguments.micro_batch, arguments.seqhw)))
         return
     record = Record(
-        "growth", "How time and memory grow with the number of shards and samples, the length of the sequence and the batch."
+        "growth",
+        "This subject shows how time and memory grow with the number of shards and samples, the length of the sequence and the batch.",
     )
     for name in arguments.sections:
         SECTIONS[name](record, arguments.quick, 1 if arguments.quick else arguments.rounds)

@@ -46,9 +46,9 @@ CAPTION = (
     "photo {} of an old red brick house on a hill in the late light of summer, with a cart and two dogs before its open door"
 )
 ABOUT = (
-    "The way from shards of JPEGs and captions to batches, compared with open_clip's own webdataset pipeline with the same "
-    "crops, size and tokenizer. Speeds are given in images per second of wall-clock time, and in images per second of "
-    "processor time over all processes (per core)."
+    "This subject times the way from shards of JPEGs and captions to batches, and compares it with open_clip's own "
+    "webdataset pipeline with the same crops, size and tokenizer. Speeds are given in images per second of wall-clock "
+    "time, and in images per second of processor time over all processes (per core)."
 )
 
 

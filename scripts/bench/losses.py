@@ -39,9 +39,9 @@ LARGEST, TIME, MEMORY = 16_384, 0.75, 0.05
 """At this batch: our share of the peer's time, and of its memory."""
 
 ABOUT = (
-    "The forward and backward pass of the contrastive losses in float32. flexiclip's tiled losses are compared with "
-    "open_clip's ClipLoss (softmax) and SigLipLoss (sigmoid). `added MB` is the memory that a pass adds to a process that "
-    "already holds the embeddings, including the gradients."
+    "This subject measures the forward and backward pass of the contrastive losses in float32. flexiclip's tiled losses "
+    "are compared with open_clip's ClipLoss (softmax) and SigLipLoss (sigmoid). `added MB` is the memory that a pass adds "
+    "to a process that already holds the embeddings, including the gradients."
 )
 
 

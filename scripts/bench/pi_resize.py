@@ -45,9 +45,9 @@ BOUND = (
     "training step: see the share."
 )
 ABOUT = (
-    "PI-resize of a 32x32 patch embedding kernel, compared with timm's PatchEmbedResamplerFixedOrigSize. Both use the same "
-    "image resize (bilinear, no antialias) and give the same result. `matrices` is the time to build the matrices of a "
-    "size, `first` is the first call at a size, and `warm` is a later call."
+    "This subject compares PI-resize of a 32x32 patch embedding kernel with timm's PatchEmbedResamplerFixedOrigSize. Both "
+    "use the same image resize (bilinear, no antialias) and give the same result. `matrices` is the time to build the "
+    "matrices of a size, `first` is the first call at a size, and `warm` is a later call."
 )
 
 

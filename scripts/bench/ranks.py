@@ -27,8 +27,8 @@ from side_by_side.turns import ratio
 ONE, TWO, APART = "1", "2", "2 runs apart"
 THROUGHPUT = 1.9
 ABOUT = (
-    "Pairs per second of a training step (both towers, loss over the global batch, AdamW) on one rank and on two ranks, "
-    "with one thread each and the same number of pairs per rank."
+    "This subject gives pairs per second of a training step (both towers, loss over the global batch, AdamW) on one rank "
+    "and on two ranks, with one thread each and the same number of pairs per rank."
 )
 
 

@@ -50,9 +50,9 @@ NO_BF16 = (
     "has these instructions, and the goal in bf16 is not tested."
 )
 ABOUT = (
-    "Forward pass, backward pass and AdamW of ViT-Ti/16 and ViT-S/16 at 240 px with a 12-layer text tower of the same "
-    "width, in flexiclip and in open_clip. Both have the same weights, pixels and captions (OpenMoji's names, and "
-    "sentences of 20 to 30 words made of them)."
+    "This subject times the forward pass, the backward pass and AdamW of ViT-Ti/16 and ViT-S/16 at 240 px with a 12-layer "
+    "text tower of the same width, in flexiclip and in open_clip. Both have the same weights, pixels and captions "
+    "(OpenMoji's names, and sentences of 20 to 30 words made of them)."
 )
 
 

@@ -50,8 +50,8 @@ STUDY = Study(
     name="analyses",
     title="Inside: layers, attention, tokens, ensembles, cues",
     about="`flexiclip analyze` runs on the flexible model and on the model fixed at 6 x 6 patches, with PI-resize. Over all "
-    "pairs of lengths it gives the CKA of each layer with itself, the correlation of the attention's relevance maps, and the cosine "
-    "of tokens at the same place minus the cosine of tokens at other places.",
+    "pairs of lengths it gives the CKA of each layer with itself, the correlation of the attention's relevance maps, and the "
+    "cosine of tokens at the same place minus the cosine of tokens at other places.",
     evaluations=tuple(Evaluation(model, command="analyze", options=CUES) for model in MODELS),
     claims=(
         Claim("cka_gap", "3.6", "A flexible model's layers are more alike over lengths than a fixed one's (CKA)", unit=""),
