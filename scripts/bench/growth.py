@@ -173,7 +173,7 @@ def main() -> None:
         return
     record = Record(
         "growth",
-        "This subject shows how time and memory grow with the number of shards and samples, the length of the sequence and the batch.",
+        "This subject shows how time and memory grow with the number of shards and samples, the sequence length and the batch.",
     )
     for name in arguments.sections:
         SECTIONS[name](record, arguments.quick, 1 if arguments.quick else arguments.rounds)

@@ -58,7 +58,8 @@ def main() -> None:
     found = measure_apart(__file__, sizes, flags=("--measure",))
     record = Record(
         "retrieval_memory",
-        "This subject measures the time and the peak memory of retrieval in both directions on random unit rows, in a process of its own.",
+        "This subject measures the time and the peak memory of retrieval in both directions on random unit rows, in a "
+        "process of its own.",
     )
     table = record.table(
         f"retrieval in both directions, {arguments.dim} wide, float32, {arguments.threads} threads",
