@@ -127,6 +127,13 @@ def test_the_network_is_the_limit_beyond_64_gpus() -> None:
         assert 4.5 < few.lengths[0].images_per_s / few.images_per_s < 7, "what the shortest length asks of the data"
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_most_of_the_time_of_uniform_lengths_goes_into_the_two_longest(model: str) -> None:
+    """docs/performance.md."""
+    times = [length.share * length.step_s for length in plan_of(8, 8, *MODELS[model]).lengths]
+    assert sum(times[-2:]) > sum(times) / 2
+
+
 def test_what_a_step_of_1024_gpus_sends() -> None:
     """0.6 GB of gradients; embeddings and their gradients, 67 MB each; two numbers for each caption."""
     config = load("flexiclip_b")
