@@ -1,6 +1,6 @@
-"""docs/benchmarks.md and its plots, out of the JSON files that the subjects' scripts wrote.
+"""docs/explanation/benchmarks.md and its plots, out of the JSON files that the subjects' scripts wrote.
 
-python scripts/bench/document.py docs/benchmarks --output docs/benchmarks.md
+python scripts/bench/document.py docs/explanation/benchmarks --output docs/explanation/benchmarks.md
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ INTRODUCTION = """# Benchmarks
 turn (A B A B) on the same work and the same threads, after it has checked that both give the same result. Times are medians over
 rounds; a ratio is the median of the ratios of paired rounds, which a busy machine hardly moves. One subject alone:
 `python scripts/bench/SUBJECT.py`, or `scripts/bench.sh SUBJECT...` to renew its part of this page; the records of all are kept in
-docs/benchmarks, each with its machine and commit. What to set, and why, is in [performance.md](performance.md).
+docs/explanation/benchmarks, each with its machine and commit. What to set, and why, is in
+[performance.md](../guides/performance.md).
 """
 
 

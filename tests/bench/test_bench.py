@@ -64,7 +64,7 @@ def test_every_subject_is_in_the_page_and_in_the_command() -> None:
 
 def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Word for word: nobody writes into it by hand. (Pictures are drawn in test_side_by_side.py.)"""
-    docs = BENCH.parents[1] / "docs"
+    docs = BENCH.parents[1] / "docs" / "explanation"
     drawn: list[str] = []
     monkeypatch.setattr(document, "draw_lines", lambda series, axes, path: drawn.append(path.name))
     monkeypatch.setattr(sys, "argv", ["document.py", str(docs / "benchmarks"), "--output", str(tmp_path / "benchmarks.md")])
