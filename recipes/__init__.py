@@ -1,1 +1,1 @@
-"""The recipes, installed as flexiclip_recipes so that their names work after pip install."""
+"""The recipes. They are installed as flexiclip_recipes, so that their names work after pip install."""

@@ -56,7 +56,7 @@ def check_flexiclip(words: list[str], page: Path) -> None:
 
 def _number(before: str, word: str) -> str:
     """A placeholder of an option that wants a number becomes one."""
-    return "8" if before.startswith("--") and re.fullmatch("[NMS]", word) else word
+    return "8" if before.startswith("--") and before != "--suite" and re.fullmatch("[NMS]", word) else word
 
 
 def check_script(path: Path, words: list[str], page: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import flexiclip
-from flexiclip.bundle import LoadedModel, build_model, load_model, model_folder, save_model
+from flexiclip.bundle import LoadedModel, build_model, load_model, model_folder, replace_folder, save_model
 from flexiclip.config import Config, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
@@ -294,3 +295,56 @@ def test_a_pretrained_text_tower_travels_in_the_folder(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split("\n")[-2] == f"True {[True] * 5} True"
+
+
+class Killed(BaseException):
+    """A process that ends between two operations on files."""
+
+
+def kill_at(operation: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let an operation of os or shutil that changes names never happen, nor any after it. Returns what was asked for."""
+    asked: list[str] = []
+
+    def watch(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            asked.append(name)
+            if len(asked) > operation:
+                raise Killed
+            return original(*args, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module, name in ((os, "rename"), (os, "replace"), (os, "rmdir"), (os, "unlink"), (shutil, "rmtree")):
+        watch(module, name)
+    return asked
+
+
+def test_replace_folder_keeps_the_old_folder_or_has_the_new_one_whenever_it_is_killed(tmp_path: Path) -> None:
+    def contents(folder: Path) -> list[str] | None:
+        return sorted(path.read_text() for path in folder.iterdir()) if folder.is_dir() else None
+
+    old, new = ["old 1", "old 2"], ["new 1", "new 2"]
+    finished = operation = 0
+    while not finished:
+        place = tmp_path / str(operation)
+        folder, aside, left = place / "model", place / "aside", place / ".model.old"
+        for path, texts in ((folder, old), (aside, new), (left, ["of an earlier crash"])):
+            path.mkdir(parents=True)
+            for text in texts:
+                (path / text).write_text(text)
+        with pytest.MonkeyPatch.context() as patch:
+            asked = kill_at(operation, patch)
+            try:
+                replace_folder(aside, folder)
+                finished = True
+            except Killed:
+                pass
+        assert contents(folder) in (old, new) or (contents(folder) is None and contents(left) == old), asked
+        assert new in (contents(folder), contents(aside)), asked
+        operation += 1
+    assert operation > 3, "there was something to kill"
+    assert contents(folder) == new
+    assert not left.exists()
+    assert not aside.exists()

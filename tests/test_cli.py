@@ -80,6 +80,8 @@ MISTAKES = {
     "train": "the following arguments are required: recipe",
     "data check": "the following arguments are required: shards",
     "eval run": "the following arguments are required: --suite",
+    "explain train.stepps": "unknown key 'train.stepps': did you mean train.steps?",
+    "explain train.steps --recipe nonesuch": "no recipe 'nonesuch': neither a file nor one of debug",
     "show-config nonesuch": "no recipe 'nonesuch': neither a file nor one of debug",
     "show-config broken.yaml": "broken.yaml: not YAML",
     "show-config picture.png": "picture.png: not a recipe",
@@ -184,7 +186,7 @@ def test_a_run_leaves_what_the_documents_promise(place: Path) -> None:
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for option, expected in (("--version", "0.1.0"), ("--help", "train a recipe")):
+    for option, expected in (("--version", "0.1.0"), ("--help", "train a model from a recipe")):
         with pytest.raises(SystemExit) as left:
             main([option])
         assert left.value.code == 0

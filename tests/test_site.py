@@ -180,7 +180,7 @@ def test_a_reader_searches_and_no_other_host_is_asked(browser: Browser, address:
     page.on("request", lambda request: asked.append(request.url))
     for path in ("", "reference/python/", "explanation/paper/", "tutorials/ship-an-encoder/"):
         page.goto(address + path, wait_until="networkidle")
-    page.fill('input[name="query"]', "quantize")
+    page.locator('input[name="query"]').press_sequentially("quantize")  # the theme waits for keys
     page.locator(".md-search-result__link").first.wait_for()
     assert any("search" in url for url in asked)
     hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}

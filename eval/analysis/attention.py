@@ -1,4 +1,4 @@
-"""Attention relevance over lengths: where in an image the score comes from, and whether all lengths agree on it."""
+"""Attention relevance over lengths: which part of an image its score depends on, and whether the lengths agree about it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from .finding import Finding, Table
 from .relevance import relevance
 from .subject import Subject
 
-COMMON = 60  # cells a side of the grid on which maps of different lengths are compared: a multiple of most
+COMMON = 60  # side of the grid, in cells, on which maps of different lengths are compared: a multiple of most lengths
 
 
 def half_mass(heat: Tensor) -> float:
-    """Share of the image that holds half of the relevance, in whole tokens: 0.5 for an even map, small for a focused one."""
+    """Return the share of the image that holds half of the relevance, in whole tokens.
+
+    It is 0.5 for an even map and small for a focused one.
+    """
     ranked = heat.flatten().sort(descending=True).values.double()
     return (int((ranked.cumsum(0) < ranked.sum() / 2 - 1e-9).sum()) + 1) / ranked.numel()
 
 
 def agreement(one: Tensor, other: Tensor) -> float:
-    """Pearson correlation of two maps over the area of the image, in -1..1; 0 where one of them is even."""
+    """Return the Pearson correlation of two maps over the area of the image, in -1..1. It is 0 if one of them is even."""
     a, b = (F.interpolate(heat[None, None], size=(COMMON, COMMON), mode="area").flatten().double() for heat in (one, other))
     a, b = a - a.mean(), b - b.mean()
     scale = a.norm() * b.norm()
@@ -33,7 +36,7 @@ def agreement(one: Tensor, other: Tensor) -> float:
 
 
 def analyse(subject: Subject) -> Finding:
-    """Relevance maps of the first images of the sample at every length."""
+    """Compute the relevance maps of the first images of the sample at every length."""
     texts = subject.sample.texts[: subject.maps]
     encode = partial(embed_texts, subject.loaded, batch_size=subject.batch_size, device=subject.device)
     asked = [encode([text])[0] if text is not None and has_text(subject.loaded) else None for text in texts]

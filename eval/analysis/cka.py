@@ -1,9 +1,9 @@
 """Minibatch CKA between layers and lengths: do two layers see the same similarities between images?
 
-Centered kernel alignment (Kornblith et al., arXiv 1905.00414) with a linear kernel, from the unbiased HSIC of Song et al. (JMLR
-13, 2012) summed over minibatches, as Nguyen et al. (arXiv 2010.15327) have it: in expectation the value does not depend on the
-size of the batch, and no Gram matrix of the whole sample is held. Layers of different widths and numbers of tokens can be
-compared, for what is compared are B x B similarities.
+This is the minibatch CKA of Nguyen et al. (arXiv 2010.15327): centered kernel alignment (Kornblith et al., arXiv 1905.00414) with
+a linear kernel, from the unbiased HSIC of Song et al. (JMLR 13, 2012) summed over minibatches. Its expectation does not depend on
+the size of the batch, and no Gram matrix of the whole sample is held. Layers of different widths and numbers of tokens can be
+compared, because CKA compares B x B similarities between images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ SMALLEST = 4  # images of a minibatch: the unbiased estimate divides by n (n - 3
 
 
 def gram(features: Tensor) -> Tensor:
-    """Linear-kernel Gram matrix of features [B, ...]: [B, B] float64.
+    """Return the linear-kernel Gram matrix of features [B, ...]: [B, B] float64.
 
-    The mean over the batch is taken off first. It changes no HSIC, and without it float32 would lose what differs between images.
+    The mean over the batch is subtracted first. This does not change the HSIC. Without it, float32 would lose the differences
+    between images.
     """
     rows = features.flatten(1).float()
     rows = rows - rows.mean(0)
@@ -35,7 +36,7 @@ def gram(features: Tensor) -> Tensor:
 
 
 def hsic(grams: Tensor) -> Tensor:
-    """Unbiased HSIC of every pair of Gram matrices: [P, B, B] -> [P, P] float64. B is at least SMALLEST."""
+    """Return the unbiased HSIC of every pair of Gram matrices: [P, B, B] -> [P, P] float64. B is at least SMALLEST."""
     n = grams.shape[-1]
     off = grams.double() * (1 - torch.eye(n, dtype=torch.float64, device=grams.device))
     flat, rows = off.flatten(1), off.sum(2)
@@ -45,26 +46,32 @@ def hsic(grams: Tensor) -> Tensor:
 
 
 def alignment(summed: Tensor) -> Tensor:
-    """CKA from HSICs summed over the minibatches: [P, P] -> [P, P], 1 on the diagonal; NaN where a layer tells none apart."""
+    """Return the CKA from HSICs that are summed over the minibatches: [P, P] -> [P, P], with 1 on the diagonal.
+
+    The row and column of a layer that is equal for all images are NaN.
+    """
     own = summed.diagonal()
     own = torch.where(own > 0, own, torch.nan)
     return summed / (own[:, None] * own).sqrt()
 
 
 def layer_cka(subject: Subject) -> Tensor:
-    """CKA of every (length, layer) with every other, [P, P] float64 with P = lengths x layers, a length's layers side by side."""
+    """Return the CKA of every (length, layer) with every other: [P, P] float64.
+
+    P = lengths x layers, with the layers of one length next to each other.
+    """
     count = len(layer_names(subject.tower))
     size = len(subject.lengths) * count
     summed = torch.zeros(size, size, dtype=torch.float64)
     for batch in subject.batches(subject.batch_size):
-        if len(batch) < SMALLEST:  # the rest of a sample that the batch size does not divide
+        if len(batch) < SMALLEST:  # the last minibatch, if the batch size does not divide the sample
             continue
         summed += hsic(_grams(subject, batch))
     return alignment(summed)
 
 
 def _grams(subject: Subject, batch: Tensor) -> Tensor:
-    """Of every layer at every length, [P, B, B]; only the Gram matrices are held, never the outputs of several layers."""
+    """Return the Gram matrix of every layer at every length: [P, B, B]. The outputs of the layers are not kept."""
     found: list[Tensor] = []
     for length in subject.lengths:
         with torch.no_grad():
@@ -73,7 +80,7 @@ def _grams(subject: Subject, batch: Tensor) -> Tensor:
 
 
 def analyse(subject: Subject) -> Finding:
-    """CKA between all layers at all lengths. Raises UserError for fewer images than a minibatch needs."""
+    """Compute the CKA between all layers at all lengths. Raises UserError for fewer images than a minibatch needs."""
     images = len(subject.sample.images)
     if min(images, subject.batch_size) < SMALLEST:
         raise UserError(f"CKA needs minibatches of at least {SMALLEST} images, not {min(images, subject.batch_size)}")
@@ -81,7 +88,7 @@ def analyse(subject: Subject) -> Finding:
     names = layer_names(subject.tower)
     across = matrix.reshape(len(subject.lengths), len(names), len(subject.lengths), len(names)).diagonal(dim1=1, dim2=3)
     means = [_mean_off_diagonal(across[:, :, layer]) for layer in range(len(names))]
-    ends = across[0, -1]  # the shortest with the longest, by layer
+    ends = across[0, -1]  # the shortest length with the longest, one value per layer
     known = [(value, name) for value, name in zip(means, names, strict=True) if not math.isnan(value)]
     low, high = min(known, default=(math.nan, "none")), max(known, default=(math.nan, "none"))
     shortest, longest = subject.lengths[0], subject.lengths[-1]

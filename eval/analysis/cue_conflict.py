@@ -1,12 +1,12 @@
-"""Shape or texture: which one names an image whose two cues disagree (Geirhos et al., arXiv 1811.12231)?
+"""Shape or texture: by which of them does a model name an image whose two cues disagree (Geirhos et al., arXiv 1811.12231)?
 
     flexiclip analyze MODEL --suite openmoji --only cue-conflict --cue-conflict data/cue-conflict --output runs/analysis
 
-The folder is laid out as Geirhos's: SHAPE/SHAPE1-TEXTURE2.png, with numbers of the drawings; `flexiclip data cue-conflict` builds
-one. The shapes and the textures that occur are the classes, in the words of their folders and files; the templates are those of
-zeroshot_classification_templates.txt beside them, where there is one. Shape bias is the share of shape among the answers that are
-either the shape or the texture. A weak model seldom answers either, so beside it stands the choice between these two alone, which
-every image decides. Images whose two cues are one class say nothing and are left out.
+The folder has the layout of Geirhos's images: SHAPE/SHAPE1-TEXTURE2.png, where the numbers tell drawings apart. `flexiclip data
+cue-conflict` builds one. The classes are the shapes and the textures that occur, in the words of their folders and files. The
+templates come from the folder's zeroshot_classification_templates.txt, if there is one. Shape bias is the share of shape among
+the answers that are either the shape or the texture. A weak model seldom answers either, so the analysis also reports the choice
+between these two alone, which every image decides. Images whose two cues are the same class are left out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class Conflict:
 
 
 def read_conflicts(folder: Path) -> list[Conflict]:
-    """The images of a folder whose cues differ, sorted. Raises UserError for a name that does not say both, or no image."""
+    """Return the images of a folder whose cues differ, sorted.
+
+    Raises UserError for a file name that does not contain both cues, and for a folder without such an image.
+    """
     conflicts = []
     for name in class_folders(str(folder)):
         for path in class_images(str(folder), name):
@@ -65,14 +68,14 @@ def read_conflicts(folder: Path) -> list[Conflict]:
 
 @dataclass(frozen=True)
 class Answer:
-    """The class that a model names, and whether the shape's is nearer than the texture's."""
+    """The class that a model names, and whether its shape is nearer than its texture."""
 
     named: str
     shape_nearer: bool
 
 
 def bias_of(answers: Sequence[Answer], conflicts: Sequence[Conflict]) -> Bias:
-    """The bias of answers in the order of the images."""
+    """Return the bias of the answers. answers and conflicts: in the same order."""
     pairs = [(answer.named, conflict) for answer, conflict in zip(answers, conflicts, strict=True)]
     shape, texture = _counts(pairs)
     by_shape = {}
@@ -83,7 +86,7 @@ def bias_of(answers: Sequence[Answer], conflicts: Sequence[Conflict]) -> Bias:
 
 
 def _counts(pairs: Sequence[tuple[str, Conflict]]) -> tuple[int, int]:
-    """How many answers are the shape of their image, and how many the texture."""
+    """Count the answers that are the shape of their image, and those that are the texture."""
     return sum(named == c.shape for named, c in pairs), sum(named == c.texture for named, c in pairs)
 
 
@@ -94,7 +97,7 @@ def _share(one: int, other: int) -> float | None:
 def answers(
     subject: Subject, conflicts: Sequence[Conflict], classes: Sequence[str]
 ) -> tuple[dict[int, list[Answer]], list[Conflict]]:
-    """(what the model answers to each readable image, by length; these images)."""
+    """Return the model's answer to each readable image, by length, and these images."""
     templates = class_templates(str(subject.cue_conflict)) or DEFAULT_TEMPLATES
     prompts = [[template.replace("{c}", name.replace("_", " ")) for template in templates] for name in classes]
     class_z = class_embeddings(
@@ -139,7 +142,7 @@ def _read(subject: Subject, conflicts: Sequence[Conflict]) -> tuple[list[Conflic
 
 
 def analyse(subject: Subject) -> Finding:
-    """The bias at every length. Raises UserError for a model without texts, or a folder that is not laid out as it must be."""
+    """Compute the bias at every length. Raises UserError for a model without a text tower, or a folder with another layout."""
     if subject.cue_conflict is None:
         raise UserError(f"cue-conflict: {MEND}")
     if not has_text(subject.loaded):

@@ -1,8 +1,8 @@
-"""Ensembles over lengths: are two passes at two lengths worth more than one pass that costs as much (FlexiViT, appendix)?
+"""Ensembles over lengths: are two passes at two lengths better than one pass of the same cost (FlexiViT, appendix)?
 
-A model is run at several lengths, and its embeddings are averaged, or its similarities with the texts (which is the mean before
-it is normalised). The cost of an ensemble is that of all its lengths; it is compared with the model at ONE length of that cost,
-read from the curve of the single lengths.
+A model runs at several lengths. Then its embeddings are averaged, or its similarities with the texts, which equals the mean
+embedding before it is normalised. The cost of an ensemble is the sum of the costs of its lengths. It is compared with the model
+at ONE length of that cost, which is read from the curve of the single lengths.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from . import figures
 from .finding import Finding, Table
 from .subject import Subject
 
-LISTED = 12  # ensembles of the table; analysis.json has all
+LISTED = 12  # ensembles in the table; analysis.json has all of them
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Several lengths on one task, by the metric that stands for it."""
+    """Several lengths on one task, measured by the primary metric of the task."""
 
     lengths: tuple[int, ...]
     gflops: float  # of one image at all of them
-    embeddings: float  # the metric of the mean unit embedding, made a unit again
-    similarities: float  # of the mean of the similarities
-    single: float  # of one length at equal cost
+    embeddings: float  # the metric of the mean unit embedding, normalised again
+    similarities: float  # the metric of the mean of the similarities
+    single: float  # the metric of one length at equal cost
 
     @property
     def gain(self) -> float:
-        """Of the mean of embeddings over one length at equal cost."""
+        """How much better the mean of the embeddings is than one length at equal cost."""
         return self.embeddings - self.single
 
 
 @dataclass(frozen=True)
 class TaskEnsembles:
-    """All ensembles of one task beside its single lengths: {length: value}."""
+    """All ensembles of one task, and its single lengths as {length: value}."""
 
     dataset: str
     task: str
@@ -57,17 +57,17 @@ class TaskEnsembles:
 
     @property
     def mean_gain(self) -> float:
-        """Over all ensembles: unlike the best one's, not chosen by luck."""
+        """The mean over all ensembles. Unlike the gain of the best one, it is not chosen by luck."""
         return sum(each.gain for each in self.ensembles) / len(self.ensembles)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, gains included."""
+        """Return plain data with the gains."""
         ensembles = [{**asdict(each), "gain": each.gain} for each in self.ensembles]
         return {**asdict(self), "mean_gain": self.mean_gain, "ensembles": ensembles}
 
 
 def mean_rows(rows: Mapping[int, Tensor], lengths: Sequence[int]) -> Tensor:
-    """Mean over lengths of unit rows [N, D]. Its products with unit rows of texts are the means of the products."""
+    """Return the mean over lengths of unit rows [N, D]. Its products with unit rows of texts are the means of the products."""
     total = rows[lengths[0]]
     for length in lengths[1:]:
         total = total + rows[length]
@@ -75,9 +75,10 @@ def mean_rows(rows: Mapping[int, Tensor], lengths: Sequence[int]) -> Tensor:
 
 
 def at_cost(curve: Sequence[tuple[float, float]], gflops: float) -> float:
-    """The value of one length that costs `gflops`, from (gflops, value) of the single lengths in ascending order of cost.
+    """Return the value of one length that costs `gflops`.
 
-    Between two of them linear in the logarithm of the cost; beyond the ends the value of the end, which costs less than asked.
+    curve: (gflops, value) of the single lengths in ascending order of cost. Between two lengths the value is linear in the
+    logarithm of the cost. Beyond an end of the curve it is the value of that end.
     """
     if gflops >= curve[-1][0]:
         return curve[-1][1]
@@ -89,12 +90,12 @@ def at_cost(curve: Sequence[tuple[float, float]], gflops: float) -> float:
 
 
 def subsets(lengths: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every pair of lengths, and the shortest three, four and so on up to all of them."""
+    """Return every pair of lengths, and the shortest three, four and so on up to all of them."""
     return [*combinations(lengths, 2), *(tuple(lengths[:n]) for n in range(3, len(lengths) + 1))]
 
 
 def task_ensembles(subject: Subject, prepared: Prepared, images: EmbeddedSplit, taught: EmbeddedSplit | None) -> TaskEnsembles:
-    """One task of a data set at every length and in every ensemble."""
+    """Score one task of a data set at every length and in every ensemble."""
     rows = {length: images.rows[length].to(subject.device) for length in subject.lengths}
     trained = {length: taught.rows[length].to(subject.device) for length in subject.lengths} if taught else None
 
@@ -116,7 +117,7 @@ def task_ensembles(subject: Subject, prepared: Prepared, images: EmbeddedSplit, 
 
 
 def analyse(subject: Subject) -> Finding:
-    """Every task of every data set."""
+    """Score the ensembles on every task of every data set."""
     found = []
     for config in subject.datasets:
         splits = open_splits(config, subject.loaded.transform, workers=subject.workers, cache_bytes=0)
@@ -183,5 +184,5 @@ def _lines(each: TaskEnsembles) -> list[tuple[str, ...]]:
 
 
 def _standard_error(share: float, queries: int) -> float:
-    """Of a share of independent queries."""
+    """Return the standard error of a share of independent queries."""
     return math.sqrt(max(0.0, share * (1 - share)) / queries)

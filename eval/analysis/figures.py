@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from .finding import Bias
 
-PANEL = 1.35  # inches a side of a small picture
+PANEL = 1.35  # side of a small picture, in inches
 _LEGEND: Any = {"frameon": False, "loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "fontsize": 9}
 
 
 def cka(matrix: np.ndarray, lengths: Sequence[int], layers: Sequence[str]) -> Figure:
-    """matrix [P, P], P = lengths x layers, in -1..1; NaN is left white."""
+    """Draw the CKA. matrix: [P, P], P = lengths x layers, in -1..1; NaN is left white."""
     figure, ((left, right),) = grid(1, 2, (13.0, 5.2))
     count = len(layers)
     shown = left.imshow(matrix, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
@@ -52,7 +52,7 @@ def cka(matrix: np.ndarray, lengths: Sequence[int], layers: Sequence[str]) -> Fi
 
 
 def attention(images: Tensor, texts: Sequence[str | None], heats: Sequence[Sequence[Tensor]], lengths: Sequence[int]) -> Figure:
-    """A line an image: itself under its text, and its relevance map at each length. images: uint8 [n, 3, H, W]."""
+    """Draw one row per image: the image with its text, then its relevance map at each length. images: uint8 [n, 3, H, W]."""
     figure, axes = _pictures(images, lengths)
     for line, text, maps in zip(axes, texts, heats, strict=True):
         line[0].set_ylabel(brief(text or "", 24), fontsize=8)
@@ -64,7 +64,10 @@ def attention(images: Tensor, texts: Sequence[str | None], heats: Sequence[Seque
 def tokens(
     images: Tensor, maps: Sequence[Sequence[Tensor]], lengths: Sequence[int], seed_at: int, seed: tuple[float, float]
 ) -> Figure:
-    """A line an image: itself with the seed's place, and the seed's cosine with every token at each length, all on one scale."""
+    """Draw one row per image: the image with the place of the seed, then the seed's cosine with every token at each length.
+
+    All maps have the same scale.
+    """
     figure, axes = _pictures(images, lengths)
     height, width = images.shape[2:]
     low = min(float(m.min()) for line in maps for m in line)
@@ -78,7 +81,7 @@ def tokens(
 
 
 def ensembles(singles: Sequence[tuple[float, float]], several: Sequence[tuple[float, float]], title: str, metric: str) -> Figure:
-    """A metric against GFLOPs: the curve of single lengths, in ascending order, and a point for each ensemble."""
+    """Draw a metric against GFLOPs: the curve of the single lengths, in ascending order, and one point per ensemble."""
     from matplotlib.ticker import PercentFormatter
 
     figure, ((axis,),) = grid(1, 1, (8.4, 4.4))
@@ -96,7 +99,7 @@ def ensembles(singles: Sequence[tuple[float, float]], several: Sequence[tuple[fl
 
 
 def cue_conflict(found: Mapping[int, Bias]) -> Figure:
-    """Shape bias, and the shares of answers that are either cue, against the length."""
+    """Draw the shape bias, and the shares of the answers that are the shape or the texture, against the length."""
     from matplotlib.ticker import NullLocator, PercentFormatter
 
     figure, ((axis,),) = grid(1, 1, (8.4, 4.2))
@@ -125,7 +128,7 @@ def cue_conflict(found: Mapping[int, Bias]) -> Figure:
 
 
 def _pictures(images: Tensor, lengths: Sequence[int]) -> tuple[Figure, list[list[Axes]]]:
-    """A line an image, itself in the first column; a column a length, its seqhw on top."""
+    """Return a figure with one row per image, the image in the first column, and one column per length with its seqhw on top."""
     figure, axes = grid(len(images), 1 + len(lengths), (PANEL * (1 + len(lengths)) + 0.6, PANEL * len(images) + 0.4))
     for line, image in zip(axes, images, strict=True):
         for axis in line:
@@ -140,6 +143,6 @@ def _pictures(images: Tensor, lengths: Sequence[int]) -> tuple[Figure, list[list
 
 
 def _over(axis: Axes, values: Tensor, size: Sequence[int], **style: Any) -> Any:
-    """Values [g, h] over the area of an image of (height, width) pixels, a cell a token."""
+    """Draw values [g, h] over the area of an image of (height, width) pixels, one cell per token."""
     height, width = size
     return axis.imshow(values.numpy(), extent=(0, width, height, 0), interpolation="nearest", **style)

@@ -1,4 +1,4 @@
-"""What an analysis leaves: a sentence, numbers for analysis.json, a table and pictures for report.html."""
+"""The result of an analysis: a sentence, numbers for analysis.json, a table and pictures for report.html."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as texts; the first column names the line."""
+    """Cells as texts; the first column names the row."""
 
     headings: Sequence[str]
     lines: Sequence[Sequence[str]]
@@ -20,24 +20,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Finding:
-    """One analysis of one model."""
+    """The result of one analysis of one model."""
 
     title: str
-    method: str  # how it is measured, and whose method it is
-    sentence: str  # what came out
+    method: str  # how it is measured, with the paper
+    sentence: str  # the result in words
     numbers: dict[str, Any]  # plain data, finite
     table: Table
-    figures: dict[str, Figure]  # name of the file, less its ending
-    captions: dict[str, str]  # of the figures, by the same names
+    figures: dict[str, Figure]  # by the name of the file without its ending
+    captions: dict[str, str]  # for the figures, by the same names
 
 
 @dataclass(frozen=True)
 class Bias:
-    """What a model answers at one length: shares in 0..1 of the images; the bias is one of the answers that are either cue."""
+    """The answers of a model at one length. Shares are of the images; `bias` is a share of the answers that are either cue."""
 
     images: int
     shape: float
     texture: float
-    bias: float | None  # None where no answer is either cue
-    nearer: float  # to the shape's words than to the texture's, whatever is nearest of all
-    by_shape: dict[str, float | None]  # the bias over the images of a shape
+    bias: float | None  # None if no answer is either cue
+    nearer: float  # images nearer to the words of the shape than to those of the texture, whichever class is nearest
+    by_shape: dict[str, float | None]  # the bias for the images of each shape

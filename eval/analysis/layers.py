@@ -1,4 +1,4 @@
-"""What the layers of an image tower give, read by hooks while the tower runs as it is."""
+"""The outputs of the layers of an image tower, read by hooks while the tower runs unchanged."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Visit = Callable[[int, Tensor], None]
 
 
 def layer_names(tower: FlexiViT) -> list[str]:
-    """The patch embedding with its positions, each block, and the pooled features."""
+    """Return the names of the layers: the patch embedding with its positions, each block, and the pooled features."""
     return ["stem", *(f"block {i + 1}" for i in range(len(blocks_of(tower)))), "pooled"]
 
 
 def visit_layers(tower: FlexiViT, images: Tensor, seqhw: int, visit: Visit) -> None:
-    """Hand what each layer gives of images [B, 3, H, W] to `visit`, in the order of layer_names.
+    """Call `visit` with the output of each layer for images [B, 3, H, W], in the order of layer_names.
 
-    A class token is left out of the layers before the pooled features: they are compared as maps of the image.
+    A class token is left out of the layers before the pooled features, because those are compared as maps of the image.
     """
     skip = int(tower.cls is not None)
     blocks = blocks_of(tower)

@@ -1,4 +1,4 @@
-"""report.html of the analyses: a section each with its sentence, picture, table and method, in the look of the other page."""
+"""report.html of the analyses: one section each with its sentence, picture, table and method, in the style of `eval`'s page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .finding import Finding, Table
 
 
 def render_findings(findings: Sequence[Finding], about: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
-    """The page. pictures: PNG files by the names of the findings' figures."""
+    """Return the page. pictures: PNG files by the names of the findings' figures."""
     lengths = ", ".join(str(length["seqhw"]) for length in about["lengths"])
     bad = f" {len(about['bad_samples'])} of the images drawn could not be read." if about["bad_samples"] else ""
     links = (f'<a href="#finding-{i}">{escape(each.title)}</a>' for i, each in enumerate(findings))

@@ -1,11 +1,11 @@
-"""Relevance maps: which tokens an image's score rests on, by attention and its gradients.
+"""Relevance maps: which tokens the score of an image depends on, by attention and its gradients.
 
 The rule is that of Chefer et al. for self-attention (arXiv 2103.15679, eq. 5 and 6): R = I, and for each block R <- R + A' R with
 A' = mean over heads of max(0, dscore/dA * A). It is the rule of their earlier arXiv 2012.09838 (eq. 13 and 14) with the attention
 itself in the place of its layer-wise relevance. The score is the similarity of the image with its own text.
 
-torch's fused attention does not say its weights. Hooks recompute them from q and k, and put what these weights give in the place
-of the module's output, so that the score depends on them; the tower's own forward is left alone.
+torch's fused attention does not return its weights. Hooks recompute the weights from q and k, and replace the output of the
+module by the result of these weights, so that the score depends on them. The forward methods of the tower are not changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flexiclip.models.transformer import MAPHead
 
 @contextmanager
 def recorded_attention(tower: FlexiViT) -> Iterator[list[Tensor]]:
-    """Inside, the attention weights [B, H, L, L] of each block, and those of a MAP head [B, H, 1, L], join the list in order."""
+    """Inside `with`, the list gets the attention weights of each block [B, H, L, L] and of a MAP head [B, H, 1, L], in order."""
     weights: list[Tensor] = []
 
     def self_attention(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
@@ -59,14 +59,15 @@ def _softmax(q: Tensor, k: Tensor) -> Tensor:
 
 
 def relevance(model: FlexiCLIP, image: Tensor, seqhw: int, text_z: Tensor | None) -> Tensor:
-    """Relevance of each token of one image [1, 3, H, W] at a length: [seqhw, seqhw] float32 on the CPU, at least 0, sum 1.
+    """Return the relevance of each token of one image [1, 3, H, W] at a length: [seqhw, seqhw] float32 on the CPU.
 
-    text_z: unit embedding [D] of what the image is asked for; None, for a tower without texts: its own features.
+    The values are at least 0 and sum to 1. text_z: unit embedding [D] of the image's text; None: score the image's features with
+    themselves, for a tower without texts.
     """
     tower = model.image_tower
     with torch.enable_grad(), recorded_attention(tower) as weights:
-        image = image.detach().requires_grad_()  # through it, for a locked tower has no gradients else
-        features = tower.pool_tokens(tower.forward_tokens(image, seqhw))  # every token of every block, whatever the pool reads
+        image = image.detach().requires_grad_()  # a locked tower has gradients only through its input
+        features = tower.pool_tokens(tower.forward_tokens(image, seqhw))  # all tokens, also those that the pool does not read
         if text_z is None:
             score = (features * features.detach()).sum()
         else:
@@ -74,15 +75,15 @@ def relevance(model: FlexiCLIP, image: Tensor, seqhw: int, text_z: Tensor | None
         gradients = torch.autograd.grad(score.sum(), weights)
     maps = rolled_out([w.detach()[0] for w in weights], [g[0] for g in gradients], tower.config.pool)
     total = maps.sum()
-    flat = maps / total if total > 0 else torch.full_like(maps, 1 / maps.numel())  # nothing speaks for the text: no token does
+    flat = maps / total if total > 0 else torch.full_like(maps, 1 / maps.numel())  # no token raises the score: an even map
     return flat.reshape(seqhw, seqhw).float().cpu()
 
 
 def rolled_out(weights: Sequence[Tensor], gradients: Sequence[Tensor], pool: str) -> Tensor:
-    """What the pooled features owe to each token, [N], of one image: weights and their gradients [H, L, L] by block.
+    """Return the relevance of each token of one image for the pooled features: [N].
 
-    pool: tok pools the first token, gap the mean of all; with map the last weights are the head's, [H, 1, L]. What a token owes
-    to itself by the residual connections alone is left out.
+    weights, gradients: [H, L, L] of each block. pool: tok reads the first token, gap the mean of all tokens; with map the last
+    weights are those of the head, [H, 1, L]. The part that a token has from the residual connections alone is left out.
     """
     relevant = [(w * g).clamp(min=0).mean(0) for w, g in zip(weights, gradients, strict=True)]
     head = relevant.pop() if pool == "map" else None

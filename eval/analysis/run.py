@@ -44,7 +44,7 @@ DPI = 120
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """images: of the sample. maps: of those, how many are drawn. batch_size: also CKA's minibatch."""
+    """Options of `flexiclip analyze`. images: size of the sample. maps: images with maps. batch_size: also CKA's minibatch."""
 
     seqhw: Sequence[int] | None = None
     only: Sequence[str] | None = None
@@ -59,9 +59,9 @@ class AnalysisOptions:
 def analyze(
     model: str, suites: Sequence[str], output: Path, options: AnalysisOptions, command: str | None = None
 ) -> dict[str, Finding]:
-    """Run the analyses on a model of ours, print a sentence each, and write `output`. Raises UserError.
+    """Run the analyses on a model, print one sentence for each, and write `output`. Raises UserError.
 
-    model, suites: as `flexiclip eval` takes them. command: the line shown in the report, default this process's own.
+    model, suites: as for `flexiclip eval`. command: the line shown in the report; default: that of this process.
     """
     names = chosen(options)
     check_folder(output, f"--output {output}")  # now, not after hours
@@ -89,7 +89,10 @@ def analyze(
 
 
 def chosen(options: AnalysisOptions) -> list[str]:
-    """The analyses to run, in the order of ANALYSES. Without --only all, cue-conflict where there is a folder for it."""
+    """Return the analyses to run, in the order of ANALYSES.
+
+    Without --only these are all, cue-conflict only if there is a folder for it. Raises UserError for an unknown name.
+    """
     if options.images < 1 or options.maps < 1:
         raise UserError(f"--images {options.images}, --maps {options.maps}: give at least one")
     if options.only is None:
@@ -105,7 +108,7 @@ def chosen(options: AnalysisOptions) -> list[str]:
 
 
 def write_findings(found: dict[str, Finding], about: dict[str, Any], pictures: dict[str, Path], output: Path) -> None:
-    """analysis.json and report.html of what is found so far. pictures: PNG files by the names of the findings' figures."""
+    """Write analysis.json and report.html with the findings so far. pictures: PNG files by the names of the findings' figures."""
     numbers = {name: {"sentence": each.sentence, **each.numbers} for name, each in found.items()}
     write_whole(
         output / "analysis.json", json.dumps({**about, "analyses": numbers}, indent=1, ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""What the analyses look at: a model of ours, its lengths, the data sets of a suite, and a sample of their images."""
+"""What the analyses look at: a model in our towers, its lengths, the data sets of a suite, and a sample of their images."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ..suites.dataset import DatasetConfig
 
 @dataclass(frozen=True)
 class Sample:
-    """Images of the data sets, drawn by a seed. texts: what each shows, where a caption or a class says so."""
+    """Images of the data sets, drawn with a seed. texts: a caption of each image, else a prompt of its class, else None."""
 
-    images: Tensor  # uint8 [n, 3, H, W], as the model's transform leaves them
+    images: Tensor  # uint8 [n, 3, H, W], after the model's transform
     texts: list[str | None]
     bad: list[dict[str, str]]  # dataset, shard, key, reason
 
@@ -56,18 +56,18 @@ class Subject:
         return self.model.image_tower
 
     def gflops(self, length: int) -> float:
-        """Of one image at a length."""
+        """Return the GFLOPs of one image at a length."""
         gflops = geometry(self.loaded, length).gflops
         assert gflops is not None, "a model of ours knows its cost"
         return gflops
 
     def batches(self, size: int, count: int | None = None) -> list[Tensor]:
-        """The first `count` images of the sample, default all, normalised and on the device: float32 [<= size, 3, H, W] each."""
+        """Return the first `count` images (default: all) in batches, normalised, on the device: float32 [<= size, 3, H, W]."""
         return [to_device(self.loaded, part, self.device) for part in self.sample.images[:count].split(size)]
 
 
 def subject_lengths(loaded: EvalModel, source: str, seqhw: Sequence[int] | None) -> tuple[int, ...]:
-    """The lengths to compare. Raises UserError for a model whose inside is not ours to look into, or that has one length."""
+    """Return the lengths to compare. Raises UserError for a model that does not run in our towers, or that has one length."""
     if not isinstance(loaded.model, FlexiCLIP):
         raise UserError(f"{source}: the analyses look inside towers of ours; write {source}+pi, which runs its weights in them")
     lengths = tuple(length for length in choose_lengths(loaded, seqhw) if length is not None)
@@ -82,9 +82,10 @@ def subject_lengths(loaded: EvalModel, source: str, seqhw: Sequence[int] | None)
 def draw_sample(
     datasets: Sequence[DatasetConfig], transform: Callable[[Any], Tensor], count: int, *, workers: int = 2, seed: int = 0
 ) -> Sample:
-    """`count` images out of all data sets together, in an order that mixes them; fewer where there are no more, or bad ones.
+    """Draw `count` images from all data sets together, in an order that mixes them.
 
-    The transform has `pixels`, as those of our model folders do. Raises UserError where none can be read.
+    There are fewer images if the data sets have no more, or if some cannot be read. The transform has a method `pixels`, like
+    those of our model folders. Raises UserError if no image can be read.
     """
     blocks = [ImageBlock(config, transform, workers=workers, cache_bytes=0) for config in datasets]
     places = [(number, i) for number, block in enumerate(blocks) for i in range(block.total)]
@@ -103,7 +104,7 @@ def draw_sample(
 
 
 def _text(config: DatasetConfig, record: Record) -> str | None:
-    """The first caption of an image, else the first prompt of its class."""
+    """Return the first caption of an image, else the first prompt of its class, else None."""
     if record.captions:
         return record.captions[0]
     for task in config.tasks:

@@ -1,7 +1,8 @@
-"""Token representations over lengths: is the token at a place the same thing, whatever the length (FlexiViT, appendix)?
+"""Token representations over lengths: does the token at a place represent the same thing at every length (FlexiViT, appendix)?
 
-The cosine of a seed token's representation, after the last norm, with every token at every length. The seed's map shows one
-token; the numbers take every token as a seed: its cosine with the one at its place at another length, and with all others.
+The analysis computes the cosine of the representation of a seed token, after the last norm, with every token at every length. The
+pictures show the maps of one seed. The numbers take every token as the seed: its cosine with the token at its place at another
+length, and with all other tokens.
 """
 
 from __future__ import annotations
@@ -16,32 +17,35 @@ from . import figures
 from .finding import Finding, Table
 from .subject import Subject
 
-SEED = (0.5, 0.5)  # (down, right), of the image's sides
+SEED = (0.5, 0.5)  # (down, right), as shares of the image's sides
 
 
 def unit_tokens(subject: Subject, images: Tensor, length: int) -> Tensor:
-    """Unit rows of the tokens after the last norm, without a class token: [B, length, length, D] float32. images: normalised."""
+    """Return unit rows of the tokens after the last norm, without a class token: [B, length, length, D] float32.
+
+    images: normalised, [B, 3, H, W].
+    """
     with torch.no_grad():
         tokens = subject.tower.forward_tokens(images, length)[:, int(subject.tower.cls is not None) :]
     return F.normalize(tokens.float(), dim=-1).unflatten(1, (length, length))
 
 
 def cell(place: tuple[float, float], length: int) -> tuple[int, int]:
-    """(row, column) of the token whose patch holds a place (down, right) in 0..1 of the sides."""
+    """Return (row, column) of the token whose patch holds a place, given as (down, right) in 0..1 of the sides."""
     down, right = (min(int(part * length + 1e-9), length - 1) for part in place)
     return down, right
 
 
 def seed_map(tokens: Tensor, other: Tensor, place: tuple[float, float]) -> Tensor:
-    """Cosine of the token at a place with every token of another length: [g, g, D], [h, h, D] unit rows -> [h, h]."""
+    """Return the cosine of the token at a place with every token of another length: [g, g, D], [h, h, D] unit rows -> [h, h]."""
     return other @ tokens[cell(place, len(tokens))]
 
 
 def alike(tokens: Tensor, other: Tensor) -> tuple[float, float]:
-    """(mean cosine of each token of `tokens` with the one of `other` that holds its centre, mean cosine with all the others).
+    """Return two mean cosines of the tokens: with the token of `other` that holds their centre, and with all others of `other`.
 
-    tokens [B, g, g, D], other [B, h, h, D], unit rows of the same images. Of one length the first is 1; where h is 1 there are
-    no others, and the second is 0.
+    tokens [B, g, g, D], other [B, h, h, D]: unit rows of the same images. If both have the same length, the first mean is 1. If h
+    is 1 there are no others, and the second mean is 0.
     """
     batch, g = tokens.shape[:2]
     h = other.shape[1]
@@ -54,7 +58,7 @@ def alike(tokens: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def analyse(subject: Subject) -> Finding:
-    """Every pair of lengths over the sample, and the seed's maps of the first images."""
+    """Compare every pair of lengths over the sample, and compute the seed's maps of the first images."""
     count = len(subject.lengths)
     here, elsewhere = torch.zeros(count, count).double(), torch.zeros(count, count).double()
     for batch in subject.batches(subject.batch_size):

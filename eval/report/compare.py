@@ -60,12 +60,14 @@ def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m flexiclip_eval.report.compare", description="Several evaluations in one picture."
+        prog="python -m flexiclip_eval.report.compare", description="Draw several evaluations in one picture."
     )
-    parser.add_argument("runs", nargs="+", metavar="LABEL=RESULTS", help="a label and a results.json or its folder")
-    parser.add_argument("--metric", default="image_retrieval_recall@5", help="default: %(default)s")
-    parser.add_argument("--dataset", help="needed when the results hold several data sets with the metric")
-    parser.add_argument("--output", type=Path, required=True, help="the picture: .png, .svg or .pdf")
+    parser.add_argument(
+        "runs", nargs="+", metavar="LABEL=RESULTS", help="a label, and a results.json or the folder that holds it"
+    )
+    parser.add_argument("--metric", default="image_retrieval_recall@5", help="metric to draw; default: %(default)s")
+    parser.add_argument("--dataset", help="data set to draw; needed if several of them have the metric")
+    parser.add_argument("--output", type=Path, required=True, help="the picture to write: .png, .svg or .pdf")
     options = parser.parse_args(arguments)
     try:
         runs = {}

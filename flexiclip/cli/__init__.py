@@ -1,4 +1,4 @@
-"""The composition root: reads the command line and joins the parts, each imported only by the command that needs it."""
+"""The command line: reads the arguments and calls the parts. A part is imported only by the command that needs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     from flexiclip import __version__
 
-    parser = Parser(prog="flexiclip", description="Image-text models whose image tower works at every patch size.")
+    parser = Parser(
+        prog="flexiclip",
+        description="Train, evaluate and export image-text models whose image tower works at every patch size.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; ranks.py reads the environment
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
@@ -34,70 +37,121 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    for name, command, text in (("train", _train, "train a recipe"), ("show-config", _show_config, "print a recipe, resolved")):
-        sub = add(name, command, text)
-        sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="dotted.key=value, for example train.steps=20")
-
-    sub = add("eval", _eval, "score a model on suites, at every sequence length")
-    sub.add_argument("model", nargs="+", help="model folders, open_clip:NAME[/PRETRAINED], others' folders; A+pi flexes A")
-    sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
-    sub.add_argument("--seqhw", type=lengths, help="grid sides, for example 5,8,15; default: those of the training")
-    sub.add_argument("--widths", type=widths, default=(), help="also score the first N columns of embeddings, for example 64,128")
-    sub.add_argument("--output", type=Path, help="folder for results.json, results.csv, plots and report.html")
-    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
-    sub.add_argument("--batch-size", type=positive, default=128, help="images and captions a pass; default: 128")
-    sub.add_argument("--workers", type=positive, default=2, help="threads that decode images")
-    sub.add_argument("--embeddings", type=Path, help="folder that keeps embeddings, so that they are computed once")
+    for name, command, text in (
+        ("train", _train, "train a model from a recipe"),
+        ("show-config", _show_config, "print a recipe with the value of every key"),
+    ):
+        _add_recipe(add(name, command, text), "train.steps=20")
+    sub = add("explain", _explain, "explain the keys of a recipe")
     sub.add_argument(
-        "--tolerance", type=float, default=1.0, help="accept lengths within so many points of the best; default: 1.0"
+        "key", nargs="?", default="", help="a key such as train.steps, or a section such as patch; none: an overview"
     )
-    sub.add_argument("--budget", help="what an image may cost, '5 GFLOPs' or '20 ms': the best length within it is named")
-    sub.add_argument("--cascade", help="SHORT:LONG, the lengths that rank and re-rank; default: the shortest and the longest")
+    sub.add_argument("--recipe", help="also show the values in this recipe, a YAML file or an installed name")
+    _add_eval(add("eval", _eval, "score models on suites, at every sequence length"))
     _add_analyze(add("analyze", _analyze, "look inside a model at several lengths: layers, attention, tokens, ensembles, cues"))
-    sub = add("import", _import, "turn published weights into a model folder")
-    sub.add_argument("source", help="a weight file, a Hugging Face folder, or open_clip's NAME/PRETRAINED (a tag or a file)")
-    sub.add_argument("--format", required=True, help="big_vision, timm, open_clip, siglip or transformers")
-    sub.add_argument("--output", type=Path, required=True, help="the model folder to write")
-    sub.add_argument("--text", type=Path, help="the text tower's sentencepiece model, where the source holds no tokenizer")
-    sub.add_argument("--arch", help="timm's or open_clip's name of the architecture, where the file's shapes do not say")
-    sub.add_argument("--heads", type=positive, help="of the image tower; default: width/64, or as published")
-    sub.add_argument("--image-size", type=positive, help="pixels; default: what kernel and grid cover")
+    _add_import(add("import", _import, "turn published weights into a model folder"))
     add_export(commands)
     add_data(commands)
-    _add_plan(add("plan", _plan, "what a recipe needs of a cluster: memory, traffic, images/s and hours"))
+    _add_plan(add("plan", _plan, "predict what a recipe needs on a cluster: memory, traffic, images/s and hours"))
     return parser
 
 
+def _add_recipe(sub: Parser, example: str) -> None:
+    sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=f"set a key of the recipe, for example {example}")
+
+
+def _add_suites(sub: Parser) -> None:
+    """What `eval` and `analyze` have in common."""
+    sub.add_argument(
+        "--suite", action="append", required=True, help="the name of an installed suite, or a file; may be given several times"
+    )
+    sub.add_argument("--seqhw", type=lengths, help="grid sides, for example 5,8,15; default: the lengths that were trained")
+    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda if there is a GPU")
+    sub.add_argument("--workers", type=positive, default=2, help="threads that decode images; default: 2")
+
+
+def _add_eval(sub: Parser) -> None:
+    sub.add_argument(
+        "model",
+        nargs="+",
+        help="model or run folders, open_clip:NAME[/PRETRAINED], or other libraries' models; MODEL+pi makes a plain ViT flexible",
+    )
+    _add_suites(sub)
+    sub.add_argument(
+        "--widths", type=widths, default=(), help="also score the first N columns of the embeddings, for example 64,128"
+    )
+    sub.add_argument("--output", type=Path, help="folder for results.json, results.csv, plots and report.html")
+    sub.add_argument(
+        "--batch-size", type=positive, default=128, help="images and captions encoded at once per rank; default: 128"
+    )
+    sub.add_argument("--embeddings", type=Path, help="folder that keeps the embeddings, so that they are computed only once")
+    sub.add_argument(
+        "--tolerance", type=float, default=1.0, help="accept lengths within this many points of the best; default: 1.0"
+    )
+    sub.add_argument("--budget", help="name the best length at which an image costs at most this: '5 GFLOPs' or '20 ms'")
+    sub.add_argument(
+        "--cascade", help="SHORT:LONG, the lengths that rank and re-rank images; default: the shortest and the longest"
+    )
+
+
 def _add_analyze(sub: Parser) -> None:
-    sub.add_argument("model", help="a model folder, a run folder, another library's folder; A+pi flexes A")
-    sub.add_argument("--suite", action="append", required=True, help="the name of an installed suite or a file; may be repeated")
+    sub.add_argument(
+        "model", help="a model folder, a run folder or a folder of another library; MODEL+pi makes a plain ViT flexible"
+    )
+    _add_suites(sub)
     sub.add_argument("--output", type=Path, required=True, help="folder for analysis.json, plots and report.html")
-    sub.add_argument("--seqhw", type=lengths, help="grid sides, for example 5,8,15; default: those of the training")
-    sub.add_argument("--only", type=lambda text: text.split(","), help="of cka,attention,tokens,ensembles,cue-conflict")
-    sub.add_argument("--cue-conflict", type=Path, help="folder of SHAPE/SHAPE1-TEXTURE2.png, as Geirhos's")
-    sub.add_argument("--images", type=positive, default=256, help="drawn from the suite for all but ensembles; default: 256")
-    sub.add_argument("--maps", type=positive, default=6, help="of them, how many are shown with their maps; default: 6")
-    sub.add_argument("--batch-size", type=positive, default=64, help="images a pass, and CKA's minibatch; default: 64")
-    sub.add_argument("--workers", type=positive, default=2, help="threads that decode images")
-    sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
+    sub.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        help="run only some of cka,attention,tokens,ensembles,cue-conflict; default: all that have their data",
+    )
+    sub.add_argument(
+        "--cue-conflict", type=Path, help="folder of SHAPE/SHAPE1-TEXTURE2.png images, named as in the set of Geirhos et al."
+    )
+    sub.add_argument(
+        "--images", type=positive, default=256, help="images drawn from the suites, for all but the ensembles; default: 256"
+    )
+    sub.add_argument("--maps", type=positive, default=6, help="how many of these are shown with their maps; default: 6")
+    sub.add_argument(
+        "--batch-size", type=positive, default=64, help="images encoded at once, which are also CKA's minibatch; default: 64"
+    )
+
+
+def _add_import(sub: Parser) -> None:
+    sub.add_argument(
+        "source", help="a weight file, a Hugging Face folder, or open_clip's NAME/PRETRAINED (PRETRAINED is a tag or a file)"
+    )
+    sub.add_argument("--format", required=True, help="big_vision, timm, open_clip, siglip or transformers")
+    sub.add_argument("--output", type=Path, required=True, help="the model folder to write")
+    sub.add_argument("--text", type=Path, help="sentencepiece model of the text tower, if the source has no tokenizer")
+    sub.add_argument(
+        "--arch", help="name of the architecture in timm or open_clip, if the shapes of the weights do not determine it"
+    )
+    sub.add_argument("--heads", type=positive, help="attention heads of the image tower; default: as published, or width / 64")
+    sub.add_argument("--image-size", type=positive, help="side of the images in pixels; default: what kernel and grid cover")
 
 
 def _add_plan(sub: Parser) -> None:
-    sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="dotted.key=value, for example engine.zero_stage=3")
-    sub.add_argument("--nodes", type=positive, default=1)
-    sub.add_argument("--gpus-per-node", type=positive, default=1, help="ranks of a node; with --device cpu they share it")
-    sub.add_argument("--device", required=True, help="h100, a100 or cpu; a CPU's speed is measured here")
-    sub.add_argument("--mfu", type=float, help="share of the peak FLOP/s that training reaches; default: 0.4, for cpu 0.6")
-    sub.add_argument("--samples", help="training pairs of an epoch, for example 400M, where train.steps is in epochs")
+    _add_recipe(sub, "engine.zero_stage=3")
+    sub.add_argument("--nodes", type=positive, default=1, help="number of machines; default: 1")
     sub.add_argument(
-        "--json", type=Path, nargs="?", const=Path("-"), help="write all figures to this file; without one, print them"
+        "--gpus-per-node", type=positive, default=1, help="ranks per machine, which share it with --device cpu; default: 1"
+    )
+    sub.add_argument("--device", required=True, help="h100, a100 or cpu; a CPU's speed is measured on this machine")
+    sub.add_argument("--mfu", type=float, help="share of the peak FLOP/s that training reaches; default: 0.4, or 0.6 on a cpu")
+    sub.add_argument("--samples", help="training pairs per epoch, for example 400M; needed if train.steps is in epochs")
+    sub.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=Path("-"),
+        help="also write all figures to this file; without a name, only print them",
     )
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    """A run that a signal has stopped is saved and ends with 0, or with FLEXICLIP_STOPPED_CODE where a scheduler must know."""
+    """Train. A run that a signal stops is saved; its exit code is FLEXICLIP_STOPPED_CODE, or 0 without that variable."""
     from flexiclip.config import load
     from flexiclip.train.loop import train
 
@@ -135,13 +189,13 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _samples(text: str | None) -> int | None:
-    """A number of pairs as durations write it: 400M, or 400M samples."""
+    """A number of pairs, written as in a duration: 400M, or 400M samples."""
     from flexiclip.config import parse_duration
 
     if text is None:
         return None
     duration = parse_duration(text)
-    if duration.unit not in ("steps", "samples") or duration.value < 1:  # a bare number reads as steps
+    if duration.unit not in ("steps", "samples") or duration.value < 1:  # a bare number is read as steps
         raise UserError(f"--samples {text}: give a number of pairs, for example 400M")
     return int(duration.value)
 
@@ -150,6 +204,13 @@ def _show_config(arguments: argparse.Namespace) -> None:
     from flexiclip.config import dump, load
 
     print(dump(load(arguments.recipe, arguments.overrides)), end="")
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from flexiclip.config import load
+    from flexiclip.config.explain import explain
+
+    print(explain(arguments.key, None if arguments.recipe is None else load(arguments.recipe)), end="")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -201,7 +262,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _device(name: str | None) -> str:
-    """The device of that name, by default a GPU where there is one. UserError where torch has none such."""
+    """The device of that name, by default a GPU if there is one. Raises UserError if torch cannot use it."""
     import torch
 
     if name is None:
@@ -210,6 +271,6 @@ def _device(name: str | None) -> str:
         raise UserError(f"--device {name}: torch sees no GPU; leave the option out or give cpu")
     try:
         torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # no such name, no such number, or a torch built without it
+    except (RuntimeError, AssertionError) as error:  # an unknown name or number, or a torch that was built without this device
         raise UserError(f"--device {name}: torch has none such ({str(error).splitlines()[0]}); give cpu or cuda") from None
     return name

@@ -1,4 +1,4 @@
-"""`flexiclip data ...`: building, indexing and checking shards."""
+"""`flexiclip data ...`: the commands that build, index and check shards."""
 
 from __future__ import annotations
 
@@ -14,39 +14,52 @@ if TYPE_CHECKING:
 
 
 def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
-    """Add `data` and its commands."""
-    data = commands.add_parser("data", help="build, index and check shards").add_subparsers(
+    """Add the command `data` and its subcommands."""
+    about = "build, index and check shards"
+    data = commands.add_parser("data", help=about, description=about).add_subparsers(
         required=True, metavar="COMMAND", parser_class=Parser
     )
     for name, text in (("openmoji", "OpenMoji's"), ("noto", "Noto's"), ("fluent", "Fluent's")):
-        sub = data.add_parser(name, help=f"build train and held-out shards from {text} emoji")
-        sub.add_argument("--output", type=Path, required=True, help="folder for the shards")
-        sub.add_argument("--pixels", type=positive, default=96, help="side of the rendered images; default: 96")
+        about = f"build training shards and held-out shards from {text} emoji"
+        sub = data.add_parser(name, help=about, description=about)
+        sub.add_argument("--output", type=Path, required=True, help="folder in which the shards are written")
+        sub.add_argument("--pixels", type=positive, default=96, help="side of the images in pixels; default: 96")
         sub.set_defaults(command=_openmoji if name == "openmoji" else _vendor, vendor=name)
         if name != "openmoji":
-            sub.add_argument("--package", type=Path, help="the unpacked npm package; default: npm fetches it")
+            sub.add_argument("--package", type=Path, help="folder of the unpacked npm package; default: npm fetches it")
         if name == "fluent":
-            sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="default: 3d")
-    cues = data.add_parser("cue-conflict", help="draw silhouettes filled with the textures of other things")
-    cues.add_argument("--output", type=Path, required=True, help="folder for SHAPE/SHAPE1-TEXTURE2.png")
-    cues.add_argument("--pixels", type=positive, default=224, help="side of the images; default: 224")
+            sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="style of the drawings; default: 3d")
+    about = "draw silhouettes of things that are filled with the textures of other things"
+    cues = data.add_parser("cue-conflict", help=about, description=about)
+    cues.add_argument(
+        "--output", type=Path, required=True, help="folder in which the SHAPE/SHAPE1-TEXTURE2.png images are written"
+    )
+    cues.add_argument("--pixels", type=positive, default=224, help="side of the images in pixels; default: 224")
     cues.set_defaults(command=_cue_conflict)
     for name, command, text in (
-        ("index", _index, "count the samples of shards and write their offset indices"),
-        ("check", _check, "name every bad sample; exit 1 if there is one"),
+        ("index", _index, "count the samples of shards, and write the indices of their offsets"),
+        ("check", _check, "decode every sample as training does and name the bad ones; the exit code is 1 if there are any"),
         ("tokenizer", _tokenizer, "train a sentencepiece tokenizer on the captions of shards"),
     ):
         sub = data.add_parser(name, help=text, description=text)
-        sub.add_argument("shards", nargs="+", help="files, globs, and brace ranges in quotes: 'train-{0000..0015}.tar'")
+        sub.add_argument("shards", nargs="+", help="files, globs, or brace ranges in quotes: 'train-{0000..0015}.tar'")
         sub.set_defaults(command=command)
         if name != "index":
-            sub.add_argument("--captions", default="txt", help="members or json:KEY, comma-separated; default: txt")
+            sub.add_argument(
+                "--captions", default="txt", help="members or json:KEY that hold captions, separated by commas; default: txt"
+            )
         if name == "check":
-            sub.add_argument("--images", default="jpg,jpeg,png,webp", help="image members; default: jpg,jpeg,png,webp")
+            sub.add_argument(
+                "--images",
+                default="jpg,jpeg,png,webp",
+                help="members that hold images, separated by commas; default: jpg,jpeg,png,webp",
+            )
         if name == "tokenizer":
             sub.add_argument("--output", type=Path, required=True, help="the .model file to write")
-            sub.add_argument("--vocab-size", type=positive, default=4096, help="default: 4096")
-            sub.add_argument("--keep-case", action="store_true", help="do not lower-case the captions")
+            sub.add_argument("--vocab-size", type=positive, default=4096, help="number of tokens; default: 4096")
+            sub.add_argument(
+                "--keep-case", action="store_true", help="keep upper case; without this option captions are lower-cased"
+            )
 
 
 def _openmoji(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`flexiclip export ...`: encoders and models for other software."""
+"""`flexiclip export ...`: the commands that write encoders and models for other software."""
 
 from __future__ import annotations
 
@@ -15,35 +15,41 @@ OPEN_CLIP = "open_clip:"
 
 
 def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
-    """Add `export` and its commands."""
-    export = commands.add_parser("export", help="write encoders and models that other software runs").add_subparsers(
+    """Add the command `export` and its subcommands."""
+    about = "write encoders and models that other software runs"
+    export = commands.add_parser("export", help=about, description=about).add_subparsers(
         required=True, metavar="WHAT", parser_class=Parser
     )
     for name, command, text in (
-        ("image", _image, "write the image encoder, one file a length"),
+        ("image", _image, "write the image encoder, one file per length"),
         ("text", _text, "write the text encoder"),
         ("model", _model, "write the whole model in another library's format"),
     ):
         sub = export.add_parser(name, help=text, description=text)
         sub.set_defaults(command=_command(command))
-        sub.add_argument("model", help="a model folder, a run folder or open_clip:NAME/PRETRAINED")
-        sub.add_argument("--output", type=Path, required=True, help="the file to write; for most model formats a new folder")
+        sub.add_argument("model", help="a model folder, a run folder, or open_clip:NAME/PRETRAINED")
+        sub.add_argument("--output", type=Path, required=True, help="the file to write, or for most model formats a new folder")
         if name == "model":
             sub.add_argument("--format", required=True, help="open_clip, timm, big_vision or transformers")
         else:
             sub.add_argument("--format", default="onnx", help="onnx or torch; default: onnx")
-            sub.add_argument("--quantize", help="int8: weights of the blocks, onnx only; its cost and gain are printed")
-        if name != "text":
             sub.add_argument(
-                "--seqhw", type=lengths, default=[], help="grid side to bake in, for example 15; default: the model's"
+                "--quantize", help="int8: quantize the weights of the blocks, for onnx only; prints what that costs and gains"
             )
-            sub.add_argument("--images", help="a folder or shards of images to compare on; default: drawn pictures")
+        if name != "text":
+            sides = "grid sides, for example 5,8,15" if name == "image" else "grid side, for example 15"
+            sub.add_argument("--seqhw", type=lengths, default=[], help=f"{sides}; default: the model's own")
+            sub.add_argument(
+                "--images", help="folder or shards of images on which export and model are compared; default: drawn pictures"
+            )
         if name == "image":
-            sub.add_argument("--normalize-inside", action="store_true", help="the encoder takes uint8 pixels and normalises them")
+            sub.add_argument(
+                "--normalize-inside", action="store_true", help="let the encoder take uint8 pixels and normalise them itself"
+            )
 
 
 def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Callable[[argparse.Namespace], int]:
-    """Export, and print what was done; 1 with the figures when what was written is not the model."""
+    """A command that exports and prints what was done. Its exit code is 1 if the export and the model disagree."""
 
     def run(arguments: argparse.Namespace) -> int:
         from flexiclip.export.agreement import Disagreement
@@ -61,7 +67,7 @@ def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Callable
 
 @contextmanager
 def _model_folder(model: str) -> Iterator[str]:
-    """What the exports open: `model`, or where it is open_clip's a model folder that lasts as long as the context."""
+    """The folder to export from: `model`, or for a model of open_clip a folder that exists as long as the context."""
     if not model.startswith(OPEN_CLIP):
         yield model
         return

@@ -1,4 +1,4 @@
-"""The parser of every command, and the types of its options."""
+"""The argument parser of every command, and the types of its options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flexiclip.errors import UserError
 
 
 class Once(argparse.Action):
-    """Store a value. An option that is given twice is an error: the first value would be lost."""
+    """Store a value. An option that is given twice is an error, because the first value would be lost."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
@@ -24,14 +24,14 @@ class Once(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are UserErrors: one line, exit code 2."""
+    """An argparse parser that raises UserError for a wrong command line: one line, exit code 2."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.register("action", None, Once)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """argparse's own hides what goes wrong with standard output."""
+        """Write a message. argparse's own method hides errors of standard output."""
         if message and file is not None:
             file.write(message)
 
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def each_once(option: str, values: Sequence[str]) -> list[str]:
-    """The values of an option that may be repeated. Raises UserError where one of them comes twice."""
+    """The values of an option that may be repeated. Raises UserError if a value is given twice."""
     for number, value in enumerate(values):
         if value in values[:number]:
             raise UserError(f"{option} {value} is given twice; give it once")
@@ -61,12 +61,12 @@ def positive(text: str) -> int:
 
 
 def lengths(text: str) -> list[int]:
-    """Grid sides with commas between them."""
+    """Grid sides, separated by commas."""
     return _numbers(text, "grid sides such as 5,8,15")
 
 
 def widths(text: str) -> list[int]:
-    """Numbers of columns with commas between them."""
+    """Numbers of columns, separated by commas."""
     return _numbers(text, "columns such as 64,128")
 
 

@@ -1,4 +1,4 @@
-"""Recipes: frozen dataclasses (schema/), how they are read (load.py) and the lengths of time in them (durations.py)."""
+"""Recipes: the frozen dataclasses that hold them (schema/), and how they are read (load.py) and explained (explain.py)."""
 
 from flexiclip.config.durations import Duration, parse_duration, to_steps
 from flexiclip.config.load import dump, from_dict, load, to_dict

@@ -1,4 +1,4 @@
-"""Lengths of training: `500`, `"3 epochs"`, `"2M samples"`, `"5%"` of the run, `"10 minutes"` of wall clock, or `"30 TFLOPs"`."""
+"""Durations of a recipe: `500` steps, `"3 epochs"`, `"2M samples"`, `"5%"` of the run, `"10 minutes"`, or `"30 TFLOPs"`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _UNITS: dict[str, Unit] = {
 }
 _TERAS = {"gflops": 1e-3, "tflops": 1.0, "pflops": 1e3, "eflops": 1e6, "zflops": 1e9}
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-_LONGEST = 1e15  # steps, samples, ...: whole numbers up to here are exact in a float, and no sum of them overflows
+_LONGEST = 1e15  # in any unit: whole numbers up to here are exact as floats, and their sums do not overflow
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
 _FORM = re.compile(rf"\s*({_NUMBER})\s*([kmb]?)\s*([a-z%]*)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Duration:
-    """`value` in `unit`; `to_steps` turns it into optimiser steps."""
+    """A value in a unit. `to_steps` converts it to optimiser steps."""
 
     value: float
     unit: Unit
@@ -46,12 +46,12 @@ class Duration:
 
 
 def parse_duration(text: str | int | float | Duration) -> Duration:
-    """Read a duration. Raises UserError that lists the forms."""
+    """Read a duration. Raises UserError that lists the accepted forms."""
     if isinstance(text, Duration):
         return text
     match = None if isinstance(text, bool) else _FORM.fullmatch(str(text))
     suffix, unit = (match[2].lower(), match[3].lower()) if match else ("", "?")
-    if suffix == "m" and unit in ("in", "inute", "inutes"):  # the m of minutes, not of a million
+    if suffix == "m" and unit in ("in", "inute", "inutes"):  # this m belongs to minutes and does not mean a million
         suffix, unit = "", "m" + unit
     if match is None or unit not in {**_UNITS, **_TERAS}:
         raise UserError(f"{text!r} is no duration: write 500, '3 epochs', '2M samples', '5%', '10 minutes' or '30 TFLOPs'")
@@ -62,9 +62,9 @@ def parse_duration(text: str | int | float | Duration) -> Duration:
 
 
 def to_steps(duration: Duration, *, batch: int, samples: int | None = None, total: int | None = None) -> int:
-    """Optimiser steps, at least 1 for a duration above 0.
+    """A duration in optimiser steps, which are at least 1 for a duration above 0.
 
-    batch: global batch size. samples: training samples in an epoch, None when unknown. total: steps of the whole run.
+    batch: global batch size. samples: training samples per epoch, None if unknown. total: steps of the whole run.
     """
     match duration.unit:
         case "steps":

@@ -1,10 +1,10 @@
-"""What an exported encoder says of itself, so that others can feed it: written by export/, read back by the harness.
+"""The facts that an exported encoder carries, so that other software can use it. export/ writes them, and eval/ reads them back.
 
     import json, onnxruntime
     session = onnxruntime.InferenceSession("image-5.onnx")
     json.loads(session.get_modelmeta().custom_metadata_map["flexiclip"])
 
-One JSON object, in an ONNX file under the key KEY of its metadata_props. It names no place on the exporter's disk.
+They are one JSON object. In an ONNX file it is in the metadata_props, under KEY. It holds no path of the exporter's disk.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from flexiclip.config.schema import PreprocessConfig, TokenizerConfig
 from flexiclip.errors import UserError
 
 KEY, FORMAT = "flexiclip", 1
-LARGEST = 2**14  # pixels of a side, tokens of a text
+LARGEST = 2**14  # limit for pixels of a side and for tokens of a text
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """An image encoder at its one length. Pairs are (height, width)."""
+    """Facts about an image encoder, which has a single length. Pairs are (height, width)."""
 
     image_size: tuple[int, int]  # pixels
     grid: tuple[int, int]  # patches; their product is the length
     patch_size: tuple[int, int]  # pixels
-    gflops: float  # one image, a multiply-add counting 2
+    gflops: float  # for one image; a multiply-add counts as 2
     preprocess: PreprocessConfig
-    normalize_inside: bool  # the input is uint8 pixels; else float32, normalised as `preprocess` says
-    trained_seqhw: tuple[int, ...]  # the lengths that the model was made for
+    normalize_inside: bool  # true: the input is uint8 pixels; false: float32, normalised as `preprocess` says
+    trained_seqhw: tuple[int, ...]  # the lengths that the model was trained at
 
     def __post_init__(self) -> None:
         if not all(0 < side <= LARGEST for side in (*self.image_size, *self.grid, *self.patch_size)):
@@ -39,20 +39,20 @@ class ImageFacts:
 
     @property
     def seqhw(self) -> int | None:
-        """The side of a square grid."""
+        """The side of the grid, None if it is not square."""
         return self.grid[0] if self.grid[0] == self.grid[1] else None
 
 
 @dataclass(frozen=True)
 class TextFacts:
-    """A text encoder. Its tokenizer's files lie beside it, in the folder that is named after it (`tokenizer_folder`)."""
+    """Facts about a text encoder. The files of its tokenizer are in a folder next to it (`tokenizer_folder`)."""
 
-    tokenizer: TokenizerConfig  # kind and settings; no path
-    tokenizer_sha256: str  # over its settings and files
+    tokenizer: TokenizerConfig  # kind and settings, without a path
+    tokenizer_sha256: str  # of its settings and files
     vocab_size: int
     pad_id: int
     eos_id: int
-    open_length: bool  # fewer columns than tokenizer.context_length may be given
+    open_length: bool  # whether the encoder takes fewer columns than tokenizer.context_length
 
     def __post_init__(self) -> None:
         if self.tokenizer.context_length > LARGEST:
@@ -61,13 +61,13 @@ class TextFacts:
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """Which encoder of which model a file holds, and what that half needs."""
+    """Which encoder of which model a file holds, and the facts about it."""
 
     format: int
     role: Literal["image", "text"]
     architecture: str
-    source: str  # name of the run or the model folder
-    weights_sha256: str  # of the model folder's weights: the two halves of a model agree in it
+    source: str  # name of the run or model folder
+    weights_sha256: str  # of the weights in the model folder, so it is equal in both halves of a model
     embed_dim: int
     quantize: Literal["int8"] | None = None
     image: ImageFacts | None = None
@@ -80,23 +80,23 @@ class EncoderFacts:
             raise UserError(f"role={self.role}: exactly the section of that name must be given")
 
     def images(self) -> ImageFacts:
-        """The section of an image encoder."""
+        """The facts of an image encoder. Only for role=image."""
         assert self.image is not None, "asked of an image encoder"
         return self.image
 
     def texts(self) -> TextFacts:
-        """The section of a text encoder."""
+        """The facts of a text encoder. Only for role=text."""
         assert self.text is not None, "asked of a text encoder"
         return self.text
 
 
 def facts_to_json(facts: EncoderFacts) -> str:
-    """The text that stands in a file."""
+    """The facts as the JSON text that is written into a file."""
     return json.dumps(to_dict(facts))
 
 
 def facts_from_json(text: str) -> EncoderFacts:
-    """The facts of such a text. UserError that says what is wrong in it."""
+    """The facts in a JSON text. Raises UserError that says what is wrong in it."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -107,5 +107,5 @@ def facts_from_json(text: str) -> EncoderFacts:
 
 
 def tokenizer_folder(stem: str) -> str:
-    """The folder of the tokenizer's files beside a text encoder: text.onnx -> text_tokenizer."""
+    """The name of the folder with the tokenizer of a text encoder: text (for text.onnx) -> text_tokenizer."""
     return f"{stem}_tokenizer"

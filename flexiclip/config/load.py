@@ -1,8 +1,10 @@
-"""Defaults < recipe YAML < dotted overrides, checked key by key.
+"""Reading a recipe: defaults < YAML file < dotted overrides, checked key by key.
 
-`load("openmoji_flexilit", ["train.steps=20"])`. A recipe is a file or the name of an installed one (flexiclip_recipes). It may
-start from another one with `base: NAME`. A key that is given twice, in one file or in the overrides, is an error. `${NAME}` and
-`${NAME:-default}` in a text are filled from the environment.
+    load("openmoji_flexilit", ["train.steps=20"])
+
+A recipe is a file, or the name of an installed one (flexiclip_recipes). It may start from another recipe with `base: NAME`. A key
+that is given twice, in one file or in the overrides, is an error. `${NAME}` and `${NAME:-default}` in a text are replaced by the
+environment variable.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from flexiclip.errors import UserError
 
 T = TypeVar("T")
 LARGEST = 3.4e38
-"""The largest number that a key takes, which is float32's."""
+"""The largest number that a key takes, which is about the largest of float32."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """The checked Config of a recipe (file or installed name) with `dotted.key=value` overrides. Raises UserError."""
+    """The checked Config of a recipe (a file or an installed name) with `dotted.key=value` overrides. Raises UserError."""
     data = read_recipe(str(recipe))
     may_run_shell = _allows_shell(data)
     given: dict[tuple[str, ...], str] = {}
@@ -52,7 +54,7 @@ def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Confi
 
 
 def _read_override(override: str) -> tuple[str, Any]:
-    """(dotted key, value)."""
+    """The dotted key and the value of an override."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: write dotted.key=value, for example train.steps=20")
@@ -65,7 +67,7 @@ def _read_override(override: str) -> tuple[str, Any]:
 
 
 def _refuse_twice(path: tuple[str, ...], override: str, given: Mapping[tuple[str, ...], str]) -> None:
-    """Raise UserError where an earlier override (its keys -> its text) sets this key too, or part of the section that it sets."""
+    """Raise UserError if an earlier override also sets this key or a part of it. given: the keys set so far -> the override."""
     for before, earlier in given.items():
         shared = min(len(before), len(path))
         if before[:shared] == path[:shared]:
@@ -76,7 +78,7 @@ def _refuse_twice(path: tuple[str, ...], override: str, given: Mapping[tuple[str
 
 
 def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, ...]]:
-    """The keys that a value sets: of a section, those inside it."""
+    """The keys that an override sets: the key itself, or if the value is a section, all keys inside."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _leaves((*path, str(key)), item)
@@ -85,13 +87,13 @@ def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, ...]]:
 
 
 def _allows_shell(data: Mapping[str, Any]) -> bool:
-    """Whether the recipe permits `pipe:` sources: only its file, or the one that its `base` names, may say so."""
+    """Whether the recipe permits `pipe:` sources. Only its file or the file of its `base` may permit them."""
     section = data.get("data")
     return isinstance(section, Mapping) and section.get("allow_shell") is True
 
 
 def read_recipe(recipe: str, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The recipe's mapping, merged over the recipe that its `base` names. readers: the files whose `base` led here."""
+    """The recipe as a mapping, merged over the recipe that its `base` names. readers: the files whose `base` led to this one."""
     path = find_recipe(recipe)
     if path in readers:
         raise UserError(f"{readers[-1]}: base: {recipe} leads back to {path}")
@@ -113,7 +115,7 @@ def read_recipe(recipe: str, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def find_recipe(recipe: str) -> Path:
-    """The file of a recipe given by path or by installed name. Raises UserError that lists the names."""
+    """The file of a recipe that is given by its path or its installed name. Raises UserError that lists the names."""
     if _is_file(Path(recipe)):
         return Path(recipe)
     folder = Path(str(resources.files("flexiclip_recipes")))
@@ -126,17 +128,17 @@ def find_recipe(recipe: str) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long, a folder that may not be entered, a zero byte
+    except (OSError, ValueError):  # the name is too long or has a zero byte, or a folder may not be entered
         return False
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML with `${VARIABLE}` filled in. Raises UserError with the place of a syntax error."""
+    """The data in a YAML text, with `${VARIABLE}` replaced. Raises UserError that names the place of a syntax error."""
     return _expand(read_yaml(text, where), where)
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """Build a dataclass from plain data. Unknown keys and wrong types raise UserError with the dotted key."""
+    """Build a dataclass from plain data. An unknown key or a wrong type raises UserError that names the dotted key."""
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     values = {}
@@ -167,7 +169,7 @@ def to_dict(config: Any) -> Any:
 
 
 def dump(config: Any) -> str:
-    """YAML text of a config, in the order of its fields."""
+    """A config as YAML text, in the order of its fields."""
     return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
@@ -214,7 +216,7 @@ def _expand(value: Any, where: str) -> Any:
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """`value` as `hint`, or UserError naming the key and what it takes."""
+    """`value` converted to the type `hint`. Raises UserError that names the key and what it takes."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return _coerce_union(args, value, where)
@@ -239,8 +241,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 
 
 def _finite(value: float, where: str) -> float:
-    """A number as a float. No key of a recipe means anything by infinity, or by what the model's float32 cannot hold."""
-    if not abs(value) <= LARGEST:  # NaN is not either
+    """A number as a float. Infinity and numbers that float32 cannot hold have no meaning in a recipe, so they raise UserError."""
+    if not abs(value) <= LARGEST:  # true of NaN as well
         raise UserError(f"{where}: {str(value)[:40]} is not a finite number: write one of at most {LARGEST:.1e}")
     return float(value)
 
@@ -255,7 +257,9 @@ def _coerce_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
                 return _coerce(choice, value, where)
         except UserError as error:
             errors.append(error)
-    inside = [error for error in errors if not str(error).startswith(f"{where}=")]  # the shape was right, something in it was not
+    inside = [
+        error for error in errors if not str(error).startswith(f"{where}=")
+    ]  # the value had the right form, but something inside did not
     if inside or len(errors) == 1:
         raise (inside or errors)[0]
     raise UserError(f"{where}={value!r}: expected {' or '.join(_describe(choice) for choice in choices)}")
@@ -263,7 +267,7 @@ def _coerce_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _coerce_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if len(args) == 2 and args[1] is Ellipsis:
-        items = value if isinstance(value, (list, tuple)) else [value]  # one item may stand without its brackets
+        items = value if isinstance(value, (list, tuple)) else [value]  # a single item needs no brackets
         return tuple(_coerce(args[0], item, where) for item in items)
     if not isinstance(value, (list, tuple)) or len(value) != len(args):
         raise UserError(f"{where}={value!r}: expected a list of {len(args)} values")

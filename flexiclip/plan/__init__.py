@@ -1,13 +1,14 @@
-"""What a recipe costs on a cluster, before it is rented: memory, FLOPs, traffic, images/s and hours (`flexiclip plan`).
+"""`flexiclip plan`: what a recipe will cost on a cluster, in memory, FLOPs, traffic, images/s and hours.
 
     towers.py    the model on the meta device: parameters, shapes, what trains
-    compute.py   FLOPs of the loss; those of the towers: models/training_flops.py
-    memory.py    activations and the peak of a step; states.py: what each ZeRO stage keeps
-    traffic.py   collectives of a step
+    compute.py   FLOPs of the loss; models/training_flops.py has those of the towers
+    memory.py    the activations and the peak of a step; states.py has what each ZeRO stage keeps
+    traffic.py   the collectives of a step
     hardware.py  the devices, from their data sheets
-    plan.py      all of it for one recipe, as one `Plan` (result.py); table.py prints it
+    plan.py      all of this for one recipe, as a `Plan` (result.py), which table.py prints
 
-Every figure follows from a formula that is written down beside the code that computes it. tests/plan compares the FLOPs of steps
-and the peak memory of one rank of plain torch with what torch counts on real models, and the traffic, the parameters and the
-optimiser's states of every engine with those of real ranks over gloo. ZeRO's gradients and buffers follow DeepSpeed's source.
+Every figure comes from a formula that is written next to the code that computes it. tests/plan compares two of them with what
+torch counts on real models: the FLOPs of steps, and the peak memory of one rank under plain torch. It compares the traffic, the
+parameters and the optimizer's states of every engine with those of real ranks over gloo. ZeRO's gradients and buffers follow
+DeepSpeed's source.
 """

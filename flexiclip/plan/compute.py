@@ -1,6 +1,6 @@
-"""FLOPs of the tiled loss (losses/): b x N logits twice and two products for their gradients, softmax 8 b N D; sigmoid 6 b N D.
+"""FLOPs of the tiled loss (losses/), which follow from its code; models/training_flops.py has those of the towers.
 
-Source: the code. Those of the towers stand in models/training_flops.py.
+The loss computes the b x N logits twice and their gradients by two products: 8 b N D for softmax. Sigmoid needs 6 b N D.
 """
 
 from __future__ import annotations
@@ -9,6 +9,6 @@ from flexiclip.config import Config
 
 
 def loss_flops(config: Config, local: int, world: int) -> int:
-    """Of the loss on one rank: `local` images against all captions, at every exit and every width that it is taken of."""
+    """FLOPs of the loss on one rank: `local` images against all captions, at every exit and every width that has a loss."""
     products = (8 if config.loss.kind == "softmax" else 6) * (1 + len(config.model.image.exits))
     return products * local * (local * world) * sum(config.loss.all_widths(config.model.embed_dim))

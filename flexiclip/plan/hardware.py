@@ -1,10 +1,10 @@
-"""The devices a plan knows: peaks of their data sheets, dense (without sparsity), and links as their usual servers have them.
+"""The devices that a plan knows, with the dense peaks of NVIDIA's data sheets and the links of usual servers.
 
-h100  NVIDIA's data sheet, SXM 80 GB: 989 TFLOP/s bf16, 67 fp32, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100: 400 Gb/s a GPU
-a100  NVIDIA's data sheet, SXM 80 GB: 312 TFLOP/s bf16, 19.5 fp32, 2.04 TB/s, NVLink 600 GB/s both ways; DGX A100: 200 Gb/s a GPU
-cpu   this machine, shared by its ranks: peaks and bandwidth are measured when the plan is made; between hosts 10 Gb/s Ethernet
+h100  data sheet of SXM 80 GB: 989 TFLOP/s bf16, 67 fp32, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100: 400 Gb/s per GPU
+a100  data sheet of SXM 80 GB: 312 TFLOP/s bf16, 19.5 fp32, 2.04 TB/s, NVLink 600 GB/s both ways; DGX A100: 200 Gb/s per GPU
+cpu   this machine, which its ranks share: peaks and bandwidth are measured when the plan is made; hosts have 10 Gb/s Ethernet
 
-fp32 means fp32: torch does not use TF32 in matrix products unless asked to, and nothing here asks.
+fp32 means fp32, not TF32: torch uses TF32 in matrix products only if it is told to, and nothing here does that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Device:
-    """One rank's hardware. FLOP/s, bytes, bytes/s; links are one way, a rank's share of them."""
+    """The hardware of one rank, in FLOP/s, bytes and bytes/s. Links count in one direction, as the share of the rank."""
 
     name: str
     bf16_flops: float
@@ -34,25 +34,25 @@ class Device:
     node_link: float
     network_link: float
     host_link: float  # PCIe, for offloaded states
-    mfu: float  # assumed share of the peak that training reaches, unless --mfu says otherwise
+    mfu: float  # share of the peak that training is assumed to reach, unless --mfu is given
     source: str
 
     def precision(self, asked: Literal["fp32", "bf16", "auto"]) -> Literal["fp32", "bf16"]:
-        """What `train.precision` comes to: of `auto`, the faster one."""
+        """The precision that `train.precision` stands for. auto is the faster one."""
         if asked != "auto":
             return asked
         return "bf16" if self.bf16_flops > self.fp32_flops else "fp32"
 
     def peak(self, precision: str) -> float:
-        """FLOP/s of matrix products at `train.precision`."""
+        """FLOP/s of matrix products at a precision."""
         return self.bf16_flops if precision == "bf16" else self.fp32_flops
 
 
 USABLE_MEMORY = 0.9
-"""The rest is the driver's, the communication library's and lost between blocks of the allocator."""
+"""Usable share of the memory. The driver, the communication library and gaps between the allocator's blocks take the rest."""
 
 LINK_EFFICIENCY = 0.8
-"""Of a link's bandwidth, for large messages: about what NCCL's own tests (nccl-tests, busbw) show."""
+"""Share of a link's bandwidth that large messages reach, about what NCCL's own tests show (nccl-tests, busbw)."""
 
 _GPUS = {
     "h100": Device(
@@ -66,7 +66,7 @@ DEVICES = (*_GPUS, "cpu")
 
 
 def device_of(name: str, ranks_per_node: int, mfu: float | None = None) -> Device:
-    """The device by name; of a CPU, a rank's share. Raises UserError that lists the choices, or for an mfu outside (0, 1]."""
+    """The device of that name; for a CPU, the share of one rank. UserError for an unknown name or an mfu outside (0, 1]."""
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(
             f"--mfu {mfu:g}: the share of peak FLOP/s that training reaches lies above 0 and up to 1, for example 0.4"
@@ -106,7 +106,7 @@ def _copy_bandwidth(size: int = 1 << 26) -> float:
 
 
 def _fastest(run: Callable[[], object], repeats: int = 4) -> float:
-    """Seconds of the fastest of a few runs: what disturbs a run only slows it."""
+    """Seconds of the fastest of a few runs, because disturbances only make a run slower."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()

@@ -1,24 +1,27 @@
-"""Activations of a micro-batch, and the peak of a step.
+"""The memory of the activations of a micro-batch, and the peak of a step.
 
-A pre-norm block keeps for its backward pass, a token (D width, M the MLP's, H heads, e bytes: 2 under bf16 autocast, else 4):
+For its backward pass, a pre-norm block keeps these bytes per token. D is the width, M the width of the MLP, H the number of
+heads, and e is 2 under bf16 autocast, else 4.
 
-    two norms' inputs        8 D           the residual stream is float32 under autocast too
+    two norms' inputs        8 D           the residual stream is float32, also under autocast
     their statistics         16
     the norms' outputs       2 e D         inputs of two linear layers
     q, k, v                  3 e D
-    attention's output       e D           with 4 H for its log-sum-exp; no L^2: SDPA is a flash kernel on GPUs and on CPUs
+    attention's output       e D           and 4 H for its log-sum-exp; no L^2, as SDPA is a flash kernel on GPUs and CPUs
     the MLP                  2 e M         around its activation (3 e M for quick_gelu)
 
-The last block computes what the pool reads: where that is one token, it keeps of the others what keys and values need. A CPU that
-trains in bf16 keeps 2 H L^2 bytes more a sample and block (models/attention.py), not counted here: plans in bf16 are for GPUs.
+The last block computes only what the pool reads. If that is a single token, the block keeps for the other tokens only what keys
+and values need. A CPU that trains in bf16 keeps 2 H L^2 bytes more per sample and block (models/attention.py). They are not
+counted, because plans in bf16 are for GPUs.
 
-With M = 4 D that is 36 D bytes a token in bf16, 64 D in float32; Korthikanti et al. (arXiv 2205.05198, equation 1) count 34 D for
-half precision with dropout's masks and a residual stream in it. A checkpointed block keeps its input, 4 D. Under autocast the
-backward pass also holds a bf16 copy of each weight. Towers of other libraries are taken for one of ours of the same size.
+With M = 4 D this makes 36 D bytes per token in bf16 and 64 D in float32. Korthikanti et al. (arXiv 2205.05198, equation 1) count
+34 D for half precision, with the masks of dropout and a residual stream in half precision. A checkpointed block keeps only its
+input, 4 D. Under autocast the backward pass also holds a bf16 copy of each weight. A tower of another library is counted as one
+of ours of the same size.
 
-The backward pass walks the parts from the last to the first: each frees its activations and leaves its gradients. The first
-micro-batch of several leaves all gradients, so that the others carry them and the activations at once. tests/plan/test_memory.py
-compares the peak with torch's own account of a step's allocations.
+The backward pass goes through the parts from the last to the first. Each part frees its activations and leaves its gradients. If
+there are several micro-batches, the first one leaves all gradients, and the others hold these and their activations at the same
+time. tests/plan/test_memory.py compares the peak with torch's own record of the allocations of a step.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from flexiclip.plan.towers import Model
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the backward pass. Bytes: what it kept, the gradients that it leaves, what it needs while it runs."""
+    """A part of the backward pass, in bytes: what it has kept, the gradients that it leaves, what it needs while it runs."""
 
     saved: int
     gradients: int
@@ -45,17 +48,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """A rank's peak in a step, by what takes it. Bytes."""
+    """The peak memory of a rank in a step, and what it consists of. Bytes."""
 
     states: States
-    inputs: int  # the rank's share of the batch, uint8 pixels and tokens
-    embeddings: int  # of the whole batch, their gradients, and the loss
+    inputs: int  # uint8 pixels and tokens of the rank's share of the batch
+    embeddings: int  # those of the whole batch, their gradients, and the loss
     activations: int  # kept for the backward pass of one micro-batch
     peak: int
 
 
 def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpointing: bool) -> Memory:
-    """The peak of a step at one length with micro-batches of `micro`."""
+    """The peak of a step at one length, with micro-batches of `micro` samples."""
     config = model.config
     local = config.train.global_batch_size // engine.world
     micro = min(micro, local)
@@ -64,13 +67,13 @@ def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpoint
     halves = _parts(model, "image", seqhw, micro, checkpointing), _parts(model, "text", seqhw, micro, checkpointing)
     kept_by = tuple(0 if several else sum(p.saved for p in half) for half in halves)
     parts = [*halves[0], *halves[1]]
-    if engine.stage >= 2 or not kept.gradients:  # they leave through the bucket, or live in it
+    if engine.stage >= 2 or not kept.gradients:  # gradients pass through the bucket or live in it
         parts = [Part(p.saved, 0, p.scratch) for p in parts]
     activations = sum(p.saved for p in parts)
     inputs = local * (model.pixels() + 2 * 8 * model.caption_tokens)
     embeddings = _embeddings(model, local)
     loss = _loss(model, local)
-    # In a step of one micro-batch the activations wait for the loss; otherwise they come after it, on top of the gradients.
+    # With one micro-batch the activations exist during the loss. With several they come after it, on top of the gradients.
     at_loss = embeddings + loss + (0 if several else activations)
     first = _walk(parts)
     again = activations + max((p.scratch for p in parts), default=0)
@@ -84,7 +87,7 @@ def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpoint
 
 
 def _walk(parts: Sequence[Part]) -> int:
-    """The highest point of a backward pass through the parts, last to first."""
+    """The highest point of a backward pass through the parts, from the last to the first."""
     held = highest = sum(p.saved for p in parts)
     for part in reversed(parts):
         highest = max(highest, held + part.scratch + part.gradients)
@@ -93,7 +96,7 @@ def _walk(parts: Sequence[Part]) -> int:
 
 
 def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool) -> list[Part]:
-    """A half of the model in the order of its forward pass. What has no open block before it keeps nothing."""
+    """A half of the model, in the order of its forward pass. What comes before the first block that trains keeps nothing."""
     config = model.config
     size = 2 if config.train.precision == "bf16" else FLOAT
     section: ImageTowerConfig | TextTowerConfig = config.model.image if half == "image" else model.text_config
@@ -113,17 +116,17 @@ def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool)
 
 
 def block_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
-    """What a block keeps for its backward pass, a token: the table above."""
+    """What a block keeps per token for its backward pass, by the table above."""
     return _seen_bytes(shape, size) + _computed_bytes(section, shape, size)
 
 
 def _seen_bytes(shape: Shape, size: int) -> int:
-    """Of a token that others attend to: the first norm, q, k and v."""
+    """What it keeps for a token that others attend to: the first norm, q, k and v."""
     return FLOAT * shape.width + 8 + size * 4 * shape.width
 
 
 def _computed_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
-    """Of a token that comes out of the block, besides: what follows the attention."""
+    """What it keeps in addition for a token that it computes: everything after q, k and v."""
     mlp = 3 if section.activation == "quick_gelu" else 2
     return FLOAT * shape.width + 8 + size * (2 * shape.width + mlp * shape.mlp_dim) + 4 * shape.heads
 
@@ -131,10 +134,10 @@ def _computed_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, s
 def _block(
     section: ImageTowerConfig | TextTowerConfig, shape: Shape, tokens: int, read: int, size: int, checkpointing: bool
 ) -> Part:
-    """A block that computes `read` of its tokens."""
+    """A block that computes `read` of its `tokens`."""
     saved = tokens * _seen_bytes(shape, size) + read * _computed_bytes(section, shape, size)
     saved += (size < FLOAT) * size * block_weights(shape)
-    # The gradients of the residual stream and, in the linear layers' type, of the MLP's input and hidden layer.
+    # Gradients of the residual stream, and in the type of the linear layers those of the MLP's input and hidden layer.
     scratch = tokens * FLOAT * shape.width + read * size * (shape.width + shape.mlp_dim)
     gradients = FLOAT * (block_weights(shape) + 9 * shape.width + shape.mlp_dim)
     if checkpointing:
@@ -144,7 +147,7 @@ def _block(
 
 
 def _stem(model: Model, half: str, shape: Shape, micro: int, size: int) -> Part:
-    """The patches that meet the kernel; nothing of an embedding table. Its gradients: what the blocks do not have."""
+    """The patches before the kernel; an embedding table keeps nothing. The gradients are all those outside of the blocks."""
     parameters = next(part.total for part in model.parts if part.part == f"{half}_tower")
     outside = parameters - shape.depth * (block_weights(shape) + 9 * shape.width + shape.mlp_dim)
     saved = size * micro * model.pixels() if half == "image" else 0
@@ -169,23 +172,23 @@ def _projection(model: Model, half: str, micro: int, size: int) -> Part:
 
 
 def _embeddings(model: Model, local: int) -> int:
-    """The rank's rows of every exit and of the captions, joined, and their gradients; at every width that has the loss."""
+    """The joined rows of the rank for every exit and for the captions, with their gradients, at every width that has a loss."""
     config = model.config
     columns = sum(config.loss.all_widths(config.model.embed_dim))
     return 2 * (2 + len(config.model.image.exits)) * FLOAT * local * columns
 
 
 def _loss(model: Model, local: int) -> int:
-    """The gathered captions with their gradients, and two tiles of logits, of a GPU's size."""
+    """The gathered captions with their gradients, and two tiles of logits of the size that GPUs use."""
     rows = model.config.train.global_batch_size
     return 2 * FLOAT * (rows * model.config.model.embed_dim + min(GPU_TILE, rows * local))
 
 
 def _forward_peak(model: Model, seqhw: int, micro: int, kept: tuple[int, int]) -> int:
-    """The highest point of the forward pass; kept: what the image tower and the text tower leave for the backward pass.
+    """The highest point of the forward pass. kept: what the image tower and the text tower leave for the backward pass.
 
-    Besides that a tower holds its pixels in float32, the stream before and after a block, and what the block's MLP works on, of
-    which a block that keeps its activations has counted all but the last layer's output.
+    In addition, a tower holds its pixels in float32, the residual stream before and after a block, and what the MLP of the block
+    works on. A block that keeps its activations has already counted the latter, except for the output of the last layer.
     """
     size = 2 if model.config.train.precision == "bf16" else FLOAT
     highest = held = 0

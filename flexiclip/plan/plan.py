@@ -1,10 +1,10 @@
-"""A plan: one recipe on one cluster, from the formulas of this package.
+"""Making a plan: one recipe on one cluster, by the formulas of this package.
 
     plan = make_plan(load("flexiclip_b"), Cluster(nodes=2, gpus_per_node=8, device="h100"), samples=400_000_000)
 
-A step's time is `total FLOPs / (peak x MFU)`, plus the time of the update and of the embeddings' traffic, plus what of the
-gradients' traffic (under ZeRO-3 the gathers' too) does not fit behind the backward passes that it runs beside. It leaves out
-stragglers, evaluation, checkpoints and a loader that cannot keep up.
+The time of a step is `total FLOPs / (peak x MFU)`, plus the time of the update and of the embeddings' traffic. The traffic of
+the gradients (under ZeRO-3, of the gathers as well) runs during the backward passes, and only what exceeds these is added.
+Stragglers, evaluation, checkpoints and a loader that cannot keep up are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flexiclip.schedules import TERA, Horizon, SeqhwSchedule, horizon_of, micro_
 
 
 def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> Plan:
-    """Plan a recipe. samples: of an epoch, for train.steps in epochs. Raises UserError for what cannot run there."""
+    """Plan a recipe. samples: per epoch, for train.steps in epochs. Raises UserError if the recipe cannot run there."""
     _check(config, cluster)
     device = device_of(cluster.device, cluster.gpus_per_node, cluster.mfu)
     train = replace(config.train, precision=device.precision(config.train.precision))
@@ -76,7 +76,7 @@ def _check(config: Config, cluster: Cluster) -> None:
 
 
 def _horizon(model: Model) -> Horizon | None:
-    """None: of a run in epochs of a size that is not known."""
+    """The length of the run. None if train.steps is in epochs and --samples is missing."""
     config, samples = model.config, model.samples
     steps, patch = config.train.steps, config.patch
     if steps.unit == "epochs" and samples is None:
@@ -87,12 +87,12 @@ def _horizon(model: Model) -> Horizon | None:
 
 
 def _shares(config: Config, horizon: Horizon) -> dict[int, float]:
-    """seqhw -> its share of the steps of the whole run, by the schedule that training draws from."""
+    """seqhw -> its share of the steps of the run, by the schedule that training draws from."""
     return SeqhwSchedule(config.patch, config.seed, horizon, _cost(config)).shares()
 
 
 def _tflops(lengths: tuple[LengthPlan, ...], horizon: Horizon) -> float:
-    """Of the towers and projections in the whole run, without what gradient caching and recomputation do again."""
+    """TFLOPs of the towers and projections in the whole run, without what gradient caching and recomputation repeat."""
     return horizon.steps * horizon.batch * sum(length.share * length.flops.model for length in lengths) / TERA
 
 
@@ -131,7 +131,7 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
 def visible_traffic_s(
     collectives: list[Collective], engine: Engine, cluster: Cluster, device: Device, towers_s: float, count: int
 ) -> float:
-    """Seconds of traffic that nothing hides. What leaves with the last micro-batch alone can hide behind that one only."""
+    """Seconds of traffic that computation does not hide. What is sent with the last micro-batch can hide only behind that one."""
     window = 2 / 3 * towers_s / (1 if engine.stage >= 2 else count)  # the backward pass
     hidden = seconds(collectives, engine, cluster.nodes, device, "gradients", "gathers")
     open_ = seconds(collectives, engine, cluster.nodes, device, "loss", "parameters")
@@ -139,14 +139,14 @@ def visible_traffic_s(
 
 
 def update_s(memory: Memory, device: Device) -> float:
-    """AdamW reads and writes the optimiser's states and the gradients once; offloaded ones cross to the host as well."""
+    """Seconds of the update: AdamW reads and writes states and gradients once, and offloaded ones are also sent to the host."""
     kept = memory.states
     moved = 2 * kept.optimizer + 2 * kept.gradients
     return moved / device.memory_bandwidth + kept.host / device.host_link
 
 
 def _engines(own: Engine) -> list[Engine]:
-    """The recipe's engine, and every ZeRO stage beside it."""
+    """The engine of the recipe, and every ZeRO stage for comparison."""
     staged = [replace(own, kind="deepspeed", stage=stage, offload=_offload(own.offload, stage)) for stage in range(4)]
     return staged if own.kind == "deepspeed" else [own, *staged]
 
@@ -187,7 +187,7 @@ def _stage(model: Model, engine: Engine, lengths: tuple[int, ...], usable: float
 
 
 def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
-    """The largest number up to `limit` that fits, by bisection; None when 1 does not."""
+    """The largest number up to `limit` that fits, by bisection. None if 1 does not fit."""
     if fits(limit):
         return limit
     low, high = 0, limit

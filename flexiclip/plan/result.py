@@ -1,4 +1,4 @@
-"""What a plan says: one object that the table, the JSON and the documents share. Units: bytes, seconds, FLOPs."""
+"""The result of a plan: one object that the table, the JSON and the documentation share. Units: bytes, seconds, FLOPs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flexiclip.plan.towers import Parameters
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the recipe would run."""
+    """The cluster on which the recipe would run."""
 
     nodes: int
     gpus_per_node: int
@@ -28,38 +28,38 @@ class Cluster:
 
     @property
     def world(self) -> int:
-        """Ranks: one a GPU, or on CPUs as many as `gpus_per_node` says."""
+        """Number of ranks: one per GPU, or on CPUs `gpus_per_node` per node."""
         return self.nodes * self.gpus_per_node
 
 
 @dataclass(frozen=True)
 class LengthPlan:
-    """One sequence length."""
+    """The figures of one sequence length."""
 
     seqhw: int
     tokens: int
     share: float  # of the run's steps
-    flops: PairFlops  # a pair
+    flops: PairFlops  # per pair
     micro_batch: int
-    micro_batches: int  # a step
+    micro_batches: int  # per step
     memory: Memory
-    traffic: int  # bytes that a rank sends
+    traffic: int  # bytes that a rank sends per step
     compute_s: float
-    network_s: float  # that is not hidden behind computation
-    images_per_s: float  # over all ranks
+    network_s: float  # seconds that are not hidden behind computation
+    images_per_s: float  # of all ranks
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step."""
+        """Seconds per step."""
         return self.compute_s + self.network_s
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One engine with this recipe, at the length that takes most memory. What fits is None where nothing does."""
+    """The figures of one engine, at the length that takes most memory. A limit is None if not even one sample fits."""
 
     engine: str
-    own: bool  # the recipe's
+    own: bool  # whether the recipe has this engine
     memory: Memory
     fits: bool
     micro_batch_size: int | None
@@ -70,11 +70,11 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All figures of one recipe on one cluster; the table, the JSON and the documents show this."""
+    """All figures of one recipe on one cluster."""
 
     cluster: Cluster
     device: Device
-    usable_memory: float  # bytes a rank
+    usable_memory: float  # bytes per rank
     global_batch_size: int
     local_batch: int
     precision: str
@@ -87,13 +87,13 @@ class Plan:
     mean_step_s: float
     images_per_s: float
     steps: int | None
-    tflops: float | None  # of the towers, forward and backward, over the run; what train.steps="N TFLOPs" counts
+    tflops: float | None  # of the towers in the whole run, forward and backward, as train.steps="N TFLOPs" counts them
     hours: float | None
-    text_features_hours: float | None  # of a locked text tower, before the first step
+    text_features_hours: float | None  # for the features of a locked text tower, before the first step
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: every field, and what follows from them."""
+        """Every field, and the figures that follow from them, for JSON."""
         found = asdict(self)
         for row, length in zip(found["lengths"], self.lengths, strict=True):
             row["step_s"] = length.step_s

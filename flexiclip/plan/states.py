@@ -1,22 +1,23 @@
-"""What a rank keeps between the steps under each engine: parameters, gradients, optimiser, and the engine's own buffers.
+"""What a rank keeps between steps under each engine: parameters, gradients, optimizer states, and the engine's own buffers.
 
-P parameters in the engine, T of them trained, W ranks, all in float32 (bf16 is an autocast):
+In bytes, for P parameters in the engine, T of them trained, on W ranks. All are float32, because bf16 is only an autocast.
 
-                     parameters        gradients           optimiser            buffers
+                     parameters        gradients           optimizer            buffers
     torch, W > 1     4 P               views of buckets    8 T                  4 T: DistributedDataParallel's buckets
     ZeRO 0           4 P               4 T                 8 T                  4 min(T, bucket)
     ZeRO 1           4 P               4 T + 4 T/W         12 T/W               bucket (two with overlap_comm)
     ZeRO 2           4 P               4 T/W               12 T/W               the same; gradients pass through it
     ZeRO 3           4 P/W + gathered  4 T/W               12 T/W               one bucket
 
-The optimiser's 12 are two moments and DeepSpeed's own copy of the weights, which it keeps even where they are float32 already. A
-bucket is `reduce_bucket_size` elements (5e8, or 2 GB, unless engine.deepspeed says otherwise), however small the model.
-ZeRO-3 gathers what it runs: all parameters at once while a step has one micro-batch, because DeepSpeed keeps what it will reuse
-within 1e9 parameters; block by block when there are several. A tower that is locked whole comes on top, on every rank.
+The 12 bytes of the optimizer are two moments and DeepSpeed's own copy of the weights, which it keeps although these are float32
+already. A bucket has `reduce_bucket_size` elements (5e8, which is 2 GB, unless engine.deepspeed sets it), however small the
+model. ZeRO-3 gathers the parameters that it runs. In a step of one micro-batch these are all parameters at once, because
+DeepSpeed keeps what it will use again within 1e9 parameters; with several micro-batches they are those of a block. A tower that
+is locked as a whole is kept in addition, on every rank.
 
 Sources: ZeRO (arXiv 1910.02054, section 5); DeepSpeed 0.19 runtime/zero/stage_1_and_2.py, stage3.py and
-partitioned_param_coordinator.py. tests/plan/test_traffic.py reads the parameters and the optimiser's states from running engines;
-gradients and buffers are those of the sources.
+partitioned_param_coordinator.py. tests/plan/test_traffic.py reads the parameters and the optimizer's states from running engines.
+Gradients and buffers follow the sources.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ BUCKET, PREFETCH, REUSE = 500_000_000, 50_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class States:
-    """Bytes a rank. `host` is what offloading moves to the host's memory, a rank's share."""
+    """Bytes per rank. `host` is the rank's share of what offloading moves to host memory."""
 
     parameters: int
     gradients: int
@@ -57,34 +58,34 @@ class Engine:
     stage: int
     world: int
     offload: str = "none"
-    settings: dict[str, Any] | None = None  # engine.deepspeed's zero_optimization
+    settings: dict[str, Any] | None = None  # zero_optimization of engine.deepspeed
 
     @classmethod
     def of(cls, config: EngineConfig, world: int) -> Engine:
-        """A recipe's own."""
+        """The engine of a recipe."""
         stage = config.zero_stage if config.kind == "deepspeed" else 0
         return cls(config.kind, stage, world, config.offload, config.deepspeed.get("zero_optimization", {}))
 
     @property
     def name(self) -> str:
-        """As a table shows it."""
+        """The name that tables show."""
         offloaded = "" if self.offload == "none" else f", {self.offload} on the host"
         return ("torch" if self.kind == "torch" else f"ZeRO-{self.stage}") + offloaded
 
     def setting(self, key: str, default: Any) -> Any:
-        """A value of the recipe's zero_optimization."""
+        """A value in zero_optimization of the recipe, or the default."""
         value = (self.settings or {}).get(key)
         return default if value is None else value
 
     def keeps_gathered(self, parameters: int) -> bool:
-        """Whether ZeRO-3 keeps what it gathered from the forward to the backward pass of a step of one micro-batch."""
+        """Whether ZeRO-3 keeps what it gathered until the backward pass, in a step of one micro-batch."""
         return parameters <= min(
             self.setting("stage3_max_reuse_distance", REUSE), self.setting("stage3_max_live_parameters", REUSE)
         )
 
 
 def states(model: Model, engine: Engine, several: bool) -> States:
-    """What a rank keeps. several: a step has more than one micro-batch."""
+    """What a rank keeps. several: whether a step has more than one micro-batch."""
     held, open_, world = model.total("in_engine"), trained(model), engine.world
     outside = FLOAT * (model.total("total") - held)
     own = -(-open_ // world)
@@ -107,7 +108,7 @@ def states(model: Model, engine: Engine, several: bool) -> States:
 
 
 def gathered(model: Model, engine: Engine, several: bool) -> int:
-    """Parameters that ZeRO-3 has whole on a rank at once."""
+    """Number of parameters that ZeRO-3 holds unsharded on a rank at the same time."""
     held = model.total("in_engine")
     if not several and engine.keeps_gathered(held):
         return held
@@ -115,22 +116,22 @@ def gathered(model: Model, engine: Engine, several: bool) -> int:
 
 
 def largest_block(model: Model) -> int:
-    """Weights of the largest block."""
+    """Number of weights of the largest block."""
     return max(block_weights(model.image), block_weights(model.text))
 
 
 def block_weights(shape: Shape) -> int:
-    """Weights of a block's matrices."""
+    """Number of weights in the matrices of a block."""
     return 4 * shape.width * shape.width + 2 * shape.width * shape.mlp_dim
 
 
 def trained(model: Model) -> int:
-    """Parameters that the engine trains: all that train but the scalars of the loss."""
+    """Number of parameters that the engine trains: all that train, except the scalars of the loss."""
     return sum(part.trained for part in model.parts if part.part != "scalars")
 
 
 def _offloaded(found: States, engine: Engine, own: int, shard: int) -> States:
-    """optimizer: the moments, the copy of the weights and its gradients go to the host; parameters: the shards as well."""
+    """The states with offloading. Moments, the copy of the weights and its gradients move to the host, or also the shards."""
     if engine.offload == "none":
         return found
     host = found.optimizer + own

@@ -1,4 +1,4 @@
-"""A plan as tables: rich on a terminal, plain lines in a log or a document."""
+"""Printing a plan as tables: with rich on a terminal, as plain lines in a log or a document."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def show(plan: Plan) -> None:
 
 
 def render(plan: Plan) -> str:
-    """A plan as plain text, columns aligned."""
+    """A plan as plain text with aligned columns."""
     pieces = [heading(plan)]
     for title, head, rows in tables(plan):
         pieces += ["", title, "", *_aligned(head, rows)]
@@ -67,7 +67,7 @@ def tables(plan: Plan) -> list[tuple[str, list[str], Rows]]:
 
 
 def summary(plan: Plan) -> list[str]:
-    """The whole run in a few lines, and what the reader should know."""
+    """The whole run in a few lines, followed by the notes."""
     lines = [
         f"on average {plan.mean_tokens:,.0f} tokens an image, {plan.mean_step_s:.3g} s a step, {plan.images_per_s:,.0f} images/s "
         f"({plan.images_per_s / plan.cluster.nodes:,.0f} a node to read and decode)"
@@ -84,7 +84,7 @@ def summary(plan: Plan) -> list[str]:
 
 
 def _work(tflops: float) -> str:
-    """FLOPs as train.steps takes them, in the unit that leaves a short number."""
+    """FLOPs as train.steps takes them, in a unit that makes the number short."""
     units = {"ZFLOPs": 1e9, "EFLOPs": 1e6, "PFLOPs": 1e3, "TFLOPs": 1.0, "GFLOPs": 1e-3}
     unit = next((name for name, size in units.items() if tflops >= size), "GFLOPs")
     return f"{tflops / units[unit]:.4g} {unit}"

@@ -1,7 +1,7 @@
-"""A recipe's model on the meta device: its parameters and shapes, without weights, data or network.
+"""The model of a recipe on the meta device: its parameters and shapes, without weights, data or a network.
 
-A text tower of Hugging Face or open_clip needs its configuration (a folder, a package, the library's own list), not its weights;
-where that is not to be had offline, `UserError` says so.
+A text tower of Hugging Face or open_clip needs its configuration (from a folder, a package or the library's own list), but not
+its weights. A UserError says so if the configuration cannot be had offline.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Parameters:
     part: str
     trained: int
     frozen: int
-    in_engine: int  # of both: what the engine holds, and ZeRO-3 shards
+    in_engine: int  # those of either kind that the engine holds, which ZeRO-3 shards
 
     @property
     def total(self) -> int:
-        """Trained and frozen."""
+        """Trained and frozen ones together."""
         return self.trained + self.frozen
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the formulas need to know of a model. `text_config` has what the tokenizer fills in."""
+    """What the formulas need to know about a model. In `text_config`, the values from the tokenizer are filled in."""
 
     config: Config
     text_config: TextTowerConfig
@@ -47,29 +47,29 @@ class Model:
     image: Shape
     text: Shape
     parts: tuple[Parameters, ...]
-    samples: int | None  # of an epoch, where they are known
+    samples: int | None  # per epoch, if known
 
     @property
     def caption_tokens(self) -> int:
-        """Columns of a batch of captions: its longest caption fills the context in any batch of some hundreds."""
+        """Columns of a batch of captions. In a batch of a few hundred, the longest caption fills the context."""
         return int(self.module.text_tower.context_length)
 
     def image_tokens(self, seqhw: int) -> int:
-        """Length of the image tower's sequence."""
+        """Tokens in the image tower, with the class token if there is one."""
         return seqhw * seqhw + (self.config.model.image.pool == "tok")
 
     def text_cost(self) -> TextCost:
-        """Forward FLOPs of a caption, projection left out."""
+        """Forward FLOPs of a caption, without the projection."""
         cost = text_cost(self.config, self.module.text_tower, self.samples)
         assert cost is not None, "validate() refuses a recipe without a text tower"
         return cost
 
     def pair_flops(self, seqhw: int, several: bool = False, checkpointing: bool = False) -> PairFlops:
-        """Of a pair in a step; see training_flops.py."""
+        """FLOPs of a pair in a step; see training_flops.py."""
         return pair_flops(self.config.model, self.text_cost(), seqhw, several=several, checkpointing=checkpointing)
 
     def pixels(self) -> int:
-        """Values of an image."""
+        """Number of values in an image."""
         height, width = pair(self.config.model.image.image_size)
         return 3 * height * width
 
@@ -79,9 +79,9 @@ class Model:
 
 
 def build(config: Config, samples: int | None = None) -> Model:
-    """The model of a recipe on the meta device. samples: of an epoch.
+    """The model of a recipe on the meta device. samples: per epoch.
 
-    Raises UserError where its tokenizer or a foreign tower's config is not here.
+    Raises UserError if its tokenizer or the configuration of another library's tower is not on this machine.
     """
     config = _with_vocabulary(config)
     text_config = config.model.text
@@ -106,7 +106,7 @@ def build(config: Config, samples: int | None = None) -> Model:
 
 
 def _with_vocabulary(config: Config) -> Config:
-    """With what the tokenizer fills in; a sentencepiece model that the run would train is as large as the recipe says."""
+    """The config with the tokenizer's values. A sentencepiece model that the run would train has the recipe's size."""
     tokenizer, text = config.tokenizer, config.model.text
     if tokenizer.kind != "sentencepiece" or tokenizer.path is not None or text is None:
         return fill_from_tokenizer(config, build_tokenizer(tokenizer))
@@ -114,7 +114,7 @@ def _with_vocabulary(config: Config) -> Config:
         text,
         vocab_size=text.vocab_size or tokenizer.vocab_size,
         context_length=text.context_length or tokenizer.context_length,
-        pad_id=0 if text.pad_id is None else text.pad_id,  # no size depends on the ids, but that the two differ
+        pad_id=0 if text.pad_id is None else text.pad_id,  # sizes depend on the ids only in that the two differ
         eos_id=1 if text.eos_id is None else text.eos_id,
     )
     return replace(config, model=replace(config.model, text=filled))

@@ -1,21 +1,22 @@
-"""Collectives of one step, and how long they take.
+"""The collectives of one step, and how long they take.
 
-A collective over n bytes makes each of W ranks send (W - 1) / W n as an all-gather or a reduce-scatter, twice that as an
-all-reduce: what NCCL's rings do, and no algorithm less (Patarasuk and Yuan, doi 10.1016/j.jpdc.2008.09.002). P parameters in the
-engine, T of them trained, k micro-batches, N pairs in the global batch, D the joint space, all float32:
+In an all-gather or a reduce-scatter of n bytes, each of W ranks sends (W - 1) / W n bytes, and in an all-reduce twice as many.
+This is what NCCL's rings do, and no algorithm sends less (Patarasuk and Yuan, doi 10.1016/j.jpdc.2008.09.002). P is the number
+of parameters in the engine, T of them trained, k the number of micro-batches, N the pairs of the global batch, and D the size of
+an embedding. All are float32.
 
     loss       all-gather N D; reduce-scatter N D; all-reduce of three numbers and, for softmax, of 2 N (the normalisers of all
                captions: their maxima and their sums)
     torch      all-reduce T, with the last micro-batch
     ZeRO 0, 1  all-reduce T with the last micro-batch; ZeRO 1 all-gathers T after the update
-    ZeRO 2     all-reduce k T (gradients that are not kept whole leave with each micro-batch), all-gather T after the update
-    ZeRO 3     reduce-scatter k T; all-gather P once for one micro-batch (P + T where it does not keep them, states.py), else
-               k (2 P + T): forward of the gradient cache, forward, backward. Parameters smaller than
-               stage3_param_persistence_threshold are whole on every rank and gathered once; that is left out. An upper bound:
-               what is still whole from the pass before is not gathered again (13 % of a small model).
+    ZeRO 2     all-reduce k T (gradients are not kept whole: they are sent with each micro-batch), all-gather T after the update
+    ZeRO 3     reduce-scatter k T; all-gather P once for one micro-batch (P + T if it does not keep them, see states.py), else
+               k (2 P + T) for the forward pass of the gradient cache, the forward pass and the backward pass. Parameters below
+               stage3_param_persistence_threshold are whole on every rank and gathered only once, which is left out. This is an
+               upper bound, because what is still whole from the pass before is not gathered again (13 % of a small model).
 
-tests/plan/test_traffic.py counts the bytes of running engines. Under ZeRO 1 and 2 DeepSpeed all-reduces buckets that belong
-to several ranks, twice as much as the paper's reduce-scatter.
+tests/plan/test_traffic.py counts the bytes of running engines. Under ZeRO 1 and 2, DeepSpeed all-reduces buckets that belong to
+several ranks, which is twice the traffic of the paper's reduce-scatter.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _SENDS = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}
 
 @dataclass(frozen=True)
 class Collective:
-    """`bytes` is the whole tensor's: what an all-gather ends with, what the others start from."""
+    """One collective. `bytes` is the size of the whole tensor: the result of an all-gather, the input of the others."""
 
     kind: str  # all_gather | reduce_scatter | all_reduce
     what: str  # loss | gradients | parameters
@@ -43,7 +44,7 @@ class Collective:
 
 
 def step_collectives(model: Model, engine: Engine, micro_batches: int) -> list[Collective]:
-    """All collectives of a step of `micro_batches`; none on a single rank."""
+    """All collectives of a step of `micro_batches`. A single rank has none."""
     if engine.world == 1:
         return []
     return _loss(model) + _engine(model, engine, micro_batches)
@@ -79,6 +80,6 @@ def _engine(model: Model, engine: Engine, micro_batches: int) -> list[Collective
 
 
 def seconds(collectives: list[Collective], engine: Engine, nodes: int, device: Device, *what: str) -> float:
-    """Time of the named parts over the slowest link on their way: the network when there are several nodes."""
+    """Seconds of the named parts over the slowest link on their way, which is the network if there are several nodes."""
     link = device.node_link if nodes == 1 else device.network_link
     return sum(c.sent(engine.world) for c in collectives if c.what in what) / (link * LINK_EFFICIENCY)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -46,6 +48,10 @@ def test_a_texture_fills_its_shape_and_nothing_else() -> None:
 
 
 def test_the_folder_is_laid_out_as_geirhos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_network(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("it is built without a network")
+
+    monkeypatch.setattr(socket, "socket", no_network)
     monkeypatch.setattr(cue_conflict, "SHAPES", dict(list(SHAPES.items())[:2]))
     assert build_cue_conflict(tmp_path / "set", 32) == 2 * 14
     names = sorted(path.relative_to(tmp_path / "set").as_posix() for path in (tmp_path / "set").rglob("*.png"))
@@ -56,6 +62,13 @@ def test_the_folder_is_laid_out_as_geirhos(monkeypatch: pytest.MonkeyPatch, tmp_
     assert np.abs(one - two)[inside].mean() > 5
     with pytest.raises(UserError, match="is not empty"):
         build_cue_conflict(tmp_path / "set", 32)
+
+
+def test_no_class_is_both_a_shape_and_a_texture() -> None:
+    assert not set(SHAPES) & set(TEXTURES)
+    assert len(SHAPES) * sum(len(texture.squares) for texture in TEXTURES.values()) == 224
+    assert [len(texture.squares) for texture in TEXTURES.values()] == [2] * 7
+    assert len({texture.file for texture in TEXTURES.values()}) == 7
 
 
 def test_the_squares_lie_inside_their_photographs() -> None:

@@ -143,6 +143,12 @@ def test_several_captions_are_drawn_evenly(tmp_path: Path, loader_of: Any) -> No
     assert min(seen.values()) > 70
 
 
+def test_captions_that_cannot_be_read_are_left_out_and_the_rest_follow(broken: str) -> None:
+    """The captions of images that are damaged or missing are captions all the same: a tokenizer learns from them."""
+    captions = list(iter_captions(DataConfig(train=broken)))
+    assert captions == [f"caption number {n}" for n in range(12) if n != 5]
+
+
 def test_sources_are_opened_once_and_shared(uneven: str) -> None:
     config = DataConfig(train=uneven, workers=0)
     sources = open_sources(config, seed=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from flexiclip_eval.analysis.attention import agreement, half_mass
 from flexiclip_eval.analysis.cka import alignment, gram, hsic
 from flexiclip_eval.analysis.cue_conflict import Answer, Conflict, bias_of, read_conflicts
-from flexiclip_eval.analysis.ensembles import at_cost, mean_rows, subsets
+from flexiclip_eval.analysis.ensembles import Ensemble, TaskEnsembles, _sentence, at_cost, mean_rows, subsets
 from flexiclip_eval.analysis.layers import layer_names, visit_layers
 from flexiclip_eval.analysis.relevance import recorded_attention, relevance
-from flexiclip_eval.analysis.tokens import alike, cell, seed_map
+from flexiclip_eval.analysis.tokens import alike, cell, seed_map, unit_tokens
 from PIL import Image
 from torch import Tensor
 
@@ -91,8 +92,8 @@ def test_layers_are_what_the_blocks_give_one_after_another(pool: str) -> None:
     assert not tower.blocks[0]._forward_pre_hooks
 
 
-def slow_relevance(model: FlexiCLIP, x: Tensor, side: int, text_z: Tensor) -> np.ndarray:
-    """Head by head, with gradients kept at each head's weights; then (I + A2') (I + A1') in float64."""
+def slow_relevance(model: FlexiCLIP, x: Tensor, side: int, text_z: Tensor | None) -> np.ndarray:
+    """Head by head, with gradients kept at each head's weights; then (I + A2') (I + A1') in float64. None: the own features."""
     tower = model.image_tower
     with torch.no_grad():
         t = tower.embed_patches(x, (side, side)) + tower.position_embedding((side, side))
@@ -120,7 +121,8 @@ def slow_relevance(model: FlexiCLIP, x: Tensor, side: int, text_z: Tensor) -> np
         pooled = (pooled + head.mlp(head.norm(pooled)))[0]
     else:
         pooled = t[0] if tower.cls is not None else t.mean(0)
-    (F.normalize(model.image_projection(pooled), dim=-1) @ text_z).backward()
+    score = pooled @ pooled.detach() if text_z is None else F.normalize(model.image_projection(pooled), dim=-1) @ text_z
+    score.backward()
     cams = [np.maximum((a * a.grad).detach().double().numpy(), 0) for a in kept]
     first, second, *last = ((a + b) / 2 for a, b in zip(cams[::2], cams[1::2], strict=True))
     rolled = (np.eye(len(first)) + second) @ (np.eye(len(first)) + first)
@@ -146,9 +148,13 @@ def test_relevance_equals_the_rule_worked_out_head_by_head(pool: str) -> None:
         assert float(found.sum()) == pytest.approx(1, abs=1e-6)
         assert found.min() >= 0
         assert found.std() > 1e-3
-    alone = relevance(model, images(1), 6, None)  # a tower without texts
-    assert float(alone.sum()) == pytest.approx(1, abs=1e-6)
+    alone = relevance(model, images(1), 3, None)  # a tower without texts
+    np.testing.assert_allclose(alone.numpy(), slow_relevance(model, images(1), 3, None), rtol=0, atol=2e-5)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_score_that_no_token_changes_gives_an_even_map() -> None:
+    torch.testing.assert_close(relevance(small_model("map"), images(1), 3, torch.zeros(12)), torch.full((3, 3), 1 / 9))
 
 
 def test_focus_and_agreement_of_maps_by_hand() -> None:
@@ -158,6 +164,19 @@ def test_focus_and_agreement_of_maps_by_hand() -> None:
     assert agreement(left, left.repeat_interleave(3, 0).repeat_interleave(3, 1)) == pytest.approx(1)
     assert agreement(left, 1 - left) == pytest.approx(-1)
     assert agreement(left, torch.ones(3, 3)) == 0
+
+
+@pytest.mark.parametrize("pool", ["tok", "gap", "map"])
+def test_tokens_are_those_after_the_last_norm_without_the_class_token(pool: str) -> None:
+    tower = small_model(pool).image_tower
+    with torch.no_grad():
+        x = tower.embed_patches(images(2), (3, 3)) + tower.position_embedding((3, 3))
+        x = x if tower.cls is None else torch.cat([tower.cls.expand(2, -1, -1), x], 1)
+        for block in tower.blocks:
+            x = block(x)
+        expected = tower.norm(x)[:, -9:].reshape(2, 3, 3, 16)
+    found = unit_tokens(SimpleNamespace(tower=tower), images(2), 3)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected / expected.norm(dim=-1, keepdim=True))
 
 
 def test_tokens_are_compared_place_by_place() -> None:
@@ -184,8 +203,16 @@ def test_ensembles_are_means_and_compared_at_their_cost() -> None:
     assert torch.equal(mean_rows(rows, [3]), rows[3])
     torch.testing.assert_close(mean_rows(rows, [2, 3, 6]), (rows[2] + rows[3] + rows[6]) / 3)
     assert subsets([2, 3, 6]) == [(2, 3), (2, 6), (3, 6), (2, 3, 6)]
+    assert subsets([2, 3, 6, 8])[6:] == [(2, 3, 6), (2, 3, 6, 8)], "after the six pairs"
     curve = [(1.0, 0.2), (4.0, 0.4), (16.0, 0.5)]
     assert [at_cost(curve, cost) for cost in (1, 2, 4, 8, 16, 99)] == pytest.approx([0.2, 0.3, 0.4, 0.45, 0.5, 0.5])
+
+
+def test_the_sentence_of_ensembles_says_the_standard_error_of_a_value() -> None:
+    """0.2 of 400 queries: sqrt(0.2 * 0.8 / 400) = 0.02."""
+    task = TaskEnsembles("toys", "zeroshot_retrieval", "acc1", 400, {2: 0.1, 3: 0.2}, [Ensemble((2, 3), 9.0, 0.25, 0.25, 0.2)])
+    assert "+5.0 points from one length at equal cost on average" in _sentence(task)
+    assert _sentence(task).endswith("a value has a standard error of 2.0 points.")
 
 
 def test_shape_bias_by_hand() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from eval_tools import (
     CATEGORIES,
+    Foreign,
     encode_one_by_one,
     slow_recall,
     texts_one_by_one,
@@ -21,9 +24,10 @@ from eval_tools import (
     write_shards,
     write_suite,
 )
-from flexiclip_eval.analysis import cue_conflict
-from flexiclip_eval.analysis.run import AnalysisOptions, analyze, chosen
-from flexiclip_eval.analysis.subject import Subject, draw_sample
+from flexiclip_eval.analysis import cue_conflict, tokens
+from flexiclip_eval.analysis.cka import layer_cka
+from flexiclip_eval.analysis.run import ANALYSES, AnalysisOptions, analyze, chosen
+from flexiclip_eval.analysis.subject import Sample, Subject, draw_sample, subject_lengths
 from flexiclip_eval.suites.load import load_datasets
 
 from flexiclip.bundle import LoadedModel, load_model, save_model
@@ -66,6 +70,14 @@ def loaded(place: Path) -> LoadedModel:
     return load_model(str(place / "model"))
 
 
+def subject_of(place: Path, count: int, batch_size: int) -> Subject:
+    """The first readable images of the toys at two lengths, with the folder of cues."""
+    model = loaded(place)
+    sample = draw_sample(load_datasets([str(place / "toys.yaml")]), model.transform, 23)
+    part = Sample(sample.images[:count], sample.texts[:count], [])
+    return Subject(model, (2, 3), (), part, torch.device("cpu"), batch_size, 1, 1, place / "cues")
+
+
 def test_all_is_written_and_nothing_is_loaded_by_the_page(found: Path) -> None:
     about = json.loads((found / "analysis.json").read_text())
     assert list(about["analyses"]) == ["cka", "attention", "tokens", "ensembles", "cue-conflict"]
@@ -90,12 +102,20 @@ def test_cka_is_one_on_the_diagonal_and_symmetric(found: Path) -> None:
     assert matrix.shape == (9, 9)
     np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-5)
-    across = [matrix[i * 3 + 2, j * 3 + 2] for i in range(3) for j in range(3) if i != j]
-    assert cka["same_layer_mean"][2] == pytest.approx(np.mean(across), abs=1e-5)
+    for layer in range(3):
+        across = [matrix[i * 3 + layer, j * 3 + layer] for i in range(3) for j in range(3) if i != j]
+        assert cka["same_layer_mean"][layer] == pytest.approx(np.mean(across), abs=1e-5)
+
+
+def test_a_last_minibatch_of_fewer_than_four_images_is_left_out_of_cka(place: Path) -> None:
+    whole = layer_cka(subject_of(place, 6, 6))
+    torch.testing.assert_close(layer_cka(subject_of(place, 9, 6)), whole)
+    assert not torch.allclose(layer_cka(subject_of(place, 10, 6)), whole, atol=1e-3), "a rest of four counts"
 
 
 def test_maps_and_tokens_are_those_of_the_sample(found: Path) -> None:
     attention = numbers(found, "attention")
+    assert len(attention["images"]) == len(numbers(found, "tokens")["seed_maps"]) == 2, "--maps"
     captions = {caption for toy in toys(23) for caption in toy.captions}
     assert all(image["text"] in captions for image in attention["images"])
     for image in attention["images"]:
@@ -119,6 +139,8 @@ def test_an_ensemble_is_the_mean_of_its_lengths(found: Path, place: Path) -> Non
     for length in LENGTHS:  # an ensemble of one
         assert retrieval["singles"][str(length)] == pytest.approx(slow_recall(texts @ rows[length].T, positive, 5), abs=1e-9)
     gflops = numbers(found, "ensembles")["gflops"]
+    about = json.loads((found / "analysis.json").read_text())
+    assert gflops == {str(length["seqhw"]): length["gflops"] for length in about["lengths"]}
     for ensemble in retrieval["ensembles"]:
         mean = np.mean([rows[length] for length in ensemble["lengths"]], axis=0)
         assert ensemble["embeddings"] == pytest.approx(slow_recall(texts @ unit(mean).T, positive, 5), abs=1e-9)
@@ -158,6 +180,85 @@ def test_a_sample_is_drawn_once_and_mixes_the_sets(place: Path) -> None:
     captions = [toy.captions[0] for toy in toys(23, BROKEN) if not toy.broken]
     assert sorted(map(str, everything.texts)) == sorted(captions)
     assert everything.texts != captions
+
+
+def test_a_sample_is_drawn_from_all_data_sets_together(place: Path) -> None:
+    datasets = load_datasets([str(place / "toys.yaml")])
+    others = replace(datasets[0], name="others", shards=write_shards(place / "others", toys(43)[23:], (20,)))
+    own, other = ({toy.captions[0] for toy in items} for items in (toys(23), toys(43)[23:]))
+    drawn = draw_sample([datasets[0], others], loaded(place).transform, 12).texts
+    assert min(sum(text in captions for text in drawn) for captions in (own, other)) >= 3
+    assert [text in own for text in drawn] != sorted(text in own for text in drawn)
+    assert [text in other for text in drawn] != sorted(text in other for text in drawn)
+
+
+def test_without_captions_an_image_is_asked_for_by_the_first_prompt_of_its_class(place: Path) -> None:
+    (dataset,) = load_datasets([str(place / "toys.yaml")])
+    labelled = replace(dataset, tasks=dataset.tasks[1:])
+    texts = draw_sample([labelled], loaded(place).transform, 23).texts
+    categories = [toy.category for toy in toys(23, BROKEN) if not toy.broken]
+    assert sorted(map(str, texts)) == sorted(f"a photo of {category}" for category in categories)
+
+
+def test_tokens_are_averaged_over_images_and_not_over_batches(place: Path) -> None:
+    whole, parts = (tokens.analyse(subject_of(place, 9, size)).numbers for size in (9, 4))
+    for name in ("same_place", "elsewhere"):
+        np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=2e-6)
+
+
+def test_ensembles_are_scored_on_all_images_whatever_is_drawn(found: Path, place: Path) -> None:
+    options = AnalysisOptions(only=["ensembles"], images=5)
+    task = analyze(str(place / "model"), [str(place / "toys.yaml")], place / "few", options)["ensembles"].numbers["tasks"][0]
+    assert json.loads((place / "few" / "analysis.json").read_text())["images"] <= 5
+    assert task["images"] == 21
+    assert task["mean_gain"] == pytest.approx(numbers(found, "ensembles")["tasks"][0]["mean_gain"])
+
+
+def test_what_is_finished_is_written_before_the_next(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Subject) -> None:
+        raise UserError("no tokens today")
+
+    monkeypatch.setitem(ANALYSES, "tokens", fail)
+    options = AnalysisOptions(only=["cka", "tokens"])
+    with pytest.raises(UserError, match="no tokens today"):
+        analyze(str(place / "model"), [str(place / "toys.yaml")], tmp_path, options)
+    cka = numbers(tmp_path, "cka")
+    assert list(json.loads((tmp_path / "analysis.json").read_text())["analyses"]) == ["cka"]
+    assert cka["sentence"] in (tmp_path / "report.html").read_text()
+
+
+def test_the_prompts_of_the_cues_are_the_folders_templates(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(place / "cues", tmp_path / "cues")
+    (tmp_path / "cues" / "zeroshot_classification_templates.txt").write_text("{c}\nthe shape of {c}\n")
+    asked, real = [], cue_conflict.class_embeddings
+
+    def recorded(embed: object, prompts: Sequence[Sequence[str]]) -> torch.Tensor:
+        asked.extend(prompts)
+        return real(embed, prompts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cue_conflict, "class_embeddings", recorded)
+    subject = replace(subject_of(place, 4, 4), cue_conflict=tmp_path / "cues")
+    classes = cue_conflict.analyse(subject).numbers["classes"]
+    assert asked == [[name, f"the shape of {name}"] for name in classes]
+
+
+def test_a_fixed_model_is_compared_at_other_lengths_by_a_suffix(place: Path, tmp_path: Path) -> None:
+    model = toy_model(tmp_path)
+    save_model(tmp_path / "fixed", replace(model, config=replace(model.config, patch=replace(model.config.patch, seqhw=(3,)))))
+    suite, fixed = str(place / "toys.yaml"), str(tmp_path / "fixed")
+    options = AnalysisOptions(only=["tokens"], images=4, maps=1)
+    with pytest.raises(UserError, match=r"there is but seqhw=3; .*MODEL\+pi"):
+        analyze(fixed, [suite], tmp_path / "out", options)
+    analyze(f"{fixed}+pi", [suite], tmp_path / "out", replace(options, seqhw=[2, 3]))
+    assert numbers(tmp_path / "out", "tokens")["lengths"] == [2, 3]
+    with pytest.raises(UserError, match=r"write theirs\+pi"):
+        subject_lengths(Foreign(torch.nn.Linear(1, 1), None, None), "theirs", None)
+
+
+def test_cue_conflict_runs_where_there_is_a_folder_for_it() -> None:
+    assert chosen(AnalysisOptions()) == ["cka", "attention", "tokens", "ensembles"]
+    assert chosen(AnalysisOptions(cue_conflict=Path("cues"))) == [*chosen(AnalysisOptions()), "cue-conflict"]
+    assert chosen(AnalysisOptions(only=["tokens", "cka"])) == ["cka", "tokens"]
 
 
 def test_mistakes_are_told(place: Path, tmp_path: Path) -> None:

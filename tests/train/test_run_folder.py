@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from flexiclip.config import Config, from_dict, to_dict
+from flexiclip.config.explain import keys as documented
 from flexiclip.errors import UserError
 from flexiclip.schedules import Horizon
 from flexiclip.train.checkpoints.run_folder import check_one_recipe, check_same_run, longer
@@ -123,6 +124,25 @@ def test_a_run_with_another_value_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", sorted(MAY_CHANGE | MAY_GROW))
 def test_a_run_with_another_value_goes_on(key: str) -> None:
     check_same_run(Config(), changed(key), "runs/a")
+
+
+def test_explain_and_the_reference_page_say_the_same() -> None:
+    """Keys of the items of a list belong to the key that holds the list."""
+    plain = {doc.key: doc.resume for doc in documented() if "[]" not in doc.key}
+    assert plain.keys() == MAY_CHANGE | MAY_GROW | MAKES_ANOTHER_RUN
+    assert {key for key, free in plain.items() if free} == MAY_CHANGE | MAY_GROW
+
+
+@pytest.mark.parametrize(("section", "goes_on"), [("engine", True), ("eval", True), ("train", False), ("data", False)])
+def test_a_key_that_this_version_does_not_have(section: str, goes_on: bool) -> None:
+    """The run of an older version may hold keys that are gone. In a section that is free as a whole they do not matter."""
+    recipe = to_dict(Config())
+    recipe[section]["gone"] = 3
+    if goes_on:
+        check_same_run(Config(), recipe, "runs/a")
+        return
+    with pytest.raises(UserError, match=f"runs/a holds a run with {section}.gone=3, not None"):
+        check_same_run(Config(), recipe, "runs/a")
 
 
 class Threads(Ranks):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flexiclip.config import Config, dump, from_dict, to_dict
+from flexiclip.config.explain import changeable
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
 from flexiclip.schedules import learning_rate
@@ -20,38 +21,6 @@ from flexiclip.train.checkpoints.stores import Store
 from flexiclip.train.course import Course
 from flexiclip.train.processes.ranks import Ranks
 from flexiclip.train.processes.run_lock import FolderPlace, RunLock
-
-# What may change when a run goes on: where and how fast it runs, what it writes down. Everything else would make it another run.
-FREE = (
-    "run_dir",  # the folder was moved, or is spelled in another way
-    "engine",
-    "eval",
-    "data.workers",
-    "data.prefetch",
-    "data.index_cache",
-    "data.read_attempts",
-    "data.read_timeout_s",
-    "data.stall_s",
-    "data.max_bad_fraction",
-    "train.micro_batch_size",
-    "train.micro_tokens",
-    "train.activation_checkpointing",
-    "train.compile",
-    "train.on_nonfinite",
-    "train.log_every",
-    "train.save_every",
-    "train.save_in_background",
-    "train.checkpoint_dir",
-    "train.keep_last",
-    "train.keep_every",
-    "train.resume",
-    "train.threads",
-    "train.rank_timeout_s",
-    "train.log_samples",
-)
-
-GROWS = "train.steps"
-"""May become longer, which is no change of what is done; see `longer`."""
 
 _LOOKS = 1000
 """Steps of the past at which two schedules are compared."""
@@ -122,12 +91,11 @@ def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, s
 def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
     """Raises UserError that names the keys when `recipe`, of the run at `where`, makes another run than `config` does.
 
-    Without a checkpoint nobody asks: a first start that failed may be mended and started again.
+    Keys that the schema declares with resume=True may differ; `longer` has a rule of its own for train.steps. This is asked only
+    where there is a checkpoint, so a first start that failed may be corrected and repeated.
     """
-    old, new = _flat(_completed(recipe)), _flat(to_dict(config))
-    changed = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_under(key, (*FREE, GROWS))
-    ]
+    old, new, free = _flat(_completed(recipe)), _flat(to_dict(config)), changeable()
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_under(key, free)]
     if changed:
         key = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
