@@ -40,9 +40,7 @@ def check(words: list[str], page: Path) -> None:
                 if word.endswith(".sh"):
                     check_script(ROOT / word, rest[number + 1 :], page)
     else:
-        raise AssertionError(
-            f"{program!r} is not a command that this test knows; if the block is not of commands, begin it with ```text"
-        )
+        raise AssertionError(f"{program!r} is not a known command; if the block does not hold commands, begin it with ```text")
 
 
 def check_flexiclip(words: list[str], page: Path) -> None:

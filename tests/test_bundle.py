@@ -19,8 +19,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import flexiclip
-from flexiclip.bundle import LoadedModel, build_model, load_model, model_folder, replace_folder, save_model
-from flexiclip.config import Config, from_dict
+from flexiclip.bundle import (
+    LoadedModel,
+    build_model,
+    fill_from_tokenizer,
+    load_model,
+    model_folder,
+    replace_folder,
+    save_model,
+)
+from flexiclip.config import Config, TextTowerConfig, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
 
@@ -116,6 +124,25 @@ def test_weights_of_an_engine_are_stored_in_float32(trained: LoadedModel, tmp_pa
     for name, tensor in stored.items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, weights[name].float())
+
+
+def test_fill_from_tokenizer_copies_the_ids_that_the_text_tower_needs(trained: LoadedModel) -> None:
+    """Where the recipe gives none; what it gives stays."""
+    tokenizer, text = trained.tokenizer, trained.config.model.text
+    assert text is not None
+
+    def filled(**settings: int | None) -> TextTowerConfig:
+        given = replace(trained.config, model=replace(trained.config.model, text=replace(text, **settings)))
+        found = fill_from_tokenizer(given, tokenizer).model.text
+        assert found is not None
+        return found
+
+    found = filled(vocab_size=None, pad_id=None, eos_id=None, context_length=None)
+    assert (found.vocab_size, found.pad_id, found.eos_id) == (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
+    assert found.context_length == tokenizer.context_length
+    assert (filled(pad_id=5, eos_id=6).pad_id, filled(pad_id=5, eos_id=6).eos_id) == (5, 6)
+    with pytest.raises(UserError, match=r"model\.text\.vocab_size=1 is below the tokenizer's"):
+        filled(vocab_size=1)
 
 
 def test_seeds(recipe: Callable[..., Config]) -> None:

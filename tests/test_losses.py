@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from loss_reference import IDS, assert_equal, differentiate, rows, scalars_of, s
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from flexiclip.losses import LOSSES, sigmoid_loss, softmax_loss
+from flexiclip.losses.contrastive import _tile_shape
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
 CASES = ("init_softmax", "siglip_init", "lit_coco", "late")
@@ -161,3 +163,33 @@ def test_no_tensor_outgrows_a_tile_and_no_tile_is_kept(kind: str) -> None:
         F.cross_entropy(inputs[0] @ inputs[1].T, torch.arange(count)).backward()
     assert plain["largest"] == count * count
     assert plain["saved"] >= count * count
+
+
+def products(run: Callable[[], Tensor], count: int, dim: int) -> float:
+    """Matrix products of count x count x dim in a loss and its backward pass, by torch's counter."""
+
+    def in_place(_: Any, left: tuple[int, int], right: tuple[int, int], **__: Any) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+        run().backward()
+    return counter.get_total_flops() / (2 * count * count * dim)
+
+
+@pytest.mark.parametrize(("kind", "ours", "plain"), [("softmax", 4, 6), ("sigmoid", 3, 3)])
+def test_products_are_fewer_than_open_clips(kind: str, ours: int, plain: int) -> None:
+    """The table of docs/guides/performance.md."""
+    count, dim = 64, 8
+    zimg, ztxt, *scalars = (x.float().requires_grad_() for x in (*rows(count, dim), *scalars_of(kind)))
+    theirs = ClipLoss() if kind == "softmax" else SigLipLoss()
+    assert products(lambda: LOSSES[kind](zimg, ztxt, *scalars, tile=16), count, dim) == ours
+    assert products(lambda: theirs(zimg, ztxt, scalars[0].exp(), *scalars[1:]), count, dim) == plain
+
+
+def test_tiles_are_square_or_wider_where_a_rank_has_few_rows() -> None:
+    """4 MB on a CPU, which its cache holds; 64 MB on a GPU."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert _tile_shape(32_768, cpu, None) == (1024, 1024)
+    assert _tile_shape(16, cpu, None) == (16, 65_536)
+    assert _tile_shape(32_768, gpu, None) == (4096, 4096)
+    assert _tile_shape(32_768, gpu, 100) == (100, 100)

@@ -182,3 +182,17 @@ def test_ctrl_c_leaves_with_one_line(tmp_path: Path) -> None:
     assert (started.returncode, out, err) == (130, "", "flexiclip: interrupted\n")
     assert not list(tmp_path.glob(".o-*")), "what is half built is removed"
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["show-config", "debug"]])
+def test_main_imports_no_large_library_for_help_and_show_config(command: list[str]) -> None:
+    """docs/guides/performance.md."""
+    large = ["torch", "numpy", "PIL", "deepspeed", "open_clip", "transformers", "timm", "matplotlib", "webdataset", "onnxruntime"]
+    code = (
+        "import sys\nfrom flexiclip.__main__ import main\n"
+        f"try:\n    main({command!r})\nexcept SystemExit:\n    pass\n"
+        f"print(*sorted({set(large)!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert len(ran.stdout) > 100
+    assert ran.stderr.split() == []

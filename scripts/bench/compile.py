@@ -28,7 +28,10 @@ from flexiclip.train.engines.blocks import compile_blocks
 from flexiclip.train.engines.towers import Towers
 
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
-ABOUT = "Forward and backward pass of both towers, eager and with `train.compile`, at every length; what compiling costs once."
+ABOUT = (
+    "This subject times the forward and backward pass of both towers, eager and with `train.compile`, at every length. "
+    "`first s` is what compiling costs once."
+)
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 """Largest difference of a component of the unit embeddings; in bf16 the compiler rounds in other places."""
 

@@ -34,12 +34,17 @@ ORDER = (
 
 INTRODUCTION = """# Benchmarks
 
-`scripts/bench.sh` makes this page: each subject is a script of `scripts/bench/`, which runs flexiclip and its peer's real code in
-turn (A B A B) on the same work and the same threads, after it has checked that both give the same result. Times are medians over
-rounds; a ratio is the median of the ratios of paired rounds, which a busy machine hardly moves. One subject alone:
-`python scripts/bench/SUBJECT.py`, or `scripts/bench.sh SUBJECT...` to renew its part of this page; the records of all are kept in
-docs/explanation/benchmarks, each with its machine and commit. What to set, and why, is in
-[performance.md](../guides/performance.md).
+This page compares the speed and the memory of flexiclip with those of other libraries, and with itself where there is no other
+library for a subject. [performance.md](../guides/performance.md) says what to set, and why.
+
+`scripts/bench.sh` makes the page. Each subject is a script of `scripts/bench/`. It first checks that both sides give the same
+result. Then it runs flexiclip and the real code of the other library in turn (A B A B), on the same work and with the same
+threads. Times are medians over rounds. A ratio is the median of the ratios of paired rounds, which other work on the machine
+hardly changes.
+
+To run one subject, use `python scripts/bench/SUBJECT.py`. `scripts/bench.sh SUBJECT...` also renews the subject's part of this
+page. The records of all subjects are kept in docs/explanation/benchmarks, each with its machine and commit. These are the
+machines and versions of all records:
 """
 
 

@@ -40,12 +40,13 @@ from flexiclip.train.engines.blocks import compile_blocks
 LENGTHS = (5, 8, 10, 15, 30)
 FASTER = 1.2
 ABOUT = (
-    "Images a second of one image encoder: the flexible model in eager torch, its length baked in, its blocks compiled, and the "
-    "exported ONNX file in onnxruntime, float32 and int8."
+    "This subject gives images per second of one image encoder in five forms: the flexible model in eager torch, the model "
+    "with its length baked in, the model with compiled blocks, and the exported ONNX file in onnxruntime, in float32 and "
+    "in int8. The ratios in brackets are relative to the eager model."
 )
 BOUND = (
-    "Where onnxruntime gains little, matrix products bound it, which both libraries do at about the same speed: its ratio over "
-    "the share `products` is what the ratio could become if all else cost nothing."
+    "Where onnxruntime gains little, matrix products limit it, which both libraries compute at about the same speed. Its "
+    "ratio divided by the share `products` is the ratio that it would reach if everything else cost nothing."
 )
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 """Operators of onnxruntime; with a scale a product is fused with it."""
@@ -149,7 +150,7 @@ def main() -> None:
     height, width = model.image_tower.image_size
     record = Record("encoders", ABOUT)
     table = record.table(
-        f"images a second, {name}, {height} px, float32, {arguments.threads} threads",
+        f"images per second, {name}, {height} px, float32, {arguments.threads} threads",
         *("seqhw", "tokens", "batch", "eager", "baked", "compiled", "onnxruntime", "int8"),
         *("products", "difference", "int8 cosine"),
     )

@@ -47,8 +47,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 LIMIT = 0.01
 """Of a step, for the draw and the resize."""
 ABOUT = (
-    "Ours against itself: a training step at each of ten lengths, and what each schedule of lengths costs a sample beside the "
-    "fixed model of the same size at 16 px; what it costs to draw a length and to resize the kernel and the positions."
+    "flexiclip is compared with itself. The first table gives the time of a training step at each of ten lengths, and what "
+    "it costs to draw a length and to resize the kernel and the positions. The second table gives what each schedule of "
+    "lengths costs per sample, relative to the fixed model of the same size at 16 px."
 )
 
 
@@ -116,7 +117,9 @@ def measure(record: Record, variant: str, lengths: tuple[int, ...], arguments: a
         cells = f"{1e3 * median(times[str(s)]):,.0f}", f"{cost[s]:.2f}x", f"{1e6 * overhead[s]:,.0f}", f"{share:.2%}"
         table.add(s, IMAGE_SIZE // s, s * s, *cells)
 
-    costs = record.table(f"ViT-{variant}: cost of a sample by schedule, the fixed /16 being 1", "schedule", "cost", "mean tokens")
+    costs = record.table(
+        f"ViT-{variant}: cost per sample by schedule, where the fixed model at 16 px costs 1", "schedule", "cost", "mean tokens"
+    )
     if lengths == LENGTHS:
         for name, schedule in schedules.items():
             mean = partial(_mean_over_steps, schedule)

@@ -25,8 +25,8 @@ from side_by_side.turns import seconds
 
 OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "MemoryError", "could not create a memory", "Cannot allocate memory")
 ABOUT = (
-    "The largest batch whose training step fits plainly into a limit of memory, found by trial, and a multiple of it in "
-    "micro-batches under the same limit."
+    "This subject finds by trial the largest batch whose training step fits into a memory limit in one piece. It then "
+    "trains a multiple of this batch in micro-batches under the same limit."
 )
 Found = dict[str, Any]
 
@@ -101,8 +101,14 @@ def compare(arguments: argparse.Namespace, record: Record) -> None:
     assert whole is not None
     assert cached is not None
     errors = [abs(whole[key] - cached[key]) / whole[key] for key in ("loss", "norm")]
-    record.goal("batch that trains cached / plainly", 0 if many is None else large / plain, at_least=arguments.factor)
-    record.goal("loss and norm of the gradients, plain and cached: largest relative difference", max(errors), at_most=1e-5)
+    record.goal(
+        "batch that trains in micro-batches / in one piece", 0 if many is None else large / plain, at_least=arguments.factor
+    )
+    record.goal(
+        "loss and norm of the gradients, in one piece and in micro-batches: largest relative difference",
+        max(errors),
+        at_most=1e-5,
+    )
 
 
 def parse() -> argparse.Namespace:

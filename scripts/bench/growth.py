@@ -171,7 +171,10 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.batch, arguments.micro_batch, arguments.seqhw)))
         return
-    record = Record("growth", "How time and memory grow with shards, samples, lengths and batches.")
+    record = Record(
+        "growth",
+        "This subject shows how time and memory grow with the number of shards and samples, the sequence length and the batch.",
+    )
     for name in arguments.sections:
         SECTIONS[name](record, arguments.quick, 1 if arguments.quick else arguments.rounds)
     record.finish(arguments)

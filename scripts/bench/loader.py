@@ -46,8 +46,9 @@ CAPTION = (
     "photo {} of an old red brick house on a hill in the late light of summer, with a cart and two dogs before its open door"
 )
 ABOUT = (
-    "JPEGs and captions out of shards to batches, beside open_clip's own webdataset pipeline with the same crops, size and "
-    "tokenizer: images a second of wall-clock time, and of processor time over all processes (per core)."
+    "This subject times the way from shards of JPEGs and captions to batches, and compares it with open_clip's own "
+    "webdataset pipeline with the same crops, size and tokenizer. Speeds are given in images per second of wall-clock "
+    "time, and in images per second of processor time over all processes (per core)."
 )
 
 
@@ -191,7 +192,7 @@ def throughput(record: Record, arguments: argparse.Namespace, folder: Path) -> N
         shards = write_photographs(folder, size, 8 if arguments.quick else 32, found.samples)
         apart = difference(shards)
         assert apart < found.apart, f"{size}: whole images of the two sides differ by {apart:.2f} levels in the mean"
-        record.notes.append(f"Whole images of {size} of the two sides differ by {apart:.2f} levels of 255 in the mean.")
+        record.notes.append(f"Whole images of {size} differ between the two libraries by {apart:.2f} levels of 255 on average.")
         batches = 4 if arguments.quick else found.batches
         for workers in arguments.workers:
             ours, theirs = in_turn([Task(side, shards, workers, batches) for side in SIDES], arguments.rounds)
@@ -216,7 +217,9 @@ def first_batch(record: Record, arguments: argparse.Namespace, folder: Path) -> 
         table.add(what, runs[0]["first"])
     record.goal(f"first batch of {count:,} shards, index cached, s", cached[0]["first"], at_most=FIRST_BATCH_S)
     record.goal(f"first batch of {count:,} small shards, headers read, s", fresh[0]["first"], at_most=FIRST_BATCH_S)
-    record.notes.append("Headers are read once in the life of a shard, by one process: `flexiclip data index` does it ahead.")
+    record.notes.append(
+        "The headers of a shard are read only once, by one process. `flexiclip data index` does this ahead of a run."
+    )
 
 
 def stages(record: Record, folder: Path, sizes: Sequence[str]) -> None:
@@ -227,7 +230,7 @@ def stages(record: Record, folder: Path, sizes: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     transform, stream = TrainTransform((SIDE, SIDE), CROP, (3 / 4, 4 / 3), False, "bicubic"), Stream(0)
-    table = record.table("ms of processor time an image", "JPEGs", "decode whole", "decode as training does", "crop and resize")
+    table = record.table("ms of processor time per image", "JPEGs", "decode whole", "decode as training does", "crop and resize")
     for size in sizes:
         width, height = map(int, size.split("x"))
         jpegs = [pair.jpeg for pair in pairs(4, width, height, [""])]

@@ -39,8 +39,9 @@ LARGEST, TIME, MEMORY = 16_384, 0.75, 0.05
 """At this batch: our share of the peer's time, and of its memory."""
 
 ABOUT = (
-    "Forward and backward pass of the contrastive losses in float32: flexiclip's tiled ones beside open_clip's ClipLoss "
-    "(softmax) and SigLipLoss (sigmoid). Memory is what a pass adds to a process that holds the embeddings, gradients included."
+    "This subject measures the forward and backward pass of the contrastive losses in float32. flexiclip's tiled losses "
+    "are compared with open_clip's ClipLoss (softmax) and SigLipLoss (sigmoid). `added MB` is the memory that a pass adds "
+    "to a process that already holds the embeddings, including the gradients."
 )
 
 
@@ -185,7 +186,7 @@ def main() -> None:
     record = Record("losses", ABOUT)
     table = record.table(
         f"{arguments.dim} wide, float32, {arguments.threads} threads",
-        *("loss", "batch", "of", "seconds", "added MB", "process MB", "time / peer", "memory / peer"),
+        *("loss", "batch", "library", "seconds", "added MB", "process MB", "time / peer", "memory / peer"),
     )
     everything = {}
     for kind in ("softmax", "sigmoid"):

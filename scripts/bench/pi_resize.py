@@ -39,13 +39,15 @@ Resize = Callable[[Tensor, int], Tensor]
 REPEATED = 50  # times that our matrices are built in a turn: a tenth of a millisecond alone would be the clock's and the caches'
 
 BOUND = (
-    "What bounds `warm`: to size s timm takes 1,024 s^2 multiplications a channel, two axes 1,024 s + 32 s^2. At equal speed "
-    "that is s / (1 + s / 32) x (6 at 8, 15 at 30, 19 at 48), but products whose inner side is 32 run at about half the speed of "
-    "timm's large one. A training step feels neither: see the share."
+    "What limits `warm`: for a size s, timm needs 1,024 s^2 multiplications per channel, and the products over two axes "
+    "need 1,024 s + 32 s^2. At equal speed the ratio would be s / (1 + s / 32), which is 6 at 8, 15 at 30 and 19 at 48. "
+    "But products whose inner side is 32 run at about half the speed of timm's large product. Neither matters in a "
+    "training step: see the share."
 )
 ABOUT = (
-    "PI-resize of a 32x32 patch embedding kernel beside timm's PatchEmbedResamplerFixedOrigSize, with the same image resize "
-    "(bilinear, no antialias) and the same result: building the matrices of a size, the first call, and later ones."
+    "This subject compares PI-resize of a 32x32 patch embedding kernel with timm's PatchEmbedResamplerFixedOrigSize. Both "
+    "use the same image resize (bilinear, no antialias) and give the same result. `matrices` is the time to build the "
+    "matrices of a size, `first` is the first call at a size, and `warm` is a later call."
 )
 
 

@@ -27,8 +27,8 @@ from side_by_side.turns import ratio
 ONE, TWO, APART = "1", "2", "2 runs apart"
 THROUGHPUT = 1.9
 ABOUT = (
-    "Pairs a second of a training step (both towers, loss over the global batch, AdamW) on one rank and on two, one thread each, "
-    "with the same number of pairs a rank."
+    "This subject gives pairs per second of a training step (both towers, loss over the global batch, AdamW) on one rank "
+    "and on two ranks, with one thread each and the same number of pairs per rank."
 )
 
 
@@ -135,7 +135,7 @@ def main() -> None:
         return
     record = Record("ranks", ABOUT)
     table = record.table(
-        f"ViT-{arguments.variant} and text, {arguments.batch} pairs a rank, {arguments.precision}, one thread a rank",
+        f"ViT-{arguments.variant} and text, {arguments.batch} pairs per rank, {arguments.precision}, one thread per rank",
         *("seqhw", "ranks", "step s", "pairs/s", "throughput", "reducing ms"),
     )
     for seqhw in map(int, arguments.seqhw.split(",")):

@@ -56,9 +56,13 @@ def main() -> None:
         print(json.dumps(measure(**sizes)))
         return
     found = measure_apart(__file__, sizes, flags=("--measure",))
-    record = Record("retrieval_memory", "Retrieval both ways on random unit rows, in a process of its own: time and peak memory.")
+    record = Record(
+        "retrieval_memory",
+        "This subject measures the time and the peak memory of retrieval in both directions on random unit rows, in a "
+        "process of its own.",
+    )
     table = record.table(
-        f"retrieval both ways, {arguments.dim} wide, float32, {arguments.threads} threads",
+        f"retrieval in both directions, {arguments.dim} wide, float32, {arguments.threads} threads",
         *("images x captions", "seconds", "before MB", "peak MB", "rows MB", "scores at once would be MB"),
     )
     rows = arguments.images + arguments.captions

@@ -113,7 +113,9 @@ def main() -> None:
     }
     works: dict[str, Callable[[], object]] = {name: partial(run, command) for name, command in commands.items()}
     times = take_turns(works, rounds)
-    record = Record("startup", "Wall-clock time of fresh processes, and the large libraries that they import.")
+    record = Record(
+        "startup", "This subject measures the wall-clock time of new processes, and lists the large libraries that they import."
+    )
     table = record.table("start-up", "command", "median s", "smallest s", "heavy imports")
     for name, command in commands.items():
         imported = heavy_imports(command[1:]) if command[0] == console else None

@@ -49,8 +49,9 @@ Accuracies = dict[str, list[float]]
 """Of each side, acc1 by length."""
 
 ABOUT = (
-    "Zero-shot classification at ten lengths in one pass, beside one pass of decoding and the ten encodings timed alone, and "
-    "beside CLIP_benchmark's own run once a length on the same model, shards, batch size, threads and number of decoders."
+    "This subject runs zero-shot classification at ten lengths in one pass. It compares the pass with its parts timed "
+    "alone, which are one pass of decoding and the ten encodings, and with CLIP_benchmark's own run for each length on the "
+    "same model, shards, batch size, threads and number of decoders."
 )
 
 

@@ -45,13 +45,14 @@ GOALS = {"fp32": 1.4, "bf16": 1.6}
 SLOW_BATCH = 4
 """Pairs in a step of bf16 on a processor without it, where a step takes some hundred times as long."""
 NO_BF16 = (
-    "This processor has no bfloat16 instructions: torch multiplies such matrices in plain loops, on either side, many times more "
-    "slowly than in float32. The rows in bf16 show that it does not pay here; of a processor that has them they say nothing, and "
-    "the goal in bf16 is not put to the test."
+    "This processor has no bfloat16 instructions, so torch multiplies such matrices in plain loops in both libraries, many times "
+    "more slowly than in float32. The rows in bf16 show that bf16 does not pay off here. They say nothing about a processor that "
+    "has these instructions, and the goal in bf16 is not tested."
 )
 ABOUT = (
-    "Forward, backward and AdamW of ViT-Ti/16 and ViT-S/16 at 240 px with a 12-layer text tower of the same width, on the same "
-    "weights, pixels and captions (OpenMoji's names, and sentences of 20 to 30 words made of them), ours and open_clip's."
+    "This subject times the forward pass, the backward pass and AdamW of ViT-Ti/16 and ViT-S/16 at 240 px with a 12-layer "
+    "text tower of the same width, in flexiclip and in open_clip. Both have the same weights, pixels and captions "
+    "(OpenMoji's names, and sentences of 20 to 30 words made of them)."
 )
 
 
@@ -180,8 +181,8 @@ def agreement(variant: str) -> str:
     case = Case(variant, "long", 4, "fp32")
     loss, gradient = largest_difference(variant, theirs, work_of(case, our_model(variant, theirs)))
     return (
-        f"ViT-{variant}/16, the same weights in both: the losses differ by {loss:.1e}, the gradients by at most {gradient:.1e} "
-        f"of the largest in their tensor (allowed: {TOLERANCE:g})."
+        f"ViT-{variant}/16 with the same weights in both libraries: the losses differ by {loss:.1e}, and the gradients by at "
+        f"most {gradient:.1e} of the largest gradient in their tensor (allowed: {TOLERANCE:g})."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -60,6 +61,29 @@ def test_every_subject_is_in_the_page_and_in_the_command() -> None:
     listed = re.findall(r"SUBJECTS=\(([a-z_ ]+)\)", (BENCH.parent / "bench.sh").read_text())[0].split()
     assert sorted(listed) == sorted(document.ORDER)
     assert set(SUBJECTS) <= set(listed)
+
+
+def written_about(source: str) -> str:
+    """What a subject's script says that it compares, as a pattern: a value that is filled in may be any word."""
+    tree = ast.parse(source)
+    given = {n.targets[0].id: n.value for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
+    (about,) = [
+        node.args[1]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Record"
+    ]
+    value = given[about.id] if isinstance(about, ast.Name) else about
+    pieces = value.values if isinstance(value, ast.JoinedStr) else [value]
+    return "".join(re.escape(str(piece.value)) if isinstance(piece, ast.Constant) else r"\w+" for piece in pieces)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_record_in_docs_says_what_its_script_says(subject: str) -> None:
+    """The words of a script that change are changed in its record too, which is not measured again for them."""
+    path = BENCH.parents[1] / "docs" / "explanation" / "benchmarks" / f"{subject}.json"
+    if path.is_file():
+        about = json.loads(path.read_text(encoding="utf-8"))["about"]
+        assert re.fullmatch(written_about((BENCH / f"{subject}.py").read_text(encoding="utf-8")), about)
 
 
 def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,19 @@ def test_a_root_gives_its_tasks_classes_and_templates(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(source.item(3, []).image), np.asarray(toys(4)[3].image))
 
 
+def test_evaluation_decodes_large_jpegs_whole(tmp_path: Path) -> None:
+    """docs/guides/performance.md: training may decode them at a half or less (data.scaled_decoding), whatever the tower sees."""
+    data = io.BytesIO()
+    toys(1)[0].image.resize((1024, 768)).save(data, "JPEG")
+    with webdataset.TarWriter(str(tmp_path / "x.tar"), encoder=False) as writer:
+        writer.write({"__key__": "a", "jpg": data.getvalue(), "txt": b"a thing"})
+    (tmp_path / "photos" / "things").mkdir(parents=True)
+    (tmp_path / "photos" / "things" / "a.jpg").write_bytes(data.getvalue())
+    shards = DatasetConfig(shards=str(tmp_path / "x.tar"), tasks=(TaskConfig("retrieval"),))
+    for dataset in (shards, complete(DatasetConfig(images=str(tmp_path / "photos")))):
+        assert open_source(dataset).item(0, []).image.size == (1024, 768)
+
+
 def test_the_captions_and_the_many_classes_of_a_root(tmp_path: Path) -> None:
     retrieval = complete(DatasetConfig(root=str(write_root(tmp_path / "r", "retrieval"))))
     assert open_source(retrieval).item(4, []).captions == ("thing 4", "seen 4")

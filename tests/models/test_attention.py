@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from flexiclip.config import ImageTowerConfig, TextTowerConfig
 from flexiclip.models.attention import PLAIN_UP_TO, Attention, attend, token_at
@@ -72,7 +73,9 @@ def test_bfloat16_is_as_near_to_float64_as_torchs_kernel_is(length: int, masking
     assert all(a < 2.5 * b for a, b in zip(half, theirs, strict=True)), (half, theirs)
 
 
-def test_evaluation_takes_torchs_kernel() -> None:
+def test_evaluation_and_float32_take_torchs_kernel() -> None:
+    q, k, v, _ = (t.float() for t in inputs(64))
+    assert torch.equal(attend(q, k, v, training=True), F.scaled_dot_product_attention(q, k, v))
     q, k, v, _ = (t.bfloat16() for t in inputs(64))
     kernel = F.scaled_dot_product_attention(q, k, v)
     assert torch.equal(attend(q, k, v), kernel)
@@ -107,6 +110,26 @@ def test_an_image_towers_class_token_and_its_gradients() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * float(b.abs().max()))
     (every,) = tower(images, 4, every_exit=True)
     torch.testing.assert_close(every, found, rtol=0, atol=0)
+
+
+def test_the_last_block_computes_the_class_token_alone_and_saves_three_quarters() -> None:
+    """docs/guides/performance.md: a hook on the last block sees one token, forward_tokens gives all of them."""
+    tower, images = FlexiViT(replace(IMAGE, width=128, mlp_dim=512)), torch.randn(2, 3, 24, 24)
+    seen: list[torch.Size] = []
+    for block in tower.blocks:
+        block.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+    tower(images, 6)
+    assert [shape[1] for shape in seen] == [37, 37, 1]
+    seen.clear()
+    assert tower.forward_tokens(images, 6).shape == (2, 37, 128)
+    assert [shape[1] for shape in seen] == [37, 37, 37]
+
+    def flops(at: int | None) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            tower.blocks[-1](torch.randn(2, 37, 128), at=at)
+        return counter.get_total_flops()
+
+    assert 1 - flops(0) / flops(None) == pytest.approx(0.75, abs=0.03)
 
 
 @pytest.mark.parametrize(

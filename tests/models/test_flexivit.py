@@ -160,3 +160,24 @@ def test_bfloat16_autocast_leaves_the_resize_in_float32() -> None:
         grid = tower.position_embedding((12, 12))
     assert kernel.dtype == grid.dtype == torch.float32
     assert largest_difference(kernel[:4], oihw(golden("flexivit_gap_outputs")["p20_w_emb"])) < 2e-5
+
+
+@torch.no_grad()
+def test_no_module_remembers_a_length(images: torch.Tensor) -> None:
+    """Both resizes start from the base parameters: a length computes the same whichever lengths ran before it."""
+    tower, _ = released("gap")
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    first = {seqhw: tower(images[:1], seqhw) for seqhw in (15, 5, 8)}
+    for seqhw in (8, 15, 5, 15):
+        assert torch.equal(tower(images[:1], seqhw), first[seqhw])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items())
+
+
+def test_a_round_trip_through_a_smaller_kernel_loses_information() -> None:
+    """Why every length is resized from the base kernel."""
+    tower, _ = released("gap")
+    kernel = tower.kernel.detach()
+    there = resample_patch_embed(kernel, [16, 16])
+    back = resample_patch_embed(there, [32, 32])
+    assert float((back - kernel).norm() / kernel.norm()) > 0.1
+    assert largest_difference(tower.resize_kernel(kernel, (32, 32)), kernel) == 0

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from flexiclip.train.engines import host_memory
+
 PROGRAM = """
 import os, resource, sys
 import torch
@@ -48,6 +50,14 @@ def test_freed_arrays_stay_with_the_process_and_not_with_its_children() -> None:
     assert int(child) > 300 * 256 * 2, "each of the three was mapped anew"
 
 
-@pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"])
-def test_what_the_environment_says_holds(name: str) -> None:
-    assert run({name: str(1 << 20)})[0] == "False"
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"])
+def test_what_the_environment_says_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variable alone, at a value of glibc's own too: malloc is asked for nothing."""
+    asked: list[int] = []
+    monkeypatch.setattr(host_memory, "_set", lambda parameter, value: asked.append(parameter) or False)
+    monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("glibc", "2.35"))
+    assert host_memory.keep_freed_memory() is False
+    assert len(asked) == 1, "without a variable it asks, and is refused here"
+    monkeypatch.setenv(name, str(128 << 10))
+    assert host_memory.keep_freed_memory() is False
+    assert len(asked) == 1

@@ -15,17 +15,22 @@ from .verdicts import judge
 
 INTRODUCTION = """# The paper's claims, on two cores
 
-What FlexiViT ([arXiv 2212.08013](https://arxiv.org/abs/2212.08013)) claims, tried with this repository's trainer and harness
-on real data at a small scale: image towers of 0.5 M parameters on 60 px drawings, taught by {samples:,} samples a run.
-`scripts/paper.sh` makes all of it, `scripts/paper.sh STUDY` one study; it goes on where it was stopped. The runs train on
-OpenMoji and Fluent emoji; scored are concepts that no run saw, in OpenMoji's style, and concepts that were seen, in Noto's, a
-style that was not. The **quality** of a model is the mean over both sets, and over both directions of retrieval, of recall@5
-in percent (of accuracy in percent, for classifiers).
+This page tests what FlexiViT ([arXiv 2212.08013](https://arxiv.org/abs/2212.08013)) claims, with this repository's trainer and
+evaluation on real data at a small scale: image towers of 0.5 M parameters on 60 px drawings, with {samples:,} training samples
+per run. It shows that the code does what the paper describes, and what you can expect of small models. A claim that holds for
+ViT-B on ImageNet-21k can fail at this scale, and the other way round.
 
-A claim is a figure and a bound. It *holds* where the mean over seeds is above the bound by a one-sided t-test at 95 %, *does
-not hold* where it is below by the same test, and is *within the noise* else. The test knows the spread over seeds; the scored
-images are the same for all of them. At this scale a claim can fail that holds for ViT-B on ImageNet-21k, and the other way
-round: this page says that the code does what the paper describes, and what a user can expect of small models.
+`scripts/paper.sh` runs all studies and writes the page, and `scripts/paper.sh STUDY` runs one study. A run that was stopped
+continues where it stopped.
+
+**Data.** The models are trained on OpenMoji and Fluent emoji. They are scored on two sets: concepts that no run saw, in the
+style of OpenMoji, and concepts that were seen, in the style of Noto, which no run saw except those that are fine-tuned on it. The
+**quality** of a model is the mean over both sets, and over both directions of retrieval, of recall@5 in percent. For classifiers
+it is the accuracy in percent.
+
+**Verdicts.** A claim is a figure and a bound. It *holds* if the mean over seeds is above the bound by a one-sided t-test at 95 %,
+and *does not hold* if the mean is below the bound by the same test. Otherwise it is *within the noise*. The test accounts for the
+spread over seeds only, because the scored images are the same for all seeds.
 """
 
 

@@ -35,8 +35,9 @@ def measure(seen: Outcomes) -> Measured:
 STUDY = Study(
     name="alternatives",
     title="Flexible stride and flexible depth",
-    about="Each model is trained with the floating point operations of the flexible one. Stride: patches of 20 px that overlap, "
-    "at every grid. Depth: 10 x 10 patches and an exit after each block, with one head for all exits or one each.",
+    about="Each model is trained with as many floating point operations as the flexible one. The stride model has patches of "
+    "20 px, which overlap, at every grid. The depth models have 10 x 10 patches and an exit after each block, with one head "
+    "for all exits or a head for each.",
     evaluations=(
         *scored(["flexible", "stride"]),
         *(Evaluation(model, lengths=(EXIT_AT,)) for kind in KINDS for model in _exits(kind)),
@@ -44,7 +45,7 @@ STUDY = Study(
     claims=(
         Claim("patch_over_stride", "7", "Flexible patch size is better than flexible stride at equal GFLOPs"),
         Claim("patch_over_depth_shared", "7", "Flexible patch size is better than early exits with a shared head"),
-        Claim("patch_over_depth_separate", "7", "Flexible patch size is better than early exits with a head each"),
+        Claim("patch_over_depth_separate", "7", "Flexible patch size is better than early exits with separate heads"),
     ),
     plots=(Plot("alternatives", "Three ways to spend less", "GFLOPs an image"),),
     measure=measure,

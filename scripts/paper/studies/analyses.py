@@ -49,14 +49,24 @@ def _apart(tokens: dict[str, Any]) -> float:
 STUDY = Study(
     name="analyses",
     title="Inside: layers, attention, tokens, ensembles, cues",
-    about="`flexiclip analyze` of the flexible model and of the one fixed at 6 x 6 patches with PI-resize, over all pairs of "
-    "lengths: CKA of each layer with itself, correlation of the attention's relevance maps, and cosine of tokens at one "
-    "place less that at others.",
+    about="`flexiclip analyze` runs on the flexible model and on the model fixed at 6 x 6 patches, with PI-resize. Over all "
+    "pairs of lengths it gives the CKA of each layer with itself, the correlation of the attention's relevance maps, and the "
+    "cosine of tokens at the same place minus the cosine of tokens at other places.",
     evaluations=tuple(Evaluation(model, command="analyze", options=CUES) for model in MODELS),
     claims=(
         Claim("cka_gap", "3.6", "A flexible model's layers are more alike over lengths than a fixed one's (CKA)", unit=""),
-        Claim("attention_gap", "3.6", "So are its attention's relevance maps (correlation)", unit=""),
-        Claim("tokens_gap", "3.6", "So are its tokens at one place (cosine, less that elsewhere)", unit=""),
+        Claim(
+            "attention_gap",
+            "3.6",
+            "A flexible model's attention maps are more alike over lengths than a fixed one's (correlation)",
+            unit="",
+        ),
+        Claim(
+            "tokens_gap",
+            "3.6",
+            "A flexible model's tokens at one place are more alike than a fixed one's (cosine minus that elsewhere)",
+            unit="",
+        ),
         Claim("one_length_over_ensembles", "6", "One length is better than an ensemble of lengths that costs as much"),
         Claim(
             "shape_bias_change",

@@ -33,8 +33,8 @@ def measure(seen: Outcomes) -> Measured:
 STUDY = Study(
     name="curricula",
     title="Schedules of the length",
-    about="Five schedules and a fixed model at 6 x 6 patches, each with the floating point operations of the uniform schedule's "
-    "run: what draws short lengths sees more samples.",
+    about="Five schedules and a model fixed at 6 x 6 patches are trained, each with as many floating point operations as the run "
+    "of the uniform schedule. A schedule that draws short lengths therefore sees more samples.",
     evaluations=scored([*SCHEDULES.values(), "fixed_6_flops+pi"]),
     claims=(
         *(
@@ -52,8 +52,8 @@ STUDY = Study(
     plots=(Plot("curricula", "Schedules at equal FLOPs", "tokens"),),
     measure=measure,
     remarks=(
-        "At equal FLOPs `inverse_cost` sees some 3.2 times the samples of `uniform`, `clipa` 3.4 times and the fixed "
-        "model 2.2 times: at this scale samples are what counts. CLIPA's finish, 5 % of the run at long lengths, is too "
-        "short to learn them here.",
+        "At equal FLOPs `inverse_cost` sees about 3.2 times as many samples as `uniform`, `clipa` 3.4 times and the fixed "
+        "model 2.2 times. At this scale the number of samples is what counts. CLIPA ends with 5 % of the run at long lengths, "
+        "which is too short to learn them here.",
     ),
 )

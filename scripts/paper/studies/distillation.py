@@ -29,8 +29,9 @@ def measure(seen: Outcomes) -> Measured:
 STUDY = Study(
     name="distillation",
     title="Distillation from a fixed teacher",
-    about="The teacher is the fixed model at 10 x 10 patches. Every student sees as many samples as the flexible model that no "
-    "teacher taught; the teacher's own training comes on top. The classifiers' teacher is one at 6 x 6 patches.",
+    about="The teacher is the model fixed at 10 x 10 patches. Each student sees as many samples as the flexible model that was "
+    "trained without a teacher; the teacher's own training is not counted. The teacher of the classifiers is a classifier at "
+    "6 x 6 patches.",
     evaluations=(*scored([*STUDENTS, "fixed_10+pi"]), *scored(CLASSIFIERS, "classes")),
     claims=(
         Claim(
@@ -38,9 +39,9 @@ STUDY = Study(
             "3.5",
             "A student that starts from the teacher is better than one from random weights",
         ),
-        Claim("over_training", "3.5", "Distillation from the teacher's weights is better than training from nothing"),
-        Claim("over_start_alone", "3.5", "It is better than contrastive training from the teacher's weights"),
-        Claim("classifier_over_training", "3.5", "A distilled flexible classifier is better than one trained from nothing"),
+        Claim("over_training", "3.5", "Distillation from the teacher's weights is better than training from scratch"),
+        Claim("over_start_alone", "3.5", "Distillation from the teacher's weights is better than contrastive training from them"),
+        Claim("classifier_over_training", "3.5", "A distilled flexible classifier is better than one trained from scratch"),
     ),
     plots=(Plot("distillation", "Students, a teacher, and training without one", "tokens"),),
     measure=measure,

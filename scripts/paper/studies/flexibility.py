@@ -25,7 +25,8 @@ def measure(seen: Outcomes) -> Measured:
 STUDY = Study(
     name="flexibility",
     title="One model for every length",
-    about="A flexible model, and three of one patch size that see as many samples; those are PI-resized to the other lengths.",
+    about="A flexible model is compared with three models of one patch size, which see as many samples. Those three are "
+    "PI-resized to the other lengths.",
     evaluations=scored(["flexible", *(f"fixed_{own}+pi" for own in FIXED)]),
     claims=(
         Claim("at_their_own", "3.3", "One flexible model is within 2 points of fixed models at their own lengths", above=-2),

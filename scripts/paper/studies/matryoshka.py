@@ -31,14 +31,16 @@ def measure(seen: Outcomes) -> Measured:
 STUDY = Study(
     name="matryoshka",
     title="Matryoshka embeddings",
-    about="FlexiCLIP with the loss at the first 32, 64 and 128 of 256 columns too, against the loss at all columns alone, scored "
-    "over the grid of width and length. `flexiclip eval MODEL --suite S --widths 32,64,128` draws the Pareto front of the "
-    "two.",
+    about="One FlexiCLIP model is trained with the loss at all 256 columns and also at the first 32, 64 and 128, and another one "
+    "with the loss at all columns only. Both are scored over the grid of width and length. "
+    "`flexiclip eval MODEL --suite S --widths 32,64,128` draws the Pareto front of width and length.",
     evaluations=tuple(Evaluation(model, options=(OPTION,)) for model in MODELS),
     claims=(
         Claim(f"nested_minus_plain_at_width_{NARROW}", "2", "At 32 columns the nested loss is better than the plain one"),
-        Claim(f"nested_minus_plain_at_width_{WHOLE}", "2", "At all columns it costs at most 2 points", above=-2),
-        Claim("width_64_minus_all", "2", "With it, a quarter of the columns costs at most 2 points", above=-2),
+        Claim(f"nested_minus_plain_at_width_{WHOLE}", "2", "At all columns the nested loss costs at most 2 points", above=-2),
+        Claim(
+            "width_64_minus_all", "2", "With the nested loss, taking a quarter of the columns costs at most 2 points", above=-2
+        ),
     ),
     plots=(Plot("matryoshka", "Prefixes of the embedding at every length", "tokens"),),
     measure=measure,

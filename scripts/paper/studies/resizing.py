@@ -25,7 +25,7 @@ def measure(seen: Outcomes) -> Measured:
 STUDY = Study(
     name="resizing",
     title="PI-resize against other heuristics",
-    about="A model that was trained at 6 x 6 patches alone, run at other patch sizes with its kernel resized in five ways.",
+    about="A model that was trained at 6 x 6 patches only is run at other patch sizes, with its kernel resized in five ways.",
     evaluations=scored([f"fixed_6+{way}" for way in WAYS]),
     claims=(
         Claim("over_bilinear_at_larger_patches", "3.4", "At larger patches PI-resize is better than bilinear resize"),
@@ -36,8 +36,8 @@ STUDY = Study(
     plots=(Plot("resizing", "A fixed model's kernel, resized in five ways", "tokens"),),
     measure=measure,
     remarks=(
-        "`area` is the bilinear resize times the ratio of areas, the least that keeps the embedding of an even patch. "
-        "Where patches grow it comes as close as PI-resize. Where they shrink to 4 px no kernel keeps all embeddings "
-        "(section 3.4), and the least-squares one is not the best.",
+        "`area` is the bilinear resize times the ratio of the areas, the least that is needed to keep the embedding of a "
+        "patch of one colour. Where patches grow, it is as good as PI-resize. Where they shrink to 4 px, no kernel keeps all "
+        "embeddings (section 3.4), and the least-squares kernel is not the best one.",
     ),
 )

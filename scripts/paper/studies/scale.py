@@ -52,7 +52,8 @@ def on_front(curves: Series) -> dict[str, int]:
 STUDY = Study(
     name="scale",
     title="A larger model or a longer sequence",
-    about="Flexible models of width 48, 96 and 192, with as many samples each; speed is measured with nothing else running.",
+    about="Flexible models of width 48, 96 and 192 see the same number of samples. Their speed is measured with nothing else "
+    "running.",
     evaluations=tuple(Evaluation(training, alone=True) for training in WIDTHS.values()),
     claims=(
         Claim("96_over_48_at_equal_flops", "6", "At equal GFLOPs the model of width 96 is better than that of width 48"),
@@ -60,13 +61,13 @@ STUDY = Study(
         Claim(
             "96_over_48_at_equal_time",
             "6",
-            "At equal time an image the model of width 96 is better than that of width 48",
+            "At equal time per image the model of width 96 is better than that of width 48",
             plot="scale_time",
         ),
         Claim(
             "192_over_96_at_equal_time",
             "6",
-            "At equal time an image the model of width 192 is better than that of width 96",
+            "At equal time per image the model of width 192 is better than that of width 96",
             plot="scale_time",
         ),
     ),
@@ -76,7 +77,7 @@ STUDY = Study(
     ),
     measure=measure,
     remarks=(
-        "The runs of a width see as many samples as those of another, not as many FLOPs; longer training would favour the "
-        "wider ones.",
+        "The runs of all widths see the same number of samples, not the same number of FLOPs. Longer training would favour "
+        "the wider models.",
     ),
 )

@@ -23,8 +23,9 @@ def measure(seen: Outcomes) -> Measured:
 STUDY = Study(
     name="towers",
     title="FlexiCLIP and FlexiLiT",
-    about="Both towers from nothing; and a new text tower for a locked image tower, the flexible classifier or the fixed one of "
-    "the study of transfer. The studies above train the image tower against a pretrained, locked text encoder.",
+    about="FlexiCLIP trains both towers from scratch. FlexiLiT trains a new text tower for a locked image tower, which is the "
+    "flexible or the fixed classifier of the study of transfer. The studies above, by contrast, train the image tower against "
+    "a pretrained, locked text encoder.",
     evaluations=scored([f"{kind}_{how}" for kind in KINDS for how in ("flexible", "fixed_6+pi")]),
     claims=tuple(
         claim

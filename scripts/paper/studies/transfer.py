@@ -40,9 +40,9 @@ def measure(seen: Outcomes) -> Measured:
 STUDY = Study(
     name="transfer",
     title="Transfer",
-    about="A flexible model and one fixed at 6 x 6 patches are fine-tuned on Noto at 4 x 4 patches alone, with a quarter of the "
-    "samples, and scored on unseen concepts in Noto's style at every length. And the fixed model is fine-tuned at all "
-    "lengths, with as few samples.",
+    about="A flexible model and a model fixed at 6 x 6 patches are fine-tuned on Noto at 4 x 4 patches only, with a quarter of "
+    "the samples, and scored on unseen concepts in Noto's style at every length. In a second experiment the fixed model is "
+    "fine-tuned at all lengths, with as few samples.",
     evaluations=(
         *scored(TO_NOTO, "noto"),
         *scored([f"classifier_{model}" for model in TO_NOTO], "noto_classes"),
@@ -51,14 +51,14 @@ STUDY = Study(
     ),
     claims=(
         Claim("flexible_minus_fixed", "4.2", "Tuned short and deployed long, a flexible model is better than a fixed one"),
-        Claim("classifier_flexible_minus_fixed", "4.2", "The same of classifiers"),
+        Claim("classifier_flexible_minus_fixed", "4.2", "The same holds for classifiers"),
         Claim("long_minus_short", "4.2", "Tuned short, a flexible model loses at most 2 points at long lengths", above=-2),
         Claim("flexified_away", "5.1", "Flexible fine-tuning makes a fixed model work at other lengths", plot="flexified"),
-        Claim("classifier_flexified_away", "5.1", "The same of classifiers", plot="flexified"),
+        Claim("classifier_flexified_away", "5.1", "The same holds for classifiers", plot="flexified"),
         Claim(
             "flexified_at_its_own",
             "5.1",
-            "It costs the fixed model at most 2 points at its own length",
+            "Flexible fine-tuning costs the fixed model at most 2 points at its own length",
             above=-2,
             plot="flexified",
         ),
@@ -69,7 +69,7 @@ STUDY = Study(
     ),
     measure=measure,
     remarks=(
-        "Fine-tuned at 4 x 4 patches, the fixed model is the better one at short lengths, where it was tuned, and lost at "
-        "long ones: what a flexible model keeps is the choice.",
+        "After fine-tuning at 4 x 4 patches, the fixed model is the better one at short lengths, where it was tuned, and fails "
+        "at long lengths. The flexible model keeps the choice of a length.",
     ),
 )
