@@ -104,7 +104,7 @@ def _key(key: KeyDoc) -> list[str]:
     from flexiclip.config.explain import REQUIRED
 
     default = REQUIRED if key.default == REQUIRED else f"default `{key.default}`"
-    resume = ", may change when a run goes on" if key.resume else ""
+    resume = ", may change in a resumed run" if key.resume else ""
     anchor = re.sub(r"[\[\]]", "", key.key)
     return ["", f"### `{key.key}` {{#{anchor}}}", "", f"*{plain(key.type)}*, {default}{resume}", "", plain(key.description)]
 
