@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Every benchmark, ours beside the peers' real code, and docs/benchmarks.md out of what they found.
+# Every benchmark, ours beside the peers' real code, and docs/explanation/benchmarks.md out of what they found.
 #
 #   scripts/bench.sh                            all subjects: some hours on 2 CPU cores, which should do nothing else meanwhile
-#   scripts/bench.sh losses loader              these subjects; the page keeps what docs/benchmarks holds of the others
+#   scripts/bench.sh losses loader              these subjects; the page keeps what docs/explanation/benchmarks holds of the others
 #   scripts/bench.sh --quick                    small sizes, into build/bench-quick and its own page: that everything runs
 #
 # A subject that fails is named at the end; the page keeps its last record.
@@ -12,8 +12,8 @@ EXTRAS="bench"
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
 QUICK=()
-FOLDER=docs/benchmarks
-PAGE=docs/benchmarks.md
+FOLDER=docs/explanation/benchmarks
+PAGE=docs/explanation/benchmarks.md
 if [ "${1:-}" = --quick ]; then
   QUICK=(--quick)
   FOLDER=build/bench-quick

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The curves of docs/results.md: a flexible model, one trained at a single length, and that one with its kernel resized in two ways,
+# The curves of docs/explanation/results.md: a flexible model, one trained at a single length, and that one with its kernel resized in two ways,
 # on concepts never trained and in a drawing style never trained.
 #
 #   scripts/curves.sh                              some 15 minutes on 2 CPU cores; what is there already is not made again

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The FlexiViT paper's methods on real data: trains, scores, and writes docs/paper.md with its plots.
+# The FlexiViT paper's methods on real data: trains, scores, and writes docs/explanation/paper.md with its plots.
 #
 #   scripts/paper.sh                              ten studies, three seeds: some four hours on 2 CPU cores
-#   scripts/paper.sh curricula --seeds 1          one study, one seed; the page keeps what docs/paper holds of the others
+#   scripts/paper.sh curricula --seeds 1          one study, one seed; the page keeps what docs/explanation/paper holds of the others
 #   scripts/paper.sh --quick --seeds 1            tiny runs into build/paper-quick and its own page: that everything works
 #   scripts/paper.sh --jobs 4                     commands at a time, which share the cores; default: 2
 #

@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md: one recipe planned on 1 to 1,024 GPUs.
+"""The tables of docs/guides/scaling.md: one recipe planned on 1 to 1,024 GPUs.
 
 python scripts/scaling_tables.py flexiclip_b --device h100 --samples 400000000
 python scripts/scaling_tables.py flexiclip_b model.image.variant=L ... --device a100

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style, types and tests, as continuous integration runs them.
+# Style, types, the documentation site and tests, as continuous integration runs them.
 #
 #   scripts/test.sh                             all but the slow tests
 #   scripts/test.sh -m slow                     the slow ones; arguments go to pytest
@@ -19,6 +19,8 @@ ruff check .
 ruff format --check .
 say "mypy"
 mypy
+EXTRAS=$EXTRAS scripts/docs.sh
+export FLEXICLIP_SITE=$ROOT/site # tests/test_site.py need not build it once more
 say "pytest"
 pytest -n 2 --dist loadfile "$@"
 say "done"

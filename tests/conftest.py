@@ -8,13 +8,15 @@ What a test prints may hold names that are not UTF-8; pytest-xdist ends the whol
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
 REQUIRE_ALL = "FLEXICLIP_REQUIRE_ALL"
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 
 
 def reason(report: Any) -> str:
@@ -64,3 +66,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(f"{len(skipped)} not run on this machine ({REQUIRE_ALL}=1 makes that a failure)")
         for why, count in Counter(map(reason, skipped)).most_common():
             terminalreporter.line(f"{count}: {why}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, opened by playwright."""
+    from playwright.sync_api import sync_playwright
+
+    path = os.environ.get("FLEXICLIP_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert path, (
+        f"no browser: scripts/test.sh installs one; or set FLEXICLIP_BROWSER, or put one of {', '.join(BROWSERS)} on PATH"
+    )
+    with sync_playwright() as run:
+        opened = run.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=120_000)  # root has no sandbox
+        yield opened
+        opened.close()

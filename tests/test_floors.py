@@ -1,4 +1,4 @@
-"""The floors of docs/design.md: who may import whom, how light `import flexiclip` is, how large files and functions may grow."""
+"""The floors of docs/explanation/design.md: who may import whom, how light `import flexiclip` is, how large files may grow."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def violations(source: str, path: Path) -> list[str]:
 @pytest.mark.parametrize("path", [p for p in CODE if "scripts" not in p.parts], ids=module_name)
 def test_imports_go_down(path):
     unit = unit_of(module_name(path))
-    assert unit in FLOORS, f"{path} stands on no floor: add it to docs/design.md and to FLOORS"
+    assert unit in FLOORS, f"{path} stands on no floor: add it to docs/explanation/design.md and to FLOORS"
     assert violations(path.read_text(encoding="utf-8"), path) == []
 
 

@@ -163,13 +163,13 @@ def test_slurm_queues_a_job_again_that_its_time_limit_stopped_and_no_other(
 
 
 def test_what_deepspeed_hands_down_over_ssh_is_what_the_page_says() -> None:
-    """docs/multinode.md names the beginnings of the variables that reach the ranks of other hosts."""
+    """docs/guides/multinode.md names the beginnings of the variables that reach the ranks of other hosts."""
     (package,) = importlib.util.find_spec("deepspeed").submodule_search_locations  # type: ignore[union-attr,misc]
     runner = (Path(package) / "launcher" / "runner.py").read_text()
     on_gpus = (Path(package) / "accelerator" / "cuda_accelerator.py").read_text()
     (everywhere,) = re.findall(r"^EXPORT_ENVS = (\[.*\])$", runner, re.MULTILINE)
     (with_gpus,) = re.findall(r"def export_envs\(self\):\n +return (\[.*\])", on_gpus)
-    page = (LAUNCH.parents[1] / "docs" / "multinode.md").read_text()
+    page = (LAUNCH.parents[1] / "docs" / "guides" / "multinode.md").read_text()
     (named,) = re.findall(r"names begin with ([^:]*): DeepSpeed", page.replace("\n", " "))
     assert set(re.findall(r"`([A-Z0-9]+)`", named)) == {*ast.literal_eval(everywhere), *ast.literal_eval(with_gpus)}
 

@@ -178,7 +178,7 @@ def products(run: Callable[[], Tensor], count: int, dim: int) -> float:
 
 @pytest.mark.parametrize(("kind", "ours", "plain"), [("softmax", 4, 6), ("sigmoid", 3, 3)])
 def test_products_are_fewer_than_open_clips(kind: str, ours: int, plain: int) -> None:
-    """The table of docs/performance.md."""
+    """The table of docs/guides/performance.md."""
     count, dim = 64, 8
     zimg, ztxt, *scalars = (x.float().requires_grad_() for x in (*rows(count, dim), *scalars_of(kind)))
     theirs = ClipLoss() if kind == "softmax" else SigLipLoss()

@@ -186,7 +186,7 @@ def test_ctrl_c_leaves_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["show-config", "debug"]])
 def test_main_imports_no_large_library_for_help_and_show_config(command: list[str]) -> None:
-    """docs/performance.md."""
+    """docs/guides/performance.md."""
     large = ["torch", "numpy", "PIL", "deepspeed", "open_clip", "transformers", "timm", "matplotlib", "webdataset", "onnxruntime"]
     code = (
         "import sys\nfrom flexiclip.__main__ import main\n"

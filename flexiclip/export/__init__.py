@@ -5,5 +5,5 @@
     flexiclip export model MODEL --format open_clip --output FOLDER
 
 encoders.py bakes one length into a tower; onnx.py and program.py write single encoders; open_clip.py, timm.py, big_vision.py and
-transformers.py write whole models; agreement.py measures, card.py describes, run.py joins them. See docs/export.md.
+transformers.py write whole models; agreement.py measures, card.py describes, run.py joins them. See docs/guides/export.md.
 """

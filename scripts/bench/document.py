@@ -1,6 +1,6 @@
-"""docs/benchmarks.md and its plots, out of the JSON files that the subjects' scripts wrote.
+"""docs/explanation/benchmarks.md and its plots, out of the JSON files that the subjects' scripts wrote.
 
-python scripts/bench/document.py docs/benchmarks --output docs/benchmarks.md
+python scripts/bench/document.py docs/explanation/benchmarks --output docs/explanation/benchmarks.md
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ORDER = (
 INTRODUCTION = """# Benchmarks
 
 This page compares the speed and the memory of flexiclip with those of other libraries, and with itself where there is no other
-library for a subject. [performance.md](performance.md) says what to set, and why.
+library for a subject. [performance.md](../guides/performance.md) says what to set, and why.
 
 `scripts/bench.sh` makes the page. Each subject is a script of `scripts/bench/`. It first checks that both sides give the same
 result. Then it runs flexiclip and the real code of the other library in turn (A B A B), on the same work and with the same
@@ -43,8 +43,8 @@ threads. Times are medians over rounds. A ratio is the median of the ratios of p
 hardly changes.
 
 To run one subject, use `python scripts/bench/SUBJECT.py`. `scripts/bench.sh SUBJECT...` also renews the subject's part of this
-page. The records of all subjects are kept in docs/benchmarks, each with its machine and commit. These are the machines and
-versions of all records:
+page. The records of all subjects are kept in docs/explanation/benchmarks, each with its machine and commit. These are the
+machines and versions of all records:
 """
 
 

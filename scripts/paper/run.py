@@ -1,4 +1,4 @@
-"""The studies of docs/paper.md: trains, scores, measures, and writes the page.
+"""The studies of docs/explanation/paper.md: trains, scores, measures, and writes the page.
 
 python scripts/paper/run.py                         three seeds of every study
 python scripts/paper/run.py curricula --seeds 1     one seed of one study; the page keeps what it holds of the others
@@ -25,6 +25,9 @@ from studies import STUDIES
 
 from flexiclip.errors import UserError
 
+PAGE = Path("docs/explanation/paper.md")
+"""The records are in the folder of its name."""
+
 
 def main() -> int:
     """Returns the exit code: 1 where a command failed."""
@@ -41,7 +44,7 @@ def run(studies: Sequence[Study], arguments: argparse.Namespace) -> int:
     """Seed by seed: what failed of one does not stop the next."""
     budget = QUICK if arguments.quick else FULL
     work = Path("build/paper-quick" if arguments.quick else "build/paper")
-    folder, page = (work, work / "paper.md") if arguments.quick else (Path("docs/paper"), Path("docs/paper.md"))
+    folder, page = (work, work / "paper.md") if arguments.quick else (PAGE.with_suffix(""), PAGE)
     failed: list[str] = []
     for seed in arguments.seeds:
         failed += _seed(studies, seed, budget, work / f"seed-{seed}", folder, arguments.jobs)

@@ -80,7 +80,7 @@ def written_about(source: str) -> str:
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_record_in_docs_says_what_its_script_says(subject: str) -> None:
     """The words of a script that change are changed in its record too, which is not measured again for them."""
-    path = BENCH.parents[1] / "docs" / "benchmarks" / f"{subject}.json"
+    path = BENCH.parents[1] / "docs" / "explanation" / "benchmarks" / f"{subject}.json"
     if path.is_file():
         about = json.loads(path.read_text(encoding="utf-8"))["about"]
         assert re.fullmatch(written_about((BENCH / f"{subject}.py").read_text(encoding="utf-8")), about)
@@ -88,7 +88,7 @@ def test_a_record_in_docs_says_what_its_script_says(subject: str) -> None:
 
 def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Word for word: nobody writes into it by hand. (Pictures are drawn in test_side_by_side.py.)"""
-    docs = BENCH.parents[1] / "docs"
+    docs = BENCH.parents[1] / "docs" / "explanation"
     drawn: list[str] = []
     monkeypatch.setattr(document, "draw_lines", lambda series, axes, path: drawn.append(path.name))
     monkeypatch.setattr(sys, "argv", ["document.py", str(docs / "benchmarks"), "--output", str(tmp_path / "benchmarks.md")])

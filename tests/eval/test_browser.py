@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from flexiclip_eval.report.files import write_report
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from report_kit import HOSTILE, LENGTHS, full_report, recalls
 
-NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
 PATIENCE = 120_000  # ms; of a busy machine
 
 
@@ -23,16 +19,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made, gallery = full_report(out / "data")
     write_report(made, out, gallery)
     return out / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = os.environ.get("FLEXICLIP_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
-    assert path, f"no browser: scripts/test.sh installs one; or set FLEXICLIP_BROWSER, or put one of {', '.join(NAMES)} on PATH"
-    with sync_playwright() as run:
-        opened = run.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=PATIENCE)  # root has no sandbox
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("width", [400, 1400])

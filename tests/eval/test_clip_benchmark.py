@@ -39,7 +39,7 @@ def classification_by_clip_benchmark(model: Any, loader: Any, tokenizer: Any) ->
     """What its zeroshot_classification.evaluate does on a CPU, by its own classifier, loop and loader.
 
     Its `accuracy` alone is written again: CLIP_benchmark 1.6 calls float() there on an array of one element, which NumPy refuses
-    since 2.4 (docs/evaluation.md).
+    since 2.4 (docs/guides/evaluation.md).
     """
     classifier = zeroshot_classification.zero_shot_classifier(model, tokenizer, CLASSES, TEMPLATES, "cpu", amp=False)
     logits, target = zeroshot_classification.run_classification(model, classifier, loader, "cpu", amp=False)

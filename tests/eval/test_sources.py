@@ -98,7 +98,7 @@ def test_a_root_gives_its_tasks_classes_and_templates(tmp_path: Path) -> None:
 
 
 def test_evaluation_decodes_large_jpegs_whole(tmp_path: Path) -> None:
-    """docs/performance.md: training may decode them at a half or less (data.scaled_decoding), whatever the tower sees."""
+    """docs/guides/performance.md: training may decode them at a half or less (data.scaled_decoding), whatever the tower sees."""
     data = io.BytesIO()
     toys(1)[0].image.resize((1024, 768)).save(data, "JPEG")
     with webdataset.TarWriter(str(tmp_path / "x.tar"), encoder=False) as writer:

@@ -1,4 +1,4 @@
-"""The example of docs/export.md, run where torch, Pillow and this framework cannot be imported."""
+"""The example of docs/guides/export.md, run where torch, Pillow and this framework cannot be imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from flexiclip.__main__ import main
 from flexiclip.bundle import LoadedModel
 
-DOC = Path(__file__).parents[2] / "docs" / "export.md"
+DOC = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
 BLOCK = "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'PIL', 'flexiclip')))\nrunpy.run_path(sys.argv.pop(1))"
 
 

@@ -113,7 +113,7 @@ def test_an_image_towers_class_token_and_its_gradients() -> None:
 
 
 def test_the_last_block_computes_the_class_token_alone_and_saves_three_quarters() -> None:
-    """docs/performance.md: a hook on the last block sees one token, forward_tokens gives all of them."""
+    """docs/guides/performance.md: a hook on the last block sees one token, forward_tokens gives all of them."""
     tower, images = FlexiViT(replace(IMAGE, width=128, mlp_dim=512)), torch.randn(2, 3, 24, 24)
     seen: list[torch.Size] = []
     for block in tower.blocks:

@@ -104,7 +104,7 @@ def test_the_tower_holds_the_matrix_of_every_paper_length() -> None:
 
 
 def test_the_matrix_of_an_axis_takes_6_kb_where_the_full_inverse_takes_9_mb() -> None:
-    """docs/design.md, for the largest patch of the paper."""
+    """docs/explanation/design.md, for the largest patch of the paper."""
     assert pi.pi_matrix(32, 48).nbytes == 6 * 2**10
     assert 4 * 48**2 * 32**2 == 9 * 2**20  # one float32 matrix from 32 x 32 to 48 x 48 pixels
 

@@ -142,7 +142,7 @@ def test_the_page_has_every_claim_with_its_verdict_plot_and_command(tmp_path: Pa
 
 def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Word for word: nobody writes into it by hand. (Pictures are drawn in the test before.)"""
-    docs = Path(__file__).parents[2] / "docs"
+    docs = Path(__file__).parents[2] / "docs" / "explanation"
     drawn: list[str] = []
     monkeypatch.setattr("reproduction.page.draw_lines", lambda series, axes, path, ranges: drawn.append(path.name))
     write_page(STUDIES, docs / "paper", tmp_path / "paper.md")

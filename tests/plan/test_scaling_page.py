@@ -1,4 +1,4 @@
-"""docs/scaling.md: its tables are what the command prints today, and each sentence about them holds for them."""
+"""docs/guides/scaling.md: its tables are what the command prints today, and each sentence about them holds for them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_tables_of_the_page_are_what_the_command_prints(table: int, row: int
 
 
 def test_the_plan_on_the_page_is_what_the_command_prints() -> None:
-    assert f"```\n{render(plan_of(8, 8, *SIZE_L))}\n```" in PAGE.read_text(encoding="utf-8")
+    assert f"```text\n{render(plan_of(8, 8, *SIZE_L))}\n```" in PAGE.read_text(encoding="utf-8")
 
 
 def test_a_fixed_micro_batch_leaves_the_memory_empty_at_most_lengths() -> None:
@@ -129,7 +129,7 @@ def test_the_network_is_the_limit_beyond_64_gpus() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_most_of_the_time_of_uniform_lengths_goes_into_the_two_longest(model: str) -> None:
-    """docs/performance.md."""
+    """docs/guides/performance.md."""
     times = [length.share * length.step_s for length in plan_of(8, 8, *MODELS[model]).lengths]
     assert sum(times[-2:]) > sum(times) / 2
 

@@ -1,4 +1,4 @@
-"""The limits of docs/security.md, each asked for by a few bytes: what lies above is refused before it is read or decoded."""
+"""The limits of docs/explanation/security.md, each asked for by a few bytes: what is above is refused before it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a shard, an index cache, an array file or a recipe from elsewhere must not be able to do (docs/security.md).
+"""What a shard, an index cache, an array file or a recipe from elsewhere must not be able to do (docs/explanation/security.md).
 
 tests/fuzz looks for what nobody thought of; here stand the attacks that somebody did think of, by name.
 """

@@ -1,4 +1,4 @@
-"""What weights, a model folder or a tokenizer from elsewhere must not be able to do (docs/security.md)."""
+"""What weights, a model folder or a tokenizer from elsewhere must not be able to do (docs/explanation/security.md)."""
 
 from __future__ import annotations
 

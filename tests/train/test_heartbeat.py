@@ -179,7 +179,7 @@ def test_a_machine_that_was_suspended_as_a_whole_loses_nobody(monkeypatch: pytes
 
 def test_ranks_that_do_not_join_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 2 of four is there; it is told as well."""
-    assert heartbeat.JOIN_S == 600, "the ten minutes of docs/multinode.md"
+    assert heartbeat.JOIN_S == 600, "the ten minutes of docs/guides/multinode.md"
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.1)
     monkeypatch.setattr(heartbeat, "JOIN_S", 0.5)

@@ -87,6 +87,6 @@ def test_threads_are_the_cores_over_the_local_ranks(monkeypatch: pytest.MonkeyPa
 
 
 def test_how_long_ranks_wait_is_what_the_page_says() -> None:
-    """docs/multinode.md."""
+    """docs/guides/multinode.md."""
     assert timedelta(minutes=30) == TIMEOUT
     assert Config().train.rank_timeout_s == 40

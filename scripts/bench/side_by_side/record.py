@@ -1,4 +1,4 @@
-"""What one subject's script found: tables, goals and curves, printed as they come and written as JSON for docs/benchmarks.md."""
+"""A subject's tables, goals and curves, printed as they come and written as JSON for docs/explanation/benchmarks.md."""
 
 from __future__ import annotations
 

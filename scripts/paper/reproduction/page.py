@@ -1,4 +1,4 @@
-"""docs/paper.md and its plots, out of the studies' records."""
+"""docs/explanation/paper.md and its plots, out of the studies' records."""
 
 from __future__ import annotations
 

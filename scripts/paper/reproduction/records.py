@@ -1,4 +1,4 @@
-"""docs/paper/STUDY.json: the figures and curves of every seed that was run, one file a study.
+"""docs/explanation/paper/STUDY.json: the figures and curves of every seed that was run, one file a study.
 
 Seeds gather over several calls. A record that was made with another budget is of no use beside a new one, and is dropped.
 """

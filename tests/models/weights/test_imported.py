@@ -53,6 +53,6 @@ def test_finish_lists_what_is_left_over() -> None:
     ],
 )
 def test_finish_says_which_part_our_towers_lack(name: str, reason: str) -> None:
-    """docs/import.md: what cannot be imported."""
+    """docs/guides/import.md: what cannot be imported."""
     with pytest.raises(UserError, match=reason):
         source(name).finish()
