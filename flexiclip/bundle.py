@@ -24,9 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flexiclip.config import Config, ModelConfig, PatchConfig, from_dict, to_dict
+from flexiclip.config import Config, from_dict, to_dict
 from flexiclip.config.schema import pair
-from flexiclip.config.validate import valid_seqhw
 from flexiclip.config.yaml_text import Dumper, read_yaml
 from flexiclip.data.images import EvalTransform
 from flexiclip.data.labels import class_names
@@ -39,7 +38,7 @@ from flexiclip.models.rebase import own_patch, rebase
 from flexiclip.models.same_function import check_architecture, check_inputs, check_settings
 from flexiclip.models.sizes import check_sizes
 from flexiclip.models.text import build_text_tower
-from flexiclip.models.weights.imported import Imported, beneath
+from flexiclip.models.weights.files import beneath
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
@@ -79,38 +78,6 @@ def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, 
     model = FlexiCLIP(config.model, build_text_tower(config.model.text, pretrained=False))
     load_strictly(model, weights, where)
     return LoadedModel(model.eval(), _transform(config), tokenizer, config)
-
-
-def build_imported(imported: Imported, where: str) -> LoadedModel:
-    """The model of a reader's account, every parameter from its weights."""
-    image = imported.image
-    gh, gw = pair(image.base_grid)
-    if gh != gw:
-        raise UserError(f"{where}: a grid of {gh}x{gw} cells: only square ones can be imported")
-    cells = pair(image.image_size)[0] / pair(image.base_patch_size)[0]
-    own = min(valid_seqhw(image.image_size), key=lambda side: abs(side - cells))
-    state = dict(imported.state)
-    factor = float(state["logit_scale"].exp()) if "logit_scale" in state else 1.0
-    bias = float(state["logit_bias"]) if "logit_bias" in state else None
-    model = ModelConfig(
-        image=image,
-        text=imported.text,
-        preprocess=imported.preprocess,
-        embed_dim=imported.embed_dim,
-        logit_scale_init=factor,
-        logit_scale_max=max(100.0, factor),
-        logit_bias_init=bias,
-    )
-    check_sizes(model, sum(tensor.nbytes for tensor in state.values()), where)
-    config = Config(model=model, tokenizer=imported.tokenizer, patch=PatchConfig(seqhw=imported.seqhw or (own,)))
-    if imported.text is None:  # an image tower has no scale of its own; 1 is as good as any
-        state = {"logit_scale": torch.zeros(1)} | state
-        return model_from_weights(config, AbsentTokenizer(config.tokenizer, {}), state, where)
-    try:
-        tokenizer = build_tokenizer(config.tokenizer)
-    except UserError as error:
-        raise UserError(f"{error}; --text FILE names the text tower's sentencepiece model in its place") from None
-    return model_from_weights(config, tokenizer, state, where)
 
 
 def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:

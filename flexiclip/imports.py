@@ -13,10 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexiclip.bundle import LoadedModel, build_imported, save_model
+import torch
+
+from flexiclip.bundle import LoadedModel, model_from_weights, save_model
+from flexiclip.config import Config, ModelConfig, PatchConfig
 from flexiclip.config.schema import pair
+from flexiclip.config.validate import valid_seqhw
+from flexiclip.data.tokenizers import AbsentTokenizer, build_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.files import writing
+from flexiclip.models.sizes import check_sizes
 from flexiclip.models.weights.imported import Imported
 
 
@@ -51,6 +57,38 @@ def import_weights(source: str, format: str, output: Path, options: ImportOption
     with writing(f"--output {output}"):
         save_model(output, loaded)
     return _account(loaded, imported, output)
+
+
+def build_imported(imported: Imported, where: str) -> LoadedModel:
+    """The model of a reader's account, every parameter from its weights."""
+    image = imported.image
+    gh, gw = pair(image.base_grid)
+    if gh != gw:
+        raise UserError(f"{where}: a grid of {gh}x{gw} cells: only square ones can be imported")
+    cells = pair(image.image_size)[0] / pair(image.base_patch_size)[0]
+    own = min(valid_seqhw(image.image_size), key=lambda side: abs(side - cells))
+    state = dict(imported.state)
+    factor = float(state["logit_scale"].exp()) if "logit_scale" in state else 1.0
+    bias = float(state["logit_bias"]) if "logit_bias" in state else None
+    model = ModelConfig(
+        image=image,
+        text=imported.text,
+        preprocess=imported.preprocess,
+        embed_dim=imported.embed_dim,
+        logit_scale_init=factor,
+        logit_scale_max=max(100.0, factor),
+        logit_bias_init=bias,
+    )
+    check_sizes(model, sum(tensor.nbytes for tensor in state.values()), where)
+    config = Config(model=model, tokenizer=imported.tokenizer, patch=PatchConfig(seqhw=imported.seqhw or (own,)))
+    if imported.text is None:  # an image tower has no scale of its own; 1 is as good as any
+        state = {"logit_scale": torch.zeros(1)} | state
+        return model_from_weights(config, AbsentTokenizer(config.tokenizer, {}), state, where)
+    try:
+        tokenizer = build_tokenizer(config.tokenizer)
+    except UserError as error:
+        raise UserError(f"{error}; --text FILE names the text tower's sentencepiece model in its place") from None
+    return model_from_weights(config, tokenizer, state, where)
 
 
 def _account(loaded: LoadedModel, imported: Imported, output: Path) -> list[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flexiclip.bundle import LoadedModel, build_imported, is_model_folder, load_model
+from flexiclip.bundle import LoadedModel, is_model_folder, load_model
 from flexiclip.errors import UserError
+from flexiclip.imports import build_imported
 from flexiclip.models.exits import split_exit
 from flexiclip.models.weights.files import read_json
 from flexiclip.models.weights.imported import Imported

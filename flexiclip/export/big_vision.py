@@ -22,7 +22,7 @@ from flexiclip.export.foreign import State, Written, projection_bias, projection
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text.transformer import TextTransformer
 from flexiclip.models.weights.big_vision import image_tower_state, split_head, text_tower_state
-from flexiclip.models.weights.imported import beneath
+from flexiclip.models.weights.files import beneath
 from flexiclip.models.weights.npz import read_npz
 
 FORMAT = "big_vision"

@@ -9,45 +9,16 @@ Shapes: B batch, [H, W] image, [gh, gw] grid, L tokens, E joint space.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flexiclip.config import PreprocessConfig
-from flexiclip.config.schema import Size, pair
+from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.flexivit import FlexiViT
-
-
-class _Baked(nn.Module):
-    """Stands where a resize was; the tensor has its only size already."""
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        assert tuple(x.shape[-2:]) == size, "a baked tower knows one length"
-        return x
-
-
-@torch.no_grad()
-def bake(tower: FlexiViT, seqhw: Size | None = None) -> FlexiViT:
-    """A copy of the tower, in eval mode on the CPU, whose kernel and grid are those of one length of its configured image size.
-
-    Its config says so: base_patch_size, base_grid and default_seqhw are this length's. Raises UserError that names the valid
-    lengths when the image does not divide.
-    """
-    grid = tower.grid_of(tower.image_size, seqhw)
-    patch = (tower.image_size[0] // grid[0], tower.image_size[1] // grid[1])
-    baked = deepcopy(tower).cpu().float().eval()
-    if tower.config.flexible == "stride":  # whose kernel has one size
-        patch = pair(tower.config.base_patch_size)
-    baked.kernel = nn.Parameter(baked.resize_kernel(baked.kernel, patch).contiguous(), requires_grad=False)
-    baked.posemb = nn.Parameter(baked.resize_grid(baked.posemb, grid).contiguous(), requires_grad=False)
-    baked.add_module("resize_kernel", _Baked())
-    baked.add_module("resize_grid", _Baked())
-    baked.config = replace(tower.config, base_patch_size=patch, base_grid=grid, default_seqhw=grid, init=None)
-    return baked.requires_grad_(False)
+from flexiclip.models.exits import bake
 
 
 class ImageEncoder(nn.Module):

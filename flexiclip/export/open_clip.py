@@ -21,7 +21,6 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import Size, pair
 from flexiclip.export import timm
-from flexiclip.export.encoders import bake
 from flexiclip.export.foreign import (
     State,
     Written,
@@ -36,6 +35,7 @@ from flexiclip.export.foreign import (
     write_json,
     write_weights,
 )
+from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
 
 FORMAT = "open_clip"

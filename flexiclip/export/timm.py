@@ -18,7 +18,6 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.config import ImageTowerConfig
 from flexiclip.config.schema import Size, pair
 from flexiclip.errors import UserError
-from flexiclip.export.encoders import bake
 from flexiclip.export.foreign import (
     State,
     Written,
@@ -32,6 +31,7 @@ from flexiclip.export.foreign import (
     write_json,
     write_weights,
 )
+from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.transformer import ACTIVATIONS
 

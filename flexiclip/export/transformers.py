@@ -18,7 +18,6 @@ from flexiclip.bundle import LoadedModel
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import Size, pair
 from flexiclip.errors import UserError
-from flexiclip.export.encoders import bake
 from flexiclip.export.foreign import (
     Encode,
     State,
@@ -32,6 +31,7 @@ from flexiclip.export.foreign import (
     text_of,
     write_json,
 )
+from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
 
 FORMAT = "transformers"

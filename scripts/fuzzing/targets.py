@@ -158,7 +158,7 @@ def _weights(files: Case, folder: Path) -> str:
 
 
 def _built(imported: object) -> str:
-    from flexiclip.bundle import build_imported
+    from flexiclip.imports import build_imported
 
     loaded = build_imported(imported, "the file")  # type: ignore[arg-type]
     return "two towers" if loaded.config.model.text else "image tower"

@@ -13,7 +13,7 @@ import webdataset
 from PIL import Image
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import build_imported
+from flexiclip.imports import build_imported
 from flexiclip.models.flops import image_flops, image_model_flops
 from flexiclip.models.weights.open_clip import import_open_clip
 

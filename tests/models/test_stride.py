@@ -16,8 +16,8 @@ from flexiclip.bundle import build_model, load_model, save_model
 from flexiclip.config import Config, ImageTowerConfig, from_dict
 from flexiclip.config.validate import valid_seqhw, validate
 from flexiclip.errors import UserError
-from flexiclip.export.encoders import bake
 from flexiclip.export.model import export_model
+from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.flops import image_flops
 

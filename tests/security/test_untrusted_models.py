@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from yaml import safe_dump, safe_load
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import build_imported, build_model, load_model, save_model
+from flexiclip.bundle import build_model, load_model, save_model
 from flexiclip.config import Config, TokenizerConfig, from_dict
 from flexiclip.data.tokenizers import build_tokenizer, load_tokenizer, train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.imports import import_weights
+from flexiclip.imports import build_imported, import_weights
 from flexiclip.models.weights.files import read_state
 from flexiclip.models.weights.timm import import_timm
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from flexiclip.config.schema import PatchConfig
 from flexiclip.errors import UserError
+from flexiclip.models.weights.files import beneath
 from flexiclip.models.weights.imported import (
     Imported,
     Source,
     State,
-    beneath,
     default_heads,
     image_config,
     joint_dim,

@@ -13,6 +13,7 @@ import mmap
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -183,3 +184,8 @@ def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if len(plain) < len(tensors) - ("n_averaged" in tensors):
         raise UserError(f"{path}: two tensors have the same name without `_orig_mod.` and its like; save one state dict alone")
     return plain
+
+
+def beneath(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -131,11 +131,6 @@ def prefixed(state: Mapping[str, Tensor], prefix: str) -> State:
     return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
-def beneath(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names start with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def square_grid(positions: Tensor, what: str) -> Tensor:
     """Position embeddings [N, D] of a square grid, row by row -> our posemb [1, D, gh, gw]."""
     cells, width = positions.shape

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flexiclip.arrays import read_npz as read_arrays
 from flexiclip.errors import UserError
-from flexiclip.models.weights.imported import beneath
+from flexiclip.models.weights.files import beneath
 from flexiclip.unreadable import short_reason, text_there
 
 Array = NDArray[np.generic]

@@ -23,12 +23,11 @@ from flexiclip.config.schema import PreprocessConfig, TokenizerConfig, pair
 from flexiclip.errors import UserError
 from flexiclip.models.text.open_clip import refuse_foreign_code
 from flexiclip.models.weights import timm
-from flexiclip.models.weights.files import read_json, read_license
+from flexiclip.models.weights.files import beneath, read_json, read_license
 from flexiclip.models.weights.imported import (
     Imported,
     Source,
     State,
-    beneath,
     fold_class_position,
     fold_layer_scale,
     image_config,

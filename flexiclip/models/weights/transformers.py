@@ -17,13 +17,12 @@ import torch
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import TokenizerConfig, pair
 from flexiclip.errors import UserError
-from flexiclip.models.weights.files import read_folder, read_json, read_license
+from flexiclip.models.weights.files import beneath, read_folder, read_json, read_license
 from flexiclip.models.weights.image_processor import read_image_processor
 from flexiclip.models.weights.imported import (
     Imported,
     Source,
     State,
-    beneath,
     fold_class_position,
     image_config,
     joint_dim,

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel, build_imported
+from flexiclip.bundle import LoadedModel
 from flexiclip.config import Config, TokenizerConfig
+from flexiclip.imports import build_imported
 from flexiclip.models.text.base import trim_padding
 from flexiclip.models.weights.imported import Imported
 from flexiclip.models.weights.open_clip import import_open_clip
