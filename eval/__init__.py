@@ -8,10 +8,10 @@ The folder is `eval/`, the package `flexiclip_eval`: a module named `eval` would
 if __name__ == "eval":
     raise ImportError("this folder is installed as flexiclip_eval: import flexiclip_eval, not eval")
 
-from .rows import Row
-from .run import evaluate_suites, make_evaluators
-from .suites.dataset import DatasetConfig
-from .suites.load import SuiteConfig, load_suite
-from .suites.task import TaskConfig
+from flexiclip_eval.rows import Row
+from flexiclip_eval.run import evaluate_suites, make_evaluators
+from flexiclip_eval.suites.dataset import DatasetConfig
+from flexiclip_eval.suites.load import SuiteConfig, load_suite
+from flexiclip_eval.suites.task import TaskConfig
 
 __all__ = ["DatasetConfig", "Row", "SuiteConfig", "TaskConfig", "evaluate_suites", "load_suite", "make_evaluators"]

@@ -14,19 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-from flexiclip.config import to_dict
-from flexiclip.distributed import gather_objects, rank
-from flexiclip.errors import UserError
-
-from .choices.cascade import CascadeCurve, cascade_pair, priced
-from .choices.front import fronts
-from .choices.length import TOLERANCE, Budget, check_tolerance, choose
-from .data.splits import Splits, open_splits
-from .embeddings.embed import embedding_width, evaluating
-from .embeddings.store import EmbeddingStore, StoreError
-from .models import open_model
-from .models.protocol import (
+from flexiclip_eval.data.labels import Splits, open_splits
+from flexiclip_eval.embeddings.embed import embedding_width, evaluating
+from flexiclip_eval.embeddings.store import EmbeddingStore, StoreError
+from flexiclip_eval.models import open_model
+from flexiclip_eval.models.protocol import (
     EvalModel,
     Length,
     Width,
@@ -38,15 +30,20 @@ from .models.protocol import (
     model_names,
     trained_lengths,
 )
-from .progress import silent, watch
-from .report.gallery import Gallery
-from .report.table import ModelInfo, Report
-from .rows import Row
-from .score import Encoding, Score, score_tasks
-from .suites.dataset import DatasetConfig
-from .suites.load import load_datasets, load_readable
-from .suites.texts import printable
-from .tasks.registry import WITH_A_HEAD, WITHOUT_TEXT
+from flexiclip_eval.progress import silent, watch
+from flexiclip_eval.report.page_data import Gallery
+from flexiclip_eval.report.table import ModelInfo, Report
+from flexiclip_eval.rows import Row
+from flexiclip_eval.score import Encoding, Score, score_tasks
+from flexiclip_eval.suites.dataset import DatasetConfig
+from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.suites.load import load_datasets, load_readable
+from flexiclip_eval.tasks.registry import WITH_A_HEAD, WITHOUT_TEXT
+from flexiclip_eval.tradeoffs import TOLERANCE, Budget, CascadeCurve, cascade_pair, check_tolerance, choose, fronts, priced
+
+from flexiclip.config import to_dict
+from flexiclip.distributed import gather_objects, rank
+from flexiclip.errors import UserError
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -80,7 +77,7 @@ def evaluate_suites(
 
     A data set that cannot be read does not stop the others: what they gave is shown and written, then UserError names it.
     """
-    from .report.files import check_output
+    from flexiclip_eval.report.files import check_output
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
     check_tolerance(tolerance)
@@ -129,8 +126,8 @@ def _leave_out(name: str, error: UserError, report: Report) -> None:
 
 
 def _show(report: Report, output: Path | None, gallery: Gallery) -> None:
-    from .report.files import write_report
-    from .report.terminal import print_report
+    from flexiclip_eval.report.files import write_report
+    from flexiclip_eval.report.table import print_report
 
     print_report(report)
     if output is not None:

@@ -8,19 +8,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from flexiclip_eval.data.images import ImageBlock, Record
+from flexiclip_eval.data.labels import Splits
+from flexiclip_eval.embeddings.embed import embed_images, embed_texts, evaluating, unit_rows
+from flexiclip_eval.embeddings.store import EmbeddingStore, Kept
+from flexiclip_eval.models.protocol import EvalModel, Length, Width, head_classes
+from flexiclip_eval.progress import Watch, silent
+from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tasks.base import Context, Prepared, Result
+from flexiclip_eval.tasks.registry import TASKS
+from flexiclip_eval.tradeoffs import Reranked
 from torch import Tensor
-
-from .choices.cascade import Reranked
-from .data.images import ImageBlock, Record
-from .data.splits import Splits
-from .embeddings.embed import embed_images, evaluating
-from .embeddings.prompts import embed_texts, unit_rows
-from .embeddings.store import EmbeddingStore, Kept
-from .models.protocol import EvalModel, Length, Width, head_classes
-from .progress import Watch, silent
-from .rows import TaskInfo
-from .tasks.base import Context, Prepared, Result
-from .tasks.registry import TASKS
 
 Embedded = tuple[dict[Length, Tensor], dict[Length, float | None]]  # unit rows [N, D] and images/s by length
 

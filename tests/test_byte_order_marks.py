@@ -7,13 +7,13 @@ from pathlib import Path
 from flexiclip_eval.data.files import TableSource
 from flexiclip_eval.data.shards import member_label
 from flexiclip_eval.suites.dataset import DatasetConfig
+from flexiclip_eval.suites.layout import lines, read_json, require_text
 from flexiclip_eval.suites.load import load_suite
 from flexiclip_eval.suites.task import TaskConfig
-from flexiclip_eval.suites.texts import lines, read_json, require_text
 from PIL import Image
 
 from flexiclip.config import load
-from flexiclip.models.weights.files import read_json as read_weights_json
+from flexiclip.tensor_files import read_json as read_weights_json
 
 
 def marked(path: Path, text: str) -> str:

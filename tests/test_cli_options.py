@@ -155,8 +155,9 @@ def test_analyze_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_data_commands_hand_every_option_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from flexiclip.data import tokenizers
-    from flexiclip.data.sources import cue_conflict, openmoji, vendors
-    from flexiclip.data.sources.emoji_set import EmojiBuild
+    from flexiclip.datasets import cue_conflict, vendors
+    from flexiclip.datasets import vendors as openmoji
+    from flexiclip.datasets.emoji_set import EmojiBuild
 
     built: list[tuple[Any, ...]] = []
     build = EmojiBuild(1, 8, 1, None, 1, 1, 1, 1, {}, "MIT", {})
@@ -214,7 +215,7 @@ def test_plan_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("stopped", "code"), [(True, 75), (False, 0)])
 def test_a_stopped_run_gives_the_code_that_is_asked_for(stopped: bool, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexiclip.train import loop
+    from flexiclip.train import trainer as loop
 
     seen: list[Config] = []
     monkeypatch.setattr(loop, "train", lambda config, evaluators: seen.append(config) or not stopped)

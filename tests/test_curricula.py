@@ -11,8 +11,7 @@ import pytest
 
 from flexiclip.config import Config, PatchConfig, from_dict
 from flexiclip.errors import UserError
-from flexiclip.schedules import Horizon, SeqhwSchedule, horizon_of
-from flexiclip.schedules.lengths import _edges
+from flexiclip.schedules import Horizon, SeqhwSchedule, _edges, horizon_of
 
 LENGTHS = [3, 4, 6, 10]
 STEPS = 1000

@@ -18,10 +18,10 @@ from pages import FENCE, PAGES, ROOT, Block, blocks, check_recipe, command_lines
 from PIL import Image
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import build_model, save_model
 from flexiclip.config import load
 from flexiclip.config.load import parse_yaml
 from flexiclip.data.tokenizers import train_sentencepiece
+from flexiclip.model_folder import build_model, save_model
 
 IDS = {"ids": lambda each: str(each.relative_to(ROOT)) if isinstance(each, Path) else str(each)}
 FILE_ENDINGS = ("py", "safetensors")

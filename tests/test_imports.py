@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import LoadedModel, build_model, load_model
 from flexiclip.config import Config, from_dict, load
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, build_model, load_model
 
 GOLDEN = Path(__file__).parent / "golden"
 PATCHES = {"gap": (8, 12, 15, 16, 20, 24, 30, 40, 48), "map": (16, 48)}

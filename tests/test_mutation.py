@@ -13,17 +13,17 @@ from mutation_tools.tree import plain
 
 WHOLE = (
     "flexiclip/losses",
-    "flexiclip/schedules",
-    "flexiclip/models/weights",
-    "flexiclip/train/engines",
-    "flexiclip/train/checkpoints",
 )
-"""Folders of which every module with a function belongs to the core."""
+"""Folders whose every module with a function belongs to the core."""
 
 SINGLE = (
-    *(f"flexiclip/models/{name}.py" for name in ("pi_resize", "flexivit", "rebase")),
-    *(f"flexiclip/data/{name}.py" for name in ("plan", "batch", "captions", "mixup", "dataset")),
-    *("flexiclip/draws.py", "flexiclip/train/step.py", "flexiclip/bundle.py", "flexiclip/export/agreement.py"),
+    *(f"flexiclip/{name}.py" for name in ("schedules", "draws", "distributed", "model_folder", "tensor_files")),
+    *(f"flexiclip/models/{name}.py" for name in ("pi_resize", "flexivit")),
+    *(f"flexiclip/data/{name}.py" for name in ("order", "batch", "dataset", "loader")),
+    *(f"flexiclip/formats/{name}_reader.py" for name in ("big_vision", "open_clip", "timm", "transformers")),
+    *(f"flexiclip/train/{name}.py" for name in ("step", "nonfinite", "engine", "deepspeed", "towers", "blocks")),
+    *(f"flexiclip/train/{name}.py" for name in ("checkpoint", "checkpoint_writer", "stores", "remote_store", "resume")),
+    "flexiclip/export/agreement.py",
 )
 
 DECORATED = """

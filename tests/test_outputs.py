@@ -17,13 +17,13 @@ import torch
 import webdataset
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import build_model, save_model
 from flexiclip.config import from_dict
 from flexiclip.config.schema import Config
-from flexiclip.data.sources.openmoji import build_openmoji
 from flexiclip.data.tokenizers import train_sentencepiece
+from flexiclip.datasets.vendors import build_openmoji
 from flexiclip.errors import UserError
 from flexiclip.files import cannot_write, new_folder, save_tensors, write_whole, writing
+from flexiclip.model_folder import build_model, save_model
 
 GOLDEN = Path(__file__).parent / "golden" / "flexivit_gap_params.npz"
 FULL, LIMIT = os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG)

@@ -100,7 +100,7 @@ def test_equal_to_the_definition(name: str) -> None:
 
 
 def test_similarities_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexiclip.losses.distillation.CPU_TILE", 5 * N)  # 5, 5 and 2 rows at a time
+    monkeypatch.setattr("flexiclip.losses.targets.CPU_TILE", 5 * N)  # 5, 5 and 2 rows at a time
     assert_equal_to_the_definition("similarity")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flexiclip.unreadable import short_reason, stands_there, text_there
+from flexiclip.files import short_reason, stands_there, text_there
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch.nn.functional as F
+from flexiclip_eval.analysis import figures
+from flexiclip_eval.analysis.relevance import relevance
+from flexiclip_eval.analysis.subject import Finding, Subject, Table
+from flexiclip_eval.embeddings.embed import embed_texts
+from flexiclip_eval.models.protocol import has_text
 from torch import Tensor
-
-from ..embeddings.prompts import embed_texts
-from ..models.protocol import has_text
-from . import figures
-from .finding import Finding, Table
-from .relevance import relevance
-from .subject import Subject
 
 COMMON = 60  # side of the grid, in cells, on which maps of different lengths are compared: a multiple of most lengths
 

@@ -1,4 +1,6 @@
-"""Minibatch CKA between layers and lengths: do two layers see the same similarities between images?
+"""The outputs of the layers of an image tower, read by hooks while the tower runs unchanged.
+
+Minibatch CKA between layers and lengths: do two layers see the same similarities between images?
 
 This is the minibatch CKA of Nguyen et al. (arXiv 2010.15327): centered kernel alignment (Kornblith et al., arXiv 1905.00414) with
 a linear kernel, from the unbiased HSIC of Song et al. (JMLR 13, 2012) summed over minibatches. Its expectation does not depend on
@@ -9,17 +11,50 @@ compared, because CKA compares B x B similarities between images.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import torch
-from torch import Tensor
+from flexiclip_eval.analysis import figures
+from flexiclip_eval.analysis.subject import Finding, Subject, Table
+from torch import Tensor, nn
 
 from flexiclip.errors import UserError
+from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.locks import blocks_of
 
-from . import figures
-from .finding import Finding, Table
-from .layers import layer_names, visit_layers
-from .subject import Subject
+Visit = Callable[[int, Tensor], None]
+"""(number of the layer, its output [B, L, D], pooled features [B, D])."""
+
+
+def layer_names(tower: FlexiViT) -> list[str]:
+    """Return the names of the layers: the patch embedding with its positions, each block, and the pooled features."""
+    return ["stem", *(f"block {i + 1}" for i in range(len(blocks_of(tower)))), "pooled"]
+
+
+def visit_layers(tower: FlexiViT, images: Tensor, seqhw: int, visit: Visit) -> None:
+    """Call `visit` with the output of each layer for images [B, 3, H, W], in the order of layer_names.
+
+    A class token is left out of the layers before the pooled features, because those are compared as maps of the image.
+    """
+    skip = int(tower.cls is not None)
+    blocks = blocks_of(tower)
+
+    def enter(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        visit(0, args[0][:, skip:])
+
+    def leave(number: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda module, args, output: visit(number, output[:, skip:])
+
+    handles = [blocks[0].register_forward_pre_hook(enter)]
+    handles += [block.register_forward_hook(leave(i + 1)) for i, block in enumerate(blocks)]
+    try:
+        tokens = tower.forward_tokens(images, seqhw)
+    finally:
+        for handle in handles:
+            handle.remove()
+    visit(len(blocks) + 1, tower.pool_tokens(tokens))
+
 
 SMALLEST = 4  # images of a minibatch: the unbiased estimate divides by n (n - 3)
 

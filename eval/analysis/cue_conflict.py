@@ -19,21 +19,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from flexiclip_eval.analysis import figures
+from flexiclip_eval.analysis.subject import Bias, Finding, Subject, Table
+from flexiclip_eval.data.files import read_image
+from flexiclip_eval.embeddings.embed import class_embeddings, embed_texts, to_device, unit_rows
+from flexiclip_eval.models.protocol import has_text
+from flexiclip_eval.suites.layout import class_folders, class_images, class_templates
+from flexiclip_eval.suites.task import DEFAULT_TEMPLATES
 from torch import Tensor
 
 from flexiclip.data.samples import BadSample
 from flexiclip.errors import UserError
-
-from ..data.files import read_image
-from ..embeddings.embed import to_device
-from ..embeddings.prompts import class_embeddings, embed_texts, unit_rows
-from ..models.protocol import has_text
-from ..suites.folder import class_folders, class_images
-from ..suites.layout import class_templates
-from ..suites.task import DEFAULT_TEMPLATES
-from . import figures
-from .finding import Bias, Finding, Table
-from .subject import Subject
 
 MEND = "give --cue-conflict DIR, Geirhos's images or those of `flexiclip data cue-conflict`"
 _NAME = re.compile(r"([A-Za-z_ ]+)\d+-([A-Za-z_ ]+)\d+")

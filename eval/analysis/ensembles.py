@@ -14,16 +14,14 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import torch.nn.functional as F
+from flexiclip_eval.analysis import figures
+from flexiclip_eval.analysis.subject import Finding, Subject, Table
+from flexiclip_eval.data.labels import open_splits
+from flexiclip_eval.report.table import long_name, show
+from flexiclip_eval.score import EmbeddedSplit, Encoding, prepare_tasks
+from flexiclip_eval.tasks.base import Prepared
+from flexiclip_eval.tradeoffs import PRIMARY
 from torch import Tensor
-
-from ..choices.length import PRIMARY
-from ..data.splits import open_splits
-from ..report.names import long_name, show
-from ..score import EmbeddedSplit, Encoding, prepare_tasks
-from ..tasks.base import Prepared
-from . import figures
-from .finding import Finding, Table
-from .subject import Subject
 
 LISTED = 12  # ensembles in the table; analysis.json has all of them
 

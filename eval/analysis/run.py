@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flexiclip_eval.analysis import attention, cka, cue_conflict, ensembles, tokens
+from flexiclip_eval.analysis.figures import render_findings
+from flexiclip_eval.analysis.subject import Finding, Subject, draw_sample, subject_lengths
+from flexiclip_eval.embeddings.embed import evaluating
+from flexiclip_eval.models import open_model
+from flexiclip_eval.models.protocol import geometry, model_names
+from flexiclip_eval.report.files import check_folder, require_folder, write_whole
+from flexiclip_eval.report.plots import drawn
+from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.suites.load import load_datasets
 
 from flexiclip.errors import UserError
-
-from ..embeddings.embed import evaluating
-from ..models import open_model
-from ..models.protocol import geometry, model_names
-from ..report.files import check_folder, require_folder, write_whole
-from ..report.plots import drawn
-from ..suites.load import load_datasets
-from ..suites.texts import printable
-from . import attention, cka, cue_conflict, ensembles, tokens
-from .finding import Finding
-from .page import render_findings
-from .subject import Subject, draw_sample, subject_lengths
 
 ANALYSES: dict[str, Callable[[Subject], Finding]] = {
     "cka": cka.analyse,

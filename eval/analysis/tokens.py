@@ -11,11 +11,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from flexiclip_eval.analysis import figures
+from flexiclip_eval.analysis.subject import Finding, Subject, Table
 from torch import Tensor
-
-from . import figures
-from .finding import Finding, Table
-from .subject import Subject
 
 SEED = (0.5, 0.5)  # (down, right), as shares of the image's sides
 

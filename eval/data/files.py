@@ -14,18 +14,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from flexiclip_eval.data.shards import Item, Label, text_label
+from flexiclip_eval.suites.dataset import DatasetConfig
+from flexiclip_eval.suites.layout import class_folders, class_images, printable, require_text
 from PIL.Image import Image
 
-from flexiclip.data.fields import BadSample
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.reading import read_whole
+from flexiclip.data.samples import BadSample
 from flexiclip.errors import UserError
-
-from ..suites.dataset import DatasetConfig
-from ..suites.folder import class_folders, class_images
-from ..suites.texts import printable, require_text
-from .shards import text_label
-from .source import Item, Label
 
 _LARGEST = 2**28  # bytes of an image file
 

@@ -18,16 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from flexiclip_eval.data.opening import open_source
+from flexiclip_eval.data.shards import Label
+from flexiclip_eval.suites.dataset import DatasetConfig
 from PIL import Image
 from torch import Tensor
 
-from flexiclip.data.fields import BadSample
+from flexiclip.data.samples import BadSample
 from flexiclip.distributed import block, gather_objects, largest_block
 from flexiclip.errors import UserError
-
-from ..suites.dataset import DatasetConfig
-from .opening import open_source
-from .source import Label
 
 log = logging.getLogger("flexiclip.eval")
 

@@ -1,17 +1,50 @@
-"""The classes of a classification task, and which of them each image is of."""
+"""The splits of a data set: the images that are scored, and beside them those that a probe is trained on.
+
+The classes of a classification task, and which of them each image is of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from flexiclip_eval.data.images import ImageBlock, Record
+from flexiclip_eval.data.shards import Label
+from flexiclip_eval.suites.dataset import DatasetConfig, training
+from flexiclip_eval.suites.task import TaskConfig
 from torch import Tensor
 
 from flexiclip.errors import UserError
 
-from ..suites.task import TaskConfig
-from .images import Record
-from .source import Label
+
+@dataclass(frozen=True)
+class Splits:
+    """training: None where no task of the data set trains."""
+
+    images: ImageBlock
+    training: ImageBlock | None
+
+    @property
+    def config(self) -> DatasetConfig:
+        """The data set."""
+        return self.images.config
+
+    def bad_samples(self) -> list[dict[str, str]]:
+        """Of both, as ImageBlock.gather gives them. Call after the passes, on all ranks."""
+        return [entry for block in (self.images, self.training) if block is not None for entry in block.gather()[1]]
+
+
+def open_splits(config: DatasetConfig, transform: Callable[[Any], Tensor], *, workers: int, cache_bytes: int) -> Splits:
+    """Both splits, of the training one what the tasks that train need. Arguments: ImageBlock; errors: suites.dataset.training."""
+    images = ImageBlock(config, transform, workers=workers, cache_bytes=cache_bytes)
+    tasks = tuple(task for task in config.tasks if task.trains)
+    if not tasks:
+        return Splits(images, None)
+    trained = replace(training(config), tasks=tasks)
+    return Splits(images, ImageBlock(trained, transform, workers=workers, cache_bytes=cache_bytes))
+
 
 _DIGITS = 10  # of a label that is a number
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from flexiclip.errors import UserError
+from flexiclip_eval.data.files import FolderSource, TableSource
+from flexiclip_eval.data.shards import ShardSource, Source
+from flexiclip_eval.suites.dataset import DatasetConfig
 
-from ..suites.dataset import DatasetConfig
-from .files import FolderSource, TableSource
-from .shards import ShardSource
-from .source import Source
+from flexiclip.errors import UserError
 
 
 def open_source(config: DatasetConfig) -> Source:

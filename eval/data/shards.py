@@ -1,4 +1,8 @@
-"""Samples in webdataset shards, read by offset: shards that a suite names, and those of CLIP_benchmark's layout.
+"""Where samples come from. A source hands out samples by number: shards.py, files.py (a folder a class, a table of captions).
+
+All kinds give the same Item, so that tasks and embeddings never know which one they serve; opening.py opens one.
+
+Samples in webdataset shards, read by offset: shards that a suite names, and those of CLIP_benchmark's layout.
 
 Keys and members only choose bytes inside a shard; they never become paths.
 """
@@ -7,20 +11,48 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from flexiclip_eval.suites.dataset import DatasetConfig
+from flexiclip_eval.suites.layout import shard_places
+from PIL.Image import Image
 
-from flexiclip.arrays import read_npy
 from flexiclip.data.index import ShardIndex
 from flexiclip.data.reading import shard_stamp
+from flexiclip.data.remote import expand_shards, shard_name
 from flexiclip.data.samples import SampleStore, open_samples
-from flexiclip.data.shards import expand_shards, shard_name
 from flexiclip.errors import UserError
+from flexiclip.tensor_files import read_npy
 
-from ..suites.dataset import DatasetConfig
-from ..suites.layout import shard_places
-from .source import Item, Label
+Label = str | int | tuple[str | int, ...] | None
+"""A class by name or number, several of them for an image of many classes, or none."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample. image: RGB, upright; labels: by the `label` key of the tasks, None where the sample has none."""
+
+    name: str  # of the sample, for messages
+    image: Image
+    captions: tuple[str, ...]
+    labels: dict[str, Label]
+
+
+class Source(Protocol):
+    """Samples by number, 0..len-1, in an order that never changes. Called from threads."""
+
+    def __len__(self) -> int: ...
+
+    def item(self, number: int, label_keys: Sequence[str]) -> Item:
+        """Read and decode one sample. Raises flexiclip.data.samples.BadSample."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes with the samples, for embeddings that are kept: names and sizes, not where they lie."""
+        ...
+
 
 _DIGITS = 18  # of a label that is a number; int() refuses some thousand of them
 

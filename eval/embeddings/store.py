@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flexiclip_eval.data.images import ImageBlock, Record, repr_without_addresses
+from flexiclip_eval.models.protocol import EvalModel, Length
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,9 +31,6 @@ from torch import Tensor
 import flexiclip
 from flexiclip.distributed import gather_objects, rank
 from flexiclip.errors import UserError
-
-from ..data.images import ImageBlock, Record, repr_without_addresses
-from ..models.protocol import EvalModel, Length
 
 log = logging.getLogger("flexiclip.eval")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flexiclip.errors import UserError
+from flexiclip_eval.models.protocol import EvalModel
 
-from .protocol import EvalModel
+from flexiclip.errors import UserError
 
 _KINDS = (
     "a model folder, a run folder, open_clip:NAME[/PRETRAINED], a folder of open_clip, transformers or timm, a .npz of "
@@ -22,8 +22,8 @@ _KINDS = (
 
 def open_model(source: str, device: str) -> EvalModel:
     """The model that a user names, in evaluation mode on `device`. Raises UserError that lists the kinds for none of them."""
-    from .flex import open_flexed, split_suffix
-    from .readers import fixed, is_open_clip, is_ours, read_model
+    from flexiclip_eval.models.flex import open_flexed, split_suffix
+    from flexiclip_eval.models.readers import fixed, is_open_clip, is_ours, read_model
 
     plain, flex = split_suffix(source)
     exported = _exported(plain)
@@ -32,11 +32,11 @@ def open_model(source: str, device: str) -> EvalModel:
             raise UserError(f"{source}: exported encoders hold their lengths; flex the model that {exported[0].name} comes from")
         return open_flexed(plain, flex, device)
     if exported:
-        from .onnx import load_onnx
+        from flexiclip_eval.models.onnx import load_onnx
 
         return load_onnx(source, exported)
     if is_open_clip(source):
-        from .open_clip import load_open_clip
+        from flexiclip_eval.models.open_clip import load_open_clip
 
         return load_open_clip(source, device)
     loaded = read_model(source, device)
@@ -45,8 +45,8 @@ def open_model(source: str, device: str) -> EvalModel:
 
 def _exported(source: str) -> list[Path]:
     """The encoders that a source names, where it is no other library's folder that holds .onnx files beside its own."""
-    from .onnx import exported_files
-    from .readers import is_open_clip, is_ours
+    from flexiclip_eval.models.onnx import exported_files
+    from flexiclip_eval.models.readers import is_open_clip, is_ours
 
     path = Path(source)
     others = is_ours(source) or is_open_clip(source) or (path / "config.json").is_file()

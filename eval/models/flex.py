@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from flexiclip_eval.models.protocol import ForeignModel, Geometry, Length, geometry_of
+from flexiclip_eval.models.readers import read_model
 from torch import Tensor, nn
 
 from flexiclip.config.schema import pair
@@ -30,9 +32,6 @@ from flexiclip.config.validate import valid_seqhw
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT, resizers
 from flexiclip.models.pi_resize import AxisMatrix, AxisResize, interpolation_matrix
-
-from .protocol import ForeignModel, Geometry, Length, geometry_of
-from .readers import read_model
 
 SHORTEST, LONGEST = 5, 30  # grids of the paper, to which those that are scored by default are held
 

@@ -4,8 +4,8 @@
     flexiclip eval out --suite openmoji                      every .onnx of the folder; out/m: those whose names begin so
 
 Each image file is one length. What a file is, how its images are prepared and which tokenizer its text wants stand in the facts
-that it carries (flexiclip/config/encoder.py). They are read first, and a file is loaded when it is first used: a length that
-nobody asks for takes no memory.
+that it carries (flexiclip/export/encoder_facts.py). They are read first, and a file is loaded when it is first used: a length
+that nobody asks for takes no memory.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flexiclip_eval.models.protocol import ForeignModel, Geometry, Length, side
 from torch import Tensor, nn
 
 from flexiclip.config import TokenizerConfig
-from flexiclip.config.encoder import KEY, EncoderFacts, ImageFacts, facts_from_json, tokenizer_folder
 from flexiclip.data.images import EvalTransform
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, load_tokenizer
 from flexiclip.errors import UserError
-
-from .protocol import ForeignModel, Geometry, Length, side
+from flexiclip.export.encoder_facts import KEY, EncoderFacts, ImageFacts, facts_from_json, tokenizer_folder
 
 Run = Callable[[Tensor], Tensor]
 

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flexiclip_eval.models.cost import measured_gflops
+from flexiclip_eval.models.protocol import OPEN_CLIP, ForeignModel, Geometry, Length, side
 from torch import Tensor, nn
 
 from flexiclip.config.schema import pair
 from flexiclip.errors import UserError
 from flexiclip.models.text.open_clip import refuse_foreign_code
-from flexiclip.models.weights.files import read_state
-from flexiclip.models.weights.open_clip_checks import check_folder
-
-from .cost import measured_gflops
-from .protocol import OPEN_CLIP, ForeignModel, Geometry, Length, side
+from flexiclip.models.text.open_clip_load import check_folder
+from flexiclip.tensor_files import read_state
 
 
 class _Encoders(nn.Module):

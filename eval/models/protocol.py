@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flexiclip_eval.rows import Side
 from PIL.Image import Image
 from torch import Tensor
 
@@ -19,8 +20,6 @@ from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.tokenizers import AbsentTokenizer
 from flexiclip.errors import UserError
 from flexiclip.models.variants import tower_name
-
-from ..rows import Side
 
 OPEN_CLIP = "open_clip:"
 """How a source begins that names a model of open_clip's."""

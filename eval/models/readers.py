@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flexiclip.bundle import LoadedModel, is_model_folder, load_model
-from flexiclip.errors import UserError
-from flexiclip.imports import build_imported
-from flexiclip.models.exits import split_exit
-from flexiclip.models.weights.files import read_json
-from flexiclip.models.weights.imported import Imported
+from flexiclip_eval.models.protocol import OPEN_CLIP, EvalModel, ForeignModel, Geometry, Length, geometry_of
 
-from .protocol import OPEN_CLIP, EvalModel, ForeignModel, Geometry, Length, geometry_of
+from flexiclip.errors import UserError
+from flexiclip.formats.imported import Imported
+from flexiclip.formats.run import build_imported
+from flexiclip.model_folder import LoadedModel, is_model_folder, load_model
+from flexiclip.models.exits import split_exit
+from flexiclip.tensor_files import read_json
 
 
 def read_model(source: str, device: str) -> LoadedModel:
@@ -55,21 +55,21 @@ def fixed(loaded: LoadedModel) -> EvalModel:
 def _read(source: str) -> Imported:
     path = Path(source)
     if is_open_clip(source):
-        from flexiclip.models.weights.open_clip import import_open_clip
+        from flexiclip.formats.open_clip_reader import import_open_clip
 
         return import_open_clip(source.removeprefix(OPEN_CLIP) if source.startswith(OPEN_CLIP) else f"local-dir:{source}")
     if path.suffix == ".npz":
-        from flexiclip.models.weights.big_vision import import_big_vision
+        from flexiclip.formats.big_vision_reader import import_big_vision
 
         return import_big_vision(path, None, None, None)
     if not (path / "config.json").is_file():
-        from . import no_model
+        from flexiclip_eval.models import no_model
 
         raise no_model(source)
     if "model_type" in read_json(path / "config.json"):
-        from flexiclip.models.weights.transformers import import_transformers
+        from flexiclip.formats.transformers_reader import import_transformers
 
         return import_transformers(path)
-    from flexiclip.models.weights.timm import import_timm
+    from flexiclip.formats.timm_reader import import_timm
 
     return import_timm(path)

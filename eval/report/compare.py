@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flexiclip.errors import UserError
+from flexiclip_eval.report.files import read_about, read_rows, require_folder, write_whole
+from flexiclip_eval.report.plots import drawn, plot_runs
+from flexiclip_eval.rows import Row
+from flexiclip_eval.suites.layout import printable
 
-from ..rows import Row
-from ..suites.texts import printable
-from .files import read_about, read_rows, require_folder, write_whole
-from .plots import drawn, plot_runs
+from flexiclip.errors import UserError
 
 
 def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | None = None) -> None:

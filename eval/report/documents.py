@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import drawing
+from flexiclip_eval.report import drawing
 
 Points = Sequence[Sequence[float]]
 """Pairs: (x, y), or (lowest, highest)."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..rows import Row
-from .names import brief
+from flexiclip_eval.report.table import brief
+from flexiclip_eval.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,15 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flexiclip_eval.report.page import render_page
+from flexiclip_eval.report.page_data import Gallery
+from flexiclip_eval.report.table import Report, label_of, runs_of
+from flexiclip_eval.rows import Row, TaskInfo
+from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.tradeoffs import primary_metric
+
 from flexiclip import files
 from flexiclip.errors import UserError
-
-from ..choices.length import primary_metric
-from ..rows import Row, TaskInfo
-from ..suites.texts import printable
-from .gallery import Gallery
-from .page import render_page
-from .table import Report, label_of, runs_of
 
 
 def write_report(report: Report, output: Path, gallery: Gallery | None = None) -> None:
@@ -89,7 +89,7 @@ def require_folder(folder: Path, option: str) -> None:
 
 def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
     """A task's PNGs: against the tokens, against GFLOPs, and its cascades; fewer where a model does not say what it costs."""
-    from .plots import drawn, plot_cascades, plot_front, plot_task
+    from flexiclip_eval.report.plots import drawn, plot_cascades, plot_front, plot_task
 
     runs = runs_of(report, task)
     cascades = {label_of(c): c for c in report.cascades if (c.dataset, c.task) == (task.dataset, task.task)}

@@ -10,15 +10,23 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from flexiclip.config import dump
+from flexiclip_eval.report.page_data import (
+    FOLDER,
+    PAGE_BYTES,
+    Gallery,
+    add_thumbnails,
+    as_script,
+    fill,
+    frame,
+    inline_pictures,
+    page_data,
+    style,
+)
+from flexiclip_eval.report.table import ModelInfo, Report, best_of, brief, cells, label_of, rows_of, short_name, show
+from flexiclip_eval.rows import Row, TaskInfo
+from flexiclip_eval.tradeoffs import sentence
 
-from ..choices.length import sentence
-from ..rows import Row, TaskInfo
-from .gallery import Gallery
-from .html import FOLDER, PAGE_BYTES, fill, frame, inline_pictures, style
-from .names import best_of, brief, short_name, show
-from .page_data import add_thumbnails, as_script, page_data
-from .table import ModelInfo, Report, cells, label_of, rows_of
+from flexiclip.config import dump
 
 SCRIPTS = ("chart.js", "curves.js", "details.js", "main.js")
 BAD_SHOWN = 200

@@ -1,19 +1,116 @@
-"""What the page's script draws, as plain data: curves, choices, cascades, classes, and the images that captions found.
+"""What every page of the harness shares: its style, a policy that lets nothing else run, and pictures inside the file.
+
+Small pictures of the few images that a report shows, read anew from their data sets once the scores are known.
+
+Nothing is kept of the images that are not shown: a data set of 50,000 costs the report no memory.
+
+What the page's script draws, as plain data: curves, choices, cascades, classes, and the images that captions found.
 
 The page is one file for a mail or a web server, so its size has a bound: classes and pictures stop where the bound is reached.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
+import re
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
-from ..choices.length import primary_metric, sentence
-from ..rows import TaskInfo
-from ..suites.texts import printable
-from .gallery import Gallery
-from .names import is_share, long_name
-from .table import Report, label_of, rows_of
+from flexiclip_eval.data.images import Record
+from flexiclip_eval.data.opening import open_source
+from flexiclip_eval.data.shards import Source
+from flexiclip_eval.report.table import Report, is_share, label_of, long_name, rows_of
+from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.suites.dataset import DatasetConfig
+from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.tradeoffs import primary_metric, sentence
+
+from flexiclip.data.samples import BadSample
+
+FOLDER = Path(__file__).with_name("page")
+PAGE_BYTES = 4 << 20
+
+
+def style() -> str:
+    """The style sheet."""
+    return (FOLDER / "page.css").read_text(encoding="utf-8")
+
+
+def policy(script: str | None = None) -> str:
+    """A Content-Security-Policy that allows the page its own style and script, by their hashes, and nothing else."""
+    scripts = "" if script is None else f"script-src '{_hash(script)}'; "
+    return f"default-src 'none'; img-src data:; style-src '{_hash(style())}'; {scripts}base-uri 'none'; form-action 'none'"
+
+
+def frame(body: str, *, title: str, lead: str, contents: str, script: str | None = None) -> str:
+    """A whole page around `body`, which may hold that script alone. title, lead: plain text; contents: links."""
+    texts = {"title": escape(title), "lead": escape(lead)}
+    return fill("frame.html", {"policy": policy(script), "style": style(), "contents": contents, "body": body.rstrip()} | texts)
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """A file of page/ with its `<!-- name -->` replaced, in one pass: a filled text is never a field."""
+    text = (FOLDER / template).read_text(encoding="utf-8")
+    return re.sub(r"<!-- (\w+) -->", lambda match: fields[match[1]], text)
+
+
+def inline_pictures(pictures: Sequence[tuple[Path, str]], room: int) -> str:
+    """(PNG file, what it shows) as img elements that hold the file, until `room` bytes are full; then the file's name."""
+    parts = []
+    for file, alt in pictures:
+        encoded = base64.b64encode(file.read_bytes()).decode("ascii")
+        room -= len(encoded)
+        inside = f'<img alt="{escape(alt)}" src="data:image/png;base64,{encoded}">'
+        parts.append(inside if room > 0 else f"<p>The picture is in <code>{escape(file.name)}</code> beside this page.</p>")
+    return "".join(parts)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+SIDE = 96  # pixels of the longer side
+QUALITY = 72  # of the JPEG: 2 to 4 KB a picture
+
+
+class Gallery:
+    """The images by the `dataset` of the rows and the record numbers that a result's details speak of."""
+
+    def __init__(self) -> None:
+        self._configs: dict[str, DatasetConfig] = {}
+        self._numbers: dict[str, array[int]] = {}
+        self._sources: dict[str, Source] = {}
+
+    def add(self, rows: Iterable[str], config: DatasetConfig, records: Sequence[Record]) -> None:
+        """A data set under the names that its rows have. records: of the images that could be read, in their order."""
+        numbers = array("q", (record.number for record in records))
+        for name in rows:
+            self._configs[name], self._numbers[name] = config, numbers
+
+    def thumbnail(self, dataset: str, record: int) -> str | None:
+        """A JPEG as base64; None for a data set that was not added, or an image that can no longer be read."""
+        from PIL import Image
+
+        config = self._configs.get(dataset)
+        if config is None:
+            return None
+        if config.name not in self._sources:
+            self._sources[config.name] = open_source(config)
+        try:
+            image = self._sources[config.name].item(self._numbers[dataset][record], ()).image
+        except BadSample:
+            return None
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=QUALITY, optimize=True)
+        return base64.b64encode(data.getvalue()).decode("ascii")
+
 
 CLASS_BYTES = 1 << 20  # of all classes' recalls; details.json has every one
 

@@ -6,11 +6,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..choices.cascade import CascadeCurve
-from ..choices.front import Front
-from ..rows import Row, TaskInfo
-from .drawing import INK, Against, chance_line, curve, finish, frames, legend, look, place
-from .names import brief, family_of, is_share, long_name
+from flexiclip_eval.report.drawing import INK, Against, chance_line, curve, finish, frames, legend, look, place
+from flexiclip_eval.report.table import brief, family_of, is_share, long_name
+from flexiclip_eval.rows import Row, TaskInfo
+from flexiclip_eval.tradeoffs import CascadeCurve, Front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

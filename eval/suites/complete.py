@@ -13,13 +13,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from flexiclip.errors import UserError
+from flexiclip_eval.suites.dataset import DatasetConfig, training
+from flexiclip_eval.suites.layout import (
+    Type,
+    at,
+    class_folders,
+    class_names,
+    class_templates,
+    dataset_type,
+    lines,
+    read_json,
+    read_text,
+    require_text,
+    shard_places,
+)
+from flexiclip_eval.suites.task import DEFAULT_TEMPLATES, TaskConfig
 
-from .dataset import DatasetConfig, training
-from .folder import class_folders
-from .layout import Type, at, class_names, class_templates, dataset_type, shard_places
-from .task import DEFAULT_TEMPLATES, TaskConfig
-from .texts import lines, read_json, read_text, require_text
+from flexiclip.errors import UserError
 
 log = logging.getLogger("flexiclip.eval")
 

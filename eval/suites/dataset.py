@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flexiclip.errors import UserError
+from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.suites.task import TaskConfig
 
-from .task import TaskConfig
-from .texts import printable
+from flexiclip.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""CLIP_benchmark's layout of a data set, in a folder or behind a URL:
+"""The small text files beside samples: class names, templates, prompts. Paths or URLs, read whole.
+
+CLIP_benchmark's layout of a data set, in a folder or behind a URL:
 
     ROOT/SPLIT/nshards.txt                          how many shards the split has
     ROOT/SPLIT/0.tar ...                            webp, png, jpg or jpeg with cls (a class's number), npy (0/1 a class) or txt
@@ -7,16 +9,72 @@
     ROOT/zeroshot_classification_templates.txt      a template a line, {c} for the class
 
 Published ones are https://huggingface.co/datasets/clip-benchmark/wds_NAME.
+
+A folder of images with a folder a class, read as torchvision's ImageFolder reads it: ROOT/CLASS/**/*.jpg.
+
+Unlike ImageFolder this leaves out what no one means as data: hidden files and folders, a Mac's `._` files and `__MACOSX`.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
+from flexiclip.data.reading import read_whole
 from flexiclip.errors import UserError
 
-from .texts import lines, read_text
+_LARGEST = 2**26  # bytes: CuPL's prompts for ImageNet are 10 MB
+
+
+def read_text(place: str) -> str | None:
+    """The UTF-8 text at a path or URL; None where there is no such file. Raises UserError when it cannot be reached or read."""
+    try:
+        return read_whole(place, _LARGEST).decode("utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{place}: cannot be reached: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: not UTF-8 text") from None
+
+
+def require_text(place: str) -> str:
+    """The text at a path or URL. Raises UserError where there is none."""
+    text = read_text(place)
+    if text is None:
+        raise UserError(f"{place}: no such file")
+    return text
+
+
+def lines(text: str) -> tuple[str, ...]:
+    """The lines, stripped, without the empty ones at the end."""
+    return tuple(line.strip() for line in text.rstrip().splitlines())
+
+
+def read_json(place: str) -> Any:
+    """The JSON at a path or URL. A key that stands twice in an object is a UserError: a class would be lost in silence."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise UserError(f"{place}: {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        return found
+
+    try:
+        return json.loads(require_text(place), object_pairs_hook=once)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON: {error}") from None
+
+
+def printable(text: str) -> str:
+    """A name, path or address as text that can be written: a path's bytes that are not UTF-8 become `\\udcff` and the like."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 _MOST_SHARDS = 100_000
 _HUB = "https://huggingface.co/datasets/"
@@ -77,3 +135,53 @@ def class_templates(root: str) -> tuple[str, ...] | None:
     """The lines of zeroshot_classification_templates.txt, None without one."""
     text = read_text(at(root, "zeroshot_classification_templates.txt"))
     return None if text is None else lines(text)
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".avif")
+
+
+def class_folders(folder: str) -> list[str]:
+    """The names of the class folders, sorted; a link to a folder is one. Raises UserError."""
+    root = os.path.expanduser(folder)
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_junk(entry.name))
+    except OSError as error:
+        raise UserError(f"images {folder}: cannot be read: {error.strerror}") from None
+    if not names:
+        raise UserError(f"images {folder}: holds no folder; each class needs one with its images")
+    for name in names:
+        if printable(name) != name:
+            raise UserError(f"images {folder}: the name of the class folder {printable(name)} is not UTF-8; rename it")
+    return names
+
+
+def class_images(folder: str, name: str) -> list[str]:
+    """The image files of a class, sorted, in its folder and those inside it, also behind links. Raises UserError for none."""
+    root = os.path.join(os.path.expanduser(folder), name)
+    try:
+        files = [path for path in _files(root, ()) if path.lower().endswith(SUFFIXES)]
+    except OSError as error:
+        raise UserError(f"images {folder}: the class {name!r} cannot be read: {error.strerror}: {error.filename}") from None
+    if not files:
+        raise UserError(f"images {folder}: the class {name!r} has no image; remove its folder or fill it")
+    return sorted(files)
+
+
+def _files(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """All files below a folder. above: the folders that hold it, so that a link to one of them ends the way down."""
+    stat = os.stat(folder)
+    here = (stat.st_dev, stat.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_junk(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _files(entry.path, (*above, here))
+            else:
+                yield entry.path
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

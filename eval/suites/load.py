@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexiclip_eval.suites.complete import complete
+from flexiclip_eval.suites.dataset import DatasetConfig
+
 from flexiclip.config import from_dict
 from flexiclip.config.load import parse_yaml
-from flexiclip.data.shards import is_remote
+from flexiclip.data.remote import is_remote
 from flexiclip.errors import UserError
-
-from .complete import complete
-from .dataset import DatasetConfig
 
 SUITES = Path(__file__).parent
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from flexiclip.errors import UserError
+from flexiclip_eval.suites.layout import printable
 
-from .texts import printable
+from flexiclip.errors import UserError
 
 Kind = Literal["retrieval", "classification", "multilabel", "choice", "linear_probe"]
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)

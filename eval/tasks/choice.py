@@ -12,14 +12,13 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from flexiclip_eval.data.images import Record
+from flexiclip_eval.data.shards import Label
+from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tasks.base import Context, Prepared, Result
 from torch import Tensor
 
 from flexiclip.errors import UserError
-
-from ..data.images import Record
-from ..data.source import Label
-from ..rows import TaskInfo
-from .base import Context, Prepared, Result
 
 log = logging.getLogger(__name__)
 

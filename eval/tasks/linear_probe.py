@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from flexiclip_eval.data.labels import resolve_labels
+from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tasks.base import Context, Prepared, Result
+from flexiclip_eval.tasks.classification import accuracies, class_hits, classification_chance, largest_class
 from torch import Tensor
 
 from flexiclip.distributed import block, gather_objects, rank
 from flexiclip.errors import UserError
-
-from ..data.labels import resolve_labels
-from ..rows import TaskInfo
-from .base import Context, Prepared, Result
-from .classification import accuracies, class_hits, classification_chance, largest_class
 
 log = logging.getLogger("flexiclip.eval")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .base import Context, Prepared
-from .choice import prepare_choice
-from .classification import prepare_classification
-from .linear_probe import prepare_linear_probe
-from .multilabel import prepare_multilabel
-from .retrieval import prepare_retrieval
+from flexiclip_eval.tasks.base import Context, Prepared
+from flexiclip_eval.tasks.choice import prepare_choice
+from flexiclip_eval.tasks.classification import prepare_classification, prepare_multilabel
+from flexiclip_eval.tasks.linear_probe import prepare_linear_probe
+from flexiclip_eval.tasks.retrieval import prepare_retrieval
 
 TASKS: dict[str, Callable[[Context], Prepared]] = {
     "retrieval": prepare_retrieval,

@@ -7,13 +7,11 @@ which of tied images enter it is torch.topk's.
 from __future__ import annotations
 
 import torch
+from flexiclip_eval.tasks.search import KS, Answers, counts, hit_probability, over_blocks, texts_to_images
+from flexiclip_eval.tradeoffs import Reranked, shortlists
 from torch import Tensor
 
 from flexiclip.distributed import gather_rows
-
-from ..choices.cascade import Reranked, shortlists
-from .ranking import hit_probability
-from .search import KS, Answers, counts, over_blocks, texts_to_images
 
 
 def rerank(text_z: Tensor, short_z: Tensor, long_z: Tensor, known: Answers) -> list[Reranked]:

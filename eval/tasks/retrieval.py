@@ -13,16 +13,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tasks.base import Context, Prepared, Result, found_examples
+from flexiclip_eval.tasks.rerank import rerank
+from flexiclip_eval.tasks.search import (
+    KS,
+    Answers,
+    Ties,
+    answers,
+    find,
+    hit_probability,
+    images_to_texts,
+    mean_rank,
+    texts_to_images,
+)
 from torch import Tensor
 
 from flexiclip.errors import UserError
-
-from ..rows import TaskInfo
-from .base import Context, Prepared, Result
-from .examples import found_examples
-from .ranking import hit_probability, mean_rank
-from .rerank import rerank
-from .search import KS, Answers, Ties, answers, find, images_to_texts, texts_to_images
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _add_plan(sub: Parser) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     """Train. A run that a signal stops is saved; its exit code is FLEXICLIP_STOPPED_CODE, or 0 without that variable."""
     from flexiclip.config import load
-    from flexiclip.train.loop import train
+    from flexiclip.train.trainer import train
 
     config = load(arguments.recipe, arguments.overrides)
     stopped = os.environ.get("FLEXICLIP_STOPPED_CODE", "0")
@@ -215,10 +215,9 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from flexiclip_eval import evaluate_suites
-    from flexiclip_eval.choices.cascade import parse_cascade
-    from flexiclip_eval.choices.length import parse_budget
+    from flexiclip_eval.tradeoffs import parse_budget, parse_cascade
 
-    from flexiclip.train.processes.ranks import joined_ranks
+    from flexiclip.train.ranks import joined_ranks
 
     with joined_ranks(process_group=False):
         evaluate_suites(
@@ -254,7 +253,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from flexiclip.imports import ImportOptions, import_weights
+    from flexiclip.formats.run import ImportOptions, import_weights
 
     options = ImportOptions(arguments.arch, arguments.text, arguments.heads, arguments.image_size)
     for line in import_weights(arguments.source, arguments.format, arguments.output, options):

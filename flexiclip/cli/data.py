@@ -10,7 +10,7 @@ from flexiclip.cli.parser import Parser, positive
 from flexiclip.files import writing
 
 if TYPE_CHECKING:
-    from flexiclip.data.sources.emoji_set import EmojiBuild
+    from flexiclip.datasets.emoji_set import EmojiBuild
 
 
 def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -63,20 +63,20 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _openmoji(arguments: argparse.Namespace) -> None:
-    from flexiclip.data.sources.openmoji import build_openmoji
+    from flexiclip.datasets.vendors import build_openmoji
 
     _say_built(arguments.output, *build_openmoji(arguments.output, pixels=arguments.pixels))
 
 
 def _vendor(arguments: argparse.Namespace) -> None:
-    from flexiclip.data.sources.vendors import FLUENT, NOTO, build_vendor
+    from flexiclip.datasets.vendors import FLUENT, NOTO, build_vendor
 
     vendor = NOTO if arguments.vendor == "noto" else FLUENT[arguments.style]
     _say_built(arguments.output, *build_vendor(arguments.output, vendor, arguments.package, pixels=arguments.pixels))
 
 
 def _cue_conflict(arguments: argparse.Namespace) -> None:
-    from flexiclip.data.sources.cue_conflict import SHAPES, TEXTURES, build_cue_conflict
+    from flexiclip.datasets.cue_conflict import SHAPES, TEXTURES, build_cue_conflict
 
     count = build_cue_conflict(arguments.output, arguments.pixels)
     print(f"{arguments.output} holds {count} images of {len(SHAPES)} shapes in {len(TEXTURES)} textures")
@@ -91,7 +91,7 @@ def _say_built(output: Path, build: EmojiBuild, fresh: bool) -> None:
 
 def _index(arguments: argparse.Namespace) -> None:
     from flexiclip.data.check import describe_shards
-    from flexiclip.data.shards import expand_shards
+    from flexiclip.data.remote import expand_shards
 
     rows = describe_shards(expand_shards(arguments.shards))
     for row in rows:
@@ -101,7 +101,7 @@ def _index(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from flexiclip.data.check import check_shards
-    from flexiclip.data.shards import expand_shards
+    from flexiclip.data.remote import expand_shards
 
     bad = check_shards(expand_shards(arguments.shards), _listed(arguments.images), _listed(arguments.captions))
     for sample in bad:
@@ -116,7 +116,7 @@ def _listed(text: str) -> list[str]:
 
 def _tokenizer(arguments: argparse.Namespace) -> None:
     from flexiclip.config import DataConfig
-    from flexiclip.data.captions import iter_captions
+    from flexiclip.data.loader import iter_captions
     from flexiclip.data.tokenizers import train_sentencepiece
 
     captions = iter_captions(DataConfig(train=tuple(arguments.shards), captions=tuple(_listed(arguments.captions))))

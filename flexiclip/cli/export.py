@@ -71,7 +71,7 @@ def _model_folder(model: str) -> Iterator[str]:
     if not model.startswith(OPEN_CLIP):
         yield model
         return
-    from flexiclip.imports import import_weights
+    from flexiclip.formats.run import import_weights
 
     source = model.removeprefix(OPEN_CLIP)
     name, _, pretrained = source.partition("/")
@@ -82,20 +82,20 @@ def _model_folder(model: str) -> Iterator[str]:
 
 
 def _image(model: str, arguments: argparse.Namespace) -> list[str]:
-    from flexiclip.export.run import EncoderOptions, export_image
+    from flexiclip.export.write_encoder import EncoderOptions, export_image
 
     options = EncoderOptions(arguments.format, arguments.seqhw, arguments.quantize, arguments.normalize_inside, arguments.images)
     return export_image(model, arguments.output, options)
 
 
 def _text(model: str, arguments: argparse.Namespace) -> list[str]:
-    from flexiclip.export.run import EncoderOptions, export_text
+    from flexiclip.export.write_encoder import EncoderOptions, export_text
 
     return export_text(model, arguments.output, EncoderOptions(arguments.format, quantize=arguments.quantize))
 
 
 def _model(model: str, arguments: argparse.Namespace) -> list[str]:
-    from flexiclip.export.model import export_model
+    from flexiclip.export.write_model import export_model
 
     if len(arguments.seqhw) > 1:
         raise UserError(f"--seqhw {','.join(map(str, arguments.seqhw))}: one model has one length; export it once a length")

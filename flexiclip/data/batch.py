@@ -1,15 +1,51 @@
-"""What a step reads: items, one a sample, and the batch that a rank makes of them."""
+"""Mixup (arXiv 1710.09412): each image becomes a mixture with the one before it in the global batch, and its classes likewise.
+
+How much of itself an image keeps is drawn once a step from Beta(p, p), and is the larger part, as in big_vision's get_mixup. It
+follows from (seed, step), and the partner from the position: so the mixture does not depend on the number of ranks. Mixed pixels
+are rounded to whole grey levels, as float32 they would take four times the bytes; a teacher sees what its student sees.
+
+What a step reads: items, one a sample, and the batch that a rank makes of them.
+
+Handing batches from data workers to the trainer through shared memory, and saying so in one line when there is too little.
+
+Left to itself, torch moves a batch there in a thread of the worker. Where /dev/shm is full (docker gives a container 64 MB), that
+thread prints a traceback and drops the batch, and the trainer waits for it for ever.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.utils.data import get_worker_info
 
-from flexiclip.data.fields import BadSample
-from flexiclip.data.mixup import Mixup, mix
+from flexiclip.data.samples import BadSample
+from flexiclip.draws import Draw, stream
+from flexiclip.errors import RunError
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """p: of Beta(p, p), above 0; small values leave most steps nearly as they were."""
+
+    p: float
+    seed: int
+
+    def kept(self, step: int) -> float:
+        """What an image keeps of itself in a step, 0.5 to 1."""
+        drawn = stream(self.seed, Draw.MIXUP, step).beta(self.p)
+        return max(drawn, 1 - drawn)
+
+
+def mix(images: torch.Tensor, before: torch.Tensor, kept: float) -> None:
+    """In place: kept * image + (1 - kept) * the one before it, rounded. uint8 [b, 3, H, W]; before [3, H, W]: the first's."""
+    for i in reversed(range(len(images))):  # the last first: the one before is then still what it was
+        images[i] = (kept * images[i].float()).add_((images[i - 1] if i else before).float(), alpha=1 - kept).round_()
+
 
 Tokenize = Callable[[list[str]], torch.Tensor]
 TENSORS = ("images", "tokens", "caption_ids", "labels", "shares")
@@ -114,3 +150,46 @@ def _labels(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
         labels[row, : len(item.labels)] = torch.tensor(item.labels, dtype=torch.int64)
         shares[row, : len(item.labels)] = 1.0
     return labels, shares
+
+
+_FOLDER = "/dev/shm"  # noqa: S108 (nothing is written there by its name)
+_MB = 2**20
+_LEAST = _MB  # bytes; the queues of the workers need some, and a batch of images hardly less
+
+
+def require_room() -> None:
+    """Raise RunError where there is not even room for the queues of the data workers."""
+    free, total = _room()
+    if total and free < _LEAST:
+        raise _too_little("the data workers need more")
+
+
+def shared(batch: Batch) -> Batch | RunError:
+    """In a data worker the batch with its tensors in shared memory, or what to say when they do not fit. Elsewhere the batch."""
+    if get_worker_info() is None:
+        return batch
+    try:
+        for name in TENSORS:
+            getattr(batch, name).share_memory_()
+    except (RuntimeError, OSError) as error:
+        size = sum(getattr(batch, name).nbytes for name in TENSORS)
+        return _too_little(f"a batch of {size / _MB:.1f} MB does not fit: {error}")
+    return batch
+
+
+def _too_little(what: str) -> RunError:
+    """The error that names shared memory and the remedies."""
+    free, total = _room()
+    return RunError(
+        f"too little shared memory ({_FOLDER}: {free / _MB:.1f} of {total / _MB:.1f} MB are free), where data workers hand over "
+        "their batches: give it more (docker run --shm-size=8g, or --ipc=host), lower data.workers or data.prefetch, or set "
+        f"data.workers=0; {what}"
+    )
+
+
+def _room() -> tuple[int, int]:
+    """Bytes that are free there, and in all; 0 in all where nothing says how many, or there is no limit."""
+    with contextlib.suppress(OSError):
+        found = os.statvfs(_FOLDER)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    return 0, 0

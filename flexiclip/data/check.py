@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from flexiclip.data.fields import BadSample
 from flexiclip.data.index import index_shard, index_shards, require_whole
 from flexiclip.data.progress import progress
-from flexiclip.data.samples import SampleStore
+from flexiclip.data.samples import BadSample, SampleStore
 from flexiclip.errors import UserError
 
 _CHUNK = 256  # samples handed to the threads at a time, so that a shard's images never wait in memory together

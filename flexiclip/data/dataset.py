@@ -13,17 +13,14 @@ from dataclasses import dataclass
 
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.batch import Item
-from flexiclip.data.draws import Draw, below, stream
-from flexiclip.data.fields import BadSample
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import ShardIndex, index_shards
-from flexiclip.data.labels import Labels
-from flexiclip.data.plan import Place, Plan, Source
+from flexiclip.data.order import Place, Plan, Source
 from flexiclip.data.reading import Retries, prefetch, reads_in_parallel
-from flexiclip.data.samples import Sample, SampleStore
-from flexiclip.data.shards import expand_shards
-from flexiclip.data.stages import Note, silent
-from flexiclip.draws import Stream
+from flexiclip.data.remote import expand_shards
+from flexiclip.data.samples import BadSample, Labels, Sample, SampleStore
+from flexiclip.data.worker_watch import Note, silent
+from flexiclip.draws import Draw, Stream, below, stream
 from flexiclip.errors import UserError
 
 _MANY_DAMAGED = 3  # shards: fewer are an accident even where there are few shards

@@ -1,4 +1,8 @@
-"""Bytes to RGB, and RGB to the pixels that a tower sees: random crops for training, resize and centre crop for evaluation.
+"""How often a JPEG paints the picture: a progressive file of a megabyte may hold a hundred thousand scans, hours of decoding.
+
+Pictures of more or fewer than 8 bits: what Pillow's decoders leave as the file has it, put into the units of the pixels.
+
+Bytes to RGB, and RGB to the pixels that a tower sees: random crops for training, resize and centre crop for evaluation.
 
 Pixels leave the workers as uint8 and are normalised on the device (`normalize`): a quarter of the bytes to copy.
 """
@@ -8,16 +12,15 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from flexiclip.data.depths import adapted, grey_to_rgb, raw_mode
-from flexiclip.data.jpeg import more_scans_than
-from flexiclip.unreadable import short_reason, text_there
+from flexiclip.files import short_reason, text_there
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +28,102 @@ if TYPE_CHECKING:
     from flexiclip.config import PreprocessConfig
     from flexiclip.draws import Stream
 
+
+_START_OF_SCAN, _END = 0xDA, 0xD9
+_BARE = (0x01, *range(0xD0, 0xD9))  # markers without a length: restarts and the start of the image
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # in coded data a 0xff of the data is followed by a zero
+
+
+def more_scans_than(data: bytes, limit: int) -> bool:
+    """Whether the JPEG file `data` has more than `limit` scans; those of thumbnails and of what follows its end do not count."""
+    if data.count(b"\xff\xda") <= limit:  # nearly always; the walk below takes longer
+        return False
+    position, scans = 0, 0
+    while scans <= limit:
+        found = _MARKER.search(data, position)
+        if found is None or found[1][0] == _END:
+            return False
+        position = found.end()
+        if found[1][0] in _BARE:
+            continue
+        scans += found[1][0] == _START_OF_SCAN
+        position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    return True
+
+
+_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the greys of such a PNG by, but not its transparent one
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
+_MOST = 2**16 - 1
+_BAND = 2**22  # pixels that are compared at once
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How the file of an image that is not loaded yet stores its pixels, in Pillow's words; "" of one that is loaded."""
+    tiles: Any = getattr(image, "tile", None)
+    raw = tiles[0][3] if tiles else ""
+    return str(raw[0] if isinstance(raw, tuple) and raw else raw or "")
+
+
+def adapted(image: Image.Image, raw: str, data: bytes | None = None) -> Image.Image:
+    """A loaded image whose transparency and greys are in the units of its pixels. raw: its raw_mode before it was loaded.
+
+    data: the file, which tells the transparent colour of a PNG of 16 bits a channel from its neighbours; without it all colours
+    with the same upper 8 bits are transparent.
+    """
+    colour = image.info.get("transparency")
+    if raw in _STEPS and isinstance(colour, int):
+        image.info["transparency"] = colour * _STEPS[raw]
+    elif raw == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+        return image if data is None else _transparent_at(image, colour, data)
+    elif image.format == "TIFF" and image.mode.startswith("I;16"):
+        return _tiff_greys(image)
+    return image
+
+
+def _transparent_at(image: Image.Image, colour: tuple[int, ...], data: bytes) -> Image.Image:
+    """RGBA: the pixels of exactly this 16-bit colour are transparent."""
+    low: Any = Image.open(io.BytesIO(data), formats=("PNG",))
+    low.tile = [(*tile[:3], "RGB;16L") for tile in low.tile]  # the other byte of each number
+    low.load()
+    alpha = Image.new("L", image.size)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        pixels = np.asarray(image.crop(box)).astype(np.uint16) << 8 | np.asarray(low.crop(box))
+        opaque = (pixels != np.array(colour, np.uint16)).any(axis=2)
+        alpha.paste(Image.fromarray(255 * opaque.astype(np.uint8)), box)
+    image.putalpha(alpha)
+    return image
+
+
+def _tiff_greys(image: Any) -> Image.Image:
+    """16-bit greys, black at 0: Pillow leaves 12 bits at 12, and white at 0 where the file has it so."""
+    bits, inverted = image.tag_v2.get(_BITS, (16,))[0], image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    if bits == 16 and not inverted:
+        return image  # type: ignore[no-any-return]
+    greys = np.asarray(image).astype(np.uint32) * _MOST // (2**bits - 1)
+    return Image.fromarray((_MOST - greys if inverted else greys).astype(np.uint16))
+
+
+def grey_to_rgb(image: Image.Image) -> Image.Image:
+    """Whole numbers of 0 to 65535 as RGB, 8 bits a channel, the transparent one white; Pillow's own conversion clips at 255.
+
+    Raises ValueError for numbers beyond that.
+    """
+    grey = np.asarray(image).astype(np.int64)
+    if grey.size and (grey.min() < 0 or grey.max() > _MOST):
+        raise ValueError(f"greys of {grey.min()} to {grey.max()} have no agreed range")
+    eight = ((grey + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        eight[grey == transparent] = 255
+    return Image.fromarray(eight).convert("RGB")
+
+
 MAX_PIXELS = 2**26  # 8192 x 8192: 268 MB as Pillow holds it. A larger image is an error, not a worker out of memory.
 _SEVERAL_TIMES = ("WEBP", "AVIF")  # their decoders hold the picture several times over: half as many pixels
 _MOST_SCANS = 100  # of a JPEG; a progressive one has about ten
-_BAND = 2**22  # pixels that are converted at once, where a conversion makes several pictures of one
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # never EPS and its like, which start programs
 _ORIENTATION = 0x0112  # the EXIF tag

@@ -1,6 +1,8 @@
 """Batches for one rank. Step s of global batch G at rank r of W is the positions from s*G + r*G/W on, G/W of them.
 
 A loader starts at any step at no cost, because a batch is a function of its step alone: workers are handed step numbers.
+
+The captions of the training shards without their images: what a tokenizer learns from, and a locked text tower encodes.
 """
 
 from __future__ import annotations
@@ -21,13 +23,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch, Collate, Item, Tokenize
+from flexiclip.data.batch import Batch, Collate, Item, Mixup, Tokenize, require_room, shared
 from flexiclip.data.dataset import TrainDataset, TrainSources, open_sources
 from flexiclip.data.images import TrainTransform
-from flexiclip.data.labels import Labels
-from flexiclip.data.mixup import Mixup
-from flexiclip.data.shared_memory import require_room, shared
-from flexiclip.data.stages import Notes, StageBoard
+from flexiclip.data.samples import BadSample, Labels
+from flexiclip.data.sequential import stream_captions
+from flexiclip.data.worker_watch import Notes, StageBoard
 from flexiclip.errors import RunError, UserError
 
 _PARALLEL_READS = 16  # samples that a worker reads at once from storage that allows it
@@ -229,3 +230,16 @@ def _start_worker(stages: StageBoard, worker: int) -> None:
     threading.Thread(target=_leave_with_the_trainer, daemon=True).start()
     info: Any = get_worker_info()
     info.dataset.watched_by(stages.notes(worker))
+
+
+def iter_captions(config: DataConfig) -> Iterator[str]:
+    """Every readable caption of the training shards, once, in the shards' order: the corpus of a tokenizer."""
+    if config.sequential:
+        yield from stream_captions(config)
+        return
+    for store in open_sources(config, seed=0).stores:
+        for number in range(len(store)):
+            try:
+                yield from store.captions(*store.locate(number))
+            except BadSample:
+                continue  # training names it, and so does `flexiclip data check`

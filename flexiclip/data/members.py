@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from flexiclip.data.index import Place
 from flexiclip.data.reading import Retries, read_range, reopen
-from flexiclip.data.shards import is_remote
+from flexiclip.data.remote import is_remote
 from flexiclip.data.tar_walk import BLOCK
 
 _GAP = 2**20  # bytes of other members that are read along: a round trip costs more

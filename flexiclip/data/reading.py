@@ -17,8 +17,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar, cast
 
-from flexiclip.data.remote import FinalError, bounded, filesystem, keeps_copies, read_remote, read_remote_whole
-from flexiclip.data.shards import is_remote, local_path
+from flexiclip.data.remote import (
+    FinalError,
+    bounded,
+    filesystem,
+    is_remote,
+    keeps_copies,
+    local_path,
+    read_remote,
+    read_remote_whole,
+)
 from flexiclip.errors import UserError
 
 T = TypeVar("T")

@@ -16,18 +16,15 @@ from typing import IO, Any, cast
 from torch.utils.data import IterableDataset, get_worker_info
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch, Collate, Item
+from flexiclip.data.batch import Batch, Collate, Item, shared
 from flexiclip.data.dataset import MAX_BAD, make_item, source_configs
-from flexiclip.data.draws import Draw, below, stream
-from flexiclip.data.fields import BadSample, read_captions
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import split_name
-from flexiclip.data.labels import Labels
 from flexiclip.data.reading import open_stream
-from flexiclip.data.samples import Sample, build_sample
-from flexiclip.data.shards import PIPE, SHELL, expand_shards
-from flexiclip.data.shared_memory import shared
-from flexiclip.data.stages import Note, Notes, silent
+from flexiclip.data.remote import PIPE, SHELL, expand_shards
+from flexiclip.data.samples import BadSample, Labels, Sample, build_sample, read_captions
+from flexiclip.data.worker_watch import Note, Notes, silent
+from flexiclip.draws import Draw, below, stream
 from flexiclip.errors import RunError, UserError
 
 _SHUFFLE = 1000  # samples in the shuffle buffer of each worker and source, still encoded

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.config import DataConfig
 from flexiclip.config.schema import Size
-from flexiclip.data.fields import BadSample
 from flexiclip.data.images import ImageError, decode_image, normalize
-from flexiclip.data.samples import open_samples
-from flexiclip.data.shards import expand_shards
+from flexiclip.data.remote import expand_shards
+from flexiclip.data.samples import BadSample, open_samples
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel
 
 Encode = Callable[[Tensor], Tensor]
 COUNT = 8  # inputs of each kind

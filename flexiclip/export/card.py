@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.config.schema import Config, SourceConfig, pair
-from flexiclip.export.facts import Origin
+from flexiclip.export.encoder_facts import Origin
+from flexiclip.model_folder import LoadedModel
 
 
 def model_card(origin: Origin, title: str, usage: str, account: Sequence[str]) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flexiclip.config.encoder import KEY, EncoderFacts, facts_to_json
 from flexiclip.errors import UserError
+from flexiclip.export.encoder_facts import KEY, EncoderFacts, facts_to_json
 from flexiclip.export.program import input_name, quiet, trace
 
 OPSET = 20  # the first with Gelu as one operator, in both its forms

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from flexiclip.config.encoder import KEY, EncoderFacts, facts_to_json
+from flexiclip.export.encoder_facts import KEY, EncoderFacts, facts_to_json
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
 
 

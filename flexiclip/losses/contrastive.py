@@ -12,12 +12,17 @@ batch, and on a CPU they stay in its cache; the second visit recomputes them (as
 arXiv 2304.08480). Gradients are formed in forward, where the embeddings are at hand. `scripts/bench/losses.py` measures it.
 
 Shapes: b local rows, N global rows, R x T a tile, D joint space.
+
+Matryoshka embeddings (arXiv 2205.13147): the first columns of an embedding are an embedding too, at any of several widths.
+
+The same contrastive loss is taken of nested prefixes, each brought back to unit length, and averaged with equal weights. Like the
+losses themselves it is a function of the rows of the global batch, so tiles, ranks and gradient caching know nothing of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,3 +262,18 @@ def _logsumexp_over_ranks(x: Tensor) -> Tensor:
     highest = x.clone()
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)
     return sum_over_ranks((x - highest).exp_()).log_().add_(highest)
+
+
+def nested_loss(
+    loss: Callable[..., Tensor], widths: Sequence[int], zimg: Tensor, ztxt: Tensor, *scalars: Tensor, **options: Any
+) -> Tensor:
+    """The mean over `widths` of `loss(zimg[:, :w], ztxt[:, :w], *scalars, **options)`, 0-D.
+
+    zimg, ztxt: [b, D] unit rows of this rank. widths: each from 1 to D. The scalars are those of every width.
+    """
+    return torch.stack([loss(prefix(zimg, w), prefix(ztxt, w), *scalars, **options) for w in widths]).mean()
+
+
+def prefix(z: Tensor, width: int) -> Tensor:
+    """The first `width` columns of unit rows [N, D], as unit rows [N, width]."""
+    return z if width == z.shape[1] else F.normalize(z[:, :width], dim=1)

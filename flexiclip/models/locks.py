@@ -2,6 +2,8 @@
 
 A tower that is frozen whole runs under no_grad, outside the engine. One that is partly open runs inside it; the gradients end
 at its first open block by themselves, because nothing below asks for any.
+
+The blocks of a tower, ours or another library's: the unit in which towers are unlocked, recomputed and compiled.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from torch import nn
 
 from flexiclip.config import ImageTowerConfig, TextTowerConfig
 from flexiclip.errors import UserError
-from flexiclip.models.blocks import blocks_of
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,18 @@ def _stack(tower: nn.Module, where: str) -> tuple[list[nn.Module], list[nn.Modul
     if not blocks:
         raise UserError(f"{where}.unlock_last: the blocks of this tower are not known; import it with flexiclip import first")
     return blocks, []
+
+
+def blocks_of(tower: nn.Module) -> list[nn.Module]:
+    """The tower's blocks, in order: the longest list of modules that lies in no other list; [] where there is none.
+
+    `blocks` of our towers, `encoder.layer`, `layers` or `block` of a Hugging Face encoder, `resblocks` of an open_clip one. T5's
+    blocks hold lists themselves, and those do not count.
+    """
+    longest: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in tower.modules():  # parents come first
+        if isinstance(module, nn.ModuleList) and module not in inside:
+            inside.update(module.modules())
+            longest = max(longest, list(module), key=len)
+    return longest

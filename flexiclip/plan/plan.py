@@ -15,8 +15,7 @@ from functools import partial
 
 from flexiclip.config import Config
 from flexiclip.errors import UserError
-from flexiclip.models.flops import image_model_flops
-from flexiclip.plan.compute import loss_flops
+from flexiclip.models.flops import image_model_flops, loss_flops
 from flexiclip.plan.hardware import USABLE_MEMORY, Device, device_of
 from flexiclip.plan.memory import Memory, step_memory
 from flexiclip.plan.result import Cluster, LengthPlan, Plan, StagePlan

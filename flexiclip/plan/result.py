@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flexiclip.errors import UserError
-from flexiclip.models.training_flops import PairFlops
+from flexiclip.models.flops import PairFlops
 from flexiclip.plan.hardware import Device
 from flexiclip.plan.memory import Memory
 from flexiclip.plan.towers import Parameters

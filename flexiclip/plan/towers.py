@@ -10,15 +10,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from flexiclip.bundle import fill_from_tokenizer
 from flexiclip.config import Config, TextTowerConfig
 from flexiclip.config.schema import pair
 from flexiclip.data.tokenizers import build_tokenizer
 from flexiclip.errors import UserError
+from flexiclip.model_folder import fill_from_tokenizer
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.flops import foreign_shape
+from flexiclip.models.flops import PairFlops, TextCost, foreign_shape, pair_flops, text_cost
 from flexiclip.models.text import build_text_tower
-from flexiclip.models.training_flops import PairFlops, TextCost, pair_flops, text_cost
 from flexiclip.models.variants import Shape, shape_of
 
 

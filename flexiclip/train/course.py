@@ -7,9 +7,8 @@ from functools import partial
 
 from flexiclip.config import Config
 from flexiclip.errors import UserError
-from flexiclip.models.flops import image_model_flops
+from flexiclip.models.flops import image_model_flops, pair_flops, text_cost
 from flexiclip.models.text import TextTower
-from flexiclip.models.training_flops import pair_flops, text_cost
 from flexiclip.schedules import Horizon, SeqhwSchedule, horizon_of
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flexiclip.errors import RunError
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.ranks import Ranks
 
 PATIENCE = 100
 """Refused steps in a row after which a run with train.on_nonfinite=skip stops too."""

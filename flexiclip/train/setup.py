@@ -10,37 +10,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flexiclip.bundle import LoadedModel, build_model, load_strictly
 from flexiclip.config import Config, DataConfig
 from flexiclip.config.schema import pair
-from flexiclip.data.captions import iter_captions
 from flexiclip.data.dataset import TrainSources, open_sources
-from flexiclip.data.labels import Labels
-from flexiclip.data.loader import Batches, train_loader
+from flexiclip.data.loader import Batches, iter_captions, train_loader
+from flexiclip.data.samples import Labels
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.files import write_whole
+from flexiclip.files import write_whole, writing_run_folder
+from flexiclip.model_folder import LoadedModel, build_model, load_strictly
 from flexiclip.schedules import Horizon, learning_rate, micro_batches
-from flexiclip.train.checkpoints.checkpoint import Checkpoint
-from flexiclip.train.checkpoints.files import writing_run_folder
-from flexiclip.train.checkpoints.local_store import LocalStore
-from flexiclip.train.checkpoints.resume import fetch_checkpoint, forget_fetched, run_store, shared
-from flexiclip.train.checkpoints.run_folder import check_one_recipe, enter_run_folder
-from flexiclip.train.checkpoints.stores import Store
+from flexiclip.train.blocks import keep_freed_memory, prepare_blocks
+from flexiclip.train.checkpoint import Checkpoint
 from flexiclip.train.course import Course
-from flexiclip.train.engines.blocks import prepare_blocks
-from flexiclip.train.engines.engine import Engine, TorchEngine
-from flexiclip.train.engines.host_memory import keep_freed_memory
-from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.engines.precision import uses_bf16
+from flexiclip.train.engine import Engine, ScalarOptimizer, TorchEngine, uses_bf16
 from flexiclip.train.nonfinite import Skips
-from flexiclip.train.objectives import make_objective, resolve
-from flexiclip.train.objectives.base import Objective
-from flexiclip.train.processes.data_order import check_ranks_agree, data_order, say_if_changed
-from flexiclip.train.processes.hosts import check_shared_folder, share_file
-from flexiclip.train.processes.ranks import Ranks
-from flexiclip.train.processes.run_lock import RunLock
+from flexiclip.train.objectives import Objective, make_objective, resolve
+from flexiclip.train.ranks import Ranks, check_ranks_agree, check_shared_folder, data_order, say_if_changed, share_file
+from flexiclip.train.resume import check_one_recipe, enter_run_folder, fetch_checkpoint, forget_fetched, run_store, shared
+from flexiclip.train.run_lock import RunLock
 from flexiclip.train.step import Stepper
+from flexiclip.train.stores import LocalStore, Store
 
 
 @dataclass
@@ -227,7 +217,7 @@ def _engine(
     scalars = ScalarOptimizer(objective.scalars, config.optimizer, config.model.logit_scale_max)
     engine: Engine
     if config.engine.kind == "deepspeed":
-        from flexiclip.train.engines.zero import DeepSpeedEngine
+        from flexiclip.train.deepspeed import DeepSpeedEngine
 
         engine = DeepSpeedEngine(towers, config, ranks)
     else:

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexiclip.data.draws import Draw, below
+from flexiclip.draws import Draw, below
 from flexiclip.train import nonfinite
-from flexiclip.train.engines.engine import Engine
-from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.engines.towers import Tensors
-from flexiclip.train.objectives.base import Inputs, Micro, Objective
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.engine import Engine, ScalarOptimizer
+from flexiclip.train.objectives import Inputs, Micro, Objective
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.towers import Tensors
 
 
 @dataclass(frozen=True)

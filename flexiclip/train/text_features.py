@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.data.batch import caption_id
+from flexiclip.files import writing_run_folder
+from flexiclip.model_folder import LoadedModel
+from flexiclip.models.flops import KEPT_TEXT_FEATURES
 from flexiclip.models.text.base import trim_padding
-from flexiclip.models.training_flops import KEPT_TEXT_FEATURES
-from flexiclip.train.checkpoints.files import writing_run_folder
-from flexiclip.train.checkpoints.resume import shared
-from flexiclip.train.engines.towers import TextFeatures
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.resume import shared
+from flexiclip.train.towers import TextFeatures
 
 BATCH = 256
 

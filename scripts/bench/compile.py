@@ -24,8 +24,8 @@ from side_by_side.turns import Work, ratio, seconds, take_turns
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from flexiclip.train.engines.blocks import compile_blocks
-from flexiclip.train.engines.towers import Towers
+from flexiclip.train.blocks import compile_blocks
+from flexiclip.train.towers import Towers
 
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 ABOUT = (

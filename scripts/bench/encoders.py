@@ -27,15 +27,15 @@ import torch
 from side_by_side.record import Record, options
 from side_by_side.turns import ratio, take_turns
 
-from flexiclip.bundle import load_model
 from flexiclip.config import ImageTowerConfig, ModelConfig
 from flexiclip.config.schema import Size
 from flexiclip.export import onnx
 from flexiclip.export.agreement import EXACT, agreement
 from flexiclip.export.encoders import ImageEncoder
+from flexiclip.model_folder import load_model
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text.base import AbsentText
-from flexiclip.train.engines.blocks import compile_blocks
+from flexiclip.train.blocks import compile_blocks
 
 LENGTHS = (5, 8, 10, 15, 30)
 FASTER = 1.2

@@ -27,14 +27,14 @@ from side_by_side.record import Record, options
 from side_by_side.turns import Work as Call
 from side_by_side.turns import ratio, take_turns
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config, from_dict
 from flexiclip.config.schema import PatchConfig
+from flexiclip.model_folder import LoadedModel, build_model
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.flops import image_model_flops
 from flexiclip.models.text.base import trim_padding
 from flexiclip.schedules import Horizon, SeqhwSchedule
-from flexiclip.train.objectives.base import Inputs
+from flexiclip.train.objectives import Inputs
 
 LENGTHS = PatchConfig().seqhw
 STEPS = 1000

@@ -31,7 +31,7 @@ from side_by_side.training import Task, alone, make_stepper, random_pairs
 from side_by_side.turns import Work, seconds, take_turns
 
 from flexiclip.data.index import index_shards
-from flexiclip.data.plan import Plan, Source
+from flexiclip.data.order import Plan, Source
 
 SAMPLES_OF_A_SMALL_SHARD = 16
 SAMPLES_OF_A_SHARD = 10_000

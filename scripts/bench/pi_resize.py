@@ -25,7 +25,7 @@ from flexiclip.config import ImageTowerConfig
 from flexiclip.models import pi_resize as resize
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.pi_resize import pi_resize
-from flexiclip.train.engines.host_memory import keep_freed_memory
+from flexiclip.train.blocks import keep_freed_memory
 
 IMAGE, KERNEL = 240, 32  # pixels
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)

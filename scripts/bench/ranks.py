@@ -39,7 +39,7 @@ def measure(variant: str, seqhw: int, batch: int, steps: int, bf16: bool) -> dic
     from side_by_side.training import Task, make_stepper, random_pairs
     from side_by_side.turns import seconds
 
-    from flexiclip.train.processes.ranks import joined_ranks
+    from flexiclip.train.ranks import joined_ranks
 
     with joined_ranks(process_group=False, threads=1) as ranks:
         torch.manual_seed(0)

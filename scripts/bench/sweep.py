@@ -32,10 +32,10 @@ from side_by_side.record import Record, options
 from side_by_side.turns import Work, ratio, take_turns
 from torch import Tensor, nn
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config, from_dict
 from flexiclip.data.images import normalize
 from flexiclip.data.tokenizers import train_sentencepiece
+from flexiclip.model_folder import LoadedModel, build_model
 
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 TOWERS: dict[str, dict[str, Any]] = {

@@ -32,11 +32,11 @@ from side_by_side.record import Grid, Record, options
 from side_by_side.turns import Work as Call
 from side_by_side.turns import ratio, take_turns
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.data.images import normalize
+from flexiclip.model_folder import LoadedModel
 from flexiclip.models.flops import image_flops, projection_flops, text_flops
 from flexiclip.models.text.base import trim_padding
-from flexiclip.train.engines.precision import has_bf16
+from flexiclip.train.engine import has_bf16
 
 CAPTIONS = {"short": short_captions, "long": long_captions}
 OURS, THEIRS = {"ours", "ours compiled"}, {"open_clip", "open_clip fused", "open_clip compiled"}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flexiclip.data.index_cache import pack
+from flexiclip.data.index import pack
 from fuzzing.case import Case
 
 _BLOCK = 512

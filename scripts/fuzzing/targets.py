@@ -38,7 +38,7 @@ class Target:
 
 def make_target(name: str) -> Target:
     """The target of that name; the code under test is imported here, so that an engine may instrument it."""
-    from flexiclip.data.fields import BadSample
+    from flexiclip.data.samples import BadSample
     from flexiclip.errors import UserError
 
     documented = {"index": (UserError, BadSample), "samples": (BadSample,), "recipe": (UserError,), "weights": (UserError,)}
@@ -137,42 +137,42 @@ def _weights(files: Case, folder: Path) -> str:
     if first.startswith("checkpoints/"):
         return _checkpoint(folder / "checkpoints")
     if first.startswith("local/"):
-        from flexiclip.models.weights.open_clip import import_open_clip
+        from flexiclip.formats.open_clip_reader import import_open_clip
 
         return _built(import_open_clip(f"local-dir:{folder / 'local'}", None, text))
     if first.startswith("hf/"):
-        from flexiclip.models.weights.transformers import import_transformers
+        from flexiclip.formats.transformers_reader import import_transformers
 
         return _built(import_transformers(folder / "hf", text))
     if first.endswith(".npz"):
-        from flexiclip.models.weights.big_vision import import_big_vision
+        from flexiclip.formats.big_vision_reader import import_big_vision
 
         return _built(import_big_vision(folder / first, text))
     if first.startswith("open_clip."):
-        from flexiclip.models.weights.open_clip import import_open_clip
+        from flexiclip.formats.open_clip_reader import import_open_clip
 
         return _built(import_open_clip(str(folder / first), OPEN_CLIP_ARCH, text))
-    from flexiclip.models.weights.timm import import_timm
+    from flexiclip.formats.timm_reader import import_timm
 
     return _built(import_timm(folder / "timm" if first.startswith("timm/") else folder / (first or "nothing")))
 
 
 def _built(imported: object) -> str:
-    from flexiclip.imports import build_imported
+    from flexiclip.formats.run import build_imported
 
     loaded = build_imported(imported, "the file")  # type: ignore[arg-type]
     return "two towers" if loaded.config.model.text else "image tower"
 
 
 def _model_folder(folder: Path) -> str:
-    from flexiclip.bundle import load_model
+    from flexiclip.model_folder import load_model
 
     loaded = load_model(folder)
     return f"model with {type(loaded.tokenizer).__name__}"
 
 
 def _checkpoint(root: Path) -> str:
-    from flexiclip.train.checkpoints.opening import open_store
+    from flexiclip.train.remote_store import open_store
 
     store = open_store(str(root), root / ".saving")
     latest = store.latest()

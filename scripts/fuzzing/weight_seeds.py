@@ -169,8 +169,8 @@ def _vocabulary(folder: Path) -> bytes:
 
 
 def _model_folder(folder: Path, vocabulary: bytes) -> Case:
-    from flexiclip.bundle import build_model, save_model
     from flexiclip.config import Config, from_dict
+    from flexiclip.model_folder import build_model, save_model
 
     image = {**_SMALL, "image_size": 8, "base_patch_size": 4, "base_grid": 2}
     tokenizer = {"path": str(folder / "text.model"), "context_length": 6}

@@ -17,7 +17,7 @@ from mutation_tools import record
 from mutation_tools.core import HERE, MUTANTS, TREE, Module, digest, modules
 from mutation_tools.tree import prepare
 
-PRELOADED = ("deepspeed", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.engines.zero", "flexiclip_eval.run")
+PRELOADED = ("deepspeed", "flexiclip.cli", "flexiclip.train.trainer", "flexiclip.train.deepspeed", "flexiclip_eval.run")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",

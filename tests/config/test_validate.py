@@ -167,7 +167,7 @@ def test_a_key_of_deepspeed_that_the_recipe_says_elsewhere_is_refused(key):
 
 def test_every_key_that_we_generate_for_deepspeed_is_ours_or_may_be_changed():
     """What deepspeed_config() says by itself is refused from the recipe, but for what neither numbers nor memory depend on."""
-    from flexiclip.train.engines.zero import OFFLOADED, deepspeed_config
+    from flexiclip.train.deepspeed import OFFLOADED, deepspeed_config
 
     generated = deepspeed_config(from_dict(Config, {"engine": {"zero_stage": 3, "offload": "parameters"}}), 1)
     zero = generated.pop("zero_optimization")

@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 from flexiclip.config import Config, DataConfig, SourceConfig, from_dict
+from flexiclip.data.batch import Mixup
 from flexiclip.data.dataset import make_item
-from flexiclip.data.draws import Draw, below, permutation, stream
 from flexiclip.data.images import TrainTransform
-from flexiclip.data.mixup import Mixup
-from flexiclip.data.plan import Plan, Source
+from flexiclip.data.order import Plan, Source
 from flexiclip.data.samples import Sample
+from flexiclip.draws import Draw, below, permutation, stream
 from flexiclip.schedules import Horizon, SeqhwSchedule
 
 STORED = Path(__file__).with_name("frozen.json")

@@ -9,7 +9,7 @@ from shardkit import good_sample, write_samples
 
 from flexiclip.__main__ import main
 from flexiclip.data.check import ShardRow, check_shards, describe_shards
-from flexiclip.data.shards import expand_shards
+from flexiclip.data.remote import expand_shards
 from flexiclip.errors import UserError
 
 

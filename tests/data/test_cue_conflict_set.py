@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexiclip.data.sources import cue_conflict
-from flexiclip.data.sources.cue_conflict import SHAPES, TEXTURES, Texture, build_cue_conflict, fill, silhouette
+from flexiclip.datasets import cue_conflict
+from flexiclip.datasets.cue_conflict import SHAPES, TEXTURES, Texture, build_cue_conflict, fill, silhouette
 from flexiclip.errors import UserError
 
 

@@ -21,7 +21,7 @@ from shardkit import good_sample, write_samples
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import TrainSources, open_sources
 from flexiclip.data.reading import reopen
-from flexiclip.data.shards import expand_shards
+from flexiclip.data.remote import expand_shards
 from flexiclip.errors import UserError
 
 SAMPLES = [good_sample(n) for n in range(20)]

@@ -15,7 +15,7 @@ from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.dataset import MAX_BAD, TrainDataset, open_sources
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.reading import prefetch, reopen
-from flexiclip.data.shards import expand_shards
+from flexiclip.data.remote import expand_shards
 from flexiclip.errors import UserError
 
 SUBSTITUTE = 5  # the purpose of the draw

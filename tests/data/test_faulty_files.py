@@ -19,8 +19,7 @@ from shardkit import encode, good_sample, write_samples
 
 from flexiclip.config import TokenizerConfig
 from flexiclip.data import images
-from flexiclip.data.images import ImageError, decode_image
-from flexiclip.data.jpeg import more_scans_than
+from flexiclip.data.images import ImageError, decode_image, more_scans_than
 from flexiclip.data.samples import open_samples
 from flexiclip.data.tokenizers import build_tokenizer, train_sentencepiece
 

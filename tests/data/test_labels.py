@@ -12,11 +12,9 @@ import torch
 from shardkit import good_sample, write_samples
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch
-from flexiclip.data.fields import BadSample
-from flexiclip.data.labels import Labels, class_names
+from flexiclip.data.batch import Batch, Mixup
 from flexiclip.data.loader import train_loader
-from flexiclip.data.mixup import Mixup
+from flexiclip.data.samples import BadSample, Labels, class_names
 from flexiclip.errors import UserError
 
 NAMES = ("cat", "dog", "7", "bird")

@@ -13,9 +13,8 @@ from shardkit import good_sample, word_tokenizer, write_samples
 
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.batch import caption_id
-from flexiclip.data.captions import iter_captions
 from flexiclip.data.dataset import open_sources
-from flexiclip.data.loader import train_loader
+from flexiclip.data.loader import iter_captions, train_loader
 from flexiclip.errors import UserError
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import Sample, open_samples
-from flexiclip.data.shards import expand_shards
-from flexiclip.data.sources.emoji_names import concept_words, known_emoji
-from flexiclip.data.sources.emoji_set import EmojiBuild
-from flexiclip.data.sources.openmoji import build_openmoji
+from flexiclip.datasets.emoji_names import concept_words, known_emoji
+from flexiclip.datasets.emoji_set import EmojiBuild
+from flexiclip.datasets.vendors import build_openmoji
 from flexiclip.errors import UserError
 
 LIMIT, HELD_OUT = 450, 100  # concepts

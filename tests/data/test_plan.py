@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexiclip.config import Config, from_dict
-from flexiclip.data.plan import Plan, Source
+from flexiclip.data.order import Plan, Source
 from flexiclip.errors import UserError
 
 COUNTS = st.lists(st.integers(0, 12), min_size=1, max_size=7).filter(any)

@@ -14,12 +14,11 @@ from PIL import Image
 from shardkit import good_sample, jpeg, write_samples
 
 from flexiclip.data.check import check_shards
-from flexiclip.data.fields import BadSample, read_captions
 from flexiclip.data.index import Place
 from flexiclip.data.members import read_members
 from flexiclip.data.reading import Retries
-from flexiclip.data.samples import SampleStore, open_samples
-from flexiclip.data.shards import expand_shards
+from flexiclip.data.remote import expand_shards
+from flexiclip.data.samples import BadSample, SampleStore, open_samples, read_captions
 
 
 def store_of(tmp_path: Path, *samples: dict[str, Any], captions: tuple[str, ...] = ("txt",)) -> SampleStore:

@@ -12,8 +12,8 @@ import torch
 from shardkit import good_sample, write_samples
 
 from flexiclip.config import DataConfig, SourceConfig
-from flexiclip.data.captions import iter_captions
 from flexiclip.data.dataset import open_sources
+from flexiclip.data.loader import iter_captions
 from flexiclip.errors import UserError
 
 

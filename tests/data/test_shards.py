@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from flexiclip.data.reading import prefetch, read_range
+from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import open_samples
-from flexiclip.data.shards import expand_shards
 from flexiclip.errors import UserError
 
 

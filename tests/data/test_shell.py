@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from shardkit import good_sample, write_samples
 
-from flexiclip.data.shards import expand_shards
+from flexiclip.data.remote import expand_shards
 from flexiclip.errors import UserError
 
 COMMAND = "touch pwned; cat good.tar"

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from shardkit import good_sample, write_samples
 
+from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import open_samples
-from flexiclip.data.shards import expand_shards
-from flexiclip.data.stages import Stage, StageBoard, StageName
+from flexiclip.data.worker_watch import Stage, StageBoard, StageName
 from flexiclip.errors import RunError
 
 

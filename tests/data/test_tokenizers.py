@@ -17,7 +17,7 @@ import transformers
 from tokenized import Tokenized
 
 from flexiclip.config import TokenizerConfig
-from flexiclip.config.paths import resolve_folder
+from flexiclip.config.load import resolve_folder
 from flexiclip.data.tokenizers import Tokenizer, build_tokenizer, load_tokenizer, train_sentencepiece
 from flexiclip.errors import UserError
 

@@ -18,12 +18,11 @@ import pytest
 from PIL import Image
 
 from flexiclip.__main__ import main
+from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import Sample, open_samples
-from flexiclip.data.shards import expand_shards
-from flexiclip.data.sources.emoji_names import known_emoji
-from flexiclip.data.sources.npm import NpmPackage, fetch
-from flexiclip.data.sources.openmoji import build_openmoji
-from flexiclip.data.sources.vendors import FLUENT, NOTO, build_vendor, place, read_pictures
+from flexiclip.datasets.emoji_names import known_emoji
+from flexiclip.datasets.emoji_set import NpmPackage, fetch
+from flexiclip.datasets.vendors import FLUENT, NOTO, build_openmoji, build_vendor, place, read_pictures
 from flexiclip.errors import UserError
 
 TRIAL: dict[str, Any] = {"pixels": 24, "heldout": 40, "limit": 120}

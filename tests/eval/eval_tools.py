@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
+from flexiclip.model_folder import LoadedModel, build_model
 
 CATEGORIES = ("animals", "flags", "food", "objects", "people", "symbols")
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from eval_tools import CATEGORIES, toys, write_shards
 from flexiclip_eval import DatasetConfig, Row, TaskConfig
-from flexiclip_eval.choices.cascade import CascadeCurve, CascadePoint
-from flexiclip_eval.choices.length import choose, parse_budget
 from flexiclip_eval.data.images import Record
-from flexiclip_eval.report.gallery import Gallery
+from flexiclip_eval.report.page_data import Gallery
 from flexiclip_eval.report.table import ModelInfo, Report
 from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tradeoffs import CascadeCurve, CascadePoint, choose, parse_budget
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=http://127.0.0.1:9/x onerror=alert(1)>"
 """As a caption, a class, a key and a model's folder."""

@@ -13,10 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flexiclip_eval.analysis.attention import agreement, half_mass
-from flexiclip_eval.analysis.cka import alignment, gram, hsic
+from flexiclip_eval.analysis.cka import alignment, gram, hsic, layer_names, visit_layers
 from flexiclip_eval.analysis.cue_conflict import Answer, Conflict, bias_of, read_conflicts
 from flexiclip_eval.analysis.ensembles import Ensemble, TaskEnsembles, _sentence, at_cost, mean_rows, subsets
-from flexiclip_eval.analysis.layers import layer_names, visit_layers
 from flexiclip_eval.analysis.relevance import recorded_attention, relevance
 from flexiclip_eval.analysis.tokens import alike, cell, seed_map, unit_tokens
 from PIL import Image

@@ -30,11 +30,11 @@ from flexiclip_eval.analysis.run import ANALYSES, AnalysisOptions, analyze, chos
 from flexiclip_eval.analysis.subject import Sample, Subject, draw_sample, subject_lengths
 from flexiclip_eval.suites.load import load_datasets
 
-from flexiclip.bundle import LoadedModel, load_model, save_model
 from flexiclip.cli import run
 from flexiclip.config import TokenizerConfig
 from flexiclip.data.tokenizers import AbsentTokenizer
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, load_model, save_model
 
 BROKEN = (2, 20)
 LENGTHS = [2, 3, 6]

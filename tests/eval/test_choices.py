@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 from flexiclip_eval import Row
-from flexiclip_eval.choices.cascade import CascadePoint, Reranked, cascade_pair, parse_cascade, priced, shortlists
-from flexiclip_eval.choices.length import Budget, choose, parse_budget, sentence
+from flexiclip_eval.tradeoffs import (
+    Budget,
+    CascadePoint,
+    Reranked,
+    cascade_pair,
+    choose,
+    parse_budget,
+    parse_cascade,
+    priced,
+    sentence,
+    shortlists,
+)
 
 from flexiclip.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
-from flexiclip_eval.choices.length import parse_budget
+from flexiclip_eval.tradeoffs import parse_budget
 
 from flexiclip.errors import UserError
 

@@ -23,7 +23,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
-from flexiclip.bundle import LoadedModel
+from flexiclip.model_folder import LoadedModel
 
 CLASSES = ["cat", "dog", "red car", "tree", "house", "cloud", "stone"]
 TEMPLATES = ["a photo of a {c}.", "a drawing of {c}", "{c}"]

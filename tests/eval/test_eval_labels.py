@@ -11,8 +11,7 @@ from flexiclip_eval.data.images import Record
 from flexiclip_eval.data.labels import resolve_labels, resolve_many
 from flexiclip_eval.data.shards import json_label, member_label
 
-from flexiclip.data.fields import BadSample
-from flexiclip.data.labels import Labels
+from flexiclip.data.samples import BadSample, Labels
 from flexiclip.errors import UserError
 
 CLASSES = ("cat", "dog", "True", "2020", "1.5")

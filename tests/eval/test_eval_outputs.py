@@ -17,8 +17,8 @@ from flexiclip_eval.report.compare import main as compare
 from flexiclip_eval.report.files import as_json, read_rows, remove, require_folder, write_report, write_whole
 from report_kit import full_report
 
-from flexiclip.bundle import LoadedModel, save_model
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, save_model
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 READ_ONLY = OSError(errno.EROFS, "Read-only file system")

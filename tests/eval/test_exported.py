@@ -19,8 +19,8 @@ from flexiclip_eval.models import open_model
 from flexiclip_eval.models.protocol import ForeignModel, choose_lengths, has_text, trained_lengths
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import LoadedModel, save_model
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, save_model
 
 LENGTHS = (3, 6)
 

@@ -12,7 +12,7 @@ from flexiclip_eval.models import open_model
 from flexiclip_eval.models.flex import FLEXES
 from flexiclip_eval.models.protocol import ForeignModel
 
-from flexiclip.bundle import save_model
+from flexiclip.model_folder import save_model
 
 
 def _area(kernel: np.ndarray, side: int) -> np.ndarray:

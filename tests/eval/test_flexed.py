@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
-from flexiclip.bundle import save_model
 from flexiclip.config import PatchStage, parse_duration
 from flexiclip.errors import UserError
+from flexiclip.model_folder import save_model
 
 
 def _image() -> Image.Image:

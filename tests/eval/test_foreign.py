@@ -13,9 +13,9 @@ import webdataset
 from PIL import Image
 
 from flexiclip.__main__ import main
-from flexiclip.imports import build_imported
+from flexiclip.formats.open_clip_reader import import_open_clip
+from flexiclip.formats.run import build_imported
 from flexiclip.models.flops import image_flops, image_model_flops
-from flexiclip.models.weights.open_clip import import_open_clip
 
 NAME = "ViT-S-32-alt"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 220), "white": (250, 250, 250)}

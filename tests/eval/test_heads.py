@@ -10,9 +10,9 @@ import torch
 from eval_tools import CATEGORIES, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites, make_evaluators
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config, from_dict
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, build_model
 
 CLASSES = ("ships", *reversed(CATEGORIES))  # one that the suite does not have, and another order
 

@@ -22,9 +22,9 @@ from flexiclip_eval.models.protocol import (
 )
 from PIL import Image
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.data.images import EvalTransform
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.data.tokenizers import AbsentTokenizer
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel
 
 TESTED, BROKEN = 61, (3, 50)
 

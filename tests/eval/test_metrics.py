@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from eval_tools import shuffled_recall, slow_recall, unit
-from flexiclip_eval.embeddings.prompts import unit_rows
+from flexiclip_eval.embeddings.embed import unit_rows
 from flexiclip_eval.tasks import search
 from flexiclip_eval.tasks.classification import classification_chance, classify, largest_class
-from flexiclip_eval.tasks.ranking import hit_probability
 from flexiclip_eval.tasks.retrieval import Pairs, merged_pairs, retrieval_chance, retrieval_metrics
+from flexiclip_eval.tasks.search import hit_probability
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

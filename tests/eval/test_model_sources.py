@@ -19,9 +19,9 @@ from timm.layers import resample_patch_embed
 from torch import Tensor
 
 from flexiclip.__main__ import main
-from flexiclip.imports import build_imported
+from flexiclip.formats.open_clip_reader import import_open_clip
+from flexiclip.formats.run import build_imported
 from flexiclip.models.flops import image_flops, image_model_flops
-from flexiclip.models.weights.open_clip import import_open_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE, PATCH = 48, 16

@@ -8,13 +8,23 @@ from dataclasses import replace
 
 import pytest
 from flexiclip_eval import Row
-from flexiclip_eval.choices.cascade import CascadeCurve, CascadePoint
-from flexiclip_eval.choices.length import choose, parse_budget, primary_metric, sentence
-from flexiclip_eval.report.names import best_of, brief, family_of, is_share, long_name, short_name, show
 from flexiclip_eval.report.page import render_page
 from flexiclip_eval.report.page_data import page_data
-from flexiclip_eval.report.table import ModelInfo, Report, cells, label_of
+from flexiclip_eval.report.table import (
+    ModelInfo,
+    Report,
+    best_of,
+    brief,
+    cells,
+    family_of,
+    is_share,
+    label_of,
+    long_name,
+    short_name,
+    show,
+)
 from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tradeoffs import CascadeCurve, CascadePoint, choose, parse_budget, primary_metric, sentence
 
 R5, RANK = "image_retrieval_recall@5", "image_retrieval_median_rank"
 

@@ -11,8 +11,7 @@ import pytest
 from flexiclip_eval import Row
 from flexiclip_eval.report.compare import main
 from flexiclip_eval.report.files import as_json, read_rows, write_report
-from flexiclip_eval.report.table import ModelInfo, Report
-from flexiclip_eval.report.terminal import print_report
+from flexiclip_eval.report.table import ModelInfo, Report, print_report
 from flexiclip_eval.rows import TaskInfo
 from PIL import Image
 

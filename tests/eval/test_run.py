@@ -28,9 +28,9 @@ from eval_tools import (
 )
 from flexiclip_eval import evaluate_suites, make_evaluators
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.data.samples import Sample, SampleStore
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel
 
 BROKEN = (2, 20)
 
@@ -215,7 +215,7 @@ def test_mistakes_are_said_in_one_line(loaded: LoadedModel, suite: str, tmp_path
 def test_the_openmoji_suite_fits_what_the_builder_writes(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexiclip.data.sources.openmoji import build_openmoji
+    from flexiclip.datasets.vendors import build_openmoji
 
     build, _ = build_openmoji(tmp_path / "openmoji", pixels=24, heldout=40, limit=300)
     monkeypatch.setenv("FLEXICLIP_DATA", str(tmp_path))
@@ -232,7 +232,7 @@ def test_the_openmoji_suite_fits_what_the_builder_writes(
 def test_the_suites_of_other_styles_fit_what_the_builders_write(
     name: str, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexiclip.data.sources.vendors import FLUENT, NOTO, build_vendor
+    from flexiclip.datasets.vendors import FLUENT, NOTO, build_vendor
 
     vendor = {"noto": NOTO, "fluent": FLUENT["3d"]}[name]
     build, _ = build_vendor(tmp_path / name, vendor, pixels=24, heldout=40, limit=300)

@@ -17,14 +17,14 @@ from eval_tools import toy_model, toys
 from flaky_server import FlakyServer
 from flexiclip_eval import DatasetConfig, TaskConfig, evaluate_suites
 from flexiclip_eval.data.opening import open_source
-from flexiclip_eval.embeddings.prompts import class_embeddings
+from flexiclip_eval.embeddings.embed import class_embeddings
 from flexiclip_eval.suites.complete import complete
 from flexiclip_eval.suites.dataset import training
 from flexiclip_eval.suites.load import load_datasets
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import save_model
 from flexiclip.errors import UserError
+from flexiclip.model_folder import save_model
 
 
 class TreeServer(FlakyServer):

@@ -18,9 +18,9 @@ from flexiclip_eval.data.images import ImageBlock
 from flexiclip_eval.embeddings.store import model_fingerprint
 from flexiclip_eval.suites.load import load_datasets
 
-from flexiclip.bundle import LoadedModel, load_model, save_model
 from flexiclip.data.samples import Sample, SampleStore
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, load_model, save_model
 
 
 @pytest.fixture(scope="module")

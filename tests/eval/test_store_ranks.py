@@ -15,8 +15,8 @@ from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
 from safetensors import safe_open
 
-from flexiclip.bundle import load_model, save_model
 from flexiclip.data.samples import Sample, SampleStore
+from flexiclip.model_folder import load_model, save_model
 
 ITEMS, BROKEN = 23, (2, 20)  # one in each rank's block
 

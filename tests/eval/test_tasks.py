@@ -16,12 +16,12 @@ from flexiclip_eval.data.labels import resolve_many
 from flexiclip_eval.data.shards import json_label, member_label
 from flexiclip_eval.tasks import rerank as rerank_module
 from flexiclip_eval.tasks import search
+from flexiclip_eval.tasks.base import found_examples
 from flexiclip_eval.tasks.choice import choice_chance, choice_metrics, find_instances
-from flexiclip_eval.tasks.examples import found_examples
-from flexiclip_eval.tasks.multilabel import average_precision
-from flexiclip_eval.tasks.ranking import first_twins
+from flexiclip_eval.tasks.classification import average_precision
 from flexiclip_eval.tasks.rerank import rerank
 from flexiclip_eval.tasks.retrieval import merged_pairs, retrieval_metrics
+from flexiclip_eval.tasks.search import first_twins
 from sklearn.metrics import average_precision_score
 
 from flexiclip.errors import UserError

@@ -15,8 +15,8 @@ from flexiclip_eval.suites.load import load_datasets, load_readable
 from test_sources import write_root
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import LoadedModel, save_model
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, save_model
 
 DISTANCES = ("very nearby", "nearby", "near", "", "distant", "very distant")
 """CLIP_benchmark's names of clevr_closest_object_distance."""

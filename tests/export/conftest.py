@@ -10,10 +10,10 @@ import pytest
 import torch
 from export_models import IMAGE, LENGTHS, MODELS, SMALL
 
-from flexiclip.bundle import LoadedModel, build_model, load_model, save_model
 from flexiclip.config import Config, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.export.agreement import CAPTIONS
+from flexiclip.model_folder import LoadedModel, build_model, load_model, save_model
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import LoadedModel
+from flexiclip.model_folder import LoadedModel
 
 DOC = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
 BLOCK = "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'PIL', 'flexiclip')))\nrunpy.run_path(sys.argv.pop(1))"

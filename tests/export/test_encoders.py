@@ -17,10 +17,10 @@ from export_models import LENGTHS
 from PIL import Image
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import LoadedModel, load_model, save_model
 from flexiclip.config import PreprocessConfig
 from flexiclip.export.agreement import EXACT, Disagreement, agreement, check, image_cases
 from flexiclip.export.encoders import ImageEncoder, bake
+from flexiclip.model_folder import LoadedModel, load_model, save_model
 from flexiclip.models.pi_resize import pi_resize
 
 

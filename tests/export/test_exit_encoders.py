@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import build_model, load_model, save_model
 from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, PatchStage, parse_duration
+from flexiclip.model_folder import build_model, load_model, save_model
 
 LENGTHS = PatchConfig(seqhw=(4, 2, 6), weights=(1.0, 1.0, 0.0), stages=(PatchStage(parse_duration("50%"), (3,)),))
 

@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import LoadedModel
+from flexiclip.model_folder import LoadedModel
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGES = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))

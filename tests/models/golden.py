@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from flexiclip.models.weights.big_vision import read_npz
+from flexiclip.formats.big_vision_reader import read_npz
 
 FOLDER = Path(__file__).parents[1] / "golden"
 PAPER_PATCHES = (8, 10, 12, 15, 16, 20, 24, 30, 40, 48)  # at 240 px: the ten sizes of the paper

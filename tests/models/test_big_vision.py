@@ -9,7 +9,7 @@ import pytest
 from golden import FOLDER
 
 from flexiclip.errors import UserError
-from flexiclip.models.weights.big_vision import image_tower_state, read_npz, split_head, text_tower_state
+from flexiclip.formats.big_vision_reader import image_tower_state, read_npz, split_head, text_tower_state
 
 
 def test_prefixed_files_read_alike(tmp_path: Path) -> None:

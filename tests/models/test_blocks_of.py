@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 from flexiclip.config import ImageTowerConfig, TextTowerConfig
-from flexiclip.models.blocks import blocks_of
 from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.locks import blocks_of
 from flexiclip.models.text import TextTransformer
 
 

@@ -13,8 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from flexiclip.config import ImageTowerConfig
 from flexiclip.errors import UserError
+from flexiclip.formats.big_vision_reader import image_tower_state, read_npz, split_head
 from flexiclip.models.flexivit import FlexiViT
-from flexiclip.models.weights.big_vision import image_tower_state, read_npz, split_head
 
 Head = dict[str, torch.Tensor]
 

@@ -25,8 +25,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexiclip.bundle import build_model
 from flexiclip.config import Config, ImageTowerConfig, ModelConfig, TextTowerConfig, from_dict
+from flexiclip.model_folder import build_model
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flexiclip.bundle import build_model, load_model
 from flexiclip.config import Config, ImageTowerConfig, from_dict
-from flexiclip.imports import ImportOptions, import_weights
-from flexiclip.models.rebase import own_patch, rebase
+from flexiclip.formats.run import ImportOptions, import_weights
+from flexiclip.model_folder import build_model, load_model
+from flexiclip.models.flexivit import own_patch, rebase
 
 TINY = {"width": 32, "depth": 1, "heads": 2, "pool": "gap"}
 FLEXIBLE = {**TINY, "image_size": 48, "base_patch_size": 16, "base_grid": 4}
@@ -76,7 +76,7 @@ def staged(config: Config, *stages: dict[str, object], weights: list[float] | No
 
 def fixed(tmp_path: Path, *stages: dict[str, object], **image: object) -> tuple[Path, Tensor]:
     """A model folder that was trained at 4 alone, patches of 12 px, with a base kernel of 16, and that kernel."""
-    from flexiclip.bundle import save_model
+    from flexiclip.model_folder import save_model
 
     loaded = build_model(staged(recipe({**FLEXIBLE, **image}, [4]), *stages))
     save_model(tmp_path / "fixed", loaded)
@@ -106,7 +106,7 @@ def test_init_of_a_tower_that_stages_trained_at_several_lengths_copies_it(tmp_pa
 
 @pytest.mark.parametrize("how", ["weight 0", "a stage from the start", "a stage after the end"])
 def test_init_takes_the_kernel_of_the_one_length_that_was_drawn(tmp_path: Path, how: str) -> None:
-    from flexiclip.bundle import save_model
+    from flexiclip.model_folder import save_model
 
     config = {
         "weight 0": staged(recipe(FLEXIBLE, [3, 4]), weights=[0, 1]),
@@ -171,7 +171,7 @@ def test_own_patch_is_that_of_the_one_length_on_each_axis() -> None:
 
 
 def test_a_classifiers_head_is_no_way_into_a_joint_space(tmp_path: Path) -> None:
-    from flexiclip.bundle import save_model
+    from flexiclip.model_folder import save_model
 
     image = {**FLEXIBLE, "projection_bias": True}
     classifier = build_model(recipe(image, [4], classes=8))

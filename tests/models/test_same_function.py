@@ -11,10 +11,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel, build_model, save_model
 from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, build_model, save_model
 
 SIZES = {"width": 16, "depth": 2, "heads": 2}
 IMAGE = {**SIZES, "image_size": 24, "base_patch_size": 8, "base_grid": 3}

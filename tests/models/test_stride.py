@@ -12,11 +12,11 @@ from timm.layers import PatchEmbed, conv2d_same
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from flexiclip.bundle import build_model, load_model, save_model
 from flexiclip.config import Config, ImageTowerConfig, from_dict
 from flexiclip.config.validate import valid_seqhw, validate
 from flexiclip.errors import UserError
-from flexiclip.export.model import export_model
+from flexiclip.export.write_model import export_model
+from flexiclip.model_folder import build_model, load_model, save_model
 from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.flops import image_flops

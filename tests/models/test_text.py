@@ -12,9 +12,9 @@ from golden import FOLDER, golden, largest_difference
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
+from flexiclip.formats.big_vision_reader import read_npz, split_head, text_tower_state
 from flexiclip.models.text import TextTransformer, build_text_tower, trim_padding
 from flexiclip.models.text.base import caption_end, last_used, mean_over
-from flexiclip.models.weights.big_vision import read_npz, split_head, text_tower_state
 
 PAD, EOS, VOCAB, LENGTH = 0, 99, 100, 12
 TINY = TextTowerConfig(

@@ -16,7 +16,7 @@ import transformers
 from golden import largest_difference
 
 from flexiclip.config import TextTowerConfig
-from flexiclip.config.paths import resolve_folder
+from flexiclip.config.load import resolve_folder
 from flexiclip.errors import UserError
 from flexiclip.models.locks import lock_of
 from flexiclip.models.text import TextTower, build_text_tower, trim_padding

@@ -10,11 +10,9 @@ from flexiclip.config import Config, EngineConfig, ImageTowerConfig, ModelConfig
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
 from flexiclip.schedules import micro_batches
-from flexiclip.train.engines.engine import Engine
-from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.objectives.base import Inputs
-from flexiclip.train.objectives.contrastive import Contrastive
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.engine import Engine, ScalarOptimizer
+from flexiclip.train.objectives import Contrastive, Inputs
+from flexiclip.train.ranks import Ranks
 from flexiclip.train.step import Stepper
 
 SIDE, WORDS = 64, 16

@@ -8,7 +8,7 @@ import pytest
 from plan_kit import IMAGE, TEXT, config_of, real_model
 
 from flexiclip.config import EngineConfig, LossConfig, PatchConfig
-from flexiclip.plan.compute import loss_flops
+from flexiclip.models.flops import loss_flops
 from flexiclip.plan.hardware import GB, Device, device_of
 from flexiclip.plan.memory import Memory, step_memory
 from flexiclip.plan.plan import Cluster, make_plan, update_s, visible_traffic_s

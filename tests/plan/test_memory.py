@@ -14,9 +14,9 @@ from flexiclip.models import attention
 from flexiclip.plan.memory import block_bytes, step_memory
 from flexiclip.plan.states import Engine
 from flexiclip.plan.towers import build
-from flexiclip.train.engines.blocks import recompute_blocks
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.towers import Towers
+from flexiclip.train.blocks import recompute_blocks
+from flexiclip.train.engine import TorchEngine
+from flexiclip.train.towers import Towers
 
 WIDE = replace(IMAGE, width=192, depth=6, heads=3)
 SMALL_TEXT = replace(TEXT, width=128, depth=3, heads=2)

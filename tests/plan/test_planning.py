@@ -15,7 +15,7 @@ from plan_kit import config_of, real_model
 from flexiclip.__main__ import main
 from flexiclip.config import Config, PatchConfig, PatchStage, load, parse_duration
 from flexiclip.errors import UserError
-from flexiclip.plan.compute import loss_flops
+from flexiclip.models.flops import loss_flops
 from flexiclip.plan.hardware import device_of
 from flexiclip.plan.memory import step_memory
 from flexiclip.plan.plan import Cluster, make_plan

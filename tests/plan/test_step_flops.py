@@ -16,13 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexiclip.config import Config, ImageTowerConfig, LossConfig, TextTowerConfig
-from flexiclip.models.flops import foreign_text_flops, text_flops
+from flexiclip.models.flops import foreign_text_flops, loss_flops, text_flops
 from flexiclip.models.text import build_text_tower
-from flexiclip.plan.compute import loss_flops
 from flexiclip.plan.towers import build
-from flexiclip.train.engines.blocks import recompute_blocks
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.towers import Towers
+from flexiclip.train.blocks import recompute_blocks
+from flexiclip.train.engine import TorchEngine
+from flexiclip.train.towers import Towers
 
 
 def addmm_in_place(_: Any, left: tuple[int, int], right: tuple[int, int], **__: Any) -> int:

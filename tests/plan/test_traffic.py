@@ -43,10 +43,10 @@ def run_engine(engine_name: str, micro: int, out: str) -> int:
     """On a rank: three steps, then one whose collectives are counted; rank 0 leaves the numbers in a file."""
     from torch.profiler import ProfilerActivity, profile
 
-    from flexiclip.train.engines.engine import TorchEngine
-    from flexiclip.train.engines.towers import Towers
-    from flexiclip.train.engines.zero import DeepSpeedEngine
-    from flexiclip.train.processes.ranks import joined_ranks
+    from flexiclip.train.deepspeed import DeepSpeedEngine
+    from flexiclip.train.engine import TorchEngine
+    from flexiclip.train.ranks import joined_ranks
+    from flexiclip.train.towers import Towers
 
     with joined_ranks(engine_name != "torch", 1) as ranks:
         config = recipe(engine_name, micro, ranks.world)

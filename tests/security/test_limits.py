@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from flexiclip.config import load
-from flexiclip.data.fields import BadSample
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.index import index_shard
-from flexiclip.data.samples import open_samples
+from flexiclip.data.samples import BadSample, open_samples
 from flexiclip.errors import UserError, one_line
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from flexiclip.config import TextTowerConfig, TokenizerConfig
 from flexiclip.data.tokenizers import build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
-from flexiclip.imports import import_weights
+from flexiclip.formats.run import import_weights
 from flexiclip.models.text import build_text_tower
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}

@@ -19,15 +19,13 @@ import pytest
 from PIL import Image
 
 from flexiclip.__main__ import main
-from flexiclip.arrays import read_npz
 from flexiclip.config import load
-from flexiclip.config.paths import resolve_folder
-from flexiclip.data.fields import BadSample
-from flexiclip.data.index import index_shard, read_index
-from flexiclip.data.index_cache import DTYPES, pack
+from flexiclip.config.load import resolve_folder
+from flexiclip.data.index import DTYPES, index_shard, pack, read_index
 from flexiclip.data.reading import shard_stamp
-from flexiclip.data.samples import open_samples
+from flexiclip.data.samples import BadSample, open_samples
 from flexiclip.errors import UserError
+from flexiclip.tensor_files import read_npz
 
 
 def shard_of(path: Path, files: dict[str, bytes]) -> str:

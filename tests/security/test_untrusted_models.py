@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from yaml import safe_dump, safe_load
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import build_model, load_model, save_model
 from flexiclip.config import Config, TokenizerConfig, from_dict
 from flexiclip.data.tokenizers import build_tokenizer, load_tokenizer, train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.imports import build_imported, import_weights
-from flexiclip.models.weights.files import read_state
-from flexiclip.models.weights.timm import import_timm
+from flexiclip.formats.run import build_imported, import_weights
+from flexiclip.formats.timm_reader import import_timm
+from flexiclip.model_folder import build_model, load_model, save_model
+from flexiclip.tensor_files import read_state
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("fox", "owl", "apple", "boat", "house")]
 

@@ -25,8 +25,8 @@ import numpy as np
 from overrides import last_of_each
 from torch import Tensor
 
-from flexiclip.bundle import read_weights
-from flexiclip.train.records.metrics import read_lines
+from flexiclip.model_folder import read_weights
+from flexiclip.train.logs import read_lines
 
 TIMEOUT = 240.0
 """Seconds for one run: DeepSpeed's first start on a machine compiles an extension for about a minute."""
@@ -39,7 +39,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_AC
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["deepspeed", "s3fs", "flexiclip.cli", "flexiclip.train.loop", "flexiclip.train.engines.zero", "flexiclip_eval.run"]
+    ["deepspeed", "s3fs", "flexiclip.cli", "flexiclip.train.trainer", "flexiclip.train.deepspeed", "flexiclip_eval.run"]
 )
 
 
@@ -86,7 +86,7 @@ def flexiclip_main(*argv: str) -> int:
 def trained(config: Any, evaluators: Callable[[Any], dict[str, float]]) -> int:
     """Train with evaluators of the test's own; the exit code and the line are the console script's."""
     from flexiclip.errors import RunError
-    from flexiclip.train.loop import train
+    from flexiclip.train.trainer import train
 
     try:
         train(config, evaluators)

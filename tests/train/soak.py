@@ -42,7 +42,7 @@ def train_and_evaluate(*argv: str) -> int:
 
     import torch
 
-    from flexiclip.train.processes import ranks
+    from flexiclip.train import ranks
 
     os.environ["MKL_CBWR"] = "AVX2,STRICT"  # the same sums wherever in memory a matrix lies
     ranks.JOIN_S = 20.0  # a rank that is killed before it has met the others is not waited for long

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from flexiclip.errors import UserError
-from flexiclip.train.processes.address import check_address
+from flexiclip.train.ranks import check_address
 
 
 @pytest.fixture

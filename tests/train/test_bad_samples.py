@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flexiclip.errors import UserError
-from flexiclip.train.records.bad_samples import BadShare
+from flexiclip.train.logs import BadShare
 
 
 def bad(count: int, reason: str = "no image: none of jpg", shard: str = "a.tar") -> list[dict[str, str]]:

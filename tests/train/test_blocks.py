@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from flexiclip.config import ImageTowerConfig, TextTowerConfig
 from flexiclip.errors import UserError
-from flexiclip.models.blocks import blocks_of
 from flexiclip.models.flexivit import FlexiViT
-from flexiclip.models.locks import lock_of
+from flexiclip.models.locks import blocks_of, lock_of
 from flexiclip.models.text import TextTransformer, build_text_tower
 from flexiclip.models.text.open_clip import OpenClipText
 from flexiclip.models.transformer import MLP
-from flexiclip.train.engines.blocks import recompute_blocks
+from flexiclip.train.blocks import recompute_blocks
 
 Fit = Callable[..., Trained]
 SIZES = {"width": 32, "depth": 3, "heads": 2}

@@ -18,20 +18,19 @@ from torch import Tensor
 from train_shards import sample, write_shard
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints.checkpoint import Facts, Snapshot, open_checkpoint, read_state
-from flexiclip.train.checkpoints.local_store import LocalStore
-from flexiclip.train.checkpoints.stores import expendable
-from flexiclip.train.processes.run_lock import FolderPlace, RunLock
+from flexiclip.train.checkpoint import Facts, Snapshot, open_checkpoint, read_state
+from flexiclip.train.run_lock import FolderPlace, RunLock
+from flexiclip.train.stores import LocalStore, expendable
 
 Fit = Callable[..., Trained]
 
 
 def save_and_train_on(*argv: str) -> None:
     """In each rank: two steps, a snapshot, two steps more; the snapshot must still be what the state was when it was taken."""
-    from flexiclip.train.objectives.base import Inputs
-    from flexiclip.train.processes.ranks import joined_ranks
-    from flexiclip.train.records.recorder import Recorder
+    from flexiclip.train.objectives import Inputs
+    from flexiclip.train.ranks import joined_ranks
     from flexiclip.train.setup import set_up
+    from flexiclip.train.trainer import Recorder
 
     config = load_last(argv)
     with joined_ranks(config.engine.kind == "deepspeed", 1) as ranks:

@@ -25,10 +25,10 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from flexiclip.errors import UserError
-from flexiclip.models.blocks import blocks_of
 from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.locks import blocks_of
 from flexiclip.models.text import TextTransformer
-from flexiclip.train.engines.blocks import compile_blocks, prepare_blocks, recompute_blocks, remove_cut_off
+from flexiclip.train.blocks import compile_blocks, prepare_blocks, recompute_blocks, remove_cut_off
 
 Fit = Callable[..., Trained]
 LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20)  # of 120 px: ten, where torch gives up after eight graphs
@@ -124,7 +124,7 @@ def test_libraries_that_a_kill_has_cut_off_are_removed_from_the_cache(tmp_path: 
 @pytest.mark.slow
 def test_a_start_after_a_kill_in_the_compiler_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every library of the cache empty, torch itself fails for ever."""
-    check = "import torch; from flexiclip.train.engines.blocks import check_compiler; check_compiler(torch.device('cpu'))"
+    check = "import torch; from flexiclip.train.blocks import check_compiler; check_compiler(torch.device('cpu'))"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     subprocess.run([sys.executable, "-c", check], check=True)
     libraries = list(tmp_path.rglob("*.so"))

@@ -10,7 +10,7 @@ import pytest
 from launch import Trained
 from overrides import load_last
 
-from flexiclip.models.training_flops import pair_flops, text_cost
+from flexiclip.models.flops import pair_flops, text_cost
 from flexiclip.plan.plan import Cluster, make_plan
 
 Fit = Callable[..., Trained]

@@ -14,9 +14,9 @@ from test_model_keys import CLASSIFY
 from torch import Tensor
 from train_shards import sample, write_shard
 
-from flexiclip.bundle import build_model
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import train_loader
+from flexiclip.model_folder import build_model
 from flexiclip.train.setup import data_of, labels_of
 
 

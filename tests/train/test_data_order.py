@@ -11,8 +11,8 @@ from train_shards import sample, write_shard
 
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.dataset import open_sources
-from flexiclip.train.checkpoints.checkpoint import Checkpoint, Facts
-from flexiclip.train.processes.data_order import data_order, say_if_changed
+from flexiclip.train.checkpoint import Checkpoint, Facts
+from flexiclip.train.ranks import data_order, say_if_changed
 
 
 @pytest.fixture

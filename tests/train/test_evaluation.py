@@ -13,9 +13,9 @@ from launch import Trained, run_ranks
 from overrides import load_last
 from safetensors.torch import save_file
 
-from flexiclip.bundle import LoadedModel, read_weights
-from flexiclip.train.loop import train
-from flexiclip.train.records.metrics import read_lines
+from flexiclip.model_folder import LoadedModel, read_weights
+from flexiclip.train.logs import read_lines
+from flexiclip.train.trainer import train
 
 STEPS = [6, 12, 18, 20]
 

@@ -13,7 +13,7 @@ from launch import Command, Trained, descendants, flexiclip_main, run_ranks
 from train_shards import sample, write_shard
 
 from flexiclip.__main__ import main
-from flexiclip.train.records.metrics import read_lines
+from flexiclip.train.logs import read_lines
 
 BAD = {"s0003": "image cannot be decoded", "s0009": "empty caption", "s0017": "no image"}
 

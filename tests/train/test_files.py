@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from flexiclip.errors import UserError
-from flexiclip.files import write_whole
-from flexiclip.train.checkpoints.files import clear_left, link_folder, sync_folder, system_reason
+from flexiclip.files import clear_left, link_folder, sync_folder, system_reason, write_whole
 
 
 def names(folder: Path) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launch import Trained, flexiclip_main, run_ranks
 
-from flexiclip.train.checkpoints.checkpoint import open_checkpoint
+from flexiclip.train.checkpoint import open_checkpoint
 
 Fit = Callable[..., Trained]
 

@@ -18,10 +18,10 @@ from test_step import plain_loss
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from flexiclip.bundle import build_model
 from flexiclip.data.images import normalize
-from flexiclip.train.objectives.base import Inputs
-from flexiclip.train.processes.ranks import Ranks, joined_ranks
+from flexiclip.model_folder import build_model
+from flexiclip.train.objectives import Inputs
+from flexiclip.train.ranks import Ranks, joined_ranks
 from flexiclip.train.setup import set_up
 
 Fit = Callable[..., Trained]

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from launch import free_port, leave_in_time, said, started_ranks
 
 from flexiclip.errors import RunError, UserError
-from flexiclip.train.processes import heartbeat
-from flexiclip.train.processes.heartbeat import Heartbeat
-from flexiclip.train.processes.ranks import Ranks, joined_ranks
+from flexiclip.train import heartbeat
+from flexiclip.train.heartbeat import Heartbeat
+from flexiclip.train.ranks import Ranks, joined_ranks
 
 
 def watched(body: Callable[[Ranks], None], timeout_s: float) -> int:
@@ -197,7 +197,7 @@ def test_ranks_that_never_meet_leave_in_one_line(monkeypatch: pytest.MonkeyPatch
     given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**given, "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr("flexiclip.train.processes.ranks.JOIN_S", 0.3)
+    monkeypatch.setattr("flexiclip.train.ranks.JOIN_S", 0.3)
     with pytest.raises(RunError) as caught, joined_ranks(False, 1):
         pass
     assert str(caught.value).startswith(

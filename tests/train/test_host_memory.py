@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from flexiclip.train.engines import host_memory
+from flexiclip.train import blocks as host_memory
 
 PROGRAM = """
 import os, resource, sys
 import torch
-from flexiclip.train.engines.host_memory import keep_freed_memory
+from flexiclip.train.blocks import keep_freed_memory
 
 def faults(megabytes=48):  # beyond glibc's largest threshold
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

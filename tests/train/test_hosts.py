@@ -11,8 +11,7 @@ import pytest
 from launch import ENVIRONMENT, run_ranks
 
 from flexiclip.errors import UserError
-from flexiclip.train.processes.hosts import check_shared_folder, share_file
-from flexiclip.train.processes.ranks import joined_ranks
+from flexiclip.train.ranks import check_shared_folder, joined_ranks, share_file
 
 AS_LOCALHOST = 'echo localhost > /proc/sys/kernel/hostname && exec "$@"'
 """A shell command, for a process with a host name of its own, that gives it the name that always resolves to loopback."""

@@ -11,9 +11,9 @@ from overrides import load_last
 from torch import Tensor, nn
 from train_shards import sample
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config
-from flexiclip.train.engines.towers import Towers
+from flexiclip.model_folder import LoadedModel, build_model
+from flexiclip.train.towers import Towers
 
 MODEL: dict[str, list[str]] = {
     "model.image.variant": ["model.image.variant=Ti", "model.image.width=null", "model.image.heads=null"],

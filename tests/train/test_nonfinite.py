@@ -20,13 +20,13 @@ from test_step import ALONE
 from torch import Tensor
 from train_shards import SAMPLES, SIZES, sample, write_shard
 
-from flexiclip.bundle import LoadedModel, build_model, load_model
 from flexiclip.config import Config, load
 from flexiclip.errors import RunError
-from flexiclip.train.engines.engine import Engine, TorchEngine
-from flexiclip.train.engines.towers import Towers
+from flexiclip.model_folder import LoadedModel, build_model, load_model
+from flexiclip.train.engine import Engine, TorchEngine
 from flexiclip.train.nonfinite import PATIENCE, Skips
-from flexiclip.train.processes.ranks import Ranks, joined_ranks
+from flexiclip.train.ranks import Ranks, joined_ranks
+from flexiclip.train.towers import Towers
 
 Fit = Callable[..., Trained]
 Refuse = Callable[..., str]
@@ -231,7 +231,7 @@ def engine_of(config: Config, loaded: LoadedModel, ranks: Ranks) -> Engine:
     towers = Towers(loaded.model.train(), bf16=False)
     if config.engine.kind == "torch":
         return TorchEngine(towers, config, ranks)
-    from flexiclip.train.engines.zero import DeepSpeedEngine
+    from flexiclip.train.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(towers, config, ranks)
 

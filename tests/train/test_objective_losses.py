@@ -17,22 +17,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.config import ClassificationConfig, Config, DistillationConfig, LossConfig, from_dict
 from flexiclip.data.images import EvalTransform
 from flexiclip.data.tokenizers import AbsentTokenizer
+from flexiclip.model_folder import LoadedModel
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.engines.towers import Classifier, LockedTowers, TextFeatures, Towers
-from flexiclip.train.objectives.base import Inputs, Objective
-from flexiclip.train.objectives.classification import Classification
-from flexiclip.train.objectives.contrastive import Contrastive
-from flexiclip.train.objectives.distillation import ClassifierDistillation, PairDistillation
-from flexiclip.train.objectives.teacher import Teacher
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.engine import ScalarOptimizer, TorchEngine
+from flexiclip.train.objectives import Classification, ClassifierDistillation, Contrastive, Inputs, Objective, PairDistillation
+from flexiclip.train.ranks import Ranks
 from flexiclip.train.step import Stepper
+from flexiclip.train.teacher import Teacher
+from flexiclip.train.towers import Classifier, LockedTowers, TextFeatures, Towers
 
 ROWS, DIM, CLASSES = 7, 6, 5
 SIZES = {"width": 16, "heads": 2}

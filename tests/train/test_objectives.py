@@ -13,7 +13,7 @@ from alike import ENGINES, assert_same_weights
 from launch import Trained
 from safetensors.torch import save_file
 
-from flexiclip.bundle import load_model
+from flexiclip.model_folder import load_model
 
 Fit = Callable[..., Trained]
 
@@ -146,7 +146,7 @@ def test_a_teacher_from_timm(fit: Fit, tmp_path: Path) -> None:
     learn at the teacher's patch, which the first step draws; from random weights it learns at every length."""
     import timm
 
-    from flexiclip.imports import ImportOptions, import_weights
+    from flexiclip.formats.run import ImportOptions, import_weights
 
     torch.manual_seed(0)
     sizes = {"img_size": 24, "patch_size": 12, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 6}

@@ -16,8 +16,7 @@ from torch import nn
 from flexiclip.config import ImageTowerConfig, ModelConfig, OptimizerConfig, TextTowerConfig
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
-from flexiclip.train.engines.engine import clip_gradients
-from flexiclip.train.engines.optim import ScalarOptimizer, adamw
+from flexiclip.train.engine import ScalarOptimizer, adamw, clip_gradients
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "optim_adam.npz")
 CONFIG = OptimizerConfig(lr=1e-3, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-8)

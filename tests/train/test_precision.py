@@ -9,8 +9,8 @@ import pytest
 import torch
 from launch import Trained, run_ranks
 
-from flexiclip.train.engines import precision
-from flexiclip.train.processes.ranks import Ranks, joined_ranks
+from flexiclip.train import engine as precision
+from flexiclip.train.ranks import Ranks, joined_ranks
 
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 

@@ -18,8 +18,8 @@ from launch import Command, Trained, descendants, flexiclip_main, leave_in_time,
 from overrides import load_last
 from train_shards import sample, write_shard
 
-from flexiclip.train.processes.signals import Stopped, StopSignal
-from flexiclip.train.records.metrics import read_lines
+from flexiclip.train.logs import read_lines
+from flexiclip.train.signals import Stopped, StopSignal
 
 ENDLESS = ["train.steps=100000", "train.save_every=3", "train.save_in_background=false"]
 """Stopped by what the test does, after a checkpoint."""

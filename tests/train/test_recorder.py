@@ -15,19 +15,18 @@ from overrides import load_last
 from test_step import ALONE
 from torch import nn
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import load
 from flexiclip.errors import RunError, UserError
+from flexiclip.model_folder import LoadedModel, build_model
 from flexiclip.schedules import Horizon
-from flexiclip.train.checkpoints.checkpoint import Facts, open_checkpoint
-from flexiclip.train.checkpoints.local_store import LocalStore
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.optim import MOMENTS, ScalarOptimizer
+from flexiclip.train import trainer as recorder
+from flexiclip.train.checkpoint import Facts, open_checkpoint
+from flexiclip.train.engine import MOMENTS, ScalarOptimizer, TorchEngine
 from flexiclip.train.nonfinite import Skips
-from flexiclip.train.objectives.contrastive import Contrastive
-from flexiclip.train.records import recorder
-from flexiclip.train.records.recorder import Recorder
+from flexiclip.train.objectives import Contrastive
 from flexiclip.train.setup import _engine, _flops
+from flexiclip.train.stores import LocalStore
+from flexiclip.train.trainer import Recorder
 
 Make = Callable[..., tuple[Recorder, Any]]
 

@@ -13,7 +13,7 @@ import pytest
 from alike import ENGINES
 from launch import Command, Trained
 
-from flexiclip.train.records.metrics import read_lines
+from flexiclip.train.logs import read_lines
 
 Fit = Callable[..., Trained]
 WholeRun = Callable[[int, str], Trained]

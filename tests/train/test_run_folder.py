@@ -16,9 +16,9 @@ from flexiclip.config import Config, from_dict, to_dict
 from flexiclip.config.explain import keys as documented
 from flexiclip.errors import UserError
 from flexiclip.schedules import Horizon
-from flexiclip.train.checkpoints.run_folder import check_one_recipe, check_same_run, longer
 from flexiclip.train.course import Course
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.resume import check_one_recipe, check_same_run, longer
 
 
 def keys(sections: dict[str, str]) -> set[str]:
@@ -162,7 +162,7 @@ BARRIER = threading.Barrier(2)
 
 def said_by_two(recipes: tuple[dict[str, Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What check_one_recipe raises on each of two ranks."""
-    monkeypatch.setattr("flexiclip.train.checkpoints.run_folder.to_dict", lambda recipe: recipe)  # of any value of a key
+    monkeypatch.setattr("flexiclip.train.resume.to_dict", lambda recipe: recipe)  # of any value of a key
     said = ["", ""]
 
     def start(rank: int) -> None:

@@ -17,8 +17,8 @@ from uuid import uuid4
 import pytest
 
 from flexiclip.errors import RunError, UserError
-from flexiclip.train.checkpoints.opening import open_store
-from flexiclip.train.processes.run_lock import FOLDER, FolderPlace, Place, RunLock
+from flexiclip.train.remote_store import open_store
+from flexiclip.train.run_lock import FOLDER, FolderPlace, Place, RunLock
 
 
 @pytest.fixture(params=["folder", "memory://"])

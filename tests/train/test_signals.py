@@ -17,8 +17,8 @@ import pytest
 import torch.distributed as dist
 from launch import flexiclip_main, free_port, leave_in_time, rank_environment, run_ranks, started_ranks
 
-from flexiclip.train.processes.ranks import joined_ranks
-from flexiclip.train.processes.signals import PATIENCE_S, Stopped, StopSignal
+from flexiclip.train.ranks import joined_ranks
+from flexiclip.train.signals import PATIENCE_S, Stopped, StopSignal
 
 SOON_S = 4.0
 """A second, on a machine that does other things as well."""

@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 
 from flexiclip.config import DataConfig
 from flexiclip.data.loader import Batches, _batches
-from flexiclip.data.stages import Notes
+from flexiclip.data.worker_watch import Notes
 from flexiclip.errors import RunError, UserError
-from flexiclip.train.processes import stalls
-from flexiclip.train.processes.signals import StopSignal
-from flexiclip.train.processes.stalls import Feed
+from flexiclip.train import feed as stalls
+from flexiclip.train.feed import Feed
+from flexiclip.train.signals import StopSignal
 
 
 class Slow(Dataset[object]):

@@ -15,17 +15,14 @@ from overrides import load_last
 from torch import Tensor, nn
 from train_shards import sample
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config
 from flexiclip.data.batch import caption_id
+from flexiclip.model_folder import LoadedModel, build_model
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.transformer import MLP
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.objectives import make_objective
-from flexiclip.train.objectives.base import Inputs
-from flexiclip.train.objectives.contrastive import Contrastive
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.engine import ScalarOptimizer, TorchEngine
+from flexiclip.train.objectives import Contrastive, Inputs, make_objective
+from flexiclip.train.ranks import Ranks
 from flexiclip.train.step import Stepper
 
 BATCH, SEQHW, LR, EPS = 12, 3, 0.01, 1e-3

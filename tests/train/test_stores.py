@@ -21,11 +21,10 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints import remote_store
-from flexiclip.train.checkpoints.files import link_folder
-from flexiclip.train.checkpoints.opening import open_store
-from flexiclip.train.checkpoints.remote_store import RemoteStore
-from flexiclip.train.checkpoints.stores import Store
+from flexiclip.files import link_folder
+from flexiclip.train import remote_store
+from flexiclip.train.remote_store import RemoteStore, open_store
+from flexiclip.train.stores import Store
 
 
 @pytest.fixture(params=["folder", "file://", "memory://"])
@@ -177,7 +176,7 @@ def test_dropping_that_is_cut_short_leaves_nothing_that_looks_complete(store: St
         if isinstance(store, RemoteStore):
             patched.setattr(store.fs, "rm", remove_some)
         else:
-            patched.setattr("flexiclip.train.checkpoints.local_store.shutil.rmtree", remove_some)
+            patched.setattr("flexiclip.train.stores.shutil.rmtree", remove_some)
         with pytest.raises(KilledError):
             store.drop("step-5")
     assert store.steps() == [10]

@@ -16,16 +16,13 @@ from test_step import ALONE, BATCH, LR, SEQHW, normalized
 from torch import Tensor
 from train_shards import sample
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import ClassificationConfig, Config, DistillationConfig
+from flexiclip.model_folder import LoadedModel, build_model
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.objectives.base import Inputs, Objective
-from flexiclip.train.objectives.classification import Classification
-from flexiclip.train.objectives.distillation import ClassifierDistillation, PairDistillation
-from flexiclip.train.objectives.teacher import Teacher, follow, open_teacher, teacher_seqhw
+from flexiclip.train.engine import ScalarOptimizer, TorchEngine
+from flexiclip.train.objectives import Classification, ClassifierDistillation, Inputs, Objective, PairDistillation
 from flexiclip.train.step import Stepper
+from flexiclip.train.teacher import Teacher, follow, open_teacher, teacher_seqhw
 
 CLASSES, TEACHER_SEQHW = 5, 4
 LABELS = torch.tensor([[i % CLASSES, (i * i + 1) % CLASSES] for i in range(BATCH)])

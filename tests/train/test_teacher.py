@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_objective_losses import IMAGE, model_of
 
-from flexiclip.bundle import LoadedModel, build_model
 from flexiclip.config import Config, DistillationConfig, from_dict
 from flexiclip.errors import UserError
-from flexiclip.train.objectives.teacher import follow, teacher_seqhw
+from flexiclip.model_folder import LoadedModel, build_model
+from flexiclip.train.teacher import follow, teacher_seqhw
 
 TOWER = {"width": 16, "depth": 1, "heads": 2, "image_size": 48, "base_patch_size": 16, "base_grid": 3}
 MODEL = {"image": TOWER, "text": None, "classes": 3, "embed_dim": 3}

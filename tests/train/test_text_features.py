@@ -11,12 +11,12 @@ import torch
 from launch import Trained
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel, load_model
 from flexiclip.config import load
 from flexiclip.data.batch import caption_id
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel, load_model
 from flexiclip.train import text_features
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.ranks import Ranks
 from flexiclip.train.setup import _with_tokenizer
 from flexiclip.train.text_features import compute_text_features
 

@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flexiclip.errors import RunError
-from flexiclip.train.records.metrics import JsonLines, Metrics, read_lines
+from flexiclip.train.logs import JsonLines, Metrics, read_lines
 
 
 def test_json_lines_drop_what_lies_beyond_the_step_and_a_line_that_was_cut_short(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from flexiclip.train.records.progress import Progress
+from flexiclip.train.logs import Progress
 
 ROW = {"step": 30, "loss": 1.23456, "seqhw": 4, "lr": 2e-3, "images_per_s": 99.6, "data_s": 0.5, "step_s": 2.0}
 

@@ -13,9 +13,9 @@ from launch import run_ranks
 
 from flexiclip.config import Config
 from flexiclip.errors import UserError
-from flexiclip.train.checkpoints.resume import shared
-from flexiclip.train.processes import ranks as ranks_module
-from flexiclip.train.processes.ranks import TIMEOUT, Ranks, joined_ranks
+from flexiclip.train import ranks as ranks_module
+from flexiclip.train.ranks import TIMEOUT, Ranks, joined_ranks
+from flexiclip.train.resume import shared
 
 
 def tell(ranks: Ranks) -> None:

@@ -15,9 +15,9 @@ from test_step import ALONE
 from torch import Tensor
 
 from flexiclip.schedules import micro_batches
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.towers import Classifier, Towers
-from flexiclip.train.processes import ranks as processes
+from flexiclip.train import ranks as processes
+from flexiclip.train.engine import TorchEngine
+from flexiclip.train.towers import Classifier, Towers
 
 
 def one_step(

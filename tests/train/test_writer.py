@@ -10,14 +10,13 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from flexiclip.bundle import LoadedModel, build_model, read_weights
 from flexiclip.config import load
 from flexiclip.errors import RunError
-from flexiclip.train.checkpoints.checkpoint import Facts, Snapshot, open_checkpoint
-from flexiclip.train.checkpoints.local_store import LocalStore
-from flexiclip.train.checkpoints.opening import open_store
-from flexiclip.train.checkpoints.stores import Store
-from flexiclip.train.checkpoints.writer import CheckpointWriter, Keep
+from flexiclip.model_folder import LoadedModel, build_model, read_weights
+from flexiclip.train.checkpoint import Facts, Snapshot, open_checkpoint
+from flexiclip.train.checkpoint_writer import CheckpointWriter, Keep
+from flexiclip.train.remote_store import open_store
+from flexiclip.train.stores import LocalStore, Store
 
 
 @pytest.fixture(scope="module")

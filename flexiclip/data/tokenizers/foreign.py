@@ -18,10 +18,10 @@ from typing import Any, cast
 from torch import Tensor
 
 from flexiclip.config import TokenizerConfig
-from flexiclip.config.paths import resolve_folder
+from flexiclip.config.load import resolve_folder
 from flexiclip.data.tokenizers.base import Tokenizer, read_files, require_id, unpacked
 from flexiclip.errors import UserError
-from flexiclip.unreadable import short_reason, stands_there
+from flexiclip.files import short_reason, stands_there
 
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPEN_CLIP_FILE = "open_clip_config.json"

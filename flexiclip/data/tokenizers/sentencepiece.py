@@ -22,7 +22,7 @@ from torch import Tensor
 from flexiclip.config import TokenizerConfig
 from flexiclip.data.tokenizers.base import Tokenizer, require_id
 from flexiclip.errors import UserError
-from flexiclip.unreadable import short_reason, text_there
+from flexiclip.files import short_reason, text_there
 
 MODEL_FILE = "sentencepiece.model"
 MAX_TRAINING_CAPTIONS = 1_000_000

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flexiclip.config import TextTowerConfig
-from flexiclip.models.text.base import AbsentText, TextTower, trim_padding
+from flexiclip.models.text.base import AbsentText, TextTower, TextTransformer, trim_padding
 from flexiclip.models.text.huggingface import build_huggingface
 from flexiclip.models.text.open_clip import build_open_clip
-from flexiclip.models.text.transformer import TextTransformer
 
 __all__ = ["TextTower", "TextTransformer", "build_text_tower", "trim_padding"]
 

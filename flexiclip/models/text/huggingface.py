@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from flexiclip.config import TextTowerConfig
-from flexiclip.config.paths import resolve_folder
+from flexiclip.config.load import resolve_folder
 from flexiclip.errors import UserError
+from flexiclip.files import short_reason, text_there
 from flexiclip.models.sizes import build_within, check_layers
 from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower, last_used, mean_over
-from flexiclip.unreadable import short_reason, text_there
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
+from flexiclip.files import short_reason
 from flexiclip.models.sizes import build_within, check_layers
 from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower
-from flexiclip.models.weights.open_clip_load import with_weights
-from flexiclip.unreadable import short_reason
+from flexiclip.models.text.open_clip_load import with_weights
 
 CONFIG_FILE = "open_clip_config.json"
 # open_clip builds whole models only; the image half that we throw away is made as small as it will go.

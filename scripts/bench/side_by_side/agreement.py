@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flexiclip.models.text.base import trim_padding
-from flexiclip.train.objectives.base import Inputs
+from flexiclip.train.objectives import Inputs
 from side_by_side.pair import BETAS, SEQHW, Work, our_model, our_stepper, read_as_ours
 
 TOLERANCE = 1e-4

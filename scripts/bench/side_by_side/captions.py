@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 
-from flexiclip.data.sources.emoji_names import known_emoji, require, strip_presentation
+from flexiclip.datasets.emoji_names import known_emoji, require, strip_presentation
 
 SHORTEST, LONGEST = 20, 30
 """Words of a long caption."""

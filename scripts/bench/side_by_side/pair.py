@@ -21,19 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.config import Config, TokenizerConfig
-from flexiclip.imports import build_imported
+from flexiclip.formats.imported import Imported
+from flexiclip.formats.open_clip_reader import import_open_clip
+from flexiclip.formats.run import build_imported
+from flexiclip.model_folder import LoadedModel
 from flexiclip.models.text.base import trim_padding
-from flexiclip.models.weights.imported import Imported
-from flexiclip.models.weights.open_clip import import_open_clip
-from flexiclip.train.engines.blocks import prepare_blocks
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.host_memory import give_back_freed_memory, keep_freed_memory
-from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.objectives.base import Inputs
-from flexiclip.train.objectives.contrastive import Contrastive
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.blocks import give_back_freed_memory, keep_freed_memory, prepare_blocks
+from flexiclip.train.engine import ScalarOptimizer, TorchEngine
+from flexiclip.train.objectives import Contrastive, Inputs
+from flexiclip.train.ranks import Ranks
 from flexiclip.train.step import Stepper
 
 IMAGE_SIZE, PATCH, CONTEXT, VOCABULARY, DEPTH = 240, 16, 77, 49_408, 12

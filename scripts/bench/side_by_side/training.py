@@ -9,11 +9,9 @@ import torch
 from flexiclip.config import Config, ImageTowerConfig, LossConfig, ModelConfig, TextTowerConfig
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import TextTransformer
-from flexiclip.train.engines.engine import TorchEngine
-from flexiclip.train.engines.optim import ScalarOptimizer
-from flexiclip.train.objectives.base import Inputs
-from flexiclip.train.objectives.contrastive import Contrastive
-from flexiclip.train.processes.ranks import Ranks
+from flexiclip.train.engine import ScalarOptimizer, TorchEngine
+from flexiclip.train.objectives import Contrastive, Inputs
+from flexiclip.train.ranks import Ranks
 from flexiclip.train.step import Stepper
 
 IMAGE = 240  # pixels

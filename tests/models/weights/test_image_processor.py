@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor
 from flexiclip.config.schema import PreprocessConfig
 from flexiclip.data.images import EvalTransform
 from flexiclip.errors import UserError
-from flexiclip.models.weights.image_processor import read_image_processor
+from flexiclip.formats.transformers_images import read_image_processor
 
 SIDE = 48
 SQUARE = {"height": SIDE, "width": SIDE}

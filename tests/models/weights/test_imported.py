@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flexiclip.errors import UserError
-from flexiclip.models.weights.imported import Source
+from flexiclip.formats.imported import Source
 
 
 def source(*names: str) -> Source:

@@ -12,10 +12,10 @@ import torch
 from golden import FOLDER, largest_difference
 from weights_kit import images, imported, refused, vocabulary
 
-from flexiclip.bundle import LoadedModel
 from flexiclip.data.tokenizers import build_tokenizer
-from flexiclip.models.weights.big_vision import import_big_vision
-from flexiclip.models.weights.imported import sentencepiece_config
+from flexiclip.formats.big_vision_reader import import_big_vision
+from flexiclip.formats.imported import sentencepiece_config
+from flexiclip.model_folder import LoadedModel
 
 Arrays = dict[str, np.ndarray]
 ATTENTION = "MultiHeadDotProductAttention"

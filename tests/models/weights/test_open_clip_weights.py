@@ -13,7 +13,7 @@ from golden import largest_difference
 from safetensors.torch import save_file
 from weights_kit import CAPTIONS, images, imported, perturbed, refused, vocabulary
 
-from flexiclip.bundle import LoadedModel
+from flexiclip.model_folder import LoadedModel
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 NATIVE = {"image_size": 48, "patch_size": 16, "layers": 2, "width": 64, "head_width": 32}

@@ -11,8 +11,8 @@ import pytest
 import timm
 
 from flexiclip.config import PreprocessConfig
-from flexiclip.models.weights import open_clip as from_open_clip
-from flexiclip.models.weights import timm as from_timm
+from flexiclip.formats import open_clip_reader as from_open_clip
+from flexiclip.formats import timm_reader as from_timm
 
 MEAN, STD = (0.11, 0.22, 0.33), (0.44, 0.55, 0.66)
 CLIP = PreprocessConfig(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from weights_kit import images, imported, perturbed, refused
 
+from flexiclip.formats.imported import default_heads
 from flexiclip.models.pi_resize import pi_resize
-from flexiclip.models.weights.imported import default_heads
 
 SMALL = {"img_size": 48, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 0}
 

@@ -20,7 +20,7 @@ from torch import nn
 from weights_kit import images, imported, perturbed, refused
 
 from flexiclip.errors import UserError
-from flexiclip.models.weights.files import read_checkpoint, read_folder, read_json, read_state
+from flexiclip.tensor_files import read_checkpoint, read_folder, read_json, read_state
 
 A, B = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])}
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flexiclip.__main__ import main
-from flexiclip.bundle import LoadedModel, load_model
 from flexiclip.data.tokenizers import train_sentencepiece
+from flexiclip.model_folder import LoadedModel, load_model
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("fox", "owl", "apple", "boat", "house")]
 M = TypeVar("M", bound=nn.Module)

@@ -1,0 +1,142 @@
+"""`flexiclip export image|text`: write aside, compare with the model, and only then put in place, with a card.
+
+Each function returns what it did, a line each, and raises Disagreement with the figures when the result is not the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from flexiclip.config.schema import Size
+from flexiclip.errors import UserError
+from flexiclip.export import onnx, program
+from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_cases, image_inputs, measure, text_cases
+from flexiclip.export.card import model_card
+from flexiclip.export.encoder_facts import EncoderFacts, Origin, tokenizer_folder
+from flexiclip.export.encoders import ImageEncoder, TextEncoder
+from flexiclip.files import replace_folder, writing
+from flexiclip.model_folder import LoadedModel
+
+_WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
+_READERS: dict[str, Callable[[Path], onnx.Encode]] = {"onnx": onnx.open_encoder, "torch": program.open_encoder}
+_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+_USAGE = {
+    "onnx": 'onnxruntime.InferenceSession("{file}").run(None, {{"{name}": {name}}})',
+    "torch": 'torch.export.load("{file}").module()({name})',
+}
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How a single encoder is written. seqhw: lengths of an image encoder; none given is the model's default one."""
+
+    format: str = "onnx"  # onnx | torch
+    seqhw: Sequence[int] = ()
+    quantize: str | None = None  # int8
+    normalize_inside: bool = False  # an image encoder takes uint8 pixels
+    images: str | None = None  # a folder or shards to compare on
+
+    def __post_init__(self) -> None:
+        if self.format not in _WRITERS:
+            raise UserError(f"--format {self.format}: an encoder is written as one of {', '.join(_WRITERS)}")
+        if self.quantize not in (None, "int8"):
+            raise UserError(f"--quantize {self.quantize}: only int8 is known")
+        if self.quantize and self.format != "onnx":
+            raise UserError(f"--quantize {self.quantize} is done by onnxruntime: give --format onnx")
+
+
+def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]:
+    """Write the image encoder of a model folder, a file a length: OUTPUT, or OUTPUT-5, OUTPUT-8, ... for several."""
+    origin = Origin.open(model)
+    loaded = origin.loaded
+    tower = loaded.model.image_tower
+    lengths: list[Size] = list(dict.fromkeys(options.seqhw)) or [tower.default_seqhw()]
+    for seqhw in lengths:
+        tower.grid_of(tower.image_size, seqhw)  # every length is looked at before the first is written
+    pixels = image_inputs(loaded, options.images)
+    lines = []
+    for seqhw in lengths:
+        path = output if len(lengths) == 1 else output.with_name(f"{output.stem}-{seqhw}{output.suffix}")
+        cases = image_cases(loaded, seqhw, options.images)
+        if options.normalize_inside:
+            cases = [replace(case, x=pixels[case.inputs]) for case in cases]
+        encoder = ImageEncoder(loaded.model, seqhw, loaded.transform.preprocess if options.normalize_inside else None)
+        height, width = tower.image_size
+        kind = "uint8 pixels" if options.normalize_inside else "normalised float32"
+        what = f"image encoder at seqhw {seqhw}, input {kind} [B, 3, {height}, {width}]"
+        lines += _export(origin, encoder, cases, path, options, what)
+    return lines
+
+
+def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
+    """Write the text encoder of a model folder, and its tokenizer's files into a folder beside, named after OUTPUT."""
+    origin = Origin.open(model)
+    loaded = origin.loaded
+    encoder = TextEncoder(loaded.model)
+    cases = text_cases(loaded)
+    if encoder.dynamic_length:
+        cases += [_shorter(loaded, case) for case in cases]
+    length = f"1 to {encoder.context_length}" if encoder.dynamic_length else f"exactly {encoder.context_length}"
+    what = f"text encoder, input int64 tokens [B, L], L {length}"
+    lines = _export(origin, encoder, cases, output, options, what)
+    folder = output.with_name(tokenizer_folder(output.stem))
+    with writing(f"--output {folder}"), TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
+        loaded.tokenizer.save(Path(aside) / folder.name)
+        replace_folder(Path(aside) / folder.name, folder)
+    return [*lines, f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"]
+
+
+@torch.no_grad()
+def _shorter(loaded: LoadedModel, case: Case) -> Case:
+    """The left half of the tokens: another graph than the full length, were the length not open."""
+    tokens = case.x[:, : max(1, case.x.shape[1] // 2)]
+    return Case(f"{case.inputs}, cut", tokens, loaded.model.encode_text(tokens, normalize=True))
+
+
+def _export(
+    origin: Origin, encoder: ImageEncoder | TextEncoder, cases: list[Case], path: Path, options: EncoderOptions, what: str
+) -> list[str]:
+    """Write and check one encoder in a folder aside; the file and its card appear together or not at all."""
+    if path.is_dir():
+        example = path / f"encoder{_SUFFIXES[options.format]}"
+        raise UserError(f"--output {path}: is a folder; name the file to write, for example {example}")
+    with writing(f"--output {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent)
+    with writing(f"--output {path}"), aside as folder:
+        file = Path(folder) / f"whole{path.suffix}"
+        _WRITERS[options.format](encoder, file, origin.facts(encoder, options.quantize))
+        account = [str(one) for one in check(str(path), _READERS[options.format](file), cases, EXACT)]
+        if options.quantize:
+            quantized = Path(folder) / f"int8{path.suffix}"
+            account += _quantize(file, quantized, cases, str(path))
+            file = quantized
+        account = [f"{path.name}: {what}, {file.stat().st_size / 1e6:.1f} MB", *account]
+        usage = "`" + _USAGE[options.format].format(file=path.name, name=program.input_name(encoder)) + "`"
+        card = Path(folder) / "card.md"
+        card.write_text(model_card(origin, path.name, usage, account), encoding="utf-8")
+        os.replace(card, path.with_suffix(".md"))
+        os.replace(file, path)
+    return account
+
+
+def _quantize(whole: Path, quantized: Path, cases: list[Case], what: str) -> list[str]:
+    """Quantise, and say what it costs in cosine and gains in speed and size."""
+    onnx.quantize(whole, quantized)
+    scope = "all blocks"
+    if not agreed(measure(onnx.open_encoder(quantized), cases), INT8):
+        onnx.quantize(whole, quantized, onnx.narrowing_layers(whole))
+        scope = "the MLPs' second layers stay float32"
+    first, second = onnx.open_encoder(whole), onnx.open_encoder(quantized)
+    found = check(what, second, cases, INT8)
+    faster = onnx.speed_ratio(first, second, cases[-1].x)
+    smaller = whole.stat().st_size / quantized.stat().st_size
+    gain = f"int8 ({scope}) is {faster:.2f} times as fast as float32 and {smaller:.1f} times smaller"
+    return [*(f"int8, {one}" for one in found), gain]

@@ -1,0 +1,102 @@
+"""`flexiclip export model`: a whole model in another library's form, opened there again and compared with ours.
+
+The folder or file appears complete or not at all; what is there already is not touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from flexiclip.config.schema import Size
+from flexiclip.errors import UserError
+from flexiclip.export.agreement import EXACT, check, image_cases, text_cases
+from flexiclip.export.card import model_card
+from flexiclip.export.encoder_facts import Origin
+from flexiclip.export.program import quiet
+from flexiclip.files import writing
+from flexiclip.formats import big_vision_writer as big_vision
+from flexiclip.formats import open_clip_writer as open_clip
+from flexiclip.formats import timm_writer as timm
+from flexiclip.formats import transformers_writer as transformers
+from flexiclip.formats.written import Written
+from flexiclip.model_folder import LoadedModel
+
+_FOLDERS: dict[str, Callable[[LoadedModel, Size | None, Path], Written]] = {
+    "open_clip": open_clip.write,
+    "timm": timm.write,
+    "transformers": transformers.write,
+}
+FORMATS = (*_FOLDERS, "big_vision")
+
+
+def export_model(model: str, output: Path, format: str, seqhw: Size | None = None, images: str | None = None) -> list[str]:
+    """Write a model folder in another library's format and return what was written and measured, a line each.
+
+    seqhw: the length that is baked in, default the model's own; big_vision keeps them all. Raises UserError with the reason for a
+    model that the format cannot express, Disagreement when the other library computes something else.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
+    if format == "big_vision" and images is not None:
+        raise UserError("--images has no meaning for --format big_vision: its tensors are the model's own")
+    if format == "big_vision" and seqhw is not None:
+        raise UserError("--seqhw has no meaning for --format big_vision: its file keeps the base kernel, and so every length")
+    origin = Origin.open(model)
+    loaded = origin.loaded
+    if loaded.config.model.image.flexible == "stride":
+        raise UserError(f"--format {format}: patches that overlap (model.image.flexible=stride) have no place in this format")
+    if format == "big_vision":
+        return _file(origin, output)
+    tower = loaded.model.image_tower
+    grid = tower.grid_of(tower.image_size, seqhw)
+    return _folder(origin, output, format, grid, images)
+
+
+def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], images: str | None) -> list[str]:
+    loaded = origin.loaded
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}: something is there already; name a new folder")
+    with writing(f"--output {output}"):
+        output.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing(f"--output {output}"), quiet():
+            written = _FOLDERS[format](loaded, grid, output)
+        side = grid[0] if grid[0] == grid[1] else grid
+        account = [f"{output}: {format} model at seqhw {side}", *written.notes]
+        if written.encode_image is not None:
+            found = check(f"{output} (images)", written.encode_image, image_cases(loaded, grid, images), EXACT)
+            account += map(str, found)
+        if written.encode_text is not None:
+            account += map(str, check(f"{output} (texts)", written.encode_text, text_cases(loaded), EXACT))
+        card = model_card(origin, output.name, written.usage, account)
+        with writing(f"--output {output}"):
+            (output / "README.md").write_text(card, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+    return account
+
+
+def _file(origin: Origin, output: Path) -> list[str]:
+    if output.suffix != ".npz":
+        raise UserError(f"--output {output}: big_vision's format is one file, name it .npz")
+    if output.exists():
+        raise UserError(f"--output {output}: something is there already; name a new file")
+    aside = output.with_name(f".{output.name}")
+    aside_card = output.with_name(f".{output.stem}.md")
+    try:
+        with writing(f"--output {output}"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            written = big_vision.write(origin.loaded, aside, output.name)
+            account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
+            aside_card.write_text(model_card(origin, output.name, written.usage, account), encoding="utf-8")
+            aside_card.replace(output.with_suffix(".md"))
+            aside.replace(output)
+    finally:
+        for file in (aside, aside_card):
+            with suppress(OSError):  # the folder may be the fault
+                file.unlink()
+    return account

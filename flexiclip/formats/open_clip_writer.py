@@ -1,0 +1,231 @@
+"""A model at one length as a folder of open_clip: open_clip_config.json and open_clip_model.safetensors.
+
+    open_clip.create_model("local-dir:FOLDER")
+
+open_clip's own ViT has a class token, a norm before the blocks or none, and a projection without bias. A tower with another pool
+goes through timm: by the name of an architecture where timm knows one, else by a folder `image_tower` with timm's config.json.
+
+Text: our transformer where it masks as open_clip's does (causal, or not at all), open_clip's own text towers as they are, and
+Hugging Face encoders of the kinds that open_clip wraps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flexiclip.config import TextTowerConfig
+from flexiclip.config.schema import Size, pair
+from flexiclip.formats import timm_writer as timm
+from flexiclip.formats.written import (
+    State,
+    Written,
+    mlp_ratio,
+    projection_weight,
+    refuse,
+    renamed,
+    scalars,
+    shape_facts,
+    square,
+    text_of,
+    write_json,
+    write_weights,
+)
+from flexiclip.model_folder import LoadedModel
+from flexiclip.models.exits import bake
+from flexiclip.models.flexivit import FlexiViT
+
+FORMAT = "open_clip"
+_BLOCKS = {
+    "blocks.": "transformer.resblocks.",
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "attn.qkv.": "attn.in_proj_",
+    "attn.proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+
+
+def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
+    """Write configuration and weights for one length."""
+    import open_clip
+
+    config = loaded.config.model
+    text = text_of(config, FORMAT)
+    tower = bake(loaded.model.image_tower, seqhw)
+    native = config.image.pool == "tok" and not config.image.projection_bias
+    text_cfg, text_state, quick_text, notes = _text_half(loaded, text, folder)
+    quick_image = config.image.activation == "quick_gelu"
+    if native and quick_text is not None and quick_image != quick_text:
+        raise refuse(FORMAT, "one tower has quick_gelu and the other has not, and open_clip has one setting for both")
+    vision_cfg, vision_state = _native(loaded, tower) if native else _through_timm(loaded, tower, folder)
+    model_cfg = {
+        "embed_dim": config.embed_dim,
+        "custom_text": True,
+        "quick_gelu": bool(quick_text or (native and quick_image)),
+        "vision_cfg": vision_cfg,
+        "text_cfg": text_cfg,
+    }
+    if loaded.model.logit_bias is not None:
+        model_cfg["init_logit_bias"] = float(loaded.model.logit_bias.detach())
+    write_json(folder / "open_clip_config.json", {"model_cfg": model_cfg, "preprocess_cfg": _preprocess(loaded)})
+    single = {name: tensor.reshape(()) for name, tensor in scalars(loaded.model).items()}
+    parts = {"visual": vision_state, "text": text_state}
+    state = single | {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+    write_weights(folder / "open_clip_model.safetensors", state)
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    model.load_state_dict(state, strict=True)
+    usage = f'```python\nmodel, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")\n```'
+    if not native and str(folder.resolve()) in str(vision_cfg):
+        notes = (*notes, "the config names the folder image_tower by its absolute path: change timm_model_name when you move it")
+    return Written(usage, model.encode_image, model.encode_text, notes)
+
+
+def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[dict[str, Any], State]:
+    """vision_cfg and weights of open_clip's own VisionTransformer."""
+    config = tower.config
+    width, depth, heads, hidden = shape_facts(tower)
+    settings = {
+        "image_size": square(tower.image_size),
+        "patch_size": square(pair(config.base_patch_size)),
+        "layers": depth,
+        "width": width,
+        "head_width": width // heads,
+        "mlp_ratio": mlp_ratio(width, hidden),
+        "no_ln_pre": not config.pre_norm,
+        "pool_type": "tok",
+    } | _functions(config.activation, config.norm_eps)
+    state = renamed(tower.state_dict(), {"norm_pre": "ln_pre", **_BLOCKS})
+    state = {name.replace("norm.", "ln_post.", 1) if name.startswith("norm.") else name: t for name, t in state.items()}
+    bias = state.pop("bias", torch.zeros(width))
+    positions = state.pop("posemb")[0].flatten(1).T + bias  # conv1 has no bias; every patch gets its position too
+    state["conv1.weight"] = state.pop("kernel")
+    state["class_embedding"] = state.pop("cls").flatten()
+    state["positional_embedding"] = torch.cat([torch.zeros(1, width), positions])
+    state["proj"] = projection_weight(loaded.model.image_projection, width).T
+    return settings, state
+
+
+def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[dict[str, Any], State]:
+    """vision_cfg and weights of open_clip's wrapper of timm's models."""
+    timm.require_timm()
+    config, projection = tower.config, loaded.model.image_projection
+    name = timm.registered_name(tower)
+    if name is None:
+        place = folder / "image_tower"
+        place.mkdir()
+        timm.write_config(tower, loaded, 0, place)
+        name = f"local-dir:{place.resolve()}"
+    linear = isinstance(projection, nn.Linear)
+    settings = {
+        "image_size": square(tower.image_size),
+        "timm_model_name": name,
+        "timm_pool": timm.POOLS[config.pool],
+        "timm_proj": "linear" if linear else "none",
+        "timm_proj_bias": config.projection_bias,
+    }
+    state = {f"trunk.{key}": tensor for key, tensor in timm.tower_state(tower).items()}
+    if linear:
+        state |= {f"head.proj.{key}": tensor for key, tensor in projection.state_dict().items()}
+    return settings, state
+
+
+def _text_half(
+    loaded: LoadedModel, text: TextTowerConfig, folder: Path
+) -> tuple[dict[str, Any], State, bool | None, tuple[str, ...]]:
+    """(text_cfg, weights, whether it needs quick_gelu or None where that has no effect, notes)."""
+    if text.kind == "huggingface":
+        return *_wrapped(loaded, text, folder), None, ()
+    note = "open_clip.get_tokenizer does not know this model's tokenizer: tokenize with flexiclip's (MODEL/tokenizer)"
+    notes = () if loaded.config.tokenizer.kind == "clip" else (note,)
+    if text.kind == "transformer":
+        return *_own_text(loaded, text), text.activation == "quick_gelu", notes
+    tower: Any = loaded.model.text_tower
+    if isinstance(loaded.model.text_projection, nn.Linear):
+        raise refuse(FORMAT, "a second projection stands behind that of open_clip's text tower (model.text.projection=linear)")
+    if tower.model_cfg["text_cfg"].get("hf_model_name"):
+        raise refuse(FORMAT, "its text tower wraps a Hugging Face encoder within open_clip; use model.text.kind=huggingface")
+    return dict(tower.model_cfg["text_cfg"]), dict(tower.text.state_dict()), bool(tower.model_cfg.get("quick_gelu")), ()
+
+
+def _own_text(loaded: LoadedModel, text: TextTowerConfig) -> tuple[dict[str, Any], State]:
+    """text_cfg and weights of open_clip's TextTransformer."""
+    if text.pool not in ("eos", "last"):
+        raise refuse(FORMAT, f"its text tower has model.text.pool={text.pool}, open_clip's pools are eos and last")
+    if text.pad_mask and not text.causal:
+        raise refuse(
+            FORMAT, "its text tower hides padding from attention (model.text.pad_mask), open_clip's is causal or sees all"
+        )
+    tower: Any = loaded.model.text_tower
+    width, depth, heads, hidden = shape_facts(tower)
+    projection = loaded.model.text_projection
+    settings = {
+        "context_length": tower.context_length,
+        "vocab_size": tower.token_embedding.num_embeddings,
+        "width": width,
+        "heads": heads,
+        "layers": depth,
+        "mlp_ratio": mlp_ratio(width, hidden),
+        "no_causal_mask": not text.causal,
+        "pool_type": text.pool,
+        "pad_id": tower.pad_id,
+        "eos_id": tower.eos_id,
+        "proj_type": "linear" if isinstance(projection, nn.Linear) else "none",
+        "proj_bias": text.projection_bias,
+    } | _functions(text.activation, text.norm_eps)
+    state = renamed(tower.state_dict(), _BLOCKS)
+    state = {name.replace("norm.", "ln_final.", 1) if name.startswith("norm.") else name: t for name, t in state.items()}
+    state["positional_embedding"] = state.pop("posemb")[0]
+    if isinstance(projection, nn.Linear):
+        linear = {f"text_projection.{name}": tensor for name, tensor in projection.state_dict().items()}
+        state |= linear if text.projection_bias else {"text_projection": projection.weight.detach().T}
+    return settings, state
+
+
+def _wrapped(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[dict[str, Any], State]:
+    """text_cfg and weights of open_clip's HFTextEncoder; the encoder's config and its tokenizer go into the folder."""
+    from open_clip.hf_configs import arch_dict
+
+    encoder: Any = loaded.model.text_tower.encoder
+    projection = loaded.model.text_projection
+    kind = encoder.config.model_type
+    if kind not in arch_dict:
+        raise refuse(FORMAT, f"its text tower is a {kind} encoder, open_clip wraps {', '.join(arch_dict)}")
+    if text.pool not in _POOLERS or text.projection_bias:
+        raise refuse(FORMAT, f"open_clip pools a Hugging Face encoder by {' or '.join(_POOLERS)}, and projects without bias")
+    if loaded.model.text_tower.pad_id != encoder.config.pad_token_id:
+        raise refuse(FORMAT, "its text tower pads with another id than its encoder's config names")
+    encoder.config.save_pretrained(folder)
+    loaded.tokenizer.save(folder)
+    settings = {
+        "context_length": loaded.tokenizer.context_length,
+        "hf_model_name": str(folder.resolve()),
+        "hf_model_pretrained": False,
+        "hf_tokenizer_name": str(folder.resolve()),
+        "hf_pooler_type": _POOLERS[text.pool],
+        "hf_proj_type": "linear" if isinstance(projection, nn.Linear) else None,
+    }
+    state = {f"transformer.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    return settings, state | {f"proj.{name}": tensor for name, tensor in projection.state_dict().items()}
+
+
+def _functions(activation: str, norm_eps: float) -> dict[str, Any]:
+    """The settings of activation and norms; quick_gelu is the whole model's."""
+    tanh = {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
+    return {"norm_kwargs": {"eps": norm_eps}} | tanh
+
+
+def _preprocess(loaded: LoadedModel) -> dict[str, Any]:
+    preprocess = loaded.transform.preprocess
+    return {
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "interpolation": preprocess.interpolation,
+        "resize_mode": preprocess.resize,
+        "size": square(loaded.transform.image_size),
+    }

@@ -1,0 +1,201 @@
+"""How a folder of transformers prepares its images: read in full, or refused with the setting that we do not have.
+
+The settings stand in `processor_config.json` under `image_processor` (transformers 5) or in `preprocessor_config.json`, and are
+taken as the image processors of CLIP, SigLIP and ViT take them (transformers/image_processing_backends.py): resize, centre crop,
+rescale, normalise. A setting that is absent has the default of its class, but the sizes: those have the tower's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from flexiclip.config.schema import PreprocessConfig
+from flexiclip.errors import UserError
+from flexiclip.tensor_files import read_json
+
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_OTHER_FILTERS = {0: "nearest", 1: "lanczos", 4: "box", 5: "hamming"}
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class _Class:
+    """The defaults of an image processor. square: what a `size` that is one number means."""
+
+    mean: Triple
+    std: Triple
+    resample: int
+    crops: bool
+    square: bool
+
+
+_CLASSES = {
+    "CLIPImageProcessor": _Class(_CLIP_MEAN, _CLIP_STD, 3, crops=True, square=False),
+    "SiglipImageProcessor": _Class((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3, crops=False, square=False),
+    "ViTImageProcessor": _Class((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 2, crops=False, square=True),
+}
+
+
+def read_image_processor(folder: Path, siglip: bool, tower: tuple[int, int]) -> tuple[PreprocessConfig, list[str]]:
+    """(how the folder prepares images for a tower of (height, width) pixels, notes). UserError for what we cannot do alike."""
+    own = "SiglipImageProcessor" if siglip else "CLIPImageProcessor"
+    path, said = _find(folder)
+    name = _class_name(said, path) or own
+    if name not in _CLASSES:
+        _refuse(path, f"its images are prepared by {name}", f"ours are those of {', '.join(_CLASSES)}")
+    settings = _Settings(path, said, _CLASSES[name])
+    resize = settings.resize(tower)
+    scale = 255 * settings.factor()
+    mean, std = settings.colours()
+    preprocess = PreprocessConfig(
+        mean=mean if scale == 1 else _times(mean, 1 / scale),
+        std=std if scale == 1 else _times(std, 1 / scale),
+        resize=resize,
+        interpolation=settings.interpolation(),
+    )
+    if not said:
+        return preprocess, [f"{folder} does not say how it prepares images: as {own} does by default"]
+    return preprocess, settings.notes
+
+
+def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file with the settings, and these; empty where the folder has none. The newer form comes first, as in transformers."""
+    newer, older = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if newer.is_file():
+        nested = read_json(newer).get("image_processor")
+        if isinstance(nested, dict):
+            return newer, nested
+        if nested is not None:
+            _refuse(newer, "its image_processor is no object", "write one as transformers does")
+    return older, read_json(older) if older.is_file() else {}
+
+
+def _class_name(said: dict[str, Any], path: Path) -> str | None:
+    """The class without what older transformers put at its end; None where the file names none."""
+    if said.get("auto_map"):
+        _refuse(path, "its images are prepared by code of its own (auto_map)", "such code is never run")
+    named = said.get("image_processor_type") or said.get("feature_extractor_type")
+    if named is None:
+        return None
+    plain = str(named).removesuffix("Fast").removesuffix("Pil")
+    return plain.replace("FeatureExtractor", "ImageProcessor")
+
+
+class _Settings:
+    """The settings of one file, with the defaults of its class."""
+
+    def __init__(self, path: Path, said: dict[str, Any], kind: _Class) -> None:
+        self.path, self.said, self.kind = path, said, kind
+        self.notes: list[str] = []
+        if self._switch("do_pad", False):
+            _refuse(path, "it pads images (do_pad: true)", "ours fill the tower's square by resizing and cropping")
+        if self._switch("use_square_size", False):
+            _refuse(path, "use_square_size is a setting of KOSMOS-2", 'give "size" a height and a width')
+
+    def resize(self, tower: tuple[int, int]) -> Literal["shortest", "squash"]:
+        """shortest or squash; UserError where images end at another size than the tower's, or are cut otherwise than we do."""
+        if not self._switch("do_resize", True):
+            _refuse(self.path, "it does not resize images (do_resize: false)", "ours always do; set it to true")
+        shape = self._size("size", self.kind.square, tower)
+        crops = self._switch("do_center_crop", self.kind.crops)
+        if isinstance(shape, int):
+            if not crops:
+                said = "images keep their shape (a size of one side without do_center_crop), but the tower takes squares"
+                _refuse(self.path, said, "set do_center_crop to true, or give size a height and a width")
+            final = (shape, shape)
+        else:
+            final = shape
+        cut = self._size("crop_size", True, final) if crops else final
+        if cut != final:
+            said = f"images are resized to {_shown(shape)} and then cut to {_shown(cut)}"
+            _refuse(self.path, said, f"ours are cut along the long side alone: set size and crop_size to {_shown(tower)}")
+        if final != tower:
+            said = f"it makes images of {_shown(final)} pixels, but the tower of config.json takes {_shown(tower)}"
+            _refuse(self.path, said, "set size and crop_size to that")
+        return "shortest" if isinstance(shape, int) else "squash"
+
+    def interpolation(self) -> Literal["bilinear", "bicubic"]:
+        """The filter; UserError for others than the two that we have."""
+        number = self.said.get("resample", self.kind.resample)
+        if number not in _FILTERS or isinstance(number, bool):
+            name = _OTHER_FILTERS.get(number, "unknown") if isinstance(number, int) else "unknown"
+            _refuse(self.path, f"it resizes with the filter {number!r} ({name})", "ours are 2 (bilinear) and 3 (bicubic)")
+        return _FILTERS[number]
+
+    def factor(self) -> float:
+        """What pixels of 0 to 255 are multiplied with."""
+        if not self._switch("do_rescale", True):
+            self.notes.append("pixels are normalised as they are, from 0 to 255 (do_rescale: false)")
+            return 1.0
+        given = self.said.get("rescale_factor", 1 / 255)
+        if not _is_number(given) or given <= 0:
+            _refuse(self.path, f"rescale_factor is {given!r}", "a number above 0 is expected")
+        if not math.isclose(given, 1 / 255, rel_tol=1e-6):
+            self.notes.append(f"pixels are multiplied with {given:g} before they are normalised (rescale_factor)")
+            return float(given)
+        return 1 / 255
+
+    def colours(self) -> tuple[Triple, Triple]:
+        """(mean, std) of the rescaled pixels."""
+        if not self._switch("do_normalize", True):
+            self.notes.append("no mean is subtracted from pixels, and they are not divided by a deviation (do_normalize: false)")
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        mean, std = self._triple("image_mean", self.kind.mean), self._triple("image_std", self.kind.std)
+        if min(std) <= 0:
+            _refuse(self.path, f"image_std is {list(std)}", "numbers above 0 are expected")
+        return mean, std
+
+    def _switch(self, key: str, default: bool) -> bool:
+        value = self.said.get(key, default)
+        if value is None:  # transformers takes null for false
+            return False
+        if not isinstance(value, bool):
+            _refuse(self.path, f"{key} is {value!r}", "true or false is expected")
+        return value
+
+    def _triple(self, key: str, default: Triple) -> Triple:
+        value = self.said.get(key, default)
+        values = [value] * 3 if _is_number(value) else value
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(_is_number(v) for v in values):
+            _refuse(self.path, f"{key} is {value!r}", "three numbers, or one for all channels, are expected")
+        return float(values[0]), float(values[1]), float(values[2])
+
+    def _size(self, key: str, square: bool, default: tuple[int, int]) -> int | tuple[int, int]:
+        """A short side, or (height, width)."""
+        value = self.said.get(key)
+        if value is None:
+            return default[0] if key == "size" and self.kind.crops and default[0] == default[1] else default
+        if isinstance(value, dict):
+            given = {name: number for name, number in value.items() if number is not None}
+            if given.keys() == {"shortest_edge"} and key == "size":
+                value, square = given["shortest_edge"], False
+            elif given.keys() == {"height", "width"}:
+                value = [given["height"], given["width"]]
+        numbers: list[Any] = value if isinstance(value, list) and len(value) == 2 else [value]
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+            _refuse(self.path, f"{key} is {value!r}", "a height and a width, or one shortest_edge, is expected")
+        if len(numbers) == 2:
+            return int(numbers[0]), int(numbers[1])
+        side = int(numbers[0])
+        return (side, side) if square else side
+
+
+def _times(triple: Triple, factor: float) -> Triple:
+    return triple[0] * factor, triple[1] * factor, triple[2] * factor
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(size: int | tuple[int, int]) -> str:
+    return f"a short side of {size}" if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
+def _refuse(path: Path, what: str, instead: str) -> NoReturn:
+    raise UserError(f"{path}: {what}; {instead}")

@@ -1,0 +1,226 @@
+"""A model at one length as a folder of transformers: CLIPModel or SiglipModel, whichever has the model's architecture.
+
+    CLIPModel.from_pretrained(FOLDER)     class token, norm before the blocks, causal text, projections without bias, softmax loss
+    SiglipModel.from_pretrained(FOLDER)   MAP head, no image projection, text that sees everything and pools its last token
+
+What differs in one point is refused with that point.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexiclip.config import TextTowerConfig
+from flexiclip.config.schema import Size, pair
+from flexiclip.errors import UserError
+from flexiclip.formats.written import (
+    Encode,
+    State,
+    Written,
+    projection_bias,
+    projection_weight,
+    refuse,
+    renamed,
+    scalars,
+    shape_facts,
+    text_of,
+    write_json,
+)
+from flexiclip.model_folder import LoadedModel
+from flexiclip.models.exits import bake
+from flexiclip.models.flexivit import FlexiViT
+
+FORMAT = "transformers"
+_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+_BLOCKS = {
+    "blocks.": "encoder.layers.",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.proj": "self_attn.out_proj",
+    "map_head.probe": "head.probe",
+    "map_head.norm": "head.layernorm",
+    "map_head.mlp": "head.mlp",
+    "map_head.proj": "head.attention.out_proj",
+}
+
+
+def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
+    """Write config.json, model.safetensors and preprocessor_config.json for one length."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("this export needs the package transformers: run `pip install 'flexiclip[hf]'`") from None
+    text = text_of(loaded.config.model, FORMAT)
+    tower = bake(loaded.model.image_tower, seqhw)
+    siglip = loaded.config.model.image.pool == "map"
+    for reason, holds in (_siglip_misfits if siglip else _clip_misfits)(loaded, text, tower).items():
+        if holds:
+            raise refuse(FORMAT, f"{reason} ({'SiglipModel' if siglip else 'CLIPModel'} is the nearest)")
+    settings: dict[str, Any] = {"text_config": _text_settings(loaded, text), "vision_config": _image_settings(tower)}
+    if siglip:
+        model: Any = transformers.SiglipModel(transformers.SiglipConfig(**settings))
+        state = _siglip_state(loaded, tower)
+    else:
+        model = transformers.CLIPModel(transformers.CLIPConfig(**settings, projection_dim=loaded.config.model.embed_dim))
+        state = _clip_state(loaded, tower)
+    model.load_state_dict(state, strict=True)
+    model.save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", _preprocess(loaded, siglip))
+    opened = type(model).from_pretrained(folder).eval()
+    notes = ["the tokenizer is not part of the folder: tokenize with flexiclip's (MODEL/tokenizer)"]
+    if loaded.config.tokenizer.kind == "huggingface":
+        loaded.tokenizer.save(folder)
+        notes = []
+    usage = f'```python\nmodel = transformers.{type(model).__name__}.from_pretrained("{folder.name}").eval()\n```'
+    return Written(usage, _features(opened.get_image_features), _features(opened.get_text_features), tuple(notes))
+
+
+def _features(method: Any) -> Encode:
+    """get_*_features gives a tensor or, in later versions, an output whose pooler_output it is."""
+
+    def encode(x: Tensor) -> Tensor:
+        found = method(x)
+        return found if isinstance(found, Tensor) else found.pooler_output
+
+    return encode
+
+
+def _clip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
+    image = tower.config
+    return _misfits(text, tower) | {
+        f"its image tower pools by {image.pool}, not by a class token": image.pool != "tok",
+        "its image tower has no norm before the blocks (model.image.pre_norm=false)": not image.pre_norm,
+        "its text tower is not causal (model.text.causal=false)": not text.causal,
+        f"its text tower has model.text.pool={text.pool}, not eos": text.pool != "eos",
+        "its projections have a bias": image.projection_bias or text.projection_bias,
+        "it has a logit_bias": loaded.model.logit_bias is not None,
+        "its EOS is 2, which transformers takes for the mark of an old model": loaded.tokenizer.eos_id == 2,
+    }
+
+
+def _siglip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
+    image = tower.config
+    return _misfits(text, tower) | {
+        "its image tower has a norm before the blocks (model.image.pre_norm=true)": image.pre_norm,
+        "its image tower has a projection (model.image.projection=linear)": image.projection == "linear",
+        "its text tower is causal (model.text.causal=true)": text.causal,
+        "its text tower hides padding from attention (model.text.pad_mask=true)": text.pad_mask,
+        f"its text tower has model.text.pool={text.pool}, not last": text.pool != "last",
+    }
+
+
+def _misfits(text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
+    (height, width), (p, q) = tower.image_size, pair(tower.config.base_patch_size)
+    return {
+        f"its text tower is of another library (model.text.kind={text.kind})": text.kind != "transformer",
+        f"its images of {height}x{width} in patches of {p}x{q} are not square": height != width or p != q,
+    }
+
+
+def _image_settings(tower: FlexiViT) -> dict[str, Any]:
+    sizes = {"image_size": tower.image_size[0], "patch_size": pair(tower.config.base_patch_size)[0]}
+    return _shape(tower) | sizes | _functions(tower.config.activation, tower.config.norm_eps)
+
+
+def _text_settings(loaded: LoadedModel, text: TextTowerConfig) -> dict[str, Any]:
+    tower: Any = loaded.model.text_tower
+    return (
+        _shape(tower)
+        | _functions(text.activation, text.norm_eps)
+        | {
+            "vocab_size": tower.token_embedding.num_embeddings,
+            "max_position_embeddings": tower.context_length,
+            "projection_size": loaded.config.model.embed_dim,  # SigLIP's name
+            "pad_token_id": tower.pad_id,
+            "eos_token_id": tower.eos_id,
+            "bos_token_id": None,
+        }
+    )
+
+
+def _shape(tower: Any) -> dict[str, Any]:
+    width, depth, heads, hidden = shape_facts(tower)
+    return {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": hidden}
+
+
+def _functions(activation: str, norm_eps: float) -> dict[str, Any]:
+    return {"hidden_act": _ACTIVATIONS[activation], "layer_norm_eps": norm_eps}
+
+
+def _clip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
+    model, width = loaded.model, tower.width
+    vision = _blocks(tower, {"norm_pre": "pre_layrnorm"}, "post_layernorm")
+    bias = vision.pop("bias", torch.zeros(width))
+    positions = vision.pop("posemb")[0].flatten(1).T + bias  # the embedding has no bias; every patch gets its position too
+    vision["embeddings.patch_embedding.weight"] = vision.pop("kernel")
+    vision["embeddings.class_embedding"] = vision.pop("cls").flatten()
+    vision["embeddings.position_embedding.weight"] = torch.cat([torch.zeros(1, width), positions])
+    return {
+        "logit_scale": scalars(model)["logit_scale"].reshape(()),
+        "visual_projection.weight": projection_weight(model.image_projection, width),
+        "text_projection.weight": projection_weight(model.text_projection, model.text_tower.width),
+        **{f"vision_model.{name}": tensor for name, tensor in vision.items()},
+        **{f"text_model.{name}": tensor for name, tensor in _text_state(loaded).items()},
+    }
+
+
+def _siglip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
+    model = loaded.model
+    vision = _blocks(tower, {}, "post_layernorm")
+    vision["embeddings.patch_embedding.weight"] = vision.pop("kernel")
+    vision["embeddings.patch_embedding.bias"] = vision.pop("bias", torch.zeros(tower.width))
+    vision["embeddings.position_embedding.weight"] = vision.pop("posemb")[0].flatten(1).T
+    for kind in ("weight", "bias"):  # torch's MultiheadAttention stacks q, k and v
+        parts = [vision.pop(f"map_head.q.{kind}"), vision.pop(f"map_head.kv.{kind}")]
+        vision[f"head.attention.in_proj_{kind}"] = torch.cat(parts)
+    text = _text_state(loaded)
+    text["head.weight"] = projection_weight(model.text_projection, model.text_tower.width)
+    text["head.bias"] = projection_bias(model.text_projection, loaded.config.model.embed_dim)
+    return {
+        "logit_bias": torch.zeros(1),
+        **scalars(model),
+        **{f"vision_model.{name}": tensor for name, tensor in vision.items()},
+        **{f"text_model.{name}": tensor for name, tensor in text.items()},
+    }
+
+
+def _text_state(loaded: LoadedModel) -> State:
+    text = _blocks(loaded.model.text_tower, {"token_embedding": "embeddings.token_embedding"}, "final_layer_norm")
+    text["embeddings.position_embedding.weight"] = text.pop("posemb")[0]
+    return text
+
+
+def _blocks(tower: nn.Module, names: dict[str, str], last_norm: str) -> State:
+    """A tower's tensors with transformers' names for the blocks and norms; q, k and v apart."""
+    state = {}
+    for name, tensor in renamed(tower.state_dict(), names | _BLOCKS).items():
+        if "attn.qkv." in name:
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                state[name.replace("attn.qkv.", f"self_attn.{part}_proj.")] = piece
+        else:
+            state[name.replace("norm.", f"{last_norm}.", 1) if name.startswith("norm.") else name] = tensor
+    return state
+
+
+def _preprocess(loaded: LoadedModel, siglip: bool) -> dict[str, Any]:
+    preprocess = loaded.transform.preprocess
+    height, width = loaded.transform.image_size
+    squash = preprocess.resize == "squash"
+    return {
+        "image_processor_type": "SiglipImageProcessor" if siglip and squash else "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width} if squash else {"shortest_edge": height},
+        "do_center_crop": not squash,
+        "crop_size": {"height": height, "width": width},
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocess.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "do_convert_rgb": True,
+    }

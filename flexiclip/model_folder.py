@@ -1,0 +1,280 @@
+"""A model folder: weights, transform, tokenizer and config, built, saved and loaded together.
+
+    MODEL/model.safetensors   float32, every parameter, frozen ones too
+    MODEL/config.yaml         the resolved recipe, and under `provenance` what the folder is and where it comes from
+    MODEL/tokenizer/          the tokenizer's files; their hash stands in config.yaml
+    MODEL/text_tower/         the architecture of a Hugging Face or open_clip text tower
+
+An imported image tower alone has `model.text: null` and no tokenizer; its text half raises UserError when it is asked for.
+
+Loading needs the folder alone: no network, no recipe, no pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flexiclip.config import Config, from_dict, to_dict
+from flexiclip.config.schema import pair
+from flexiclip.config.yaml_text import Dumper, read_yaml
+from flexiclip.data.images import EvalTransform
+from flexiclip.data.samples import class_names
+from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
+from flexiclip.errors import UserError
+from flexiclip.files import replace_folder, save_tensors
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.exits import leave_after, split_exit
+from flexiclip.models.flexivit import own_patch, rebase
+from flexiclip.models.same_function import check_architecture, check_inputs, check_settings
+from flexiclip.models.sizes import check_sizes
+from flexiclip.models.text import build_text_tower
+from flexiclip.tensor_files import beneath
+
+FORMAT = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+
+
+@dataclass
+class LoadedModel:
+    """A model with all that it takes to use it. The model is in eval mode when it comes from `load_model`."""
+
+    model: FlexiCLIP
+    transform: EvalTransform
+    tokenizer: Tokenizer
+    config: Config
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
+    """A fresh model of a recipe: random weights from `seed`, then those that `init` and `name` point at. Equal on every rank."""
+    if tokenizer is None:
+        alone = config.model.text is None
+        tokenizer = AbsentTokenizer(config.tokenizer, {}) if alone else build_tokenizer(config.tokenizer)
+    config = fill_from_tokenizer(fill_classes(config), tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = FlexiCLIP(config.model, build_text_tower(config.model.text))
+    notes = []
+    for half in ("image", "text"):
+        section = getattr(config.model, half)
+        if section is not None and section.init is not None:
+            notes += _init_half(model, config, half, model_folder(section.init), tokenizer)
+    return LoadedModel(model, _transform(config), tokenizer, config, {"init_notes": notes} if notes else {})
+
+
+def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str) -> LoadedModel:
+    """A model in eval mode whose every parameter comes from `weights`, by FlexiCLIP's names. UserError where they do not fit."""
+    config = fill_from_tokenizer(config, tokenizer)
+    model = FlexiCLIP(config.model, build_text_tower(config.model.text, pretrained=False))
+    load_strictly(model, weights, where)
+    return LoadedModel(model.eval(), _transform(config), tokenizer, config)
+
+
+def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:
+    """Write a model folder, complete or not at all: it is written aside and then put in its place, over an older model too.
+
+    weights: name -> tensor, for an engine whose module holds shards; default: the model's own. Raises UserError when something
+    that is no model stands there: it would be lost.
+    """
+    if folder.exists() and not (is_model_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+        raise UserError(f"{folder} is there already and is no model folder: name another one, or remove it")
+    folder = Path(os.path.abspath(folder))  # which has a name, and a folder beside it
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same id, as in a container
+    try:
+        _write(aside, loaded, loaded.model.state_dict() if weights is None else weights, provenance)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    replace_folder(aside, folder)
+
+
+def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    save_tensors(_apart({name: _portable(t) for name, t in state.items()}), folder / WEIGHTS)
+    facts = {**loaded.provenance, **provenance, "format": FORMAT, "tokenizer_sha256": loaded.tokenizer.fingerprint()}
+    text = yaml.dump(
+        {**to_dict(loaded.config), "provenance": facts}, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True
+    )
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    loaded.tokenizer.save(folder / "tokenizer")
+    save_config = getattr(loaded.model.text_tower, "save_config", None)
+    if save_config is not None:
+        save_config(folder)
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedModel:
+    """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none.
+
+    `PATH+exitN` is a model that was trained with exits, its image tower left after block N (models/exits.py).
+    """
+    plain, depth = split_exit(os.fspath(path))
+    loaded = _load(model_folder(plain), device)
+    if depth is None:
+        return loaded
+    model = leave_after(loaded.model, depth, os.fspath(path))
+    return replace(loaded, model=model, config=replace(loaded.config, model=model.config))
+
+
+def _load(folder: Path, device: str | torch.device) -> LoadedModel:
+    config, provenance = _read_config(folder)
+    check_sizes(config.model, (folder / WEIGHTS).stat().st_size, str(folder))
+    tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
+    if config.model.text is not None:
+        tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, str(provenance.get("tokenizer_sha256", "")))
+    model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
+    load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
+    return LoadedModel(model.to(device).eval(), _transform(config), tokenizer, config, provenance)
+
+
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """The model folder that `path` is or, being a run folder, holds."""
+    for folder in (Path(path), Path(path) / "model"):
+        if is_model_folder(folder):
+            return folder
+    raise UserError(f"{path} is no model folder: it has no {WEIGHTS} and {CONFIG}, nor does {Path(path) / 'model'}")
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether weights and config lie right there."""
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; UserError when it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error}); copy or train the model again") from None
+
+
+def _portable(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights (T5 has its embedding under two names) as tensors of their own: a safetensors file shares nothing."""
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
+            state[name] = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+    return state
+
+
+def _transform(config: Config) -> EvalTransform:
+    return EvalTransform(pair(config.model.image.image_size), config.model.preprocess)
+
+
+def fill_from_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
+    """The config with the ids and sizes that the text tower takes from its tokenizer. UserError where the two do not fit."""
+    text = config.model.text
+    if text is None:
+        return config
+    filled = replace(
+        text,
+        vocab_size=text.vocab_size or tokenizer.vocab_size,
+        pad_id=tokenizer.pad_id if text.pad_id is None else text.pad_id,
+        eos_id=tokenizer.eos_id if text.eos_id is None else text.eos_id,
+        context_length=text.context_length or tokenizer.context_length,
+    )
+    if (filled.vocab_size or 0) < tokenizer.vocab_size:
+        raise UserError(f"model.text.vocab_size={filled.vocab_size} is below the tokenizer's {tokenizer.vocab_size}")
+    if (filled.context_length or 0) < tokenizer.context_length:
+        raise UserError(
+            f"model.text.context_length={filled.context_length} is below tokenizer.context_length={tokenizer.context_length}"
+        )
+    return replace(config, model=replace(config.model, text=filled))
+
+
+def fill_classes(config: Config) -> Config:
+    """The config of a classifier with its classes by name, and with as many outputs. UserError for names that cannot be had."""
+    if config.model.classes is None:
+        return config
+    names = class_names(config.model.classes)
+    return replace(config, model=replace(config.model, classes=names, embed_dim=len(names)))
+
+
+def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """Fill one tower, and its projection when the folder's is the same, from a model folder. Returns what was resized for it."""
+    weights, (theirs, provenance) = read_weights(folder / WEIGHTS), _read_config(folder)
+    tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
+    where = f"model.{half}.init={folder}"
+    if not tower:
+        raise UserError(f"{where}: the folder has no {half} tower")
+    check_settings(getattr(config.model, half), getattr(theirs.model, half), where)
+    if half == "text":
+        check_architecture(model.text_tower, folder, where)
+    check_inputs(config, theirs, half, provenance.get("tokenizer_sha256") in (None, tokenizer.fingerprint()), where)
+    notes: list[str] = []
+    if half == "image" and {"kernel", "posemb"} <= tower.keys():
+        tower, notes = _rebased(tower, theirs, config)
+    load_strictly(getattr(model, f"{half}_tower"), tower, where)
+    if config.model.classes == theirs.model.classes:  # a classifier's head is no way into a joint space
+        for part in (f"{half}_projection", "exit_projections")[: 2 if half == "image" else 1]:
+            _fill_if_it_fits(getattr(model, part), beneath(weights, f"{part}."))
+    return [f"{where}: {note}" for note in notes]
+
+
+def _fill_if_it_fits(module: torch.nn.Module, found: dict[str, Tensor]) -> None:
+    wanted = module.state_dict()
+    if found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items()):
+        module.load_state_dict(found)
+
+
+def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[dict[str, Tensor], list[str]]:
+    """An image tower at the base sizes of ours. One of a single length that shall learn others brings the kernel it has there."""
+    image = theirs.model.image
+    trained = pair(image.base_patch_size)
+    if not ours.model.image.frozen and ours.trained_seqhw != theirs.trained_seqhw:
+        trained = own_patch(image, theirs.trained_seqhw)
+    return rebase(tower, image, ours.model.image, trained)
+
+
+def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Fill a module. Raises UserError, with `where` in front, unless names and shapes are exactly the module's."""
+    wanted = module.state_dict()
+    wrong = {
+        "missing": sorted(wanted.keys() - weights.keys()),
+        "unused": sorted(weights.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    if any(wrong.values()):
+        said = "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
+        raise UserError(f"{where}: the weights do not fit the model of the config ({said})")
+    module.load_state_dict(weights)
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The config and the provenance of a model folder."""
+    try:
+        data = read_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
+    provenance = data.pop("provenance", {}) if isinstance(data, dict) else None
+    if not isinstance(provenance, dict):
+        raise UserError(f"{folder / CONFIG}: expected the sections of a recipe and `provenance`")
+    try:
+        return from_dict(Config, data), provenance
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None

@@ -1,0 +1,188 @@
+"""The DeepSpeed engine: ZeRO 0-3, on GPUs or on CPUs over gloo.
+
+Parameters stay float32 and bf16 is an autocast inside Towers, so that every stage and plain torch train alike (with
+`bf16.enabled` DeepSpeed would train on a bf16 grid). State is read and written whole and by parameter name, which DeepSpeed's
+own checkpoints do not allow across numbers of ranks or stages.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexiclip.config import Config
+from flexiclip.train.engine import MOMENTS, adamw, clip_gradients, load_moments_into, moments_of
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.towers import Tensors, Trained
+
+_CPU = {"device": "cpu"}
+OFFLOADED: dict[str, dict[str, Any]] = {
+    "none": {},
+    "optimizer": {"offload_optimizer": _CPU},
+    "parameters": {"offload_optimizer": _CPU, "offload_param": _CPU},
+}
+"""engine.offload -> the part of DeepSpeed's zero_optimization that asks for it."""
+
+
+class DeepSpeedEngine:
+    """See engine.Engine. Weights must be in `towers` before it is made."""
+
+    def __init__(self, towers: Trained, config: Config, ranks: Ranks) -> None:
+        deepspeed = _import_deepspeed()
+        self.towers, self.ranks = towers, ranks
+        self.stage, self.clip = config.engine.zero_stage, config.optimizer.grad_clip
+        self.shortest = min(config.patch.all_seqhw)
+        self.names = [name for name, p in towers.named_parameters() if p.requires_grad]
+        optimizer = adamw(towers, config.optimizer)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=towers, optimizer=optimizer, config=deepspeed_config(config, ranks.world), dist_init_required=False
+        )
+
+    def embed(self, inputs: Tensors, seqhw: int, last: bool) -> Tensors:
+        """See Engine."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        return self.engine(*inputs, seqhw)
+
+    def backward(self, loss: Tensor) -> None:
+        """See Engine."""
+        self.engine.backward(loss)
+
+    def step(self, lr: float) -> float:
+        """See Engine. At stages 1-3 the norm is known inside DeepSpeed's step alone, which then refuses it by itself."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.stage == 0:
+            norm = clip_gradients(self._inner(), self.clip)
+            if not math.isfinite(norm):
+                self._inner().zero_grad(set_to_none=True)  # AdamW leaves a parameter without a gradient as it is
+            self.engine.step()
+            return norm
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See Engine."""
+        whole = _gathered if self.stage == 3 else torch.Tensor.detach
+        yield from ((name, whole(p)) for name, p in self.towers.named_parameters())
+
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """See Engine."""
+        if self.stage == 0:
+            yield from moments_of(self.towers, self._inner())
+            return
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if not self._inner().state:
+            self._prime(updates=0)
+        self._link_moments()
+        for key in MOMENTS:
+            for name, p in self._trained():
+                yield f"{key}/{name}", _to_cpu(safe_get_full_optimizer_state(p, key))
+
+    def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
+        """See Engine."""
+        if self.stage == 0:
+            load_moments_into(self.towers, self._inner(), moments, updates)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        self._prime(updates)
+        self._link_moments()
+        for key in MOMENTS:
+            for name, p in self._trained():
+                moment = moments[f"{key}/{name}"].to(self.ranks.device)
+                if self.stage == 3:
+                    safe_set_local_optimizer_state(p, shard(moment, self.ranks.rank, self.ranks.world), key)
+                else:
+                    safe_set_full_optimizer_state(p, moment, key)
+
+    def _prime(self, updates: int) -> None:
+        """Stages 1-3 make moments in the first step, so one is taken at lr 0 on gradients of zero, and counted as `updates`."""
+        hooks = [p.register_hook(torch.zeros_like) for _, p in self._trained()]  # zeros also where a weight is NaN
+        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
+        self.backward(torch.stack([output.sum() for output in outputs]).sum())
+        for hook in hooks:
+            hook.remove()
+        self.step(lr=0.0)
+        for state in self._inner().state.values():
+            state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(updates))
+
+    def _link_moments(self) -> None:
+        """DeepSpeed 0.19 links moments to parameters after the first group's first step, when the second group has none yet."""
+        if self.stage in (1, 2):
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _inner(self) -> torch.optim.Optimizer:
+        """The AdamW that DeepSpeed wraps at stages 1-3 and uses as it is at stage 0."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        named = dict(self.towers.named_parameters())
+        return [(name, named[name]) for name in self.names]
+
+
+def shard(tensor: Tensor, rank: int, world: int) -> Tensor:
+    """A rank's part of a tensor under ZeRO-3: [ceil(numel / world)], the last one padded with zeros.
+
+    DeepSpeed 0.19's safe_set_full_optimizer_state cuts the tensor without padding it and raises when it does not divide.
+    """
+    padding = -tensor.numel() % world
+    return torch.nn.functional.pad(tensor.flatten(), (0, padding)).chunk(world)[rank]
+
+
+def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
+    """The DeepSpeed config of a recipe, with `engine.deepspeed` merged over it.
+
+    Accumulation is ours (step.py sets the boundary), so DeepSpeed is told of one micro-batch a step.
+    """
+    local = config.train.global_batch_size // world
+    clip = config.optimizer.grad_clip if config.engine.zero_stage else None  # stage 0 would clip without telling the norm
+    generated: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": local,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": clip or 0.0,
+        "zero_optimization": {"stage": config.engine.zero_stage, **OFFLOADED[config.engine.offload]},
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is vectorised on CPUs too, and needs no compiler
+        "steps_per_print": 10**12,
+        "wall_clock_breakdown": False,
+    }
+    for key, value in config.engine.deepspeed.items():
+        both = isinstance(value, dict) and isinstance(generated.get(key), dict)
+        generated[key] = {**generated[key], **value} if both else value
+    return generated
+
+
+def _gathered(parameter: torch.nn.Parameter) -> Tensor:
+    """A parameter under ZeRO-3, whole. The optimiser knows those that train; a frozen one is gathered from the module."""
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad:
+        return _to_cpu(safe_get_full_fp32_param(parameter))
+    with GatheredParameters([parameter]):
+        return parameter.detach().cpu().clone()
+
+
+def _to_cpu(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "DeepSpeed holds no state for a trained parameter"
+    return tensor.detach().cpu()
+
+
+def _import_deepspeed() -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed calls torch by older names
+    # On CPUs DeepSpeed compiles a shared-memory all-reduce at start, a minute with g++ and ninja, that only its inference calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,251 @@
+"""Samples that cannot be used: a few are replaced and named, too many end the run (`data.max_bad_fraction`).
+
+What is counted is what all ranks together have met since this start, so a storage that fails now is not outweighed by a month
+in which it did not, and every rank comes to the same verdict.
+
+What a run writes down: metrics, evaluations, bad samples, samples, TensorBoard. Only the main rank holds one.
+
+What a person sees of a run: a live panel on a terminal, plain lines in a log.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from flexiclip.errors import RunError, UserError
+from flexiclip.files import system_reason, write_whole
+
+GRACE = 8
+"""Unusable samples that no run ends for: the first batch of a good set may hold a few."""
+
+_REASONS = 3
+
+
+class BadShare:
+    """The share of the samples read since this start that could not be used, and why."""
+
+    def __init__(self, limit: float) -> None:
+        """limit: 0 to 1, the largest share that a run goes on with."""
+        self.limit, self.bad = limit, 0
+        self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, bad: list[dict[str, str]]) -> None:
+        """Unusable samples of any rank, as {shard, key, reason}."""
+        for row in bad:
+            kind = row["reason"].split(":")[0]
+            self.bad += 1
+            self._reasons[kind] += 1
+            self._examples.setdefault(kind, " ".join(filter(None, (row["shard"], row["key"]))))
+
+    def check(self, good: int) -> None:
+        """good: samples that were used. Raises UserError when the share of the bad ones is too large."""
+        read = good + self.bad
+        if self.bad < GRACE or self.bad <= self.limit * read:
+            return
+        why = "; ".join(f"{count} x {kind}, as in {self._examples[kind]}" for kind, count in self._reasons.most_common(_REASONS))
+        raise UserError(
+            f"{self.bad} of {read} samples cannot be used, more than data.max_bad_fraction={self.limit:g}: {why}. All stand in "
+            "bad_samples.jsonl: mend the shards or the storage (flexiclip data check), or raise the limit; the run is saved"
+        )
+
+
+class JsonLines:
+    """An append-only file of one JSON object a line, written line by line, cut back when a run resumes.
+
+    A disk that is full, or gone, ends the run in one line (RunError): rows that are lost would be missing for good.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        """resume_step: drop the lines whose `step` lies beyond it, and a last line that a crash cut short."""
+        self.path = path
+        kept = [row for row in read_lines(path) if resume_step is None or row["step"] <= resume_step]
+        with _one_line(path):
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+            self._file = path.open("ab", buffering=0)  # what could not be written is not tried again at close
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one object."""
+        line = json.dumps(row).encode() + b"\n"
+        with _one_line(self.path):
+            if self._file.write(line) < len(line):  # the disk was full in mid-line
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {system_reason(error)}: "
+            "when that is fixed, the same command goes on from the newest checkpoint"
+        ) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; none when there is no file."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the line a crash cut short
+            continue
+    return rows
+
+
+class Metrics:
+    """The run's log files."""
+
+    def __init__(self, run: Path, step: int, log_samples: bool) -> None:
+        self.folder = run
+        self._hook = threading.excepthook
+        threading.excepthook = self._thread_died
+        self.lines = JsonLines(run / "metrics.jsonl", step)
+        self.samples = JsonLines(run / "samples.jsonl", step) if log_samples else None
+        self.results = JsonLines(run / "eval.jsonl", step)
+        self.evaluated = max((row["step"] for row in read_lines(run / "eval.jsonl")), default=0)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self.bad = JsonLines(run / "bad_samples.jsonl")
+        self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One row of metrics.jsonl and TensorBoard; row["step"] counts finished steps. Lengths get a curve each.
+
+        A number that is not finite, of a step that was skipped, is null: JSON has no name for it.
+        """
+        row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        self.lines.write(row)
+        curves = {name: value for name, value in row.items() if name not in ("step", "seqhw")}
+        if "seqhw" in row:
+            curves[f"loss_at_seqhw/{row['seqhw']}"] = row["loss"]
+        self._draw(row["step"], curves)
+
+    def log_evaluation(self, step: int, values: dict[str, float]) -> None:
+        """One row of eval.jsonl, and a TensorBoard curve a value."""
+        self.results.write({"step": step, **values})
+        self.evaluated = step
+        self._draw(step, values)
+
+    def log_bad(self, bad: list[dict[str, str]]) -> None:
+        """Name each unreadable sample once, however often it is met."""
+        for row in bad:
+            if _identity(row) not in self._named:
+                self._named.add(_identity(row))
+                self.bad.write(row)
+
+    def log_samples(self, step: int, seqhw: int, samples: list[str]) -> None:
+        """The samples of a global batch, for a run with train.log_samples."""
+        if self.samples is not None:
+            self.samples.write({"step": step, "seqhw": seqhw, "samples": samples})
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        for file in (self.lines, self.samples, self.results, self.bad):
+            if file is not None:
+                file.close()
+        with suppress(OSError):  # a full disk: metrics.jsonl has every number
+            self.board.close()
+        threading.excepthook = self._hook
+
+    def _thread_died(self, arguments: threading.ExceptHookArgs) -> None:
+        """TensorBoard's own thread dies of a full disk with a traceback; its next call raises the same error, which is said."""
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            self._hook(arguments)
+
+    def _draw(self, step: int, values: dict[str, Any]) -> None:
+        with _one_line(self.folder / "tensorboard"):
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(name, value, step)
+
+
+def _identity(row: dict[str, str]) -> tuple[str, str]:
+    return row["shard"], row["key"]
+
+
+class Progress:
+    """Step, loss, images/s, share of time spent waiting for data, loss at each length, time left. Silent but on the main rank."""
+
+    def __init__(self, total: int, start: int, main: bool) -> None:
+        self.total, self.start, self.main = total, start, main
+        self.began = time.monotonic()
+        self.by_length: dict[int, float] = {}
+        self._live: Any = None
+        if main and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), refresh_per_second=4)
+            self._live.start()
+
+    def say(self, text: str) -> None:
+        """One line, above the panel where there is one."""
+        if not self.main:
+            return
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def seen(self, seqhw: int, loss: float) -> None:
+        """Take a step's loss into the running mean of its length; not that of a step that was skipped."""
+        if not math.isfinite(loss):
+            return
+        old = self.by_length.get(seqhw, loss)
+        self.by_length[seqhw] = old + 0.1 * (loss - old)
+
+    def show(self, row: dict[str, Any]) -> None:
+        """A logged row."""
+        if self._live is not None:
+            self._live.update(self._panel(row))
+        elif self.main:
+            waiting = row["data_s"] / max(row["step_s"], 1e-9)
+            print(
+                f"step {row['step']}/{self.total}  loss {row['loss']:.4f}  seqhw {row['seqhw']}  lr {row['lr']:.2e}  "
+                f"{row['images_per_s']:.0f} images/s  data wait {waiting:.0%}  left {self._left(row['step'])}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _left(self, step: int) -> str:
+        done = step - self.start
+        seconds = int((time.monotonic() - self.began) / max(1, done) * (self.total - step))
+        return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+
+    def _panel(self, row: dict[str, Any]) -> Any:
+        from rich.panel import Panel
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        scale = ("logit scale", f"{row['logit_scale']:.3f}") if "logit_scale" in row else ()
+        table.add_row("loss", f"{row['loss']:.4f}", "lr", f"{row['lr']:.2e}", *scale)
+        waiting = row["data_s"] / max(row["step_s"], 1e-9)
+        table.add_row("images/s", f"{row['images_per_s']:.0f}", "data wait", f"{waiting:.0%}", "left", self._left(row["step"]))
+        lengths = "  ".join(f"{s}: {loss:.2f}" for s, loss in sorted(self.by_length.items()))
+        table.add_row("loss at seqhw", lengths)
+        return Panel(table, title=f"step {row['step']} of {self.total}")

@@ -1,0 +1,263 @@
+"""Where gloo listens, checked before the process group is made: gloo waits half an hour for one that nobody reaches.
+
+The processes of a run: one a device, started by torchrun, by deepspeed, or as a single plain process.
+
+A run folder that all hosts see, checked at the start: with folders of their own, ranks would disagree on where to go on.
+
+A fingerprint of what the order of the training samples depends on besides the seed, compared over ranks and over lives.
+
+Every rank reads the shards' indices itself. A rank that sees other shards, or other counts, would silently follow another
+plan: some samples would come twice and others not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from flexiclip.data.dataset import TrainSources
+from flexiclip.data.remote import shard_name
+from flexiclip.errors import RunError, UserError
+from flexiclip.files import write_whole, writing_run_folder
+from flexiclip.train.checkpoint import Checkpoint
+from flexiclip.train.heartbeat import JOIN_S, Heartbeat
+from flexiclip.train.signals import Interruptible, StopSignal
+
+
+def check_address() -> None:
+    """Raise UserError when gloo would listen where no other host can reach it. Called before the process group is made.
+
+    Without GLOO_SOCKET_IFNAME gloo listens on the address that the host's own name resolves to, and /etc/hosts often says
+    127.0.1.1. The host-side group of a run is gloo also on GPUs.
+    """
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    name = socket.gethostname()
+    try:
+        addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None)})
+    except OSError:
+        addresses = []
+    if all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses):
+        meaning = f"resolves to {', '.join(addresses)}" if addresses else "does not resolve"
+        raise UserError(
+            f"this host's name {name} {meaning}, where no other host reaches it: set GLOO_SOCKET_IFNAME (on GPUs also "
+            "NCCL_SOCKET_IFNAME) to the network interface between the hosts, as `ip address` names it"
+        )
+
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all. `control` is a gloo group for host-side agreement, so that a GPU never waits for it."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+    control: Any = None
+
+    @property
+    def main(self) -> bool:
+        """True on the one rank that writes files and prints."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """One line on stderr, from the main rank."""
+        if self.main:
+            print(text, file=sys.stderr, flush=True)
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Each flag, true on every rank as soon as it is true on one."""
+        if self.world == 1:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return [bool(vote) for vote in votes.tolist()]
+
+    def collect(self, items: list[Any]) -> list[Any]:
+        """The items of all ranks, in order of rank, on every rank."""
+        if self.world == 1:
+            return items
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, items, group=self.control)
+        return [item for part in parts for item in part]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world > 1:
+            dist.barrier(group=self.control)
+
+
+@contextmanager
+def joined_ranks(
+    process_group: bool,
+    threads: int | None = None,
+    rank_timeout_s: float = 40.0,
+    patience_s: float = 0.0,
+    stop: StopSignal | None = None,
+) -> Iterator[Ranks]:
+    """Join the run for the time of a block. When a rank is lost the others leave the block by a RunError that names it.
+
+    process_group: make one even for a single process, as DeepSpeed needs. threads: torch threads on CPU. rank_timeout_s: see
+    heartbeat.py. patience_s: seconds that a rank may keep the others waiting without being at fault, beyond TIMEOUT. stop: what
+    listens to signals for the block and around it; by default Ctrl-C interrupts, also while this rank waits for the others.
+    Raises RunError when the ranks do not come together, UserError when this host has no address for the others.
+    """
+    if "WORLD_SIZE" not in os.environ:  # a plain process; DeepSpeed would look for MPI
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update({**{name: str(value) for name, value in alone.items()}, "MASTER_PORT": str(_free_port())})
+    rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = _device(local_rank, world, threads)
+    timeout = max(TIMEOUT, timedelta(seconds=patience_s))
+    if world == 1:
+        if process_group:
+            dist.init_process_group(_backend(device), timeout=timeout)
+        try:
+            yield Ranks(rank, world, local_rank, device)
+        finally:
+            if process_group:
+                dist.destroy_process_group()
+        return
+    if _local_world(world) < world:
+        check_address()
+    with nullcontext() if stop is not None else Interruptible():
+        store = _meet(rank)
+        with Heartbeat(store, rank, world, rank_timeout_s) as heartbeat, stop.translating() if stop else nullcontext():
+            if stop is not None:
+                stop.before_leaving.append(heartbeat.say_stopped)
+            dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world, timeout=timeout)
+            yield Ranks(rank, world, local_rank, device, dist.new_group(backend="gloo", timeout=timeout))
+        dist.destroy_process_group()  # not after an error: it would wait for collectives that nobody completes
+
+
+def _device(local_rank: int, world: int, threads: int | None) -> torch.device:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // _local_world(world)))
+    return torch.device("cpu")
+
+
+def _local_world(world: int) -> int:
+    """Ranks on this host, as torchrun or deepspeed counts them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _meet(rank: int) -> Any:
+    """The store that all ranks share, at MASTER_ADDR:MASTER_PORT."""
+    try:
+        return next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))[0]
+    except (dist.DistError, TimeoutError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"rank {rank} does not meet the other ranks at {place} (MASTER_ADDR, MASTER_PORT): {reason}") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+PATIENCE_S = 30.0
+"""How long another host's new file may stay unseen: network file systems cache what a folder does not hold."""
+
+
+def check_shared_folder(folder: Path, ranks: Ranks, key: str = "run_dir", patience_s: float = PATIENCE_S) -> None:
+    """Raise UserError, on every rank, when a rank does not see the folder that the main rank made. Collective, and a barrier.
+
+    key: what in the recipe names the folder.
+    """
+    if ranks.world == 1:
+        return
+    (token,) = ranks.collect([f".seen-{uuid.uuid4().hex}"] if ranks.main else [])
+    if ranks.main:
+        (folder / token).touch()
+    ranks.barrier()
+    blind = ranks.collect([] if _seen(folder, token, patience_s) else [(ranks.rank, socket.gethostname())])
+    if ranks.main:
+        (folder / token).unlink()
+    if blind:
+        rank, host = blind[0]
+        raise UserError(
+            f"{key}={folder}: rank {rank} on host {host} does not see the folder that rank 0 made there: name one on a file "
+            "system that all hosts share, by its full path, or keep the checkpoints in an object store (train.checkpoint_dir=s3://...)"
+        )
+
+
+def share_file(path: Path, ranks: Ranks) -> None:
+    """Give every host the main rank's file of a few megabytes, under the same path. Collective. Raises UserError."""
+    (content,) = ranks.collect([path.read_bytes()] if ranks.main else [])
+    if path.is_file() and path.read_bytes() == content:
+        return
+    with writing_run_folder(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+
+
+def _seen(folder: Path, name: str, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            if name in os.listdir(folder):  # a listing makes NFS ask the server anew; a look-up by name may not
+                return True
+        except OSError:
+            pass
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+
+
+def data_order(sources: TrainSources | None) -> str | None:
+    """A hash of the shards' names and sample counts and of the sources' weights; None for a sequential source.
+
+    The shards' folder does not enter: data may be moved.
+    """
+    if sources is None:
+        return None
+    digest = hashlib.sha256()
+    for store, source in zip(sources.stores, sources.plan.sources, strict=True):
+        names = [shard_name(url) for url in store.urls]
+        digest.update(json.dumps([names, source.counts.tolist(), source.weight]).encode())
+    return digest.hexdigest()
+
+
+def check_ranks_agree(order: str | None, ranks: Ranks) -> None:
+    """Raises UserError on every rank, naming those that see other training data than the main rank. Collective."""
+    said = ranks.collect([(order, socket.gethostname())])
+    others = [f"{rank} (on {host})" for rank, (each, host) in enumerate(said) if each != said[0][0]]
+    if others:
+        raise UserError(
+            f"data.train: rank {', '.join(others)} sees other shards or sample counts than rank 0 (on {said[0][1]}): "
+            "give every host the same shards, and run flexiclip data index on each"
+        )
+
+
+def say_if_changed(order: str | None, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Tell that a run that goes on does so in another order."""
+    if checkpoint.facts.data_order not in (None, order):
+        ranks.say(
+            f"the training shards are not those of {checkpoint.where} (other names, counts or weights): "
+            f"from step {checkpoint.step} on, the order of the samples is another one"
+        )

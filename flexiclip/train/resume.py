@@ -1,0 +1,261 @@
+"""Which checkpoint a run goes on from, and how its files get to every rank.
+
+The main rank alone looks and decides; the others are told. A remote checkpoint is fetched once a node, by the node's first rank.
+
+The run folder: its config, whether it may be gone on with, and whether all ranks mean the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flexiclip.config import Config, dump, from_dict, to_dict
+from flexiclip.config.explain import changeable
+from flexiclip.config.yaml_text import read_yaml
+from flexiclip.errors import UserError
+from flexiclip.files import write_whole, writing_run_folder
+from flexiclip.schedules import learning_rate
+from flexiclip.train.checkpoint import Checkpoint, Facts, read_state
+from flexiclip.train.course import Course
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.remote_store import open_store
+from flexiclip.train.run_lock import FolderPlace, RunLock
+from flexiclip.train.stores import Store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint where it lies."""
+
+    root: str  # of its store
+    name: str
+    facts: Facts
+
+
+def run_store(config: Config, run: Path) -> Store:
+    """Where the checkpoints of a run lie. Raises UserError for a URL that nothing can open."""
+    return open_store(config.train.checkpoint_dir or str(run / "checkpoints"), run / ".saving")
+
+
+def find_checkpoint(config: Config, store: Store) -> Found | None:
+    """The checkpoint that `train.resume` names: auto (latest, if there is one), never, or a folder or URL. Raises UserError."""
+    resume, name = config.train.resume, store.latest()
+    if resume == "never":
+        if name is not None and config.train.checkpoint_dir is not None:  # those in the run folder are moved aside with it
+            raise UserError(
+                f"train.resume=never starts anew, but train.checkpoint_dir={store} holds {name} of an earlier run: "
+                "name another place, or remove that one"
+            )
+        return None
+    if resume != "auto":
+        parent, _, name = resume.rstrip("/").rpartition("/")
+        store = open_store(parent or ("/" if resume.startswith("/") else "."), Path())
+    if name is None:
+        return None
+    facts, _ = read_state(store.state(name), f"{store}/{name}")
+    return Found(str(store), name, facts)
+
+
+def fetch_checkpoint(found: Found, run: Path, ranks: Ranks) -> Checkpoint:
+    """Open it, after fetching its files when they lie elsewhere. Raises UserError when it is not whole. Collective."""
+    store, fetched = open_store(found.root, Path()), _fetched(run, ranks) / found.name
+    if ranks.local_rank == 0:
+        shutil.rmtree(fetched, ignore_errors=True)
+    shared(ranks, ranks.local_rank == 0, lambda: store.open(found.name, fetched))
+    return store.open(found.name, fetched)
+
+
+def forget_fetched(run: Path, ranks: Ranks) -> None:
+    """Remove fetched files when every rank has read them. Collective."""
+    ranks.barrier()
+    if ranks.local_rank == 0 and (folder := _fetched(run, ranks)).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another node's are still there
+            folder.parent.rmdir()
+
+
+def shared(ranks: Ranks, works: bool, work: Callable[[], T]) -> T:
+    """Run `work` where `works` is true; returns the first result on every rank. Collective.
+
+    A UserError of one rank is raised on all, so that nobody waits for a rank that has left.
+    """
+    outcome: list[tuple[T | None, str | None]] = []
+    if works:
+        try:
+            outcome = [(work(), None)]
+        except UserError as error:
+            outcome = [(None, str(error))]
+    outcomes = ranks.collect(outcome)
+    for _, said in outcomes:
+        if said is not None:
+            raise UserError(said)
+    result: T = outcomes[0][0]
+    return result
+
+
+def _fetched(run: Path, ranks: Ranks) -> Path:
+    """A folder of this node's own, known to each of its ranks, also where all nodes share one disk and one host name."""
+    return run / ".fetched" / f"node-of-rank-{ranks.rank - ranks.local_rank}"
+
+
+_LOOKS = 1000
+"""Steps of the past at which two schedules are compared."""
+
+# What each rank may have in its own way. The shards that it sees are compared in data_order.py, whatever their folder is called.
+OWN = ("data.train", "data.workers", "data.prefetch", "data.index_cache", "train.threads")
+
+
+def check_one_recipe(config: Config, ranks: Ranks) -> None:
+    """Raises UserError on every rank when one was started with another recipe than rank 0. Collective, and the first one.
+
+    Ranks of different recipes would wait for each other in different places, or train a mixture without anybody noticing.
+    """
+    own = {key: value for key, value in _flat(to_dict(config)).items() if not _is_under(key, OWN)}
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
+    said = ranks.collect([(digest, socket.gethostname())])
+    others = [rank for rank, (each, _) in enumerate(said) if each != said[0][0]]
+    if not others:
+        return
+    (main,), (other,) = (ranks.collect([own] if ranks.rank == rank else []) for rank in (0, others[0]))
+    key = next(key for key in sorted(main.keys() | other.keys()) if main.get(key) != other.get(key))
+    more = f" and {len(others) - 1} more ranks have another recipe" if len(others) > 1 else ""
+    raise UserError(
+        f"rank {others[0]} (on {said[others[0]][1]}) was started with {key}={other.get(key)}, rank 0 (on {said[0][1]}) with "
+        f"{main.get(key)}{more}: start every rank with the same command"
+    )
+
+
+def enter_run_folder(config: Config, store: Store, course: Course, lock: RunLock, say: Callable[[str], None]) -> Found | None:
+    """Check the run folder, claim it, make it ready, and find the checkpoint to go on from. Raises UserError; see check_same_run.
+
+    One rank calls it. What is wrong is found before anything is written. course: of this start. say: a line for a person.
+    """
+    run = Path(config.run_dir)
+    if run.exists() and not run.is_dir():
+        raise UserError(f"run_dir={run} is a file: name a folder")
+    _find(config, store, course)
+    with writing_run_folder(run):
+        run.mkdir(parents=True, exist_ok=True)
+        lock.take(FolderPlace(run), "run_dir", say)
+    if config.train.checkpoint_dir is not None:
+        store.check_writable()
+        lock.take(store.claims(), "train.checkpoint_dir", say)
+    found, note = _find(config, store, course)  # once more: only now nobody else writes there
+    with writing_run_folder(run):
+        prepare_run_folder(config, lock, say)
+    if note is not None:
+        say(note)
+    return found
+
+
+def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, str | None]:
+    """The checkpoint to go on from, and what there is to say of it. Raises UserError where this recipe is another run's."""
+    run, found = Path(config.run_dir), find_checkpoint(config, store)
+    if found is None or config.train.resume != "auto":
+        return found, None
+    written = run / "config.yaml"
+    recipe = found.facts.recipe
+    if recipe is None and written.is_file():
+        recipe = read_yaml(written.read_text(encoding="utf-8"), str(written))
+    if recipe is None:
+        return found, None
+    where = str(run) if written.is_file() else f"{store}"
+    check_same_run(config, recipe, where)
+    return found, longer(config, recipe, course, found.facts.step, where)
+
+
+def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
+    """Raises UserError that names the keys when `recipe`, of the run at `where`, makes another run than `config` does.
+
+    Keys that the schema declares with resume=True may differ; `longer` has a rule of its own for train.steps. This is asked only
+    where there is a checkpoint, so a first start that failed may be corrected and repeated.
+    """
+    old, new, free = _flat(_completed(recipe)), _flat(to_dict(config)), changeable()
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_under(key, free)]
+    if changed:
+        key = changed[0]
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(
+            f"{where} holds a run with {key}={old.get(key)}, not {new.get(key)}{more}: "
+            "give another run_dir, or train.resume=never to start anew (the old run is moved aside)"
+        )
+
+
+def longer(config: Config, recipe: dict[str, Any], course: Course, step: int, where: str) -> str | None:
+    """What to say where train.steps has grown since `recipe` was trained up to `step`; None where it has not.
+
+    Steps that are done stay as they are, and those to come follow the schedule of the new length. Raises UserError where the
+    run would become shorter.
+    """
+    try:
+        before = from_dict(Config, recipe).train.steps
+    except UserError:
+        return None
+    if before == config.train.steps:
+        return None
+    past = Course.of(replace(config, train=replace(config.train, steps=before)), course.horizon.samples)
+    old, new = past.horizon.steps, course.horizon.steps
+    if new < old:
+        raise UserError(
+            f"{where} holds a run with train.steps={before}, and {config.train.steps} is less: a run may only be made longer"
+        )
+    if new == old or not step:
+        return None
+    rates = [learning_rate(config.optimizer, each.horizon) for each in (past, course)]
+    looked_at = range(0, step, max(1, step // _LOOKS))
+    changed = [
+        what
+        for what, same in (
+            ("learning rates", all(rates[0](s) == rates[1](s) for s in looked_at)),
+            ("lengths", all(past.seqhw(s) == course.seqhw(s) for s in looked_at)),
+        )
+        if not same
+    ]
+    rule = (
+        f"the {' and '.join(changed)} from here on are those of a run of {new} steps, which has others before"
+        if changed
+        else (f"learning rates and lengths are those of a run that had {new} steps from its start")
+    )
+    return f"train.steps has grown from {old} to {new} at step {step}: {rule}"
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of keys that the version which wrote it did not have yet: a run goes on under a newer one."""
+    try:
+        return to_dict(from_dict(Config, recipe))  # type: ignore[no-any-return]
+    except UserError:  # a key that is no more, or takes other values now
+        return recipe
+
+
+def prepare_run_folder(config: Config, lock: RunLock, say: Callable[[str], None]) -> None:
+    """Write config.yaml into a folder that `lock` has claimed; with resume=never, first move a run that is there aside."""
+    run = Path(config.run_dir)
+    if config.train.resume == "never" and (run / "config.yaml").exists():
+        number = 1
+        while (old := run.with_name(f"{run.name}.old-{number}")).exists():
+            number += 1
+        run.rename(old)
+        run.mkdir()
+        lock.moved(FolderPlace(old), FolderPlace(run), "run_dir", say)
+    write_whole(run / "config.yaml", dump(config))
+
+
+def _is_under(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of the names or stands in a section that is."""
+    return any(key == name or key.startswith(name + ".") for name in names)
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    return {name: v for key, value in data.items() for name, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}

@@ -1,0 +1,269 @@
+"""What happens around the steps: rows, checkpoints, evaluation, and when each is due.
+
+The training loop.
+
+flexiclip train RECIPE [key=value ...], or the same under torchrun or deepspeed. A step draws its length from (seed, step), its
+samples from (seed, step), and its learning rate from the step: the only state is the step, the weights and the moments.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from flexiclip.config import Config, to_dict
+from flexiclip.data.batch import Batch
+from flexiclip.errors import RunError, UserError
+from flexiclip.model_folder import LoadedModel, is_model_folder, save_model
+from flexiclip.schedules import TERA
+from flexiclip.train.checkpoint import Facts, Snapshot
+from flexiclip.train.checkpoint_writer import CheckpointWriter, Keep
+from flexiclip.train.feed import PATIENCE, Feed
+from flexiclip.train.logs import BadShare, Metrics, Progress
+from flexiclip.train.objectives import Inputs
+from flexiclip.train.ranks import joined_ranks
+from flexiclip.train.run_lock import RunLock
+from flexiclip.train.setup import Run, consolidated, model_to_evaluate, set_up
+from flexiclip.train.signals import Stopped, StopSignal
+
+Evaluators = Callable[[LoadedModel], dict[str, float]]
+"""Called on every rank with the model in eval mode; returns the same metrics on each."""
+
+
+class Recorder:
+    """Logs, checkpoints and evaluates a run. Its collective methods are called on every rank; only the main one writes."""
+
+    def __init__(self, run: Run, evaluators: Evaluators | None) -> None:
+        train, every = run.config.train, run.config.eval.every
+        self.run, self.evaluators = run, evaluators
+        self.log_every = run.horizon.steps_of(train.log_every)
+        self.save_every = None if train.save_every.unit == "minutes" else run.horizon.steps_of(train.save_every)
+        self.eval_every = run.horizon.steps_of(every) if every is not None else None
+        self.progress = Progress(run.horizon.steps, run.step, run.ranks.main)
+        self.metrics = Metrics(run.folder, run.step, train.log_samples) if run.ranks.main else None
+        every_kept = run.horizon.steps_of(train.keep_every) if train.keep_every is not None else None
+        keep = Keep(train.keep_last, every_kept)
+        self.writer = CheckpointWriter(run.store, run.folder, keep, self.say, run.checkpoint) if run.ranks.main else None
+        self._bad: list[dict[str, str]] = []  # met by this rank and not yet named
+        self._bad_share, self._start = BadShare(run.config.data.max_bad_fraction), run.step
+        self._name_damaged()
+        self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
+        self._saved_at = time.monotonic()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.writer is not None and kind is not KeyboardInterrupt:  # whoever presses Ctrl-C twice wants to leave at once
+            self.writer.wait()
+        self.progress.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def say(self, text: str) -> None:
+        """One line for a person, once among the ranks."""
+        self.progress.say(text)
+
+    def record(self, batch: Batch, data_s: float, step_s: float, **values: float) -> None:
+        """Take in a finished step; write a row every train.log_every steps. Collective."""
+        run = self.run
+        self._times.append((data_s, step_s))
+        run.flops += run.course.flops(range(run.step - 1, run.step))
+        self._bad += batch.bad
+        self.progress.seen(int(values["seqhw"]), values["loss"])
+        if run.config.train.log_samples:
+            samples = run.ranks.collect(batch.samples)
+            if self.metrics is not None:
+                self.metrics.log_samples(run.step, int(values["seqhw"]), samples)
+        if run.step % self.log_every and run.step != run.horizon.steps:
+            return
+        self._name_bad()
+        row = {"step": run.step, **self._row(values)}
+        if self.metrics is not None:
+            self.metrics.log(row)
+        self.progress.show(row)
+        self._times = []
+
+    def check_data(self) -> None:
+        """Save and raise UserError when too many samples cannot be used; decided at each logged row. Collective."""
+        run = self.run
+        try:
+            self._bad_share.check((run.step - self._start) * run.horizon.batch)
+        except UserError:
+            self.save_last()
+            raise
+
+    def save_is_due(self) -> bool:
+        """Whether train.save_every has passed; by the clock the main rank decides. Collective."""
+        if self.save_every is not None:
+            return self.save_every > 0 and self.run.step % self.save_every == 0
+        minutes = self.run.config.train.save_every.value
+        passed = self.run.ranks.main and time.monotonic() - self._saved_at >= 60 * minutes
+        return self.run.ranks.agree(passed)[0]
+
+    def save(self) -> None:
+        """Begin to write a checkpoint, or write it whole without train.save_in_background. What fails is said. Collective."""
+        snapshot = self._snapshot()
+        if self.writer is None or snapshot is None:
+            return
+        if self.run.config.train.save_in_background:
+            self.writer.write(snapshot.owned())
+        else:
+            self.writer.write(snapshot)
+            self.writer.wait()
+        self._saved_at = time.monotonic()  # by the main rank's clock
+
+    def save_last(self) -> None:
+        """Write the checkpoint that this start ends with. Raises RunError on every rank when it cannot be written. Collective."""
+        snapshot = self._snapshot()
+        failed: list[str] = []
+        if self.writer is not None and snapshot is not None:
+            try:
+                self.writer.write_last(snapshot)
+            except RunError as error:
+                failed = [str(error)]
+        for said in self.run.ranks.collect(failed):
+            raise RunError(said)
+
+    def complete(self) -> None:
+        """Make up for what a start that died at its very end left out: the run's model, and the last evaluation. Collective."""
+        run = self.run
+        saved = not run.ranks.main or is_model_folder(run.folder / "model")
+        scored = self.evaluators is None or self.metrics is None or self.metrics.evaluated == run.step
+        if not all(run.ranks.collect([saved])):
+            snapshot = self._snapshot()
+            if snapshot is not None:
+                save_model(run.folder / "model", snapshot.loaded, snapshot.weights, step=snapshot.facts.step)
+        if not all(run.ranks.collect([scored])):
+            self.evaluate()
+
+    def _snapshot(self) -> Snapshot | None:
+        """What a checkpoint holds, on the main rank; the others help to gather it and keep none of it. Collective."""
+        run = self.run
+        self._name_bad()  # a run that goes on from here does not meet them again
+        if not run.ranks.main:
+            for _ in itertools.chain(run.engine.weights(), run.engine.moments()):
+                pass
+            return None
+        weights, moments = consolidated(run), dict(run.engine.moments())
+        moments |= {f"scalars/{name}": tensor for name, tensor in run.stepper.scalars.state().items()}
+        facts = Facts(run.step, run.skips.total, to_dict(run.config), run.data_order, run.flops)
+        return Snapshot(run.loaded, weights, moments, facts)
+
+    def evaluation_is_due(self) -> bool:
+        """Whether eval.every has passed."""
+        return self.eval_every is not None and self.run.step % self.eval_every == 0
+
+    def evaluate(self) -> None:
+        """Run the evaluators and write their metrics to eval.jsonl and TensorBoard. Collective."""
+        if self.evaluators is None:
+            return
+        values = self.evaluators(model_to_evaluate(self.run))
+        self.run.loaded.model.train()
+        if self.metrics is not None:
+            self.metrics.log_evaluation(self.run.step, values)
+        self.say("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def _name_damaged(self) -> None:
+        damaged = self.run.sources.damaged if self.run.sources is not None else ()
+        if damaged and self.metrics is not None:
+            self.metrics.log_bad([shard.as_dict() for shard in damaged])
+            more = f", and {len(damaged) - 1} more (bad_samples.jsonl)" if len(damaged) > 1 else ""
+            self.say(f"a damaged shard, {damaged[0]}{more}")
+
+    def _name_bad(self) -> None:
+        bad = self.run.ranks.collect(self._bad)
+        self._bad_share.add(bad)
+        if self.metrics is not None:
+            self.metrics.log_bad(bad)
+        self._bad = []
+
+    def _row(self, values: dict[str, float]) -> dict[str, Any]:
+        run = self.run
+        data_s, step_s = (sum(column) / len(column) for column in zip(*self._times, strict=True))
+        batch, samples = run.horizon.batch, run.horizon.samples
+        row: dict[str, Any] = {"samples": run.step * batch, **values}
+        row |= {name: _item(p) for name, p in zip(("logit_scale", "logit_bias"), run.stepper.scalars.scalars, strict=False)}
+        row |= {"skipped": run.skips.total} if run.config.train.on_nonfinite == "skip" else {}
+        row |= {"epoch": run.step * batch / samples} if samples else {}
+        row |= {"tflops": run.flops / TERA} if run.flops else {}
+        return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}
+
+
+def _item(scalar: Tensor) -> float:
+    return float(scalar.detach())
+
+
+def train(config: Config, evaluators: Evaluators | None = None) -> bool:
+    """Train a recipe to its end, or until SIGINT or SIGTERM, which save first; returns whether it has come to its end.
+
+    evaluators: model -> metrics, called on every rank.
+    """
+    group, patience_s = config.engine.kind == "deepspeed", (PATIENCE + 1) * config.data.stall_s
+    try:
+        with (
+            StopSignal() as stop,
+            joined_ranks(group, config.train.threads, config.train.rank_timeout_s, patience_s, stop) as ranks,
+            RunLock() as lock,
+        ):
+            run = set_up(config, ranks, evaluators is not None, lock)
+            stop.defer()
+            if run.step > run.horizon.steps:
+                raise UserError(
+                    f"{run.folder} is at step {run.step}, beyond the {run.horizon.steps} of train.steps={config.train.steps}: "
+                    "raise it, or name another run_dir"
+                )
+            if run.step == run.horizon.steps:
+                with Recorder(run, evaluators) as recorder:
+                    recorder.complete()
+                ranks.say(f"{run.folder} is complete at step {run.step}: nothing to train")
+                return True
+            with Recorder(run, evaluators) as recorder, Feed(run.batches(), ranks.rank, config.data.stall_s, stop) as feed:
+                _loop(run, recorder, feed, stop)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return False
+    return run.step == run.horizon.steps
+
+
+def _loop(run: Run, recorder: Recorder, feed: Feed, stop: StopSignal) -> None:
+    start = run.step
+    while run.step < run.horizon.steps:
+        run.lock.check()
+        clock = time.perf_counter()
+        batch = feed.take(run.step + 1)
+        waited = time.perf_counter() - clock
+        # Asked before the step and not after it: a rank whose data hangs can leave together with those that have theirs.
+        if run.ranks.agree(stop.asked)[0]:
+            if run.step > start:
+                recorder.save_last()
+            recorder.say(f"stopped by a signal at step {run.step}; the same command goes on from here")
+            return
+        assert batch is not None, "no batch, and nobody asked to stop"
+        _step(run, recorder, batch, clock, waited)
+    recorder.say(f"done: {run.folder / 'model'}")
+
+
+def _step(run: Run, recorder: Recorder, batch: Batch, clock: float, waited: float) -> None:
+    seqhw, lr = run.course.seqhw(run.step), run.lr(run.step)
+    outcome = run.stepper(Inputs.of(batch, run.ranks.device), seqhw, run.step, lr)
+    run.step += 1
+    if outcome.fault is not None:
+        recorder.say(run.skips.refused(run.ranks, run.step, seqhw, outcome.fault))
+    else:
+        run.skips.healthy()
+    values = {"loss": outcome.loss, "seqhw": seqhw, "lr": lr, "grad_norm": outcome.norm}
+    recorder.record(batch, waited, time.perf_counter() - clock, **values)
+    recorder.check_data()
+    done = run.step == run.horizon.steps
+    if done:
+        recorder.save_last()
+    elif recorder.save_is_due():
+        recorder.save()
+    if done or recorder.evaluation_is_due():
+        recorder.evaluate()
