@@ -2,7 +2,7 @@
 # Mutation tests of the core: mutmut changes one expression at a time, and a test has to fail.
 #
 #   scripts/mutation.sh                         every module of scripts/mutation/core.yaml that changed since its entry in record.yaml
-#   scripts/mutation.sh pi_resize schedules/    the modules whose path contains one of the words
+#   scripts/mutation.sh pi_resize schedules     the modules whose path contains one of the words
 #   scripts/mutation.sh --report                what the record says, nothing is run
 #   scripts/mutation.sh --help                  --workers, --patience, --retest, --fresh
 #

@@ -58,7 +58,7 @@ def test_all(chosen: list[Module], core: list[Module], arguments: argparse.Names
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/mutation.sh", description="Mutation tests of the core with mutmut.")
-    parser.add_argument("module", nargs="*", help="part of a path, as in pi_resize or schedules/ (default: the whole core)")
+    parser.add_argument("module", nargs="*", help="part of a path, as in pi_resize or data/ (default: the whole core)")
     parser.add_argument("--workers", type=int, default=2, help="mutants tested at the same time (default: 2)")
     parser.add_argument(
         "--patience", type=float, default=4.0, help="a mutant has 4 x (its tests' time + PATIENCE s) (default: 4)"
