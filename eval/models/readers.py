@@ -1,6 +1,6 @@
 """Models whose weights our own towers take: model folders, and folders of transformers, timm and open_clip, big_vision's .npz.
 
-The readers of flexiclip/models/weights are strict (a tensor left over is an error) and unpickle nothing; what they cannot express
+The readers of flexiclip/formats are strict (a tensor left over is an error) and unpickle nothing; what they cannot express
 they refuse with the reason. The result computes what the original computes, and our towers run it at any length.
 """
 

@@ -1,7 +1,7 @@
 """A model as big_vision's `.npz`: the base kernel and the base grid, so that nothing of its flexibility is lost.
 
 An image tower alone has its arrays at the top; two towers stand under img/ and txt/, with t and b beside, as big_vision's
-proj/image_text/two_towers.py has it. The reader is models/weights/big_vision.py; what it reads, this writes again bit for bit.
+proj/image_text/two_towers.py has it. The reader is big_vision_reader.py; what it reads, this writes again bit for bit.
 
 Shapes: D width, H heads, K = D / H.
 """

@@ -3,7 +3,7 @@
     flexiclip import vit_b16.safetensors --format timm --arch vit_base_patch16_224 --output models/vit_b16
     flexiclip import ViT-B-32-quickgelu/openai --format open_clip --output models/clip_b32
 
-The readers (models/weights/, one a format) give settings and weights by our names; here they become a model. A fixed-patch model
+The readers (one for each format) give settings and weights by our names; here they become a model. A fixed-patch model
 keeps its kernel and its grid as the base ones: at its own length nothing is resized, and every other length works as well.
 """
 

@@ -1,1 +1,1 @@
-"""Contrastive training: the loop (loop.py), its one step (step.py), and the engines that run it (engine.py, zero.py)."""
+"""Contrastive training: the loop (trainer.py), its one step (step.py), and the engines that run it (engine.py, deepspeed.py)."""

@@ -1,6 +1,6 @@
 """Checkpoints that any number of ranks, any engine and any ZeRO stage can go on from.
 
-    step-N/model/                  a model folder (bundle.py): flexiclip eval opens it
+    step-N/model/                  a model folder (model_folder.py): flexiclip eval opens it
     step-N/optimizer.safetensors   moments by parameter name, float32
     step-N/state.json              written last: the step, how many steps were skipped, the recipe, the order of the data, the
                                    size of every other file

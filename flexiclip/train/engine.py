@@ -2,7 +2,7 @@
 
 Whether the towers run in bf16: what `train.precision` says, and for `auto` what the hardware of all ranks has.
 
-Engines: plain torch here, DeepSpeed in zero.py, behind the same few methods.
+Engines: plain torch here, DeepSpeed in deepspeed.py, behind the same few methods.
 
 Both train an objective's towers with the same AdamW and average gradients over the ranks, so their losses differ only by
 rounding. What a step does with them is in step.py.

@@ -1,4 +1,4 @@
-"""The objectives of train/objectives, each setting of them, against losses worked out in numpy (loss_by_hand.py).
+"""The objectives of train/objectives.py, each setting of them, against losses worked out in numpy (loss_by_hand.py).
 
 No run and no engine: an objective is handed outputs as its towers would give them, and asked for its loss. Every weight,
 temperature, width, exit and mask therefore has an effect that is known exactly; the gradients are compared with the slope of the
