@@ -1,7 +1,7 @@
-"""What the processes of a run exchange through torch.distributed: rows, objects, sums and means over all ranks.
+"""Exchanges rows, objects, sums and means between the ranks of a run through torch.distributed.
 
-Without an initialised process group every function is that of a single rank: nothing is copied or sent. Every function that
-exchanges something must be called by all ranks.
+Without an initialized process group, every function behaves as with a single rank, and nothing is copied or sent. A
+function that exchanges something must be called by all ranks.
 """
 
 from __future__ import annotations
@@ -16,27 +16,34 @@ T = TypeVar("T")
 
 
 def world() -> int:
-    """The number of ranks."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this rank, from 0."""
+    """Return the number of this rank, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def block(total: int) -> range:
-    """This rank's share of the items 0..total-1: neighbours, so that it reads few shards. Shares differ by one item at most."""
+    """Return this rank's share of the items 0..total-1.
+
+    The items of a share are neighbors, so that the rank reads few shards. The sizes of the shares differ by at most
+    one.
+    """
     return range(total * rank() // world(), total * (rank() + 1) // world())
 
 
 def largest_block(total: int) -> int:
-    """The size of the largest share: all ranks run as many forward passes, since ZeRO-3's gathers would hang otherwise."""
+    """Return the size of the largest share.
+
+    All ranks run the number of forward passes for that share, because ZeRO-3's gathers would hang otherwise.
+    """
     return -(-total // world())
 
 
 def gather_objects(value: T) -> list[T]:
-    """The values of all ranks, in the order of the ranks, on every rank. The values are pickled."""
+    """Return the values of all ranks on every rank, in the order of the ranks. The values are pickled."""
     if world() == 1:
         return [value]
     values: list[T | None] = [None] * world()
@@ -45,17 +52,17 @@ def gather_objects(value: T) -> list[T]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows [n, D] of all ranks joined in the order of the ranks, [sum of n, D]; n may differ from rank to rank."""
+    """Concatenate the rows [n, D] of all ranks, in the order of the ranks, to [sum of n, D]. n may differ between ranks."""
     if world() == 1:
         return rows
     sizes = gather_objects(len(rows))
-    padded = rows.new_zeros(max(sizes), rows.shape[1])  # all_gather takes equal shapes; the padding is cut off below
+    padded = rows.new_zeros(max(sizes), rows.shape[1])  # all_gather needs equal shapes; the padding is cut off below
     padded[: len(rows)] = rows
     return torch.cat([part[:size] for part, size in zip(all_rows(padded).split(max(sizes)), sizes, strict=True)])
 
 
 def all_rows(x: Tensor) -> Tensor:
-    """The rows of all ranks joined in the order of the ranks; every rank has the same number of rows."""
+    """Concatenate the rows of all ranks, in the order of the ranks. Every rank must have the same number of rows."""
     if world() == 1:
         return x
     x = x.contiguous()
@@ -65,14 +72,14 @@ def all_rows(x: Tensor) -> Tensor:
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum over the ranks, in place."""
+    """Sum a tensor over the ranks, in place, and return it."""
     if world() > 1:
         dist.all_reduce(x)
     return x
 
 
 def reduce_rows(x: Tensor, rows: int) -> Tensor:
-    """Sum x [W * rows, D] over the ranks and keep this rank's rows."""
+    """Sum x [W * rows, D] over the W ranks and return the rows [rows, D] that belong to this rank."""
     if world() == 1:
         return x
     own = x.new_empty(rows, x.shape[1])
@@ -93,5 +100,8 @@ class _MeanOverRanks(torch.autograd.Function):
 
 
 def mean_over_ranks(rows: Tensor) -> Tensor:
-    """The mean of the rows [b] of all ranks, each with the same b; its gradient is 1 / (b W) for each of this rank's rows."""
+    """Return the mean of the rows [b] of all W ranks, which must have the same b.
+
+    The gradient is 1 / (b W) for each of this rank's rows.
+    """
     return _MeanOverRanks.apply(rows)

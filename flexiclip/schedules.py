@@ -1,15 +1,9 @@
-"""How long a run is: what turns durations into steps.
+"""The schedules of a run: its length, the learning rate, and each step's sequence length and micro-batch size.
 
-The learning rate: warm-up and cool-down around cosine, rsqrt or constant (big_vision's create_learning_rate_schedule).
-
-How many samples a rank encodes at once at each sequence length.
-
-The sequence length of each step: one seqhw, drawn from (seed, step) as in FlexiViT (arXiv 2212.08013, section 3.2).
-
-Every rank knows it without being told, and a resumed run draws the same list. What is drawn from may change over the run, by the
-stages or by the curriculum of the recipe's section `patch` (section 5.4 there; CLIPA, arXiv 2305.07017).
-
-A run as long as its FLOPs allow: train.steps="30 TFLOPs".
+The sequence length of a step is one seqhw, drawn from (seed, step) as in FlexiViT (arXiv 2212.08013, section 3.2).
+Every rank can compute it without communication, and a resumed run draws the same values. The distribution may change
+over the run: by the stages of the recipe's section `patch`, or by its curriculum (section 5.4 of the paper; CLIPA,
+arXiv 2305.07017).
 """
 
 from __future__ import annotations
@@ -28,7 +22,7 @@ from flexiclip.errors import UserError
 
 @dataclass(frozen=True)
 class Horizon:
-    """What turns a duration into steps: the run's steps, its global batch and the samples of an epoch (None: unknown)."""
+    """Turns durations into steps: the run's steps, its global batch size, and the samples of an epoch (None if unknown)."""
 
     steps: int
     batch: int
@@ -36,16 +30,20 @@ class Horizon:
 
     @classmethod
     def of(cls, length: Duration, batch: int, samples: int | None) -> Horizon:
-        """The horizon of a run whose length is given in steps, epochs or samples."""
+        """Return the horizon of a run whose length is given in steps, epochs or samples."""
         return cls(to_steps(length, batch=batch, samples=samples), batch, samples)
 
     def steps_of(self, duration: Duration) -> int:
-        """Steps of a duration within this run."""
+        """Return the number of steps of a duration within this run."""
         return to_steps(duration, batch=self.batch, samples=self.samples, total=self.steps)
 
 
 def learning_rate(config: OptimizerConfig, horizon: Horizon) -> Callable[[int], float]:
-    """step -> learning rate: linear warm-up from 0, the schedule, and a linear cool-down to 0 at the last step."""
+    """Return a function from step to learning rate.
+
+    The rate warms up linearly from 0, follows the schedule (cosine, rsqrt or constant), and cools down linearly to 0 at
+    the last step, as in big_vision's create_learning_rate_schedule.
+    """
     total, warmup, cooldown = horizon.steps, horizon.steps_of(config.warmup), horizon.steps_of(config.cooldown)
     decay = _DECAYS[config.schedule](total, warmup, horizon.steps_of(config.timescale))
 
@@ -80,18 +78,21 @@ _DECAYS = {"cosine": _cosine, "rsqrt": _rsqrt, "constant": _constant}
 
 
 def pair_tokens(config: Config, seqhw: int) -> int:
-    """Tokens of an image at grid side `seqhw`, and of its caption at full length where the text tower trains."""
+    """Return the tokens of an image with grid side `seqhw`, plus those of a full caption if the text tower trains."""
     text = config.model.text
     return seqhw**2 + (0 if text is None or text.frozen else config.tokenizer.context_length)
 
 
 def within_budget(config: Config, budget: int) -> Callable[[int], int]:
-    """seqhw -> pairs that `budget` tokens hold, at least one."""
+    """Return a function from seqhw to the number of pairs that `budget` tokens hold, at least one."""
     return lambda seqhw: max(1, budget // pair_tokens(config, seqhw))
 
 
 def micro_batches(config: Config, world: int) -> Callable[[int], int]:
-    """seqhw -> samples that a rank encodes at once: a fixed number, what a budget of tokens holds, or its whole share."""
+    """Return a function from seqhw to the number of samples encoded at once per rank.
+
+    This is a fixed number, the number that a budget of tokens holds, or all samples of the rank.
+    """
     train = config.train
     local = train.global_batch_size // world
     if train.micro_tokens is not None:
@@ -101,43 +102,43 @@ def micro_batches(config: Config, world: int) -> Callable[[int], int]:
 
 
 Cost = Callable[[int], float]
-"""seqhw -> what a step of that length costs, in any unit."""
+"""Maps seqhw to the cost of a step with that length, in any unit."""
 
 
 class _Law(Protocol):
-    """What the lengths are drawn from, step by step."""
+    """The distribution of the lengths at each step."""
 
     def at(self, step: int) -> tuple[Sequence[int], np.ndarray]:
-        """The lengths and their probabilities, which sum to 1."""
+        """Return the lengths at a step and their probabilities, which sum to 1."""
         ...
 
     def shares(self) -> dict[int, float]:
-        """seqhw -> its share of the steps of the whole run, in expectation."""
+        """Return each seqhw's expected share of the steps of the whole run."""
         ...
 
 
 class SeqhwSchedule:
-    """step -> seqhw. `cost` gives the relative cost of a length, for weights that are `inverse_cost`."""
+    """Maps a step to its seqhw. `cost` gives the relative cost of a length, for weights that are `inverse_cost`."""
 
     def __init__(self, config: PatchConfig, seed: int, horizon: Horizon, cost: Cost) -> None:
         self.seed = seed
         self._law = _LAWS[config.curriculum](config, horizon, cost)
 
     def __call__(self, step: int) -> int:
-        """The grid side that step `step` (from 0) trains."""
+        """Return the grid side on which step `step` (from 0) trains."""
         seqhw, probabilities = self._law.at(step)
         return int(seqhw[Stream(self.seed, step).choice(probabilities)])
 
     def expected(self, step: int, value: Callable[[int], float]) -> float:
-        """The mean of `value(seqhw)` over the lengths that may be drawn at `step`."""
+        """Return the mean of `value(seqhw)` over the lengths that may be drawn at `step`."""
         return float(sum(p * value(s) for s, p in zip(*self._law.at(step), strict=True)))
 
     def shares(self) -> dict[int, float]:
-        """seqhw -> its share of the steps of the whole run, in expectation; lengths that are never drawn are left out."""
+        """Return each seqhw's expected share of the steps of the whole run, without lengths that are never drawn."""
         return {seqhw: share for seqhw, share in sorted(self._law.shares().items()) if share > 0}
 
     def mean(self, value: Callable[[int], float]) -> float:
-        """The mean of `value(seqhw)` over the steps of the whole run, in expectation."""
+        """Return the expected mean of `value(seqhw)` over the steps of the whole run."""
         return float(sum(share * value(seqhw) for seqhw, share in self.shares().items()))
 
 
@@ -150,18 +151,18 @@ class _Stage:
 
 @dataclass(frozen=True)
 class _Stages:
-    """One distribution after the other."""
+    """A law with one distribution after the other."""
 
-    stages: list[_Stage]  # by their start; the first one's is 0
+    stages: list[_Stage]  # sorted by their start; the first starts at 0
     steps: int
 
     def at(self, step: int) -> tuple[Sequence[int], np.ndarray]:
-        """See _Law."""
+        """Return the lengths and probabilities of the stage that contains the step."""
         stage = [stage for stage in self.stages if stage.start <= step][-1]
         return stage.seqhw, stage.probabilities
 
     def shares(self) -> dict[int, float]:
-        """See _Law."""
+        """Return each seqhw's expected share, summed over the stages."""
         starts = [min(stage.start, self.steps) for stage in self.stages]
         found: dict[int, float] = {}
         for stage, start, end in zip(self.stages, starts, [*starts[1:], self.steps], strict=True):
@@ -172,11 +173,12 @@ class _Stages:
 
 @dataclass(frozen=True)
 class _Window:
-    """The lengths in order, and a window that moves over them: what lies in it is drawn.
+    """A law in which a window moves over the sorted lengths, and the lengths inside it are drawn.
 
-    The lengths share the line from 0 to 1 by their weights. The window is `spread` wide and its middle goes from 0 to 1; where it
-    reaches beyond an end it is folded back. So every point of the line is drawn equally often over the whole run, each length as
-    often as its weight says, and the run costs what it would without a curriculum: only the order is another one.
+    The lengths divide the line from 0 to 1 in proportion to their weights. The window has the width `spread`, and its
+    middle moves from 0 to 1. The parts that reach beyond an end are folded back. Every point of the line is therefore
+    drawn equally often over the whole run, and each length as often as its weight says. The run costs the same as
+    without a curriculum; only the order changes.
     """
 
     seqhw: tuple[int, ...]
@@ -185,7 +187,7 @@ class _Window:
     steps: int
 
     def at(self, step: int) -> tuple[Sequence[int], np.ndarray]:
-        """See _Law."""
+        """Return the lengths, and the share of the window that each of them covers."""
         middle = (step + 0.5) / self.steps
         low, high = middle - self.spread / 2, middle + self.spread / 2
         covered = _overlap(low, high, -self.edges, self.edges) + _overlap(low, high, 2 - self.edges, 2 + self.edges)
@@ -193,7 +195,7 @@ class _Window:
         return self.seqhw, probabilities / probabilities.sum()
 
     def shares(self) -> dict[int, float]:
-        """See _Law."""
+        """Return each seqhw's expected share, which is the width of its part of the line."""
         found: dict[int, float] = {}
         for seqhw, width in zip(self.seqhw, np.diff(self.edges), strict=True):
             found[seqhw] = found.get(seqhw, 0.0) + float(width)
@@ -201,11 +203,12 @@ class _Window:
 
 
 def _overlap(low: float, high: float, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """How much of each interval from `starts` to `ends` lies between low and high."""
+    """Return how much of each interval from `starts` to `ends` is between low and high."""
     return np.clip(np.minimum(high, ends) - np.maximum(low, starts), 0, None)
 
 
 def _stages(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
+    """Return the law of the recipe's stages, without a curriculum."""
     stages = [(0, config.seqhw, config.weights)]
     stages += [(horizon.steps_of(stage.start), stage.seqhw, stage.weights) for stage in config.stages]
     found = [_Stage(start, seqhw, _probabilities(seqhw, weights, cost)) for start, seqhw, weights in stages]
@@ -213,7 +216,10 @@ def _stages(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
 
 
 def _clipa(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
-    """The shorter half of the lengths, the middle one included, and for the last `finish` the longer half."""
+    """Return a law with the shorter half of the lengths first, and the longer half for the last `finish`.
+
+    The middle length belongs to the shorter half.
+    """
     seqhw, probabilities = _in_order(config, cost)
     half = (len(seqhw) + 1) // 2
     finish = max(0, horizon.steps - horizon.steps_of(config.finish))
@@ -241,26 +247,27 @@ _LAWS: dict[str, Callable[[PatchConfig, Horizon, Cost], _Law]] = {
 
 
 def _in_order(config: PatchConfig, cost: Cost) -> tuple[tuple[int, ...], np.ndarray]:
-    """The lengths that have a weight, shortest first, and their probabilities."""
+    """Return the lengths that have a weight, shortest first, and their probabilities."""
     drawn = [(s, p) for s, p in zip(config.seqhw, _probabilities(config.seqhw, config.weights, cost), strict=True) if p > 0]
     seqhw, probabilities = zip(*sorted(drawn), strict=True)
     return seqhw, np.array(probabilities)
 
 
 def _edges(probabilities: np.ndarray) -> np.ndarray:
-    """Where each length begins on the line from 0 to 1, and where the last one ends: exactly at 1."""
+    """Return where each length begins on the line from 0 to 1, and where the last one ends, which is exactly 1."""
     edges = np.concatenate([[0.0], np.cumsum(probabilities)])
     return edges / edges[-1]
 
 
 def _probabilities(seqhw: Sequence[int], weights: str | Sequence[float], cost: Cost) -> np.ndarray:
+    """Return the probabilities of the lengths, from weights by name or by number."""
     if weights == "inverse_cost":
         raw = np.array([1 / cost(s) for s in seqhw])
     elif weights == "uniform":
         raw = np.ones(len(seqhw))
     else:
         raw = np.array(weights, dtype=np.float64)
-    if math.isinf(sum(raw.tolist())):  # of finite numbers
+    if math.isinf(sum(raw.tolist())):  # a sum of finite numbers may overflow
         raw = raw / raw.max()
     return raw / raw.sum()
 
@@ -269,10 +276,12 @@ TERA = 10**12
 
 
 def horizon_of(config: Config, samples: int | None, cost: Cost, pair_flops: Callable[[int], float]) -> Horizon:
-    """The horizon of a recipe's run. samples: of an epoch, None where unknown.
+    """Return the horizon of a recipe's run.
 
-    cost: relative, of a length, for weights that are `inverse_cost`. pair_flops: what training takes of a pair at a length,
-    asked for only when train.steps is a number of FLOPs; the run is then the longest whose schedule is expected to keep to it.
+    `samples`: the samples of an epoch, None if unknown. `cost`: the relative cost of a length, for weights that are
+    `inverse_cost`. `pair_flops`: the FLOPs of training on one pair at a length, called only if train.steps is a number
+    of FLOPs, such as "30 TFLOPs". The run is then the longest whose expected FLOPs stay within that number. Raises
+    UserError if the number is too small for one step.
     """
     length, batch = config.train.steps, config.train.global_batch_size
     if length.unit != "TFLOPs":
@@ -280,14 +289,14 @@ def horizon_of(config: Config, samples: int | None, cost: Cost, pair_flops: Call
     flops = {seqhw: pair_flops(seqhw) for seqhw in config.patch.all_seqhw}
 
     def spent(steps: int) -> float:
-        """TFLOPs that a run of so many steps is expected to take."""
+        """Return the TFLOPs that a run with this number of steps is expected to take."""
         schedule = SeqhwSchedule(config.patch, config.seed, Horizon(steps, batch, samples), cost)
         return steps * batch * schedule.mean(flops.__getitem__) / TERA
 
     if spent(1) > length.value:
         raise UserError(f"train.steps={length} is less than one step takes, {spent(1):.3g} TFLOPs")
     low, high = 1, int(length.value * TERA / (batch * min(flops.values()))) + 1
-    while high - low > 1:  # spent(low) keeps to it, spent(high) does not
+    while high - low > 1:  # spent(low) is within the budget, spent(high) is not
         middle = (low + high) // 2
         low, high = (middle, high) if spent(middle) <= length.value else (low, middle)
     return Horizon(low, batch, samples)

@@ -1,15 +1,9 @@
-"""Mixup (arXiv 1710.09412): each image becomes a mixture with the one before it in the global batch, and its classes likewise.
+"""Training items, batches, mixup, and the hand-over of batches from data workers through shared memory.
 
-How much of itself an image keeps is drawn once a step from Beta(p, p), and is the larger part, as in big_vision's get_mixup. It
-follows from (seed, step), and the partner from the position: so the mixture does not depend on the number of ranks. Mixed pixels
-are rounded to whole grey levels, as float32 they would take four times the bytes; a teacher sees what its student sees.
-
-What a step reads: items, one a sample, and the batch that a rank makes of them.
-
-Handing batches from data workers to the trainer through shared memory, and saying so in one line when there is too little.
-
-Left to itself, torch moves a batch there in a thread of the worker. Where /dev/shm is full (docker gives a container 64 MB), that
-thread prints a traceback and drops the batch, and the trainer waits for it for ever.
+Left alone, torch moves a batch into shared memory in a background thread of the data worker. When /dev/shm is full
+(docker gives a container 64 MB), that thread prints a traceback and drops the batch, and the trainer waits for the
+batch forever. `shared` therefore moves the batch in the worker's own thread, and turns a lack of memory into one line
+that names the fix.
 """
 
 from __future__ import annotations
@@ -30,33 +24,44 @@ from flexiclip.errors import RunError
 
 @dataclass(frozen=True)
 class Mixup:
-    """p: of Beta(p, p), above 0; small values leave most steps nearly as they were."""
+    """Mixup (arXiv 1710.09412): mixes each image, and its classes, with the one before it in the global batch.
+
+    The share that an image keeps is drawn once per step from Beta(`p`, `p`), with `p` above 0; small values of `p`
+    leave the images of most steps nearly unchanged. The kept share is the larger part, as in big_vision's get_mixup. It
+    depends on (seed, step), and the partner depends on the position in the global batch, so the mixture does not depend
+    on the number of ranks. Mixed pixels are rounded to whole grey levels, because float32 pixels would take four times
+    the bytes. A teacher sees the same mixed images as its student.
+    """
 
     p: float
     seed: int
 
     def kept(self, step: int) -> float:
-        """What an image keeps of itself in a step, 0.5 to 1."""
+        """Return the share of itself that each image keeps in this step, from 0.5 to 1."""
         drawn = stream(self.seed, Draw.MIXUP, step).beta(self.p)
         return max(drawn, 1 - drawn)
 
 
 def mix(images: torch.Tensor, before: torch.Tensor, kept: float) -> None:
-    """In place: kept * image + (1 - kept) * the one before it, rounded. uint8 [b, 3, H, W]; before [3, H, W]: the first's."""
-    for i in reversed(range(len(images))):  # the last first: the one before is then still what it was
+    """Set each image to `kept * image + (1 - kept) * previous image`, rounded, in place.
+
+    `images`: uint8 [b, 3, H, W]. `before`: [3, H, W], the image before the first one.
+    """
+    for i in reversed(range(len(images))):  # from the end, so that the image before is still unmixed
         images[i] = (kept * images[i].float()).add_((images[i - 1] if i else before).float(), alpha=1 - kept).round_()
 
 
 Tokenize = Callable[[list[str]], torch.Tensor]
 TENSORS = ("images", "tokens", "caption_ids", "labels", "shares")
-"""The fields of a batch that go to the device."""
+"""The tensor fields of a batch, which are moved to the device."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One training sample. pixels: uint8 [3, H, W], in any order in memory; bad: the unreadable samples met on the way to it.
+    """One training sample.
 
-    caption: "" where none are read. labels: numbers of its classes, () where none are read.
+    `pixels`: uint8 [3, H, W], in any memory layout. `caption`: "" if no captions are read. `bad`: the unreadable
+    samples that this one replaces. `labels`: the numbers of its classes, () if no labels are read.
     """
 
     pixels: torch.Tensor
@@ -68,11 +73,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's part of a step: b samples.
+    """One rank's part of a step, with b samples.
 
-    images: uint8 [b, 3, H, W]; tokens: int64 [b, L], L = 0 where no captions are read; caption_ids: int64 [b], equal exactly
-    where the captions are; labels: int64 [b, M], classes of each image, and shares: float32 [b, M], how much of each, 0 where an
-    image has fewer than M; samples: `SHARD/KEY` of each; bad: {shard, key, reason} of every unreadable sample that was replaced.
+    - `images`: uint8 [b, 3, H, W].
+    - `tokens`: int64 [b, L], with L = 0 if no captions are read.
+    - `caption_ids`: int64 [b], equal for exactly those samples whose captions are equal.
+    - `labels`: int64 [b, M], the classes of each image.
+    - `shares`: float32 [b, M], the share of each class, 0 where an image has fewer than M classes.
+    - `samples`: `SHARD/KEY` of each sample.
+    - `bad`: {shard, key, reason} of every unreadable sample that was replaced.
     """
 
     step: int
@@ -86,20 +95,22 @@ class Batch:
     bad: list[dict[str, str]]
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        """Return the same batch in page-locked memory. torch's DataLoader calls this."""
         pinned = {name: getattr(self, name).pin_memory() for name in TENSORS}
         return replace(self, **pinned)
 
 
 def caption_id(caption: str) -> int:
-    """A 63-bit number that depends on the text alone, on every rank and in every run."""
+    """Return a 63-bit number that depends only on the text, so it is the same on every rank and in every run."""
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Items to a Batch. tokenizer: None where no captions are read. trim: drop the columns of `pad_id` that every caption of the
-    batch ends with. mixup: see mixup.py.
+    """Makes a Batch of Items.
+
+    `tokenizer`: None if no captions are read. `trim`: drop the last columns if they hold `pad_id` in every caption of
+    the batch.
     """
 
     tokenizer: Tokenize | None
@@ -108,11 +119,14 @@ class Collate:
     mixup: Mixup | None = None
 
     def __call__(self, step: int, items: Sequence[Item], before: Item | None = None) -> Batch:
-        """Tokenise and stack; with mixup, mix each image with the one before it, the first with `before`."""
+        """Tokenize and stack the items.
+
+        With mixup, each image is mixed with the one before it, and the first image with `before`.
+        """
         captions = [item.caption for item in items]
         images = torch.empty((len(items), *items[0].pixels.shape), dtype=torch.uint8)
         for image, item in zip(images, items, strict=True):
-            image.copy_(item.pixels)  # the one copy, which orders the memory too
+            image.copy_(item.pixels)  # the only copy; it also makes the memory contiguous
         labels, shares = _labels(items)
         if self.mixup is not None:
             assert before is not None, "the loader reads one sample more for mixup"
@@ -143,7 +157,7 @@ class Collate:
 
 
 def _labels(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(classes int64, shares float32) of the items, [b, M] for M the most that one of them has."""
+    """Return (classes int64, shares float32) of the items, both [b, M]; M is the largest number of classes of an item."""
     most = max(len(item.labels) for item in items)
     labels, shares = torch.zeros(len(items), most, dtype=torch.int64), torch.zeros(len(items), most)
     for row, item in enumerate(items):
@@ -152,20 +166,23 @@ def _labels(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
     return labels, shares
 
 
-_FOLDER = "/dev/shm"  # noqa: S108 (nothing is written there by its name)
+_FOLDER = "/dev/shm"  # noqa: S108 (only its free space is asked for)
 _MB = 2**20
-_LEAST = _MB  # bytes; the queues of the workers need some, and a batch of images hardly less
+_LEAST = _MB  # bytes; the workers' queues need some, and a batch of images rarely needs less
 
 
 def require_room() -> None:
-    """Raise RunError where there is not even room for the queues of the data workers."""
+    """Raise RunError if shared memory is too small even for the queues of the data workers."""
     free, total = _room()
     if total and free < _LEAST:
         raise _too_little("the data workers need more")
 
 
 def shared(batch: Batch) -> Batch | RunError:
-    """In a data worker the batch with its tensors in shared memory, or what to say when they do not fit. Elsewhere the batch."""
+    """In a data worker, move the batch's tensors to shared memory; return the batch, or a RunError if they do not fit.
+
+    In the trainer's own process (`data.workers=0`) the batch is returned unchanged.
+    """
     if get_worker_info() is None:
         return batch
     try:
@@ -178,7 +195,7 @@ def shared(batch: Batch) -> Batch | RunError:
 
 
 def _too_little(what: str) -> RunError:
-    """The error that names shared memory and the remedies."""
+    """Return an error that names shared memory and the ways to get more of it."""
     free, total = _room()
     return RunError(
         f"too little shared memory ({_FOLDER}: {free / _MB:.1f} of {total / _MB:.1f} MB are free), where data workers hand over "
@@ -188,7 +205,7 @@ def _too_little(what: str) -> RunError:
 
 
 def _room() -> tuple[int, int]:
-    """Bytes that are free there, and in all; 0 in all where nothing says how many, or there is no limit."""
+    """Return (free, total) bytes of shared memory. The total is 0 if it is unknown or unlimited."""
     with contextlib.suppress(OSError):
         found = os.statvfs(_FOLDER)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize

@@ -1,6 +1,6 @@
-"""`flexiclip data check SHARDS...` and `flexiclip data index SHARDS...`: what is broken, and what there is.
+"""Finds broken shards and samples (`flexiclip data check`) and counts what shards hold (`flexiclip data index`).
 
-check reads and decodes every sample exactly as training does, so what it passes, training can use.
+`check` reads and decodes every sample exactly as training does, so training can use whatever passes the check.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from flexiclip.data.progress import progress
 from flexiclip.data.samples import BadSample, SampleStore
 from flexiclip.errors import UserError
 
-_CHUNK = 256  # samples handed to the threads at a time, so that a shard's images never wait in memory together
+_CHUNK = 256  # samples handed to the threads at a time, so that the images of a whole shard are never in memory together
 
 
 @dataclass(frozen=True)
 class ShardRow:
-    """A line of `data index`: samples in the shard and bytes of their members."""
+    """One line of `flexiclip data index`: the number of samples in a shard and the bytes of their members."""
 
     shard: str
     samples: int
@@ -29,9 +29,10 @@ class ShardRow:
 def check_shards(
     urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str], index_cache: str | None = None, workers: int = 4
 ) -> list[BadSample]:
-    """Every sample that training would replace, and every shard that it would not use whole (its `key` is empty), in their order.
+    """Return every sample that training would replace and every shard that it would not use whole, in order.
 
-    urls: expanded shards. workers: threads; Pillow decodes outside Python's lock.
+    A bad shard has an empty `key`. `urls`: expanded shards. `workers`: the number of threads that decode; Pillow
+    decodes without Python's global lock.
     """
     bad: list[BadSample] = []
     with ThreadPoolExecutor(workers) as pool:
@@ -49,12 +50,14 @@ def check_shards(
 
 
 def _check_store(store: SampleStore, pool: ThreadPoolExecutor) -> Iterator[BadSample]:
+    """Yield the bad samples of a store."""
     for start in progress(range(0, len(store), _CHUNK), -(-len(store) // _CHUNK), f"checking {store.urls[0]}"):
         numbers = range(start, min(start + _CHUNK, len(store)))
         yield from (found for found in pool.map(lambda number: _check_sample(store, number), numbers) if found)
 
 
 def _check_sample(store: SampleStore, number: int) -> BadSample | None:
+    """Return the reason why a sample cannot be used, or None if it can."""
     try:
         store[number]
     except BadSample as error:
@@ -63,5 +66,5 @@ def _check_sample(store: SampleStore, number: int) -> BadSample | None:
 
 
 def describe_shards(urls: Sequence[str], index_cache: str | None = None) -> list[ShardRow]:
-    """Index the shards (and cache the index) and count them. Raises UserError that names a damaged shard."""
+    """Index the shards, cache the indices, and count samples and bytes. Raises UserError for the first damaged shard."""
     return [ShardRow(index.url, len(index), index.content_bytes) for index in require_whole(index_shards(urls, index_cache))]

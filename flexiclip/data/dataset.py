@@ -1,9 +1,9 @@
-"""Training samples by position: read, augmented, and replaced when they cannot be read.
+"""Yields the training sample of a position: read, augmented, and replaced by another sample if it cannot be read.
 
-What a position yields depends on (seed, position) and the shards alone. Caption choice and augmentation are drawn from (seed,
-epoch, sample), so a sample looks the same in its epoch whichever rank, worker or batch meets it. An unreadable sample is
-replaced by another one of its source drawn from (seed, epoch, sample, attempt): every rank counts the same samples, and no
-batch is short.
+The result depends only on (seed, position) and the shards. The caption and the augmentation are drawn from (seed,
+epoch, sample), so a sample looks the same in an epoch on whichever rank, worker or batch it is read. An unreadable
+sample is replaced by another one of the same source, drawn from (seed, epoch, sample, attempt), so every rank counts
+the same samples and every batch is full.
 """
 
 from __future__ import annotations
@@ -23,31 +23,34 @@ from flexiclip.data.worker_watch import Note, silent
 from flexiclip.draws import Draw, Stream, below, stream
 from flexiclip.errors import UserError
 
-_MANY_DAMAGED = 3  # shards: fewer are an accident even where there are few shards
-MAX_BAD = 100  # substitutes in a row that may fail; by then it is the recipe or the storage that is wrong
+_MANY_DAMAGED = 3  # shards; fewer count as an accident even if there are only a few shards in all
+MAX_BAD = 100  # substitutes in a row that may fail; more means that the recipe or the storage is wrong
 
 
 @dataclass(frozen=True)
 class TrainSources:
-    """The opened training shards of a recipe, one store a source, and the order over them. Open them once and share them."""
+    """The opened training shards of a recipe, with one store per source, and the order over them.
+
+    Open them once and share them.
+    """
 
     stores: tuple[SampleStore, ...]
     plan: Plan
-    damaged: tuple[BadSample, ...] = ()  # shards that are not used whole; `key` is empty
+    damaged: tuple[BadSample, ...] = ()  # shards that are not used whole; their `key` is empty
 
     @property
     def samples(self) -> int:
-        """Samples in an epoch."""
+        """The number of samples in an epoch."""
         return self.plan.samples
 
     @property
     def parallel(self) -> bool:
-        """Whether a worker should read several samples at once: a remote one waits for the network, not for the processor."""
+        """Whether a worker should read several samples at once: reading remote shards means waiting for the network."""
         return all(reads_in_parallel(url) for store in self.stores for url in store.urls)
 
 
 def source_configs(config: DataConfig) -> tuple[SourceConfig, ...]:
-    """The sources of `data.train`: a list of strings is one source, a list with {shards, weight} is a weighted mixture."""
+    """Return the sources of `data.train`: strings form one source, and a list with {shards, weight} is a weighted mixture."""
     entries = (config.train,) if isinstance(config.train, str) else config.train
     if not entries:
         raise UserError("data.train is empty: name the training shards, for example 'data.train=data/train-{0000..0003}.tar'")
@@ -58,9 +61,10 @@ def source_configs(config: DataConfig) -> tuple[SourceConfig, ...]:
 
 
 def open_sources(config: DataConfig, seed: int, labels: Labels | None = None) -> TrainSources:
-    """Index the training shards. Of a damaged one the samples before the damage are used. labels: see SampleStore.
+    """Index the training shards and return them as sources. A damaged shard contributes the samples before the damage.
 
-    Raises UserError for shards that are missing, unreachable or only stream, and when too many are damaged (see _check_damage).
+    `labels` is passed to SampleStore. Raises UserError if a shard is missing, cannot be reached or can only be
+    streamed, and if too many shards are damaged (see `_check_damage`).
     """
     if config.sequential:
         raise UserError("data.sequential=true has no epoch and no index: give durations in steps or samples")
@@ -79,7 +83,11 @@ def open_sources(config: DataConfig, seed: int, labels: Labels | None = None) ->
 
 
 def _check_damage(indices: Sequence[ShardIndex], most: float) -> tuple[BadSample, ...]:
-    """The damaged shards. Raises UserError when no shard is left, or when at least three and more than `most` of all are."""
+    """Return the damaged shards, each with its reason.
+
+    Raises UserError if no shard is left, or if at least three shards are damaged and they are more than the fraction
+    `most` of all.
+    """
     damaged = [index for index in indices if index.damage]
     if damaged and not any(map(len, indices)):
         raise UserError(f"data.train: no shard can be used; the first, {damaged[0].url}: {damaged[0].damage}")
@@ -92,15 +100,15 @@ def _check_damage(indices: Sequence[ShardIndex], most: float) -> tuple[BadSample
 
 
 class TrainDataset:
-    """Map-style over positions (see Plan), without end."""
+    """A map-style dataset over the positions of a Plan, which never end."""
 
     def __init__(self, sources: TrainSources, transform: TrainTransform, seed: int) -> None:
         self.sources, self.transform, self.seed = sources, transform, seed
-        self.note: Note = silent  # is told what is being done
+        self.note: Note = silent  # called with what is about to be done
         self._windows: dict[int, tuple[int, int]] = {}  # source -> (epoch, window) last entered
 
     def __getitem__(self, position: int) -> Item:
-        """The item at a position. Raises UserError when MAX_BAD samples in a row cannot be read."""
+        """Return the item at a position. Raises UserError if MAX_BAD samples in a row cannot be read."""
         place = self.sources.plan[position]
         store = self.sources.stores[place.source]
         self.note("reading", store.urls[place.shard], store.key(place.shard, place.sample))
@@ -112,6 +120,7 @@ class TrainDataset:
         return make_item(sample, self.transform, drawn, bad)
 
     def _read(self, store: SampleStore, place: Place, number: int) -> tuple[Sample, tuple[BadSample, ...]]:
+        """Return the sample at a place, or its substitute, and the unreadable samples that were met before it."""
         bad: list[BadSample] = []
         shard, sample = place.shard, place.sample
         while len(bad) < MAX_BAD:
@@ -126,6 +135,7 @@ class TrainDataset:
         )
 
     def _enter(self, place: Place) -> None:
+        """Prefetch the shards of a window when the first of its samples is read."""
         if self._windows.get(place.source) != (place.epoch, place.window):
             self._windows[place.source] = (place.epoch, place.window)
             urls = self.sources.stores[place.source].urls
@@ -133,7 +143,8 @@ class TrainDataset:
 
 
 def make_item(sample: Sample, transform: TrainTransform, stream: Stream, bad: tuple[BadSample, ...] = ()) -> Item:
-    """Draw a caption and a view of the sample; `stream` alone decides which."""
-    number = int(stream.random() * max(1, len(sample.captions)))  # drawn always: a view does not depend on the captions read
+    """Draw a caption and a view of the sample. The draws depend on `stream` alone."""
+    # A caption is always drawn, so that the view does not depend on which captions are read.
+    number = int(stream.random() * max(1, len(sample.captions)))
     caption = sample.captions[number] if sample.captions else ""
     return Item(transform(sample.image, stream), caption, sample.name, bad, sample.labels)

@@ -1,10 +1,11 @@
-"""How often a JPEG paints the picture: a progressive file of a megabyte may hold a hundred thousand scans, hours of decoding.
+"""Decodes images to RGB, and turns them into pixels: random crops for training, resize and center crop for evaluation.
 
-Pictures of more or fewer than 8 bits: what Pillow's decoders leave as the file has it, put into the units of the pixels.
+Decoding is bounded in time and memory, because shards may come from anywhere: a progressive JPEG of one megabyte may
+hold a hundred thousand scans, which would take hours to decode. Images with more or fewer than 8 bits per channel are
+brought to 8 bits.
 
-Bytes to RGB, and RGB to the pixels that a tower sees: random crops for training, resize and centre crop for evaluation.
-
-Pixels leave the workers as uint8 and are normalised on the device (`normalize`): a quarter of the bytes to copy.
+Pixels leave the workers as uint8 and are normalized on the device (`normalize`), so only a quarter of the bytes is
+copied.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 
 _START_OF_SCAN, _END = 0xDA, 0xD9
-_BARE = (0x01, *range(0xD0, 0xD9))  # markers without a length: restarts and the start of the image
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # in coded data a 0xff of the data is followed by a zero
+_BARE = (0x01, *range(0xD0, 0xD9))  # markers without a length: restarts, and the start of the image
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # inside coded data, 0xff is followed by zero
 
 
 def more_scans_than(data: bytes, limit: int) -> bool:
-    """Whether the JPEG file `data` has more than `limit` scans; those of thumbnails and of what follows its end do not count."""
-    if data.count(b"\xff\xda") <= limit:  # nearly always; the walk below takes longer
+    """Whether the JPEG file `data` has more than `limit` scans, without those of thumbnails and of anything after its end."""
+    if data.count(b"\xff\xda") <= limit:  # true for nearly every file; the walk below takes longer
         return False
     position, scans = 0, 0
     while scans <= limit:
@@ -51,24 +52,25 @@ def more_scans_than(data: bytes, limit: int) -> bool:
     return True
 
 
-_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the greys of such a PNG by, but not its transparent one
-_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
+_STEPS = {"L;2": 85, "L;4": 17}  # Pillow multiplies the greys of such a PNG by this, but not its transparent grey
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two TIFF tags, and the value of the second that means white at 0
 _MOST = 2**16 - 1
-_BAND = 2**22  # pixels that are compared at once
+_BAND = 2**22  # pixels that are processed at once
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How the file of an image that is not loaded yet stores its pixels, in Pillow's words; "" of one that is loaded."""
+    """Return Pillow's name for how the file stores its pixels ("" if the image is already loaded)."""
     tiles: Any = getattr(image, "tile", None)
     raw = tiles[0][3] if tiles else ""
     return str(raw[0] if isinstance(raw, tuple) and raw else raw or "")
 
 
 def adapted(image: Image.Image, raw: str, data: bytes | None = None) -> Image.Image:
-    """A loaded image whose transparency and greys are in the units of its pixels. raw: its raw_mode before it was loaded.
+    """Bring the transparent color and the greys of a loaded image into the units of its pixels.
 
-    data: the file, which tells the transparent colour of a PNG of 16 bits a channel from its neighbours; without it all colours
-    with the same upper 8 bits are transparent.
+    Pillow's decoders leave both as they are in the file. `raw`: the image's `raw_mode` before it was loaded. `data`:
+    the bytes of the file, which are needed to tell the transparent color of a PNG with 16 bits per channel from its
+    neighbors; without them, all colors with the same upper 8 bits are transparent.
     """
     colour = image.info.get("transparency")
     if raw in _STEPS and isinstance(colour, int):
@@ -82,9 +84,9 @@ def adapted(image: Image.Image, raw: str, data: bytes | None = None) -> Image.Im
 
 
 def _transparent_at(image: Image.Image, colour: tuple[int, ...], data: bytes) -> Image.Image:
-    """RGBA: the pixels of exactly this 16-bit colour are transparent."""
+    """Return the image as RGBA, in which exactly the pixels of this 16-bit color are transparent."""
     low: Any = Image.open(io.BytesIO(data), formats=("PNG",))
-    low.tile = [(*tile[:3], "RGB;16L") for tile in low.tile]  # the other byte of each number
+    low.tile = [(*tile[:3], "RGB;16L") for tile in low.tile]  # the low byte of each number
     low.load()
     alpha = Image.new("L", image.size)
     rows = max(1, _BAND // image.width)
@@ -98,7 +100,7 @@ def _transparent_at(image: Image.Image, colour: tuple[int, ...], data: bytes) ->
 
 
 def _tiff_greys(image: Any) -> Image.Image:
-    """16-bit greys, black at 0: Pillow leaves 12 bits at 12, and white at 0 where the file has it so."""
+    """Return 16-bit greys with black at 0. Pillow leaves 12-bit greys unscaled, and white at 0 if the file stores it so."""
     bits, inverted = image.tag_v2.get(_BITS, (16,))[0], image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     if bits == 16 and not inverted:
         return image  # type: ignore[no-any-return]
@@ -107,9 +109,9 @@ def _tiff_greys(image: Any) -> Image.Image:
 
 
 def grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Whole numbers of 0 to 65535 as RGB, 8 bits a channel, the transparent one white; Pillow's own conversion clips at 255.
+    """Convert integers from 0 to 65535 to RGB with 8 bits per channel; the transparent value becomes white.
 
-    Raises ValueError for numbers beyond that.
+    Pillow's own conversion clips at 255. Raises ValueError for numbers outside the range.
     """
     grey = np.asarray(image).astype(np.int64)
     if grey.size and (grey.min() < 0 or grey.max() > _MOST):
@@ -121,11 +123,11 @@ def grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(eight).convert("RGB")
 
 
-MAX_PIXELS = 2**26  # 8192 x 8192: 268 MB as Pillow holds it. A larger image is an error, not a worker out of memory.
-_SEVERAL_TIMES = ("WEBP", "AVIF")  # their decoders hold the picture several times over: half as many pixels
-_MOST_SCANS = 100  # of a JPEG; a progressive one has about ten
+MAX_PIXELS = 2**26  # 8192 x 8192, 268 MB in Pillow. A larger image is an error, so that the worker does not run out of memory.
+_SEVERAL_TIMES = ("WEBP", "AVIF")  # their decoders hold several copies of the image, so half as many pixels are allowed
+_MOST_SCANS = 100  # of a JPEG; a progressive JPEG has about ten
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # never EPS and its like, which start programs
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # never EPS or similar formats, which start programs
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -141,16 +143,20 @@ _CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 
 
 class ImageError(ValueError):
-    """The bytes are no image that we can decode; the text says why."""
+    """The bytes are not an image that can be decoded. The text gives the reason."""
 
 
 def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
-    """An upright RGB image, 8 bits a channel: EXIF orientation applied, transparency on white, first frame of an animation.
+    """Decode an image file to upright RGB with 8 bits per channel.
 
-    min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (DCT-scaled: from the low frequencies of each block alone),
-    much faster, as long as its short side keeps this many pixels; never in evaluation. Colour profiles are ignored. Raises
-    ImageError for damaged or truncated data, unknown formats and images of more than MAX_PIXELS pixels (WebP and AVIF: half of
-    that).
+    EXIF orientation is applied, transparency is put on white, and the first frame of an animation is taken. Color
+    profiles are ignored.
+
+    `min_side`: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side keeps this many pixels.
+    This is much faster, because it uses only the low frequencies of each DCT block; evaluation never does it.
+
+    Raises ImageError for damaged or truncated data, unknown formats and images of more than MAX_PIXELS pixels (half of
+    that for WebP and AVIF).
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
@@ -174,7 +180,10 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
 
 
 def _why_not(data: bytes, error: Exception) -> str:
-    """What Pillow says of the bytes, and what they are instead of an image; Pillow names an object of ours, at its address."""
+    """Return the reason in Pillow's words, or what the bytes are if they are not an image.
+
+    Pillow's own text for unknown formats is not used, because it contains the memory address of a Python object.
+    """
     if not isinstance(error, UnidentifiedImageError):
         return f"{type(error).__name__}: {short_reason(error)}"
     found = text_there(data)
@@ -184,22 +193,23 @@ def _why_not(data: bytes, error: Exception) -> str:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
+    """Return those of the accepted formats that this build of Pillow can open."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright."""
+    """Return the transpose that makes the image upright, or None if it is upright."""
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing about the pixels
+    except Exception:  # the pixels may be fine although the EXIF data is damaged
         return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB: transparency on white, 16-bit greys scaled to 8 bits.
+    """Convert any Pillow image to RGB: transparency is put on white, and 16-bit greys are scaled to 8 bits.
 
-    Raises ImageError for float pixels, and for greys that are negative or of more than 16 bits.
+    Raises ImageError for float pixels, and for greys that are negative or have more than 16 bits.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -219,7 +229,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`convert`, a function of single pixels to RGB, some rows at a time."""
+    """Apply `convert`, a function to RGB that treats each pixel alone, to some rows at a time, which limits memory."""
     converted = Image.new("RGB", image.size)
     rows = max(1, _BAND // image.width)
     for top in range(0, image.height, rows):
@@ -235,11 +245,11 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, resize, optional flip: an RGB image and a stream of random numbers to uint8 [3, H, W]. Calls with
-    equal streams agree.
+    """Random crop, resize and optional flip: maps an RGB image and a random stream to uint8 [3, H, W].
 
-    image_size: (H, W) in pixels. crop_scale: the crop's share of the image's area. crop_ratio: the crop's width / height over
-    the output's, log-uniform. scaled_decoding: see min_side.
+    Equal streams give equal results. `image_size`: (H, W) in pixels. `crop_scale`: the range of the crop's share of the
+    image's area. `crop_ratio`: the range of the crop's width / height relative to the output's, drawn log-uniformly.
+    `scaled_decoding`: see `min_side`.
     """
 
     image_size: tuple[int, int]
@@ -250,16 +260,16 @@ class TrainTransform:
     scaled_decoding: bool = True
 
     def __call__(self, image: Image.Image, stream: Stream) -> torch.Tensor:
-        """uint8 [3, H, W] of one random view."""
+        """Return one random view, uint8 [3, H, W]."""
         crop = image.crop(self.crop_box(image.width, image.height, stream))
         pixels = _resize(crop, self.image_size, self.interpolation)
         return pixels.flip(2) if self.flip and stream.random() < 0.5 else pixels
 
     @functools.cached_property
     def min_side(self) -> int | None:
-        """The short side, in pixels, below which the smallest crop would have to be enlarged; None without scaled_decoding.
+        """The short side in pixels below which the smallest crop would be enlarged; None without scaled_decoding.
 
-        A JPEG may be decoded as small as that (see decode_image).
+        A JPEG may be decoded as small as this (see `decode_image`).
         """
         if not self.scaled_decoding:
             return None
@@ -267,7 +277,10 @@ class TrainTransform:
         return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * flattest))
 
     def crop_box(self, width: int, height: int, stream: Stream) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of the crop, in pixels; the centre when the image is too narrow for any that was drawn."""
+        """Return (left, top, right, bottom) of the crop in pixels.
+
+        This is the center if none of the crops drawn fits into the image.
+        """
         shape = self.image_size[1] / self.image_size[0]
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
         for _ in range(_CROP_TRIES):
@@ -284,10 +297,13 @@ class TrainTransform:
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> torch.Tensor:
-    """RGB to uint8 [3, *size], antialiased: columns, then rows, each within a rounding of Pillow's, in a quarter of its time."""
+    """Resize RGB to uint8 [3, *size] with antialiasing, in a quarter of Pillow's time.
+
+    Columns are resized first, then rows; each pass agrees with Pillow's within one rounding.
+    """
     import torch
 
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # channels last in memory: what torch has vector code for
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # channels last in memory, for which torch has vector code
     return torch.nn.functional.interpolate(pixels[None], size, mode=interpolation, antialias=True)[0]
 
 
@@ -297,20 +313,20 @@ def _between(low: float, high: float, stream: Stream) -> float:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The transform of evaluation and of a model folder: a Pillow image of any mode to float32 [3, H, W], normalised.
+    """The transform of evaluation and of a model folder: maps any Pillow image to float32 [3, H, W], normalized.
 
-    image_size: (H, W) in pixels. For squares, `shortest` equals torchvision's Resize and CenterCrop to the bit.
+    `image_size`: (H, W) in pixels. For squares, `shortest` equals torchvision's Resize and CenterCrop to the bit.
     """
 
     image_size: tuple[int, int]
     preprocess: PreprocessConfig
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """float32 [3, H, W], (pixels / 255 - mean) / std."""
+        """Return (pixels / 255 - mean) / std, float32 [3, H, W]."""
         return normalize(self.pixels(image), self.preprocess.mean, self.preprocess.std)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """uint8 [3, H, W], before normalisation."""
+        """Return the pixels before normalization, uint8 [3, H, W]."""
         import torch
 
         image = to_rgb(image)
@@ -319,7 +335,7 @@ class EvalTransform:
         if self.preprocess.resize == "squash":
             image = image.resize((width, height), resample)
         else:
-            if math.prod(_cover(image.size, self.image_size)) > MAX_PIXELS:  # a ribbon: what lies far from its centre goes first
+            if math.prod(_cover(image.size, self.image_size)) > MAX_PIXELS:  # a ribbon: cut off its far ends before resizing
                 rows, columns = -(-2 * height * image.width // width), -(-2 * width * image.height // height)
                 image = _centre_crop(image, (min(image.height, rows), min(image.width, columns)))
             image = _centre_crop(image.resize(_cover(image.size, self.image_size), resample), self.image_size)
@@ -327,9 +343,12 @@ class EvalTransform:
 
 
 def _cover(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the smallest same-shaped image that covers `target` (height, width); rounding as in torchvision."""
+    """Return (width, height) of the smallest image of the same shape that covers `target` (height, width).
+
+    The rounding is torchvision's.
+    """
     (width, height), (h, w) = size, target
-    if h * width >= w * height:  # the height binds
+    if h * width >= w * height:  # the height decides
         return max(w, int(h * width / height)), h
     return w, max(h, int(w * height / width))
 
@@ -341,7 +360,10 @@ def _centre_crop(image: Image.Image, target: tuple[int, int]) -> Image.Image:
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(images - mean) / std per channel, float32 [..., 3, H, W]; uint8 is divided by 255 first, floats are in 0..1."""
+    """Return (images - mean) / std per channel, float32 [..., 3, H, W].
+
+    uint8 images are divided by 255 first; float images are expected in 0..1.
+    """
     import torch
 
     scaled = images.float().div(255) if images.dtype == torch.uint8 else images.float()

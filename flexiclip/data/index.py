@@ -1,19 +1,16 @@
-"""Where the index of a shard is kept, so that its headers are read once: beside it, in a named folder or in the user's cache.
+"""Indexes a tar shard: the place of every member of every sample, found once and cached in a file.
 
-A line of JSON, padded to 64 bytes, and behind it the arrays as they lie in memory: a run of 10,000 shards opens as many of these
-before its first batch.
-
-Where every member of every sample stands in a tar shard, found once and cached.
-
-Reading the headers alone lets training jump to any sample, count an epoch exactly and resume anywhere. Samples are grouped as
-webdataset groups them: neighbouring members that share their path up to the first dot of the file name. Where webdataset would
-merge or refuse, samples are kept apart: a member that its sample has already begins another one, and a key that comes again is
-told from the first by a number (`KEY#2`).
+Reading only the headers lets training jump to any sample, count an epoch exactly and resume anywhere. Samples are
+grouped as in webdataset: neighboring members form one sample if their paths agree up to the first dot of the file name.
+Where webdataset would merge samples or raise an error, they are kept apart: a member whose extension the sample already
+has begins a new sample, and a key that occurs again gets a number (`KEY#2`).
 
     flexiclip data index 'data/train-{0000..0015}.tar'
 
-The cache is SHARD.index beside the shard, or a file in `data.index_cache`, or in ~/.cache/flexiclip when the shard is remote
-or its folder is read-only. It is dropped when the shard's size, mtime or entity tag changes.
+The cache is the file SHARD.index next to the shard, or a file in the folder `data.index_cache`. It is in
+~/.cache/flexiclip if the shard is remote or its folder is read-only. A cached index is dropped when the shard's size,
+mtime or entity tag changes. The file holds one line of JSON, padded to a multiple of 64 bytes, and then the arrays as
+they are in memory, because a run with 10,000 shards opens 10,000 of these files before its first batch.
 """
 
 from __future__ import annotations
@@ -41,8 +38,8 @@ from flexiclip.data.remote import is_remote, local_path, shard_name
 from flexiclip.data.tar_walk import DamageError, Member, walk
 from flexiclip.errors import UserError
 
-_VERSION = 3  # of the layout
-_FARTHEST = 2**50  # bytes of a shard
+_VERSION = 3  # of the file's layout
+_FARTHEST = 2**50  # the largest size of a shard, in bytes
 _ALIGNED = 64  # bytes
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -55,11 +52,11 @@ DTYPES: dict[str, Any] = {
     "extension": np.uint16,
     "key_bytes": np.uint8,
 }
-"""The arrays of an index, see index.py, the widest first so that each is aligned."""
+"""The arrays of an index (see ShardIndex) with the widest dtype first, so that each array is aligned."""
 
 
 def cache_paths(url: str, cache: str | None) -> list[str]:
-    """Where the index may lie, best place first."""
+    """Return the paths at which the index may be stored, in order of preference."""
     beside = not is_remote(url)
     absolute = os.path.abspath(local_path(url)) if beside else url
     name = f"{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:16]}-{shard_name(url).split('?')[0]}.index"
@@ -70,7 +67,11 @@ def cache_paths(url: str, cache: str | None) -> list[str]:
 
 
 def load_arrays(path: str, url: str, stamp: str) -> tuple[Arrays, tuple[str, ...], str] | None:
-    """(arrays, extensions, damage) of the file; None when it is absent, of another shard or version, or no index."""
+    """Return (arrays, extensions, damage) of an index file.
+
+    Returns None if the file is missing, is not a valid index, or belongs to another version or another state of the
+    shard.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -86,7 +87,7 @@ def load_arrays(path: str, url: str, stamp: str) -> tuple[Arrays, tuple[str, ...
 
 
 def _unpack(data: bytes, start: int, lengths: list[int]) -> Arrays:
-    """The arrays of these lengths; they fill the rest of the file, or it is none of ours. Raises ValueError, TypeError."""
+    """Return the arrays of these lengths. Raises ValueError or TypeError unless they fill the rest of the file exactly."""
     arrays: Arrays = {}
     for (name, dtype), length in zip(DTYPES.items(), lengths, strict=True):
         if length < 0:
@@ -99,7 +100,10 @@ def _unpack(data: bytes, start: int, lengths: list[int]) -> Arrays:
 
 
 def _are_sound(arrays: Arrays, extensions: int, url: str) -> bool:
-    """Whether an index that came with its shard from elsewhere is one: arrays that fit each other, places inside the shard."""
+    """Whether the arrays fit each other and all places are inside the shard.
+
+    An index may have been downloaded together with its shard, so it is not trusted.
+    """
     members = len(arrays["size"])
     if not len(arrays["key_first"]) == len(arrays["first"]) > 0:
         return False
@@ -108,7 +112,7 @@ def _are_sound(arrays: Arrays, extensions: int, url: str) -> bool:
     for ends, count in ((arrays["key_first"], len(arrays["key_bytes"])), (arrays["first"], members)):
         if ends[0] != 0 or ends[-1] != count or (ends[1:] <= ends[:-1]).any():
             return False
-    # Places past the shard's end are found when they are read; sums of larger numbers would wrap around.
+    # Places past a remote shard's end fail when they are read. The limit keeps the sums below from overflowing.
     end = os.path.getsize(local_path(url)) if not is_remote(url) else _FARTHEST
     offset, size = arrays["offset"], arrays["size"].astype(np.int64)
     fits = (offset >= 512) & (offset <= end) & (size <= end - offset)
@@ -116,7 +120,7 @@ def _are_sound(arrays: Arrays, extensions: int, url: str) -> bool:
 
 
 def pack(arrays: Arrays, extensions: tuple[str, ...], damage: str, stamp: str) -> bytes:
-    """The content of the file."""
+    """Return the content of an index file."""
     lengths = [len(arrays[name]) for name in DTYPES]
     about = {"version": _VERSION, "stamp": stamp, "damage": damage, "extensions": extensions, "lengths": lengths}
     head = json.dumps(about).encode()
@@ -125,7 +129,7 @@ def pack(arrays: Arrays, extensions: tuple[str, ...], damage: str, stamp: str) -
 
 
 def save_arrays(path: str, content: bytes) -> bool:
-    """Write and rename, so that a reader in another process never meets half a file. False where writing is not allowed."""
+    """Write the file and rename it, so that readers never see half a file. Returns False if it cannot be written."""
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
         os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
@@ -139,15 +143,15 @@ def save_arrays(path: str, content: bytes) -> bool:
     return True
 
 
-_META = re.compile(r"__[^/]*__(/|$)")  # __MACOSX__-like folders and webdataset's own metadata
-_EXTENSIONS = 2**16  # in a shard: with so many, what follows the first dot is no kind of file
-_TRIED = 4  # local shards that show how much of the time is waiting
-_RUN = 32  # shards handed to a thread at a time, where there are thousands: a hand-over costs as much as opening a cached index
-_LARGEST = 2**32 - 1  # bytes of a member of a sample; a larger one is neither an image nor a caption
+_META = re.compile(r"__[^/]*__(/|$)")  # folders such as __MACOSX__, and webdataset's own metadata
+_EXTENSIONS = 2**16  # different extensions in a shard; with more, the text after the first dot is not a kind of file
+_TRIED = 4  # local shards that are timed to learn how much of the time is spent waiting
+_RUN = 32  # shards handed to a thread at a time, if there are thousands; handing over costs as much as opening a cached index
+_LARGEST = 2**32 - 1  # bytes of a member; a larger one is neither an image nor a caption
 
 
 class Place(NamedTuple):
-    """Where a member's content stands in its shard, in bytes, and the CRC-32 of the header block right before it."""
+    """The offset and size in bytes of a member's content in its shard, and the CRC-32 of the header block right before it."""
 
     offset: int
     size: int
@@ -156,7 +160,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The members of a shard's N samples, M in all, as flat arrays: some 70 bytes a sample, so 10^7 samples fit in memory.
+    """The M members of a shard's N samples as flat arrays: about 70 bytes per sample, so 10^7 samples fit in memory.
 
     Sample i owns the members `first[i]:first[i + 1]` and the key `key_bytes[key_first[i]:key_first[i + 1]]` (UTF-8).
     """
@@ -166,21 +170,24 @@ class ShardIndex:
     key_bytes: npt.NDArray[np.uint8]
     key_first: npt.NDArray[np.uint32]  # [N + 1]
     first: npt.NDArray[np.uint32]  # [N + 1]
-    extension: npt.NDArray[np.uint16]  # [M], into extensions
+    extension: npt.NDArray[np.uint16]  # [M], indices into `extensions`
     offset: npt.NDArray[np.int64]  # [M], bytes from the start of the shard
     size: npt.NDArray[np.uint32]  # [M], bytes
-    header: npt.NDArray[np.uint32]  # [M], CRC-32 of the header block: what is read later must still stand behind it
-    damage: str = ""  # why the shard ends with these samples, where it ends too early
+    header: npt.NDArray[np.uint32]  # [M], CRC-32 of the header block, which a later read compares with the file
+    damage: str = ""  # the reason why the shard ends too early, "" if it does not
 
     def __len__(self) -> int:
         return len(self.first) - 1
 
     def key(self, sample: int) -> str:
-        """The sample's key: the members' path up to the first dot of the file name, `#2` and so on for one that comes again."""
+        """Return the sample's key: the path of its members up to the first dot of the file name.
+
+        A key that occurs again in the shard ends with `#2`, `#3` and so on.
+        """
         return self.key_bytes[self.key_first[sample] : self.key_first[sample + 1]].tobytes().decode("utf-8", "surrogateescape")
 
     def members(self, sample: int) -> dict[str, Place]:
-        """Extension -> place, in the order of the tar file."""
+        """Return a mapping from extension to place, in the order of the tar file."""
         rows = range(self.first[sample], self.first[sample + 1])
         return {
             self.extensions[self.extension[row]]: Place(int(self.offset[row]), int(self.size[row]), int(self.header[row]))
@@ -189,12 +196,15 @@ class ShardIndex:
 
     @property
     def content_bytes(self) -> int:
-        """Bytes of all members, headers and padding left out."""
+        """The total size of all members in bytes, without headers and padding."""
         return int(self.size.sum(dtype=np.int64))
 
 
 def split_name(path: str) -> tuple[str, str] | None:
-    """(key, extension) of a member, or None for what belongs to no sample (no extension, dotfiles, metadata)."""
+    """Split a member's path into (key, extension).
+
+    Returns None for a member that belongs to no sample: one without an extension, a dotfile, or metadata.
+    """
     folder, slash, name = path.rpartition("/")
     stem, dot, extension = name.partition(".")
     if not stem or not dot or ("__" in path and (_META.match(path) or "__MACOSX" in folder.split("/"))):
@@ -203,9 +213,10 @@ def split_name(path: str) -> tuple[str, str] | None:
 
 
 def index_shard(url: str, cache: str | None = None, retries: Retries = DEFAULT) -> ShardIndex:
-    """The shard's index, from the cache when it is fresh. A damaged shard gives the samples before the damage, and its reason.
+    """Return the shard's index, from the cache if that is up to date.
 
-    Raises UserError for a shard that cannot be reached or read.
+    The index of a damaged shard holds the samples before the damage and the reason. Raises UserError for a shard that
+    cannot be reached or read.
     """
     stamp = shard_stamp(url, retries)
     paths = cache_paths(url, cache)
@@ -221,12 +232,20 @@ def index_shard(url: str, cache: str | None = None, retries: Retries = DEFAULT) 
 
 
 def index_shards(urls: Sequence[str], cache: str | None = None, retries: Retries = DEFAULT, workers: int = 8) -> list[ShardIndex]:
-    """The indices of several shards, in order, see index_shard, by as many of `workers` threads as wait for storage."""
+    """Return the indices of several shards, in order (see `index_shard`).
+
+    At most `workers` threads are used, and for local shards only as many as spend their time waiting for storage.
+    """
     return list(progress(_index_each(urls, cache, retries, workers), len(urls), "indexing shards"))
 
 
 def _index_each(urls: Sequence[str], cache: str | None, retries: Retries, workers: int) -> Iterator[ShardIndex]:
-    """Local shards may lie on a disk far away or in this machine's memory, where threads only stand in each other's way."""
+    """Yield the indices of the shards, in order.
+
+    A local path may be on a remote disk, where threads help, or in this machine's memory, where they only slow each
+    other down. The first shards are therefore timed: the number of threads is the ratio of elapsed time to processor
+    time.
+    """
     tried = 0 if any(map(is_remote, urls)) else _TRIED
     wall, busy = time.perf_counter(), time.thread_time()
     for url in urls[:tried]:
@@ -243,7 +262,7 @@ def _index_each(urls: Sequence[str], cache: str | None, retries: Retries, worker
 
 
 def require_whole(indices: Iterable[ShardIndex]) -> list[ShardIndex]:
-    """The same indices. Raises UserError that names the first damaged shard."""
+    """Return the same indices. Raises UserError that names the first damaged shard."""
     found = list(indices)
     for index in found:
         if index.damage:
@@ -252,7 +271,7 @@ def require_whole(indices: Iterable[ShardIndex]) -> list[ShardIndex]:
 
 
 def read_index(url: str, retries: Retries = DEFAULT) -> ShardIndex:
-    """Read the shard's headers, past any cache; see index_shard."""
+    """Read the shard's headers without looking at the cache (see `index_shard`)."""
     try:
         # Remote ranges are retried one by one; a local file that fails is read again from its start.
         return _scan(url, retries) if is_remote(url) else retried(lambda: _scan(url, retries), url, retries, OSError)
@@ -273,7 +292,7 @@ def _scan(url: str, retries: Retries) -> ShardIndex:
 
 
 class _Groups:
-    """Members in the order of the file, grouped into samples."""
+    """Groups the members of a tar file into samples, in the order of the file."""
 
     def __init__(self) -> None:
         self.keys: list[bytes] = []
@@ -281,12 +300,12 @@ class _Groups:
         self.extensions: dict[str, int] = {}
         self.rows: list[tuple[int, int, int, int]] = []
         self._current: str | None = None
-        self._seen: set[str] = set()  # extensions of the current sample
+        self._seen: set[str] = set()  # the extensions of the current sample
         self._repeats: Counter[str] = Counter()
         self._names: set[str] = set()
 
     def add(self, member: Member) -> None:
-        """Take in the next member of the file."""
+        """Add the next member of the file."""
         parts = split_name(member.name)
         if parts is None or member.size > _LARGEST:
             return
@@ -301,6 +320,7 @@ class _Groups:
         self.rows.append((self.extensions.setdefault(extension, len(self.extensions)), member.offset, member.size, member.header))
 
     def _distinct(self, key: str) -> str:
+        """Return the key, with a number appended if the shard already has it."""
         name = key
         while name in self._names:
             self._repeats[key] += 1
@@ -309,7 +329,10 @@ class _Groups:
         return name
 
     def drop_if_cut(self, end: int) -> None:
-        """Forget the last sample unless it is whole: it lies before `end`, and has the members that the one before it has."""
+        """Drop the last sample unless it is whole.
+
+        It is whole if it ends before `end` and has the same kinds of members as the sample before it.
+        """
         if not self.first:
             return
         last = self.rows[self.first[-1] :]
@@ -320,7 +343,7 @@ class _Groups:
             self.keys.pop()
 
     def index(self, url: str, damage: str) -> ShardIndex:
-        """All of it as arrays."""
+        """Return everything that was added as a ShardIndex."""
         extension, offset, size, header = zip(*self.rows, strict=True) if self.rows else ((), (), (), ())
         return ShardIndex(
             url=url,

@@ -1,8 +1,7 @@
-"""Batches for one rank. Step s of global batch G at rank r of W is the positions from s*G + r*G/W on, G/W of them.
+"""Loads the training batches of one rank, with worker processes, and iterates over the captions alone.
 
-A loader starts at any step at no cost, because a batch is a function of its step alone: workers are handed step numbers.
-
-The captions of the training shards without their images: what a tokenizer learns from, and a locked text tower encodes.
+With global batch size G and W ranks, step s on rank r covers the G/W positions from s*G + r*G/W on. A batch depends on
+its step alone and workers receive step numbers, so a loader starts at any step at no cost.
 """
 
 from __future__ import annotations
@@ -31,11 +30,14 @@ from flexiclip.data.sequential import stream_captions
 from flexiclip.data.worker_watch import Notes, StageBoard
 from flexiclip.errors import RunError, UserError
 
-_PARALLEL_READS = 16  # samples that a worker reads at once from storage that allows it
+_PARALLEL_READS = 16  # samples that a worker reads at once from remote storage
 
 
 class _Steps(Dataset[Batch | UserError | RunError]):
-    """Step -> the rank's batch. What ends the run is handed over as a value: torch would bury it in a worker's traceback."""
+    """Maps a step to this rank's batch.
+
+    An error that ends the run is returned as a value, because torch would hide its text in a worker's traceback.
+    """
 
     def __init__(self, dataset: TrainDataset, collate: Collate, global_batch_size: int, rank: int, world: int) -> None:
         self.dataset, self.collate = dataset, collate
@@ -46,7 +48,7 @@ class _Steps(Dataset[Batch | UserError | RunError]):
         self._notes: Notes | None = None
 
     def watched_by(self, notes: Notes) -> None:
-        """Note down from now on what is being done."""
+        """From now on, write down in `notes` what is being done."""
         self._notes = self.dataset.note = notes
 
     def __getitem__(self, step: int) -> Batch | UserError | RunError:
@@ -64,9 +66,10 @@ class _Steps(Dataset[Batch | UserError | RunError]):
             self.dataset.note("idle", "", "")
 
     def _items(self, positions: Sequence[int]) -> list[Item]:
+        """Return the items at these positions, read by several threads if the storage gains by it."""
         if not self.parallel:
             return [self.dataset[position] for position in positions]
-        if self._pool is None:  # made where it is used: threads do not survive the fork of a worker
+        if self._pool is None:  # created in the worker, because threads do not survive a fork
             self._pool = ThreadPoolExecutor(_PARALLEL_READS)
         return list(self._pool.map(self._item, positions))
 
@@ -78,22 +81,22 @@ class _Steps(Dataset[Batch | UserError | RunError]):
 
 
 class Batches:
-    """An iterable of Batch; each pass starts at the first step again. Workers live as long as a pass.
+    """An iterable of Batch. Each pass starts again at the first step, and its workers end with it.
 
-    stages: what each worker is at, readable at any time and from any thread.
+    `stages`: what each worker is doing; it can be read at any time and from any thread.
     """
 
     def __init__(self, loader: DataLoader[Any], stages: StageBoard) -> None:
         self.loader, self.stages = loader, stages
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches in order. The workers start in this call, as children of the calling thread.
+        """Iterate over the batches in order. The workers start in this call, as children of the calling thread.
 
-        Iterating raises UserError when the data cannot be used, RunError when a worker has died.
+        The iteration raises UserError if the data cannot be used, and RunError if a worker has died.
         """
         if not self.loader.num_workers:
             self.loader.dataset.watched_by(self.stages.notes(0))  # type: ignore[attr-defined]
-        atexit.register(self.end_workers)  # an error may keep this pass alive until then
+        atexit.register(self.end_workers)  # an error's traceback may keep this pass alive until the process ends
         return self._pass(_start(self.loader))
 
     def _pass(self, batches: Iterator[Batch | UserError | RunError]) -> Iterator[Batch]:
@@ -116,14 +119,17 @@ class Batches:
             yield batch
 
     def end_workers(self) -> None:
-        """Kill the workers that are left: one that hangs in a read hears no request to leave, and would keep this process."""
+        """Kill the workers that are still alive.
+
+        A worker that hangs in a read cannot respond to a request to stop, and would keep this process from ending.
+        """
         pids = {stage.pid for stage in self.stages.read()}
         for child in multiprocessing.active_children():
             if child.pid in pids:
                 child.kill()
 
     def _explained(self, error: Exception) -> Exception:
-        """The complaint about a worker that is gone, or its shared memory, in words that help; any other error as it is."""
+        """Return a helpful RunError if `error` comes from a worker that has died, and `error` itself otherwise."""
         gone = [stage for stage in self.stages.read() if stage.stage == "dead"]
         if not gone or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
             return error
@@ -136,10 +142,10 @@ class Batches:
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError | RunError]:
-    """Start the workers. Raises RunError where they lack shared memory.
+    """Start the workers. Raises RunError if there is too little shared memory.
 
-    torch would have a worker's death raise wherever the trainer happens to be, in the middle of a save too; without its handler
-    the death is noticed where the next batch is asked for, within five seconds.
+    torch's SIGCHLD handler would raise a worker's death at any point of the trainer, even during a save. Without that
+    handler, the death is noticed when the next batch is requested, within five seconds.
     """
     if loader.num_workers:
         require_room()
@@ -149,7 +155,7 @@ def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError | RunError]:
     batches = iter(loader)
     of_torch = (
         getattr(handler, "__module__", "") == signal_handling.__name__
-    )  # an earlier loader of this process has put it there
+    )  # true if an earlier loader of this process has installed it
     signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch else handler)
     return batches
 
@@ -171,11 +177,11 @@ def train_loader(
     sources: TrainSources | None = None,
     labels: Labels | None = None,
 ) -> Batches:
-    """The batches of the steps start_step to start_step + steps - 1 for one rank.
+    """Return the batches of the steps start_step to start_step + steps - 1 for one rank.
 
-    image_size: (H, W) in pixels. tokenizer: list[str] -> LongTensor [N, L]; None: no captions are wanted. labels: of the classes,
-    where they are wanted. sources: from open_sources(config, seed, labels), opened here when absent. Raises UserError when the
-    ranks cannot share the batch evenly.
+    `image_size`: (H, W) in pixels. `tokenizer`: maps list[str] to int64 [N, L], or None if no captions are wanted.
+    `labels`: where the class labels are, or None if none are wanted. `sources`: the result of open_sources(config,
+    seed, labels), which is called here if it is missing. Raises UserError if the ranks cannot share the batch evenly.
     """
     if global_batch_size % world:
         raise UserError(f"train.global_batch_size={global_batch_size} does not divide by the {world} ranks of this run")
@@ -194,7 +200,7 @@ def train_loader(
 
 
 def _batches(dataset: Dataset[Any], sampler: Sequence[int] | None, config: DataConfig) -> Batches:
-    """torch's DataLoader over ready batches, in this process when data.workers is 0."""
+    """Wrap a dataset of ready batches in torch's DataLoader. With data.workers=0 it runs in this process."""
     stages = StageBoard(config.workers)
     loader = DataLoader(
         dataset,
@@ -214,8 +220,11 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _leave_with_the_trainer() -> None:
-    """Wait for the trainer's end. torch has a worker look at its parent's number between two batches: one that hangs in a read
-    would outlive a trainer that was killed, and so would every worker whose parent is a fork server."""
+    """End this worker as soon as the trainer's process ends.
+
+    torch's workers check between two batches whether their parent has changed. A worker that hangs in a read would
+    therefore outlive a trainer that was killed, and so would every worker whose parent is a fork server.
+    """
     trainer = multiprocessing.parent_process()
     assert trainer is not None, "not a worker"
     connection.wait([trainer.sentinel])
@@ -223,8 +232,8 @@ def _leave_with_the_trainer() -> None:
 
 
 def _start_worker(stages: StageBoard, worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer answers them by saving, and needs its workers
-    # until then; they leave when it closes their queue or dies. torch already holds a worker to one thread.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer responds by saving, and needs its workers until
+    # then. They end when it closes their queue or dies. torch already limits each worker to one thread.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_leave_with_the_trainer, daemon=True).start()
@@ -233,7 +242,10 @@ def _start_worker(stages: StageBoard, worker: int) -> None:
 
 
 def iter_captions(config: DataConfig) -> Iterator[str]:
-    """Every readable caption of the training shards, once, in the shards' order: the corpus of a tokenizer."""
+    """Yield every readable caption of the training shards once, in the order of the shards.
+
+    Tokenizers are trained on these captions, and a locked text tower encodes them in advance.
+    """
     if config.sequential:
         yield from stream_captions(config)
         return
@@ -242,4 +254,4 @@ def iter_captions(config: DataConfig) -> Iterator[str]:
             try:
                 yield from store.captions(*store.locate(number))
             except BadSample:
-                continue  # training names it, and so does `flexiclip data check`
+                continue  # training reports it, and so does `flexiclip data check`

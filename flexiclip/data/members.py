@@ -1,7 +1,7 @@
-"""Members of a sample as bytes, in as few reads as pay, and only as long as they are those that were indexed.
+"""Reads the members of a sample with few reads, and checks that they are still the members that were indexed.
 
-A shard may be replaced between its index and a read. The header block right before a member's content comes with it in the same
-read; its CRC-32, in the index, covers the member's name, size and time.
+A shard may be replaced after it was indexed. Each read therefore includes the header block right before the member's
+content. The index holds the CRC-32 of that block, which covers the member's name, size and time.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from flexiclip.data.reading import Retries, read_range, reopen
 from flexiclip.data.remote import is_remote
 from flexiclip.data.tar_walk import BLOCK
 
-_GAP = 2**20  # bytes of other members that are read along: a round trip costs more
+_GAP = 2**20  # up to this many bytes of other members are read along, because a second round trip costs more
 _LARGEST = 2**28  # bytes of the members of a sample
 
 _Run = list[tuple[str, Place]]
 
 
 class ChangedError(OSError):
-    """The shard is not the one that was indexed."""
+    """The shard has changed since it was indexed."""
 
 
 def read_members(url: str, places: Mapping[str, Place], retries: Retries) -> dict[str, bytes]:
-    """The contents, by name, in the order of `places`. Raises OSError, of which ChangedError is one."""
+    """Return the contents of the members by name, in the order of `places`.
+
+    Raises OSError if they cannot be read, and its subclass ChangedError if the shard has changed.
+    """
     total = sum(place.size for place in places.values())
     if total > _LARGEST:
         raise OSError(f"its members hold {total} bytes: too many to read")
@@ -36,7 +39,10 @@ def read_members(url: str, places: Mapping[str, Place], retries: Retries) -> dic
 
 
 def _runs(places: Mapping[str, Place]) -> Iterator[_Run]:
-    """The members that one read brings: a sample's members are neighbours, unless a large one that is not wanted lies between."""
+    """Group the members into runs that are each read at once.
+
+    The members of a sample are neighbors, so there is one run unless a large unwanted member is between them.
+    """
     run: _Run = []
     end = 0
     for name, place in sorted(places.items(), key=lambda item: item[1].offset):
@@ -50,11 +56,12 @@ def _runs(places: Mapping[str, Place]) -> Iterator[_Run]:
 
 
 def _read_run(url: str, run: _Run, retries: Retries) -> dict[str, bytes]:
+    """Read one run and return the members' contents by name."""
     start = run[0][1].offset - BLOCK
     size = max(place.offset + place.size for _, place in run) - start
     data = read_range(url, start, size, retries)
     if not _is_as_indexed(data, start, run) and not is_remote(url):
-        reopen()  # the file that this process holds open may be an older one
+        reopen()  # this process may hold an older file open
         data = read_range(url, start, size, retries)
     if not _is_as_indexed(data, start, run):
         raise ChangedError("the shard has changed since it was indexed")
@@ -62,4 +69,5 @@ def _read_run(url: str, run: _Run, retries: Retries) -> dict[str, bytes]:
 
 
 def _is_as_indexed(data: bytes, start: int, run: _Run) -> bool:
+    """Whether the header blocks of all members have the CRC-32 that the index holds."""
     return all(zlib.crc32(data[offset - BLOCK - start : offset - start]) == header for _, (offset, _, header) in run)

@@ -1,17 +1,18 @@
-"""The order of training: `plan[position]` names the sample at a position of an endless run, purely from (seed, position).
+"""The order of training: `plan[position]` is the sample at a position of an endless run.
 
-It knows of no rank, worker, batch size or history. A step of global batch G covers the positions step*G to step*G + G - 1 however
-many processes share it, and the whole state of the data is one integer.
+The order is a function of (seed, position). It does not depend on ranks, workers, the batch size or the history of the
+run. A step with global batch size G covers the positions step*G to step*G + G - 1, however many processes share it, so
+one integer is the whole state of the data.
 
-One source. Epoch e is the positions e*n to e*n + n - 1 of a source of n samples. Its shards are permuted by (seed, source, e)
-and cut into windows of K; the samples of a window are permuted by (seed, source, e, window). So each sample comes once an epoch
-whatever the shards' sizes, and at most K shards are being read at a time.
+With one source of n samples, epoch e is the positions e*n to e*n + n - 1. The shards are permuted by (seed, source, e)
+and cut into windows of K shards. The samples of a window are permuted by (seed, source, e, window). Each sample
+therefore occurs once per epoch, whatever the sizes of the shards, and at most K shards are read at a time.
 
-Several weighted sources. The weights become integer quotas of a block of B positions, exactly where a block of at most 4096
-allows it and to 1/B otherwise. Which source a place in block b goes to is permuted by (seed, b). A source meets its own samples
-in its own order, epoch after epoch of its own.
+With several weighted sources, the weights become integer quotas of a block of B positions. The quotas are exact if a
+block of at most 4096 positions allows it, and accurate to 1/B otherwise. The sources of the positions in block b are
+permuted by (seed, b). Each source yields its samples in its own order and counts its own epochs.
 
-A lookup takes two binary searches; the permutations of the windows and blocks in use are cached.
+A lookup takes two binary searches. The permutations of the windows and blocks in use are cached.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Source:
-    """Samples of each shard, int64 [shards], and the source's share of the positions relative to the other sources."""
+    """The number of samples of each shard, int64 [shards], and the source's weight relative to the other sources."""
 
     counts: npt.NDArray[np.int64]
     weight: float = 1.0
@@ -43,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Place:
-    """The sample at a position: shard and sample number inside its source; epoch and window are the source's own."""
+    """The sample at a position, as shard and sample number inside its source. `epoch` and `window` are the source's own."""
 
     epoch: int
     source: int
@@ -53,7 +54,10 @@ class Place:
 
 
 class Plan:
-    """See the module. Raises UserError for a source without samples or with a weight too small to be met."""
+    """The order over the positions of a run (see the module's docstring).
+
+    Raises UserError for a source without samples, or with a weight that is too small for a block.
+    """
 
     def __init__(self, sources: Sequence[Source], seed: int, window_shards: int) -> None:
         self.sources = tuple(sources)
@@ -67,11 +71,11 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Samples of all sources: the length of an epoch."""
+        """The number of samples of all sources, which is the length of an epoch."""
         return sum(self.sizes)
 
     def __getitem__(self, position: int) -> Place:
-        """The sample at `position` of 0, 1, 2, ... without end."""
+        """Return the place of the sample at `position`, which is any number from 0 on."""
         assert position >= 0, position
         source, rank = (0, position) if len(self.sources) == 1 else self._allocate(position)
         epoch, rank = divmod(rank, self.sizes[source])
@@ -83,13 +87,13 @@ class Plan:
         return Place(epoch, source, window, shard=int(order[slot]), sample=rank - _before(ends, slot))
 
     def window(self, place: Place) -> list[int]:
-        """The shards of the window that a place lies in."""
+        """Return the shards of the window that contains a place."""
         order, _ = _epoch(self, place.source, place.epoch)
         first = place.window * self.window_shards
         return [int(shard) for shard in order[first : first + self.window_shards]]
 
     def _allocate(self, position: int) -> tuple[int, int]:
-        """(source, how many earlier positions went to it)."""
+        """Return (source, number of earlier positions that belong to this source)."""
         block, place = divmod(position, sum(self.quotas))
         owners, ranks = _block(self, block)
         source = int(owners[place])
@@ -97,13 +101,14 @@ class Plan:
 
 
 def _before(ends: _Array, slot: int) -> int:
+    """Return where slot `slot` begins, given where each slot ends."""
     return int(ends[slot - 1]) if slot else 0
 
 
-# Keyed by the plan's identity. Small caches: a run walks forward through windows and blocks.
+# The caches are keyed by the plan's identity. They are small because a run moves forward through windows and blocks.
 @functools.lru_cache(maxsize=32)
 def _epoch(plan: Plan, source: int, epoch: int) -> tuple[_Array, _Array]:
-    """The shards' order, and where each shard of it ends in the epoch."""
+    """Return the order of the shards, and where each of them ends within the epoch."""
     counts = plan.sources[source].counts
     order = permutation(len(counts), plan.seed, Draw.SHARDS, source, epoch)
     return order, np.cumsum(counts[order])
@@ -111,6 +116,7 @@ def _epoch(plan: Plan, source: int, epoch: int) -> tuple[_Array, _Array]:
 
 @functools.lru_cache(maxsize=32)
 def _window(plan: Plan, source: int, epoch: int, window: int) -> _Array:
+    """Return the permutation of the samples of a window."""
     _, ends = _epoch(plan, source, epoch)
     first = window * plan.window_shards
     last = min(first + plan.window_shards, len(ends))
@@ -119,7 +125,7 @@ def _window(plan: Plan, source: int, epoch: int, window: int) -> _Array:
 
 @functools.lru_cache(maxsize=32)
 def _block(plan: Plan, block: int) -> tuple[_Array, _Array]:
-    """For each place of the block its source, and how many earlier places of the block have the same source."""
+    """Return, for each position of the block, its source and how many earlier positions of the block have the same source."""
     quotas = plan.quotas
     owners = np.repeat(np.arange(len(quotas)), quotas)[permutation(sum(quotas), plan.seed, Draw.BLOCK, block)]
     ranks = np.empty_like(owners)
@@ -128,8 +134,9 @@ def _block(plan: Plan, block: int) -> tuple[_Array, _Array]:
 
 
 def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
-    """Positions of a block that each source gets."""
-    # Weights that are all large enough are taken as they are, which a resumed run relies on; others relative to the largest.
+    """Return how many positions of a block each source gets."""
+    # If all weights are large enough, they are used as they are, which resumed runs rely on.
+    # Otherwise they are divided by the largest.
     unit = Fraction(1) if min(weights) >= 1 / _PRECISION else Fraction(max(weights))
     parts = [(Fraction(weight) / unit).limit_denominator(_PRECISION) for weight in weights]
     total = sum(parts)
@@ -137,7 +144,7 @@ def _quotas(weights: Sequence[float]) -> tuple[int, ...]:
     exact = math.lcm(*(share.denominator for share in shares))
     block = _BLOCK // exact * exact if exact <= _BLOCK else _BLOCK
     quotas = [int(share * block) for share in shares]
-    # Largest remainders get what rounding down has left over.
+    # The sources with the largest remainders get the positions that rounding down has left over.
     by_remainder = sorted(range(len(shares)), key=lambda s: quotas[s] - shares[s] * block)
     for source in by_remainder[: block - sum(quotas)]:
         quotas[source] += 1

@@ -1,4 +1,4 @@
-"""Progress of long passes over shards as log lines: readable in a terminal, in a batch job's file and from any thread."""
+"""Logs the progress of a long pass over shards, as lines that are readable in a terminal and in a batch job's log file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_EVERY = 5.0  # seconds between lines; quicker work says nothing
+_EVERY = 5.0  # seconds between lines; a pass that is shorter logs nothing
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Hand the items on, logging `what: done/total` with the time left every few seconds."""
+    """Yield the items, and log `what: done/total` with an estimate of the time left every few seconds."""
     start = last = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item

@@ -1,8 +1,9 @@
-"""Reading byte ranges of shards, local or remote, for as long as it makes sense to try.
+"""Reads byte ranges of local and remote shards, and retries reads that fail.
 
-A read that fails, takes too long or comes back short is tried again after a pause that doubles; what no further attempt can mend
-(no such file, not allowed, a file that really ends there) fails at once. So a hiccup of the network does not change which samples
-are trained on, and storage that is gone does not keep a run waiting.
+A read that fails, takes too long or returns too few bytes is retried after a pause that doubles each time. A failure
+that retrying cannot fix (a missing file, a denied permission, a file that is too short) is raised at once. A short
+network outage therefore does not change which samples are trained on, and storage that is gone does not keep a run
+waiting.
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ T = TypeVar("T")
 _OPEN_FILES = 256  # descriptors kept per process; far below the usual limit of 1024
 _LARGE = 2**20  # bytes
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
-_BUFFER = 2**22  # bytes read at once from a remote shard whose headers are wanted
+_BUFFER = 2**22  # bytes read at once from a remote shard while it is indexed
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_PASSING_STATUS = (408, 425, 429)  # of HTTP's 4xx: timed out, too early, too many requests
+_PASSING_STATUS = (408, 425, 429)  # HTTP 4xx errors that may pass: timeout, too early, too many requests
 
 
 @dataclass(frozen=True)
 class Retries:
-    """attempts at a read, timeout_s seconds each where the shard is remote (`data.read_attempts`, `data.read_timeout_s`).
+    """The number of attempts at a read, and the seconds per attempt for remote shards.
 
-    A local read cannot be interrupted, and a `filecache::` fetches a whole shard at once: those have no limit of ours.
+    The recipe sets them as `data.read_attempts` and `data.read_timeout_s`. There is no time limit for a local read,
+    which cannot be interrupted, or for a `filecache::` URL, which fetches a whole shard at once.
     """
 
     attempts: int = 4
@@ -54,14 +56,20 @@ DEFAULT = Retries()
 
 
 def read_range(url: str, offset: int, size: int, retries: Retries = DEFAULT) -> bytes:
-    """`size` bytes from `offset`. Raises OSError when the shard is gone, unreachable or too short, after all attempts."""
+    """Return `size` bytes from `offset`.
+
+    Raises OSError if the shard is missing, unreachable or too short, or if all attempts have failed.
+    """
     if not is_remote(url):
         return retried(lambda: _read_local(local_path(url), offset, size), f"{url}:{offset}", retries, OSError)
     return retried(lambda: read_remote(url, offset, size, retries.timeout_s), f"{url}:{offset}", retries)
 
 
 def read_whole(place: str, most: int, retries: Retries = DEFAULT) -> bytes:
-    """A small file at a path or URL. Raises OSError (FileNotFoundError where there is none), also for more than `most` bytes."""
+    """Return the content of a small file at a path or URL.
+
+    Raises FileNotFoundError if there is no such file, and OSError if it cannot be read or has more than `most` bytes.
+    """
     if is_remote(place):
         return retried(lambda: read_remote_whole(place, most, retries.timeout_s), place, retries)
     with open(local_path(place), "rb") as file:
@@ -72,16 +80,17 @@ def read_whole(place: str, most: int, retries: Retries = DEFAULT) -> bytes:
 
 
 def retried(action: Callable[[], T], place: str, retries: Retries, failures: type[Exception] = Exception) -> T:
-    """The action's result, after as many attempts as it takes and `retries` allows. Raises UserError at once, else OSError.
+    """Return the action's result, after at most `retries.attempts` attempts.
 
-    place: seeds the jitter of the pauses, so that a thousand workers do not knock again all at once.
+    A UserError is raised at once. An exception of the type `failures` becomes an OSError after the last attempt.
+    `place` seeds the jitter of the pauses, so that a thousand workers do not retry at the same moment.
     """
     for attempt in range(1, retries.attempts + 1):
         try:
             return action()
         except UserError:
             raise
-        except failures as error:  # each backend has exceptions of its own (aiohttp, botocore, ...)
+        except failures as error:  # each backend has its own exceptions (aiohttp, botocore, ...)
             if _is_final(error):
                 raise error if isinstance(error, OSError) else OSError(_said(error)) from None
             if attempt == retries.attempts:
@@ -92,17 +101,19 @@ def retried(action: Callable[[], T], place: str, retries: Retries, failures: typ
 
 
 def _is_final(error: Exception) -> bool:
+    """Whether retrying cannot help."""
     status = getattr(error, "status", None)  # aiohttp's
     refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS
     return refused or isinstance(error, (FinalError, *_PERMANENT))
 
 
 def _said(error: Exception) -> str:
+    """Return the text of an error, with its type unless it is an OSError."""
     return str(error) if isinstance(error, OSError) and str(error) else f"{type(error).__name__}: {error}"
 
 
 class _Descriptor:
-    """An open file, closed when the last user lets go of it."""
+    """An open file that is closed when its last user drops it."""
 
     def __init__(self, path: str) -> None:
         self.number = -1
@@ -121,9 +132,9 @@ def _descriptor(path: str) -> _Descriptor:
 def _read_local(path: str, offset: int, size: int) -> bytes:
     file = _descriptor(path)
     try:
-        if size > _LARGE and size > os.fstat(file.number).st_size - offset:  # pread would take memory for all of it first
+        if size > _LARGE and size > os.fstat(file.number).st_size - offset:  # pread would first allocate memory for all of it
             raise FinalError(f"short read: {size} bytes at offset {offset} lie beyond the end of the file")
-        # pread takes its own offset: descriptors inherited over a fork, or shared by threads, do not disturb each other.
+        # pread takes an explicit offset, so forked processes and threads can share a descriptor.
         data = os.pread(file.number, size, offset)
         while len(data) < size:  # the kernel may return less than asked for
             more = os.pread(file.number, size - len(data), offset + len(data))
@@ -132,19 +143,19 @@ def _read_local(path: str, offset: int, size: int) -> bytes:
             data += more
     except FinalError:
         raise
-    except OSError:  # a stale handle of a network file system, among others
+    except OSError:  # for example a stale handle of a network file system
         reopen()
         raise
     return data
 
 
 def reopen() -> None:
-    """Let the next read of a local shard open it anew: what was opened may have been replaced."""
+    """Make the next read of a local shard open the file again, because it may have been replaced."""
     _descriptor.cache_clear()
 
 
 class _Ranges(io.RawIOBase):
-    """A remote shard as a seekable file of `size` bytes over read_range: every read of it is retried and timed."""
+    """A remote shard as a seekable file of `size` bytes, each read of which is retried and timed by `read_range`."""
 
     def __init__(self, url: str, size: int, retries: Retries) -> None:
         self.url, self.size, self.retries = url, size, retries
@@ -169,7 +180,10 @@ class _Ranges(io.RawIOBase):
 
 
 def open_ranges(url: str, retries: Retries = DEFAULT) -> IO[bytes]:
-    """The shard as a seekable stream, read by ranges. Raises OSError when it cannot be reached or does not say its size."""
+    """Open the shard as a seekable stream that reads byte ranges.
+
+    Raises OSError if the shard cannot be reached or the server does not report its size.
+    """
     if not is_remote(url):
         return open(local_path(url), "rb")
     fs, path = filesystem(url)
@@ -180,7 +194,10 @@ def open_ranges(url: str, retries: Retries = DEFAULT) -> IO[bytes]:
 
 
 def reads_in_parallel(url: str) -> bool:
-    """Whether threads may read the shard at once, and gain by it: object stores and HTTP, not fsspec's caches and memory."""
+    """Whether threads may read the shard at the same time and gain by it.
+
+    This holds for object stores and HTTP. It does not hold for local files, fsspec's caches and its memory file system.
+    """
     if not is_remote(url):
         return False
     fs = filesystem(url)[0]
@@ -188,7 +205,7 @@ def reads_in_parallel(url: str) -> bool:
 
 
 def open_stream(url: str) -> IO[bytes]:
-    """The shard as a stream from front to back, by fsspec's own means. Raises UserError when it cannot be opened."""
+    """Open the shard with fsspec as a stream that is read from front to back. Raises UserError if it cannot be opened."""
     try:
         if not is_remote(url):
             return open(local_path(url), "rb")
@@ -201,9 +218,10 @@ def open_stream(url: str) -> IO[bytes]:
 
 
 def shard_stamp(url: str, retries: Retries = DEFAULT) -> str:
-    """A text that changes when the shard's content does: size and mtime of a file, size and entity tag of an object.
+    """Return a text that changes when the shard's content does.
 
-    Raises UserError when the shard cannot be reached.
+    It holds a file's size and mtime, or an object's size and entity tag. Raises UserError if the shard cannot be
+    reached.
     """
     try:
         if not is_remote(url):
@@ -221,8 +239,8 @@ def shard_stamp(url: str, retries: Retries = DEFAULT) -> str:
 def prefetch(urls: Iterable[str]) -> None:
     """Ask the kernel to read these local shards ahead, unless they would fill more than a quarter of the memory.
 
-    A remote shard needs nothing here: its URL may be prefixed with `filecache::`, which keeps what was read. A shard that cannot
-    be opened is left to the read that wants it.
+    Remote shards are skipped; the prefix `filecache::` in a URL keeps a local copy of what was read. A shard that
+    cannot be opened is skipped too, and the read that needs it reports the error.
     """
     if not hasattr(os, "posix_fadvise"):
         return

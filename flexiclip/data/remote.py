@@ -1,13 +1,12 @@
-"""Remote shards through fsspec, each call within a time that the caller gives, but for caches that fetch whole files.
+"""Finds shards by name, and reads remote ones through fsspec with a time limit for each call.
 
-fsspec itself would wait without end for a server that accepts and does not answer, and would take in all that a server sends.
+A shard is a tar file, given by a path or by any URL that fsspec supports (s3://, gs://, https://, memory://). A URL may
+have a prefix for one of fsspec's caches: `filecache::s3://...` keeps a local copy of what it reads. A shell command
+(`pipe:COMMAND`) is accepted only if it is a full entry of the list in a recipe that allows it, and never as a result of
+a brace range, a glob or the listing of a bucket.
 
-Naming shards.
-
-A shard is a tar file given by a path or by any URL that fsspec knows (s3://, gs://, https://, memory://), which may stand behind
-one of fsspec's caches: `filecache::s3://...` keeps a local copy of what it reads. A shell command (`pipe:COMMAND`) is let through
-only where it is written out whole, as an entry of its own, in a recipe that allows it: what a brace range, a glob or a bucket's
-listing yields is never one.
+fsspec itself would wait forever for a server that accepts a connection and does not answer, and would read everything
+that a server sends. Only caches that fetch whole files have no time limit here.
 """
 
 from __future__ import annotations
@@ -38,15 +37,18 @@ _PACKAGES = {
     "abfs": "adlfs",
     "az": "adlfs",
 }
-"""Protocol -> what pip installs for it."""
+"""Maps a protocol to what pip installs for it."""
 
 
 class FinalError(OSError):
-    """A failure that another attempt would only repeat."""
+    """A failure that would occur again in every further attempt."""
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system (cached by fsspec per process and thread, so safe after a fork) and the path inside it."""
+    """Return fsspec's file system and the path inside it.
+
+    fsspec caches file systems per process and thread, so they are safe after a fork.
+    """
     import fsspec
 
     try:
@@ -55,12 +57,12 @@ def filesystem(url: str) -> tuple[Any, str]:
         protocol = url.rpartition("::")[2].partition("://")[0]
         mend = f": run `pip install {_PACKAGES[protocol]}`" if protocol in _PACKAGES else ""
         raise UserError(f"shard {url}: {error}{mend}") from None
-    except Exception as error:  # an unknown protocol, one whose package is missing, or one that wants options
+    except Exception as error:  # an unknown protocol, a missing package, or missing options
         raise UserError(f"shard {url}: {error}") from None
 
 
 def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
-    """`size` bytes from `offset`, in one attempt. Raises OSError, and what the backend raises."""
+    """Read `size` bytes from `offset` in one attempt. Raises OSError and the errors of fsspec's backend."""
     fs, path = filesystem(url)
     data: bytes
     if keeps_copies(fs):
@@ -77,7 +79,10 @@ def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
 
 
 def _through_cache(fs: Any, path: str, offset: int, size: int, timeout_s: float) -> bytes:
-    """The range of a file that fsspec keeps a copy of. Its cat_file fetches the file again for every range; its open does not."""
+    """Read a range of a file of which fsspec keeps a copy.
+
+    The cache's `cat_file` would fetch the file again for each range; its `open` does not.
+    """
 
     def read() -> bytes:
         with fs.open(path, "rb") as file:
@@ -89,7 +94,10 @@ def _through_cache(fs: Any, path: str, offset: int, size: int, timeout_s: float)
 
 
 async def _http_range(fs: Any, url: str, offset: int, size: int) -> bytes:
-    """The range by fsspec's session. fsspec's own request would take in the whole shard where the server ignores ranges."""
+    """Read a range with fsspec's HTTP session.
+
+    fsspec's own request would read the whole shard if the server ignores ranges.
+    """
     session = await fs.set_session()
     given = dict(fs.kwargs)
     headers = {**given.pop("headers", {}), "Range": f"bytes={offset}-{offset + size - 1}"}
@@ -103,7 +111,10 @@ async def _http_range(fs: Any, url: str, offset: int, size: int) -> bytes:
 
 
 def read_remote_whole(url: str, most: int, timeout_s: float) -> bytes:
-    """A small remote file, in one attempt. Raises OSError for one of more than `most` bytes, and what the backend raises."""
+    """Read a small remote file in one attempt.
+
+    Raises OSError for a file of more than `most` bytes, and the errors of fsspec's backend.
+    """
     fs, path = filesystem(url)
     if "http" in fs.protocol:
         data = _bounded(fs, lambda: _http_whole(fs, path, most), timeout_s)
@@ -115,7 +126,7 @@ def read_remote_whole(url: str, most: int, timeout_s: float) -> bytes:
 
 
 async def _http_whole(fs: Any, url: str, most: int) -> bytes:
-    """The body by fsspec's session; see _body."""
+    """Read the body with fsspec's HTTP session, up to a little more than `most` bytes (see `_body`)."""
     session = await fs.set_session()
     async with session.get(fs.encode_url(url), **fs.kwargs) as response:
         _require_found(response, url)
@@ -123,14 +134,14 @@ async def _http_whole(fs: Any, url: str, most: int) -> bytes:
 
 
 def _require_found(response: Any, url: str) -> None:
-    """Raise FileNotFoundError for 404, and the client's error for any other answer that is no success."""
+    """Raise FileNotFoundError for status 404, and the client's own error for any other failure."""
     if response.status == 404:
         raise FileNotFoundError(f"no such file: {url}")
     response.raise_for_status()
 
 
 async def _body(response: Any, size: int) -> bytes:
-    """The body, and no more of it than one piece beyond `size` bytes."""
+    """Read the body, and stop after the first piece that goes beyond `size` bytes."""
     data = bytearray()
     async for chunk in response.content.iter_any():
         data += chunk
@@ -140,7 +151,7 @@ async def _body(response: Any, size: int) -> bytes:
 
 
 def bounded(fs: Any, method: str, timeout_s: float, *arguments: Any, **options: Any) -> Any:
-    """fs.method(*arguments) within timeout_s seconds. Raises TimeoutError, and whatever the method raises."""
+    """Call fs.method(*arguments) with a limit of timeout_s seconds. Raises TimeoutError and the errors of the method."""
     if fs.async_impl:
         return _bounded(fs, lambda: getattr(fs, f"_{method}")(*arguments, **options), timeout_s)
     call = functools.partial(getattr(fs, method), *arguments, **options)
@@ -148,7 +159,7 @@ def bounded(fs: Any, method: str, timeout_s: float, *arguments: Any, **options: 
 
 
 def _bounded(fs: Any, coroutine: Callable[[], Any], timeout_s: float) -> Any:
-    """A coroutine on fsspec's loop, cancelled, connection and all, when its time is over."""
+    """Run a coroutine on fsspec's event loop. When its time is over, it is canceled and its connection is closed."""
     from fsspec.asyn import sync
 
     try:
@@ -158,7 +169,7 @@ def _bounded(fs: Any, coroutine: Callable[[], Any], timeout_s: float) -> Any:
 
 
 def _in_thread(fs: Any, call: Callable[[], T], timeout_s: float) -> T:
-    """A blocking call, left behind in its thread when its time is over."""
+    """Run a blocking call in a thread, which is abandoned when its time is over."""
     results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
@@ -171,7 +182,7 @@ def _in_thread(fs: Any, call: Callable[[], T], timeout_s: float) -> T:
     try:
         result, error = results.get(timeout=timeout_s)
     except queue.Empty:
-        fs.clear_instance_cache()  # its connection is in use: the next attempt makes another
+        fs.clear_instance_cache()  # its connection is still in use, so the next attempt opens another one
         raise TimeoutError(f"no answer, or not the whole of it, within {timeout_s:g} s") from None
     if error is not None:
         raise error
@@ -179,13 +190,17 @@ def _in_thread(fs: Any, call: Callable[[], T], timeout_s: float) -> T:
 
 
 def keeps_copies(fs: Any) -> bool:
-    """Whether the file system is one of fsspec's caches, which show the attributes of what they read through as their own."""
+    """Whether the file system is one of fsspec's caches.
+
+    This needs a check of the type, because a cache shows the attributes of the file system behind it as its own.
+    """
     from fsspec.implementations.cached import CachingFileSystem
 
     return isinstance(fs, CachingFileSystem)
 
 
 def _fetches_whole_files(fs: Any) -> bool:
+    """Whether the file system is a cache that fetches whole files."""
     from fsspec.implementations.cached import WholeFileCacheFileSystem
 
     return isinstance(fs, WholeFileCacheFileSystem)
@@ -193,29 +208,29 @@ def _fetches_whole_files(fs: Any) -> bool:
 
 PIPE = "pipe:"
 SHELL = "shard {!r} would run a shell command: the recipe file must allow it with data.allow_shell: true"
-"""What is said of a command that is not allowed."""
+"""The error message for a shell command that is not allowed."""
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
-_MOST = 1_000_000  # shards of one pattern; a number that was mistyped would fill the memory with names
-_CACHES = ("filecache", "simplecache", "blockcache")  # other links of a chain open archives, or run templates
+_MOST = 1_000_000  # shards of one pattern, so that a mistyped number does not fill the memory with names
+_CACHES = ("filecache", "simplecache", "blockcache")  # other parts of a chain could open archives or run templates
 
 
 def is_remote(url: str) -> bool:
-    """Whether the shard is reached through fsspec rather than as a local file."""
+    """Whether the shard is read through fsspec and is not a local file."""
     return "://" in url and not url.startswith("file://")
 
 
 def local_path(url: str) -> str:
-    """The path of a local shard, `file://` taken off."""
+    """Return the path of a local shard, without `file://`."""
     return url.removeprefix("file://")
 
 
 def expand_shards(spec: str | Sequence[str], *, allow_shell: bool = False) -> list[str]:
-    """Every shard that brace ranges, globs, paths and URLs name: sorted, each once.
+    """Return every shard that the brace ranges, globs, paths and URLs name, sorted and without duplicates.
 
-    spec: `train-{0000..0015}.tar`, `data/*.tar`, `s3://bucket/train-*.tar`, or a list of those.
-    allow_shell: let an entry `pipe:COMMAND` through untouched; the command runs in a shell.
-    Raises UserError for a local shard that does not exist, a glob that matches nothing, and an unwanted `pipe:`.
+    `spec`: `train-{0000..0015}.tar`, `data/*.tar`, `s3://bucket/train-*.tar`, or a list of such patterns.
+    `allow_shell`: accept an entry `pipe:COMMAND`, which runs in a shell, and return it unchanged. Raises UserError for
+    a local shard that does not exist, a glob that matches nothing, and a `pipe:` that is not allowed.
     """
     patterns = [spec] if isinstance(spec, str) else list(spec)
     if not patterns:
@@ -233,7 +248,7 @@ def _expand(pattern: str, allow_shell: bool) -> list[str]:
     try:
         longest = max((abs(int(last) - int(first)) for first, last in _RANGE.findall(pattern)), default=0)
         urls = list(islice(braceexpand.braceexpand(pattern), _MOST + 1)) if longest < _MOST else []
-    except ValueError as error:  # UnbalancedBracesError among them
+    except ValueError as error:  # braceexpand's UnbalancedBracesError is one of them
         raise UserError(f"shards {pattern!r}: {error}") from None
     if longest >= _MOST or len(urls) > _MOST:
         raise UserError(f"shards {pattern!r}: its ranges name more than {_MOST:,} shards")
@@ -242,7 +257,7 @@ def _expand(pattern: str, allow_shell: bool) -> list[str]:
 
 def _expand_local(path: str) -> list[str]:
     path = os.path.expanduser(path)
-    if os.path.isfile(path):  # first, so that a file whose name holds a bracket is itself
+    if os.path.isfile(path):  # checked first, so that a bracket in a file's name is not a pattern
         return [_plain(path)]
     if not glob.has_magic(path):
         kind = "a folder: name its shards, for example DIR/*.tar" if os.path.isdir(path) else "no such file"
@@ -254,16 +269,16 @@ def _expand_local(path: str) -> list[str]:
 
 
 def _plain(path: str) -> str:
-    """The path, spelled so that nobody takes a file for a command by its name."""
+    """Return the path in a form that cannot be mistaken for a `pipe:` command."""
     return os.path.join(os.curdir, path) if path.startswith(PIPE) else path
 
 
 def _expand_remote(url: str) -> list[str]:
     _check_chain(url)
-    # `?` is a wildcard in a path but the query mark of a web address.
+    # `?` is a wildcard in a path, but begins the query of a web address.
     if not any(mark in url for mark in ("*[" if url.startswith("http") else "*?[")):
         return [url]
-    chain, separator, target = url.rpartition("::")  # filecache::s3://...: list the target, read through the chain
+    chain, separator, target = url.rpartition("::")  # for filecache::s3://..., list the target and read through the cache
     fs, path = filesystem(target)
     found = [chain + separator + str(fs.unstrip_protocol(p)) for p in fs.glob(path)]
     if not found:
@@ -274,12 +289,16 @@ def _expand_remote(url: str) -> list[str]:
 
 
 def _check_chain(url: str) -> None:
-    """fsspec takes `A::B` for A reading through B, in an object's name too: only caches may stand before the target."""
+    """Raise UserError unless everything before the last `::` is one of fsspec's caches.
+
+    fsspec reads `A::B` as A on top of B, even in an object's name. File systems other than caches could open archives
+    or run templates.
+    """
     *caches, target = url.split("::")
     if any(cache.removesuffix("://") not in _CACHES for cache in caches) or target.lstrip().startswith(PIPE):
         raise UserError(f"shard {url}: only {', '.join(_CACHES)} may stand before ::, and a URL after it")
 
 
 def shard_name(url: str) -> str:
-    """The shard's file name, for logs and reports."""
+    """Return the shard's file name, for logs and reports."""
     return Path(local_path(url)).name

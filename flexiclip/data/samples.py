@@ -1,22 +1,20 @@
-"""Texts and values out of a sample's members.
+"""Makes samples of the members of tar shards: an image, captions, class labels and metadata.
 
-Captions are named by `data.captions`, each entry `MEMBER` or `MEMBER:SELECTOR`:
+The entries of `data.captions` name the captions of a sample, as `MEMBER` or `MEMBER:SELECTOR`:
 
-    txt              the member is one caption, line breaks included
-    txt:lines        one caption a line, as CLIP_benchmark's retrieval shards have it
-    json:caption     a field of a JSON member: a text or a list of texts; `json:a.b` descends
+    txt              the whole member is one caption, including line breaks
+    txt:lines        each line is a caption, as in CLIP_benchmark's retrieval shards
+    json:caption     a field of a JSON member, a text or a list of texts; `json:a.b` reads a nested field
 
-Captions are stripped, cut after 8,192 characters, and empty ones dropped. A byte order mark is no part of any text. A sample that
-misses some of the entries is fine, one without any caption is bad.
+Captions are stripped and cut after 8,192 characters, and empty ones are dropped. A byte order mark is not part of any
+text. A sample may lack some of the entries, but a sample without any caption is bad.
 
-Class labels of samples, as supervised training reads them (`data.labels`).
+`data.labels` names the class label of a sample for supervised training:
 
-    cls              a member that holds the class: its name, or its number from 0
-    json:FIELD       a field of the JSON member: a name, a number, or a list of them; `json:a.b` descends
+    cls              a member that holds the name of the class, or its number from 0
+    json:FIELD       a field of a JSON member: a name, a number, or a list of them; `json:a.b` reads a nested field
 
-The classes (`model.classes`) are a list of names, a file with a name on each line, or only their number.
-
-Samples by number: a store reads one sample's members in one range read, decodes the image, picks out captions and label.
+The classes (`model.classes`) are a list of names, a file with one name per line, or only their number.
 """
 
 from __future__ import annotations
@@ -41,31 +39,34 @@ from flexiclip.data.remote import shard_name
 from flexiclip.data.worker_watch import Note, silent
 from flexiclip.errors import UserError, one_line
 
-_LONGEST_TEXT = 2**24  # bytes of a member that holds captions, or of a sample's json
-_LONGEST_CAPTION = 2**13  # characters; what lies beyond is cut off, no text tower reads so far
+_LONGEST_TEXT = 2**24  # bytes of a member that holds captions, a label or JSON
+_LONGEST_CAPTION = 2**13  # characters; the rest is cut off, because no text tower reads so much
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_LINE_END = re.compile("\r\n|\n|\r")  # what str.splitlines also splits at may stand inside a caption: U+2028, U+0085, ...
+_LINE_END = re.compile("\r\n|\n|\r")  # str.splitlines also splits at U+2028, U+0085 and others, which may be inside a caption
 _MARK = "\ufeff"
 
 
-class BadSample(Exception):  # noqa: N818 (a fact about the data, met in every large set)
-    """A sample that cannot be used: which one, and why. `key` is empty when the whole shard is bad."""
+class BadSample(Exception):  # noqa: N818 (not an error of the program: every large data set has some)
+    """A sample that cannot be used, and the reason. `key` is empty if the whole shard is bad."""
 
     def __init__(self, shard: str, key: str, reason: str) -> None:
         super().__init__(shard, key, reason)
         self.shard, self.key, self.reason = shard, key, reason
 
     def __str__(self) -> str:
-        # A key may hold anything, a terminal's commands too.
+        # A key may contain anything, including control codes of a terminal.
         return one_line(": ".join(filter(None, (self.shard, self.key, self.reason))))
 
     def as_dict(self) -> dict[str, str]:
-        """The line of bad_samples.jsonl."""
+        """Return the sample's line of bad_samples.jsonl."""
         return {"shard": self.shard, "key": self.key, "reason": self.reason}
 
 
 def read_captions(shard: str, key: str, members: Mapping[str, bytes], specs: Sequence[str]) -> tuple[str, ...]:
-    """The captions that `specs` (see the module) name, in order. Raises BadSample when specs are given and none is found."""
+    """Return the captions that `specs` name, in order (see the module's docstring).
+
+    Raises BadSample if `specs` is not empty and no caption is found.
+    """
     texts: list[str] = []
     present = False
     for spec in specs:
@@ -76,13 +77,14 @@ def read_captions(shard: str, key: str, members: Mapping[str, bytes], specs: Seq
             texts += [stripped[:_LONGEST_CAPTION] for text in found if (stripped := text.strip().lstrip(_MARK).strip())]
     if specs and not texts:
         raise BadSample(shard, key, "empty caption" if present else f"no caption: none of {', '.join(specs)}")
-    unicode = tuple(text for text in texts if not _LONE_SURROGATE.search(text))  # JSON can escape what UTF-8 cannot hold
+    unicode = tuple(text for text in texts if not _LONE_SURROGATE.search(text))  # JSON escapes can express what UTF-8 cannot
     if texts and not unicode:
         raise BadSample(shard, key, "caption is not Unicode")
     return unicode
 
 
 def _select(shard: str, key: str, name: str, data: bytes, selector: str) -> list[str]:
+    """Return the texts of one member."""
     if is_json(name):
         return [text for text in json_values(shard, key, data, selector) if isinstance(text, str)]
     text = decode_text(shard, key, name, data)
@@ -90,17 +92,20 @@ def _select(shard: str, key: str, name: str, data: bytes, selector: str) -> list
 
 
 def text_lines(text: str) -> list[str]:
-    """The lines of a text, however it ends them, and nothing else that Unicode calls a line."""
+    """Split a text at its line ends (CR, LF or both), but not at other characters that Unicode calls line ends."""
     return _LINE_END.split(text)
 
 
 def is_json(name: str) -> bool:
-    """Whether a member holds JSON."""
+    """Whether a member of this name holds JSON."""
     return name.split(".")[-1] == "json"
 
 
 def json_values(shard: str, key: str, data: bytes, selector: str) -> list[Any]:
-    """What stands at the dotted `selector` of a JSON member: the items of a list, one value, or nothing. Raises BadSample."""
+    """Return the values at the dotted `selector` of a JSON member: the items of a list, a single value, or nothing.
+
+    Raises BadSample.
+    """
     value = parse_json(shard, key, data)
     for part in selector.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -108,7 +113,7 @@ def json_values(shard: str, key: str, data: bytes, selector: str) -> list[Any]:
 
 
 def parse_json(shard: str, key: str, data: bytes) -> Any:
-    """The value of a JSON member. Raises BadSample."""
+    """Return the value of a JSON member. Raises BadSample."""
     try:
         return json.loads(decode_text(shard, key, "json", data))
     except (ValueError, RecursionError) as error:
@@ -116,7 +121,7 @@ def parse_json(shard: str, key: str, data: bytes) -> Any:
 
 
 def decode_text(shard: str, key: str, name: str, data: bytes) -> str:
-    """The text of a member, without a byte order mark. Raises BadSample."""
+    """Return the text of a member without a byte order mark. Raises BadSample."""
     if len(data) > _LONGEST_TEXT:
         raise BadSample(shard, key, f"caption too long: {name} has {len(data)} bytes")
     try:
@@ -129,7 +134,10 @@ MOST_CLASSES = 1 << 20
 
 
 def class_names(classes: int | str | tuple[str, ...]) -> tuple[str, ...]:
-    """The names that `model.classes` stands for. Raises UserError for a file that cannot be read, and for names given twice."""
+    """Return the class names that `model.classes` stands for.
+
+    Raises UserError for a file that cannot be read and for a name that occurs twice.
+    """
     if isinstance(classes, str):
         try:
             lines = text_lines(Path(classes).read_text(encoding="utf-8-sig"))
@@ -150,14 +158,14 @@ def class_names(classes: int | str | tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Labels:
-    """Where a sample's label stands, and which classes there are."""
+    """Where a sample's class label is, and the names of all classes."""
 
     spec: str
     classes: tuple[str, ...]
 
     @property
     def member(self) -> str:
-        """The member that is read."""
+        """The name of the member that holds the label."""
         return self.spec.partition(":")[0]
 
     @cached_property
@@ -165,7 +173,7 @@ class Labels:
         return {name: number for number, name in enumerate(self.classes)}
 
     def read(self, shard: str, key: str, members: Mapping[str, bytes]) -> tuple[int, ...]:
-        """The numbers of a sample's classes, at least one. Raises BadSample."""
+        """Return the numbers of a sample's classes, at least one. Raises BadSample."""
         name, _, selector = self.spec.partition(":")
         if name not in members:
             raise BadSample(shard, key, f"no label: it has no {name}")
@@ -180,7 +188,7 @@ class Labels:
         return tuple(dict.fromkeys(number for number in numbers if number is not None))
 
     def _number(self, value: Any) -> int | None:
-        """A name is looked up; what is none of the names may be a number."""
+        """Return the number of a class. A value that is not a class name may be a number."""
         text = str(value)
         found = self._numbers.get(text)
         if found is None and text.isdecimal() and len(text) < 10 and int(text) < len(self.classes):
@@ -190,7 +198,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its captions and classes. shard: path or URL; json: the member of that name, where it was read."""
+    """An image with its captions and classes.
+
+    `shard`: path or URL. `json`: the bytes of the member `json`, if it was read.
+    """
 
     shard: str
     key: str
@@ -201,22 +212,23 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """`SHARD/KEY` with the shard's file name alone."""
+        """`SHARD/KEY`, where SHARD is the shard's file name."""
         return f"{shard_name(self.shard)}/{self.key}"
 
     @functools.cached_property
     def meta(self) -> dict[str, Any]:
-        """The mapping in the member `json`, {} without one. Raises BadSample where it cannot be parsed."""
+        """The mapping in the member `json`, or {} if there is none. Raises BadSample if the member cannot be parsed."""
         found = None if self.json is None else parse_json(self.shard, self.key, self.json)
         return found if isinstance(found, dict) else {}
 
 
 class SampleStore:
-    """The samples of a list of shards, in the shards' order.
+    """The samples of a list of shards, by number, in the order of the shards. One sample takes one range read.
 
-    indices: of the shards, from index.py. image_keys: extensions tried in turn for the image. captions: see fields.py; () reads
-    none and asks for none. labels: None reads none. besides: further members that are read with them. retries: of each read.
-    Picklable and safe to use from forked workers.
+    `indices`: the indices of the shards. `image_keys`: the extensions that are tried in turn for the image. `captions`:
+    the entries of `data.captions`; with () no captions are read or required. `labels`: None reads none. `besides`:
+    further members that are read as well. `retries`: applies to each read. A store can be pickled and is safe to use in
+    forked workers.
     """
 
     def __init__(
@@ -233,33 +245,36 @@ class SampleStore:
         self.image_keys = tuple(key.lower() for key in image_keys)
         self.caption_specs, self.labels, self.besides = tuple(captions), labels, tuple(besides)
         self.retries = retries
-        self.counts = np.array([len(index) for index in self.indices], dtype=np.int64)  # samples of each shard
+        self.counts = np.array([len(index) for index in self.indices], dtype=np.int64)  # the number of samples in each shard
         self._ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, number: int) -> Sample:
-        """Sample `number` of 0..len-1, shard after shard. Raises BadSample, IndexError."""
+        """Return sample `number` of 0..len-1, counted through the shards. Raises BadSample and IndexError."""
         return self.read(*self.locate(number))
 
     def locate(self, number: int) -> tuple[int, int]:
-        """(shard, sample in the shard) of a flat number; the inverse of `number`."""
+        """Return (shard, sample in the shard) of a flat number. This is the inverse of `number`."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = int(np.searchsorted(self._ends, number, side="right"))
         return shard, number - int(self._ends[shard] - self.counts[shard])
 
     def number(self, shard: int, sample: int) -> int:
-        """The flat number of a shard's sample."""
+        """Return the flat number of a shard's sample."""
         return int(self._ends[shard] - self.counts[shard]) + sample
 
     def key(self, shard: int, sample: int) -> str:
-        """The sample's key in its shard."""
+        """Return the sample's key in its shard."""
         return self.indices[shard].key(sample)
 
     def read(self, shard: int, sample: int, min_side: int | None = None, note: Note = silent) -> Sample:
-        """Read and decode one sample. min_side: see decode_image; note: is told what is being done. Raises BadSample."""
+        """Read and decode one sample. Raises BadSample.
+
+        `min_side`: see `decode_image`. `note`: called with what is about to be done.
+        """
         wanted = {*self.image_keys, *_caption_members(self.caption_specs), *self.besides}
         wanted |= {self.labels.member} if self.labels else set()
         url, key = self.urls[shard], self.key(shard, sample)
@@ -269,15 +284,16 @@ class SampleStore:
         return build_sample(url, key, members, self.image_keys, self.caption_specs, min_side, self.labels)
 
     def captions(self, shard: int, sample: int) -> tuple[str, ...]:
-        """The captions alone, without touching the image. Raises BadSample."""
+        """Return the captions of a sample without reading its image. Raises BadSample."""
         data = self._read(shard, sample, set(_caption_members(self.caption_specs)))
         return read_captions(self.urls[shard], self.key(shard, sample), data, self.caption_specs)
 
     def member(self, shard: int, sample: int, extension: str) -> bytes | None:
-        """Any other member, such as `cls`; None where the sample has none. Raises BadSample."""
+        """Return any other member, such as `cls`, or None if the sample does not have it. Raises BadSample."""
         return self._read(shard, sample, {extension}).get(extension)
 
     def _read(self, shard: int, sample: int, wanted: set[str]) -> dict[str, bytes]:
+        """Return the bytes of the wanted members that the sample has. Raises BadSample."""
         places = {name: place for name, place in self.indices[shard].members(sample).items() if name in wanted}
         try:
             return read_members(self.urls[shard], places, self.retries)
@@ -290,7 +306,7 @@ class SampleStore:
 def open_samples(
     urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str], index_cache: str | None = None
 ) -> SampleStore:
-    """The samples of expanded shards, all of them whole, with their `json`; index_cache: see index.py.
+    """Return the samples of expanded shards, with their member `json`. `index_cache`: see index.py.
 
     Raises UserError for a damaged shard.
     """
@@ -306,7 +322,7 @@ def build_sample(
     min_side: int | None,
     labels: Labels | None = None,
 ) -> Sample:
-    """A Sample from its members' bytes. Raises BadSample."""
+    """Make a Sample of its members' bytes. Raises BadSample."""
     data = next((members[name] for name in image_keys if name in members), None)
     if data is None:
         raise BadSample(shard, key, f"no image: none of {', '.join(image_keys)}")
@@ -320,4 +336,5 @@ def build_sample(
 
 
 def _caption_members(specs: Sequence[str]) -> list[str]:
+    """Return the names of the members that hold captions."""
     return [spec.partition(":")[0] for spec in specs]

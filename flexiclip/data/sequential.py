@@ -1,9 +1,10 @@
-"""Sources that can only be read from front to back (`data.sequential=true`): compressed tars, pipes, servers without byte ranges.
+"""Batches from shards that can only be read from front to back (`data.sequential=true`).
 
-webdataset's own pipeline: shards drawn with replacement, streamed, grouped, and shuffled in a buffer. Every rank and worker
-draws its own shards, without end, so all ranks get as many batches. There is no epoch and no exact resume: a run that
-starts again at step s draws fresh shards from (seed, s). Whatever cannot be read is named in the batch's `bad`, whole shards
-included.
+These are compressed tar files, pipes and servers without byte ranges. webdataset's own pipeline reads them: shards are
+drawn with replacement, streamed, grouped into samples and shuffled in a buffer. Every rank and worker draws its own
+shards without end, so all ranks get the same number of batches. There is no epoch and no exact resume: a run that
+restarts at step s draws fresh shards from (seed, s). Every sample or shard that cannot be read is named in the batch's
+`bad`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _Raw = dict[str, Any]  # webdataset's sample: __url__, __key__ and extension -> 
 
 
 class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
-    """Ready batches of one rank: `steps` of them, `size` samples each, shared out among the workers in turn."""
+    """The batches of one rank: `steps` batches of `size` samples, which the workers produce in turn."""
 
     def __init__(
         self,
@@ -52,30 +53,34 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
         self.config, self.labels, self.transform, self.collate, self.size = config, labels, transform, collate, size
         self.seed, self.rank, self.start_step, self.steps = seed, rank, start_step, steps
         self._notes: Notes | None = None
-        self.note: Note = silent  # is told what is being done
+        self.note: Note = silent  # called with what is about to be done
         sources = source_configs(config)
         self.urls = [expand_shards(source.shards, allow_shell=config.allow_shell) for source in sources]
         largest = max(source.weight for source in sources)
-        self.weights = [source.weight / largest for source in sources]  # whose sum is finite
+        self.weights = [source.weight / largest for source in sources]  # relative to the largest, so that their sum is finite
         if rank == 0:
             _log.info("data.sequential: a resumed run draws fresh shards, so it does not repeat the uninterrupted one exactly")
 
     def watched_by(self, notes: Notes) -> None:
-        """Note down from now on what is being done."""
+        """From now on, write down in `notes` what is being done."""
         self._notes = self.note = notes
 
     def __iter__(self) -> Iterator[Batch | UserError | RunError]:
-        """Yield this worker's steps, or the error that ends them."""
+        """Yield the batches of this worker's steps, or the error that ends them."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         items = self._items(worker)
         try:
             for step in range(self.start_step + worker, self.start_step + self.steps, workers):
                 yield shared(self._batch(step, items))
-        except UserError as error:  # as a value: torch would bury it in a worker's traceback
+        except UserError as error:  # yielded as a value, because torch would hide its text in a worker's traceback
             yield error
 
     def _batch(self, step: int, items: Iterator[Item]) -> Batch:
+        """Return the batch of a step.
+
+        A stream has no sample before the batch, so mixup mixes the first image with the last one.
+        """
         if self._notes is not None:
             self._notes.step = step
         drawn = [next(items) for _ in range(self.size)]
@@ -85,6 +90,7 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
         return batch
 
     def _items(self, worker: int) -> Iterator[Item]:
+        """Yield items drawn from the sources by their weights, without end."""
         place = (self.rank, worker, self.start_step)
         drawn = stream(self.seed, Draw.SEQUENTIAL, *place)
         choice = random.Random(below(2**63, self.seed, Draw.SEQUENTIAL, *place, 1))  # noqa: S311
@@ -97,6 +103,7 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
             yield make_item(sample, self.transform, drawn, readers[source].take_bad())
 
     def _stream(self, reader: _Reader, urls: Sequence[str], choice: random.Random) -> Iterator[Sample]:
+        """Yield the shuffled samples of one source, without end."""
         import webdataset
 
         seed = choice.getrandbits(63)
@@ -107,7 +114,7 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
 
 
 def stream_captions(config: DataConfig) -> Iterator[str]:
-    """Every readable caption of the shards, once, in order."""
+    """Yield every readable caption of the shards once, in order."""
     for source in source_configs(config):
         reader = _Reader(config.allow_shell)
         raw = reader.samples({"url": url} for url in expand_shards(source.shards, allow_shell=config.allow_shell))
@@ -116,31 +123,31 @@ def stream_captions(config: DataConfig) -> Iterator[str]:
 
 
 class _Reader:
-    """webdataset's stages from shard names to samples, with a record of everything that they pass over."""
+    """webdataset's stages from shard names to samples, with a record of everything that was skipped."""
 
     def __init__(self, allow_shell: bool, note: Note = silent) -> None:
         self.allow_shell, self.note = allow_shell, note
         self.bad: list[BadSample] = []
-        self.shard = ""  # being read
+        self.shard = ""  # the shard that is being read
         self.in_a_row = 0
 
     def take_bad(self) -> tuple[BadSample, ...]:
-        """What has gone wrong since the last call."""
+        """Return the bad samples and shards that were met since the last call."""
         bad, self.bad = self.bad, []
         return tuple(bad)
 
     def samples(self, shards: Any) -> Iterator[_Raw]:
-        """The samples of a stream of {"url": shard}, members still encoded."""
+        """Yield the samples of a stream of {"url": shard}, with their members still encoded."""
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
-        # webdataset would make samples of dotfiles; split_name leaves them out here as in the index.
+        # webdataset would make samples of dotfiles; split_name leaves them out, as the index does.
         files = tar_file_expander(
             self._open(shards), handler=self._handle, select_files=lambda name: split_name(name) is not None
         )
         return cast("Iterator[_Raw]", group_by_keys(files, handler=self._handle))
 
     def keep(self, raw: Iterator[_Raw], build: Callable[[str, str, _Raw], Any]) -> Iterator[Any]:
-        """build(shard, key, members) of every sample that it does not find bad."""
+        """Yield build(shard, key, members) of every sample for which it does not raise BadSample."""
         self.note("reading", self.shard, "")
         for members in raw:
             self.note("decoding", members["__url__"], members["__key__"])
@@ -154,6 +161,7 @@ class _Reader:
             self.note("reading", self.shard, "")
 
     def _open(self, shards: Any) -> Iterator[dict[str, Any]]:
+        """Open one shard after the other, and record those that cannot be opened or end early."""
         for shard in shards:
             self.shard = shard["url"]
             self.note("reading", self.shard, "")
@@ -168,11 +176,13 @@ class _Reader:
                     self._note(BadSample(self.shard, "", "the shard is damaged or truncated: the samples before that were used"))
 
     def _handle(self, error: Exception) -> bool:
+        """Record an error of webdataset, and tell it to go on."""
         reason = error.args[0] if error.args else ""  # webdataset appends its stream objects to args
         self._note(BadSample(self.shard, "", f"{type(error).__name__}: {reason}"))
         return True
 
     def _note(self, bad: BadSample) -> None:
+        """Record a bad sample or shard. Raises UserError if too many in a row are bad."""
         self.bad.append(bad)
         self.in_a_row += 1
         if self.in_a_row > MAX_BAD:
@@ -180,14 +190,18 @@ class _Reader:
 
 
 class _Watched:
-    """A stream that remembers its ends: tarfile stops in silence at a broken header, as if the shard were over."""
+    """A stream that remembers its first and last bytes.
+
+    They show whether the tar file is whole, because tarfile stops silently at a broken header, as if the shard had
+    ended.
+    """
 
     def __init__(self, inner: IO[bytes]) -> None:
         self.inner = inner
         self.head = self.tail = b""
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's read."""
+        """Read like a file."""
         data = self.inner.read(size)
         if len(self.head) < _BLOCK:
             self.head += data[: _BLOCK - len(self.head)]
@@ -195,7 +209,10 @@ class _Watched:
         return data
 
     def ended_early(self) -> bool:
-        """Whether a plain tar has content left, or lacks the zeros that end one. Unknown, so False, for a compressed one."""
+        """Whether a plain tar file has content left, or lacks the zeros that end one.
+
+        Returns False for a compressed file, for which this cannot be told.
+        """
         if self.head[257:262] != b"ustar":
             return False
         while data := self.inner.read(2**20):
@@ -206,7 +223,8 @@ class _Watched:
 
 
 def _open(url: str, allow_shell: bool) -> IO[bytes]:
-    if not url.startswith(PIPE):  # never by webdataset's gopen, which starts curl, gsutil and ais by the URL's scheme
+    """Open a shard or a `pipe:` command as a stream."""
+    if not url.startswith(PIPE):  # not with webdataset's gopen, which runs curl, gsutil or ais depending on the URL's scheme
         return open_stream(url)
     if not allow_shell:
         raise UserError(SHELL.format(url))

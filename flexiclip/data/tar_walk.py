@@ -1,8 +1,10 @@
-"""The members of a tar file, one after the other, up to its end or to where it is damaged.
+"""Lists the members of a tar file in order, up to its end or to where it is damaged.
 
-tarfile stops in silence at a broken header and at a missing end mark, follows what headers say to any size and place, and takes
-zeros for an end: all of that is damage here, with a reason. It also takes some 50 us a header. Nearly every header of a shard is
-of one plain kind, which is read here in a tenth of that; from the first other one on the file is tarfile's.
+tarfile stops silently at a broken header and at a missing end mark, follows a header to any size and place, and takes
+zeros for the end of the file. Each of these counts as damage here and is reported with a reason.
+
+tarfile also takes about 50 us per header. Nearly all headers of a shard are of one plain kind, which this module reads
+in a tenth of that time. From the first header of another kind on, tarfile reads the file.
 """
 
 from __future__ import annotations
@@ -14,25 +16,28 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple, cast
 
 BLOCK = 512
-"""Bytes of a header, and what contents are padded to."""
+"""The size of a header in bytes. Contents are padded to a multiple of it."""
 
 _LONGEST_HEADER = 2**20  # bytes of a long name or of pax records
-_LONGEST_END = 2**20  # bytes of zeros that writers put behind the end mark; GNU tar and Python's write 10 KB
-_FARTHEST = 2**50  # bytes of any shard
+_LONGEST_END = 2**20  # bytes of zeros after the end mark; GNU tar and Python's tarfile write 10 KB
+_FARTHEST = 2**50  # the largest size of a shard, in bytes
 
-# A header from its mode on: mode, owner, group, size, time, checksum, kind, link, magic, names, devices; the name has no prefix.
+# A header after its name: mode, owner, group, size, time, checksum, kind, link, magic, names, devices, and an empty name prefix.
 _PLAIN = re.compile(
     rb"[0-7]{7}\0[0-7]{7}\0[0-7]{7}\0([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 ([0x]).{172}(?:[0-7]{7}\0[0-7]{7}\0|\0{16})\0",
     re.DOTALL,
 )
 _AFTER_NAME, _CHECKSUM = 100, slice(148, 156)
 _ADLER = 65521
-_BLANK = 8 * ord(" ")  # what the checksum's own bytes count as
-_TIME = re.compile(rb"(\d{1,3}) mtime=\d+(?:\.\d+)?\n")  # what webdataset writes before every header: a time in fractions
+_BLANK = 8 * ord(" ")  # the checksum's own bytes are counted as spaces
+_TIME = re.compile(rb"(\d{1,3}) mtime=\d+(?:\.\d+)?\n")  # webdataset writes this record before every header
 
 
 class Member(NamedTuple):
-    """A regular file: where its content stands, in bytes, and the CRC-32 of the header block right before that."""
+    """A regular file of a tar file.
+
+    `offset` and `size`: its content, in bytes. `header`: the CRC-32 of the header block right before the content.
+    """
 
     name: str
     offset: int
@@ -41,13 +46,13 @@ class Member(NamedTuple):
 
 
 class DamageError(Exception):
-    """From here on the bytes are no tar file; the text says why. The last member before may be cut."""
+    """The bytes from here on are not a valid tar file. The text gives the reason. The member before may be cut off."""
 
 
 def walk(stream: IO[bytes]) -> Iterator[Member]:
-    """Every regular file of the tar file. Sparse files are left out: they do not stand in one piece.
+    """Yield every regular file of the tar file. Sparse files are left out, because their content is not in one piece.
 
-    Raises DamageError where the rest cannot be read, OSError where reading itself fails.
+    Raises DamageError if the rest cannot be read, and OSError if reading itself fails.
     """
     offset = 0
     while (member := _plain_member(stream, offset)) is not None:
@@ -61,7 +66,10 @@ def walk(stream: IO[bytes]) -> Iterator[Member]:
 
 
 def _plain_member(stream: IO[bytes], offset: int) -> Member | None:
-    """The regular file whose header, or whose time, stands at `offset`; None when anything about it is out of the ordinary."""
+    """Return the regular file whose header, or the record of whose time, is at `offset`.
+
+    Returns None if anything about the header is out of the ordinary.
+    """
     stream.seek(offset)
     block = stream.read(BLOCK)
     found = _plain_header(block)
@@ -79,11 +87,11 @@ def _plain_member(stream: IO[bytes], offset: int) -> Member | None:
 
 
 def _plain_header(block: bytes) -> tuple[int, bytes] | None:
-    """(size, kind) of a header block of the plain kind with a right checksum."""
+    """Return (size, kind) of a header block of the plain kind, or None if it is of another kind or its checksum is wrong."""
     found = _PLAIN.match(block, _AFTER_NAME)
     if found is None or len(block) < BLOCK:
         return None
-    # The low half of Adler-32 is 1 + the sum of the bytes, modulo a prime: a small part of the time of sum().
+    # The low half of Adler-32 is 1 + the sum of the bytes, modulo a prime. It takes a small part of the time of sum().
     counted = zlib.adler32(block[_CHECKSUM.stop :], zlib.adler32(block[: _CHECKSUM.start]))
     if counted % 2**16 != (1 + int(found[2], 8) - _BLANK) % _ADLER:
         return None
@@ -91,13 +99,13 @@ def _plain_header(block: bytes) -> tuple[int, bytes] | None:
 
 
 def walk_any(stream: IO[bytes], offset: int = 0) -> Iterator[Member]:
-    """As walk, by tarfile, for the members whose headers begin at `offset`."""
+    """Like `walk`, but with tarfile, for the members whose headers begin at `offset`."""
     try:
         stream.seek(offset)
         tar = tarfile.open(fileobj=cast("IO[bytes]", _Bounded(stream)), mode="r:", tarinfo=_Header)  # noqa: SIM115 (by the caller)
     except OSError:
         raise
-    except Exception as error:  # tarfile's own, and whatever a header that lies makes it stumble over
+    except Exception as error:  # tarfile's own errors, and any other error that a wrong header causes in it
         where = f"at byte {offset}" if offset else "or not a plain tar file (compressed ones cannot seek)"
         raise DamageError(f"damaged, truncated {where}: {error}") from None
     try:
@@ -110,16 +118,18 @@ def walk_any(stream: IO[bytes], offset: int = 0) -> Iterator[Member]:
 
 
 def _files(tar: tarfile.TarFile, read: int) -> Iterator[Member]:
+    """Yield the regular files that tarfile finds."""
     while (member := cast("_Header | None", tar.next())) is not None:
-        if tar.offset <= read:  # tarfile follows a negative size back, and forth again, without end
+        if tar.offset <= read:  # tarfile would follow a negative size back and forth without end
             raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
         read = tar.offset
-        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+        tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile would keep every header that it has read
         if member.isreg() and not member.issparse():
             yield Member(member.name, member.offset_data, member.size, member.crc)
 
 
 def _check_end(stream: IO[bytes], offset: int) -> None:
+    """Raise DamageError unless there is an end mark at `offset`, followed only by a limited number of zeros."""
     stream.seek(offset)
     mark = stream.read(BLOCK)
     if len(mark) < BLOCK or mark.strip(b"\0"):
@@ -134,33 +144,36 @@ def _check_end(stream: IO[bytes], offset: int) -> None:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that remembers the CRC-32 of its block, whatever pax or GNU headers stood before it."""
+    """A header that remembers the CRC-32 of its own block, even if pax or GNU headers precede it."""
 
     crc = 0
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        """See tarfile."""
+        """Parse a header block as tarfile does, and keep its CRC-32."""
         header = super().frombuf(buf, encoding, errors)
         header.crc = zlib.crc32(buf)
         return header
 
 
 class _Bounded:
-    """A stream as tarfile may read it: it asks for as many bytes at once, and seeks as far, as a header says: 8 EB, perhaps."""
+    """A stream that limits what tarfile reads and seeks.
+
+    tarfile reads as many bytes at once, and seeks as far, as a header says, which could be 8 EB.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self.tell = stream.tell
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As a file's, within any shard."""
+        """Seek like a file. Raises ReadError for an offset that no shard has."""
         if not 0 <= offset <= _FARTHEST:
             raise tarfile.ReadError(f"a header leads to byte {offset}")
         return self._stream.seek(offset, whence)
 
     def read(self, size: int) -> bytes:
-        """At most _LONGEST_HEADER bytes; more are no file name and no pax record."""
+        """Read at most _LONGEST_HEADER bytes. A longer header is neither a file name nor a pax record."""
         if not 0 <= size <= _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._stream.read(size)

@@ -1,11 +1,11 @@
-"""What every data worker is at, in memory that the trainer reads without asking: the reason of a stalled run, by name.
+"""Records what every data worker is doing, in memory that the trainer can read, so that a stalled run names its cause.
 
     board = StageBoard(workers)                  # before the workers start
     board.notes(worker)("reading", url, key)     # in the worker, in any of its threads
-    board.read()                                 # in the trainer: one Stage a worker
+    board.read()                                 # in the trainer: one Stage per worker
 
-A worker that hangs in a read cannot answer a question, so it writes down beforehand what it is going to do. Nobody takes a lock:
-a thread owns its record, and a record read while it is being written is at worst a mixture of two.
+A worker that hangs in a read cannot answer a question, so it writes down in advance what it is about to do. There is no
+lock: each thread has its own record, and a record that is read while it is being written is at worst a mixture of two.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from typing import Literal
 
 StageName = Literal["starting", "idle", "reading", "decoding", "augmenting", "tokenising", "dead"]
 Note = Callable[[StageName, str, str], None]
-"""note(stage, shard, key): what this thread is going to do now."""
+"""`note(stage, shard, key)` records what the calling thread is about to do."""
 
 _NAMES: tuple[StageName, ...] = ("starting", "idle", "reading", "decoding", "augmenting", "tokenising")
 _RECORD = struct.Struct("=dqqB256s160s")  # since (s, monotonic), step, pid, stage, shard, key
-_THREADS = 17  # records of a worker: its own thread and those that read in parallel; a thread beyond them goes unnoted
+_THREADS = 17  # records of a worker: its main thread and its parallel readers; further threads are not recorded
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a worker has been at for `seconds`.
+    """What a worker has been doing for `seconds` seconds.
 
-    pid: 0 before it has started; step: the batch's, -1 when it has none; stage: `dead` when the process is gone.
+    `pid`: 0 if the worker has not started. `step`: the step of its batch, or -1 if it has none. `stage`: `dead` if the
+    process is gone.
     """
 
     worker: int
@@ -51,22 +52,25 @@ class Stage:
 
 
 def silent(stage: StageName, shard: str = "", key: str = "") -> None:
-    """The Note of who is not watched."""
+    """A no-op Note, for readers that are not watched."""
 
 
 class StageBoard:
-    """Records of `workers` processes, or of the calling one when that is 0. It reaches a worker by fork or as its argument."""
+    """The records of `workers` processes, or of the calling process if `workers` is 0.
+
+    It reaches a worker by fork or as an argument.
+    """
 
     def __init__(self, workers: int) -> None:
         self.workers = max(1, workers)
         self._memory = RawArray("B", self.workers * _THREADS * _RECORD.size)
 
     def notes(self, worker: int) -> Notes:
-        """The writing end of one worker; call it in that worker."""
+        """Return the object with which one worker writes its records. Call this in that worker."""
         return Notes(memoryview(self._memory), worker * _THREADS)
 
     def read(self) -> list[Stage]:
-        """What each worker is at now: of its threads, the one that has been busy longest."""
+        """Return what each worker is doing now. If it has several threads, this is the one that has been busy longest."""
         return [self._worker(worker) for worker in range(self.workers)]
 
     def _worker(self, worker: int) -> Stage:
@@ -82,7 +86,7 @@ class StageBoard:
 
 
 class Notes:
-    """A worker's writing end. Each thread that notes something gets a record of its own."""
+    """Writes the records of a worker. Each thread that writes gets its own record."""
 
     def __init__(self, memory: memoryview, first: int) -> None:
         self.step = -1  # set by the worker when it begins a batch
@@ -92,7 +96,7 @@ class Notes:
         self._own = threading.local()
 
     def __call__(self, stage: StageName, shard: str = "", key: str = "") -> None:
-        """Note what the calling thread is going to do."""
+        """Record what the calling thread is about to do."""
         number = getattr(self._own, "number", None)
         if number is None:
             number = self._own.number = next(self._numbers)
@@ -104,6 +108,7 @@ class Notes:
 
 
 def _alive(pid: int) -> bool:
+    """Whether the process exists and has not ended."""
     try:
         os.kill(pid, 0)
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -111,8 +116,9 @@ def _alive(pid: int) -> bool:
         return False
     except OSError:  # a system without /proc
         return True
-    return state != "Z"  # a worker that died and that nobody has waited for yet
+    return state != "Z"  # a zombie: the worker has died, but its parent has not waited for it yet
 
 
 def _text(data: bytes) -> str:
+    """Decode a text field of a record."""
     return data.rstrip(b"\0").decode("utf-8", "replace")

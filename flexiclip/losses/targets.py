@@ -1,15 +1,11 @@
-"""Cross-entropies of a classifier over the global batch, averaged over its images.
+"""Losses against targets: cross-entropies of a classifier, and the distance of a student from its teacher.
 
-In a distributed run each rank hands in its own rows, and every rank gets the loss of the whole batch with the gradients of that
-loss by its own rows, as in contrastive.py.
+Each loss is averaged over the global batch. In a distributed run each rank passes its own rows, and every rank gets the
+loss of the whole batch with the gradients of that loss with respect to its own rows, as in contrastive.py.
 
-Shapes: b local rows, C classes.
-
-What a student pays for differing from its teacher, over the global batch.
-
-Kullback-Leibler divergences KL(teacher || student) at a temperature T, times T^2, so that their gradients keep their size
-whatever T (big_vision's distill/distance.py; Hinton et al., arXiv 1503.02531), and a cosine. Every rank hands in its own rows and
-gets the loss of the whole batch with the gradients of that loss by its own rows, as in contrastive.py.
+The distances are Kullback-Leibler divergences KL(teacher || student) at a temperature T, and a cosine distance. The
+divergences are multiplied by T^2, so that the size of their gradients does not depend on T (big_vision's
+distill/distance.py; Hinton et al., arXiv 1503.02531).
 
 Shapes: b local rows, N global rows, C classes, D joint space.
 """
@@ -29,12 +25,18 @@ from flexiclip.losses.contrastive import CPU_TILE, GPU_TILE
 
 
 def softmax_xent(logits: Tensor, targets: Tensor) -> Tensor:
-    """-sum_c targets log softmax(logits). logits, targets: [b, C], targets the shares of the classes; returns the 0-D mean."""
+    """Return the mean of -sum_c targets log softmax(logits), 0-D.
+
+    `logits`, `targets`: [b, C]; the targets are the shares of the classes.
+    """
     return mean_over_ranks(F.cross_entropy(logits, targets, reduction="none"))
 
 
 def sigmoid_xent(logits: Tensor, targets: Tensor) -> Tensor:
-    """Each class a decision of its own, summed over the classes (big_vision's sigmoid_xent). Otherwise as softmax_xent."""
+    """Return the mean of the binary cross-entropies, summed over the classes, 0-D (big_vision's sigmoid_xent).
+
+    Each class is a decision of its own. `logits`, `targets`: [b, C], as in softmax_xent.
+    """
     return mean_over_ranks(F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1))
 
 
@@ -42,18 +44,21 @@ CROSS_ENTROPIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"softmax": sof
 
 
 def kl_rows(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each row. Logits [b, C] each -> [b], 0 or more but for rounding."""
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)) of each row, [b], 0 or more apart from rounding.
+
+    `student`, `teacher`: logits [b, C].
+    """
     ours, theirs = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
     return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 
 
 def classifier_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """The mean of kl_rows over the global batch, 0-D: function matching of classifiers (arXiv 2106.05237)."""
+    """Return the mean of kl_rows over the global batch, 0-D. This is function matching of classifiers (arXiv 2106.05237)."""
     return mean_over_ranks(kl_rows(student, teacher, temperature))
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean of 1 - cosine over the global batch, 0-D. Both [b, D], unit rows."""
+    """Return the mean of 1 - cosine over the global batch, 0-D. `student`, `teacher`: unit rows [b, D]."""
     return mean_over_ranks(1 - (student * teacher).sum(-1))
 
 
@@ -64,12 +69,14 @@ def similarity_kl(
     teacher_scale: Tensor,
     temperature: float = 1.0,
 ) -> Tensor:
-    """How an image's captions compare, and a caption's images, to the student as to the teacher.
+    """Return how far the student's comparisons of an image's captions, and a caption's images, are from the teacher's.
 
-    student, teacher: (zimg, ztxt), each [b, D] unit rows of this rank; the two models' D may differ. logit_scale, teacher_scale:
-    [1] or 0-D, logs. Each row of the N x N similarities exp(logit_scale) zimg @ ztxt^T, and each column, is a distribution; the
-    result is kl_rows averaged over all rows and columns, 0-D. Differentiable once, in the student's rows and scale. The
-    similarities are visited some rows at a time, and the gradients formed in forward.
+    Each row of the N x N similarities exp(logit_scale) zimg @ ztxt^T, and each column, is a distribution. The result is
+    kl_rows averaged over all rows and columns, 0-D. It can be differentiated once, in the student's rows and scale. The
+    similarities are computed for some rows at a time, and the gradients are computed in forward.
+
+    `student`, `teacher`: (zimg, ztxt), each [b, D], the unit rows of this rank; the D of the two models may differ.
+    `logit_scale`, `teacher_scale`: [1] or 0-D, logarithms.
     """
     return _SimilarityKL.apply(*student, logit_scale, *teacher, teacher_scale, temperature)
 
@@ -92,7 +99,7 @@ class _SimilarityKL(torch.autograd.Function):
             own, theirs = ([z.detach().to(dtype) for z in pair] for pair in ((zimg, ztxt), (teacher_img, teacher_txt)))
             everyones, teachers = [all_rows(z) for z in own], [all_rows(z) for z in theirs]
             gradients = [torch.zeros_like(z) for z in own]
-            shares = [torch.zeros_like(z) for z in everyones]  # of the gradients of everyone's rows
+            shares = [torch.zeros_like(z) for z in everyones]  # this rank's shares of the gradients of all ranks' rows
             loss = own[0].new_zeros(())
             for half, other in ((0, 1), (1, 0)):
                 for rows in _slices(len(own[half]), len(everyones[other]), zimg.device):
@@ -102,7 +109,7 @@ class _SimilarityKL(torch.autograd.Function):
                     by_logits = ours.exp_().sub_(wanted.exp_())
                     gradients[half][rows] = by_logits @ everyones[other]
                     shares[other].addmm_(by_logits.T, own[half][rows])
-            # The sum of dlogits_ij logits_ij over both directions, the gradient of a scale that is stored as a log.
+            # The gradient of a scale stored as a log is the sum of dlogits_ij logits_ij over both directions.
             dscale = scales[0] * sum((z * d).sum() for z, d in zip(own, gradients, strict=True))
             weight = temperature**2 / (2 * len(everyones[0]))
             scalars = weight * sum_over_ranks(torch.stack([loss, dscale]))
@@ -120,6 +127,6 @@ class _SimilarityKL(torch.autograd.Function):
 
 
 def _slices(local: int, total: int, device: torch.device) -> list[slice]:
-    """The local rows, so many at a time that a block of their similarities is as large as a tile of the contrastive losses."""
+    """Split the local rows so that the similarities of a slice take as much memory as a tile of the contrastive losses."""
     size = max(1, (CPU_TILE if device.type == "cpu" else GPU_TILE) // total)
     return [slice(start, min(start + size, local)) for start in range(0, local, size)]

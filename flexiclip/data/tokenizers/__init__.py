@@ -1,11 +1,11 @@
-"""Tokenizers: texts to the ids that a text tower reads.
+"""Tokenizers, which map texts to the ids that a text tower reads.
 
     tokenizer = build_tokenizer(config.tokenizer)        # when a run starts
     tokens = tokenizer(["a red apple", "a pear"])         # int64 [2, context_length]
-    tokenizer.save(folder)                                # its files travel with the model
+    tokenizer.save(folder)                                # its files are part of the model folder
     load_tokenizer(folder, config.tokenizer, fingerprint)
 
-A tokenizer is pickled with its files, so that data workers need neither the folder nor a network.
+A tokenizer is pickled together with its files, so data workers need neither the folder nor a network.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _KINDS: dict[str, type[Tokenizer]] = {
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer that a recipe names. Raises UserError when its files cannot be found or read."""
+    """Return the tokenizer that a recipe names. Raises UserError if its files cannot be found or read."""
     kind = _KINDS[config.kind]
     return kind(config, kind.collect(config))
 
 
 def load_tokenizer(folder: Path, config: TokenizerConfig, fingerprint: str) -> Tokenizer:
-    """The tokenizer that `save(folder)` wrote; `config.path` is not looked at, so it may be gone.
+    """Return the tokenizer that `save(folder)` wrote. `config.path` is not read, so it may no longer exist.
 
-    Raises UserError when there is none, or when files or settings differ from those that `fingerprint` was taken of: other ids
-    would make the text tower read nonsense, silently.
+    Raises UserError if there is no tokenizer, or if its files or settings are not those of `fingerprint`. With other
+    ids the text tower would silently compute wrong features.
     """
     files = read_files(folder)
     if not files:
@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path, config: TokenizerConfig, fingerprint: str) -> T
         tokenizer = _KINDS[config.kind](config, files)
     except UserError:
         raise
-    except Exception as error:  # each library has errors of its own for files that are not its own
+    except Exception as error:  # each library raises its own errors for files that it cannot read
         raise UserError(
             f"{folder}: no {config.kind} tokenizer can be read there: {short_reason(error)}; copy the model folder whole"
         ) from None

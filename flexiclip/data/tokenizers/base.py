@@ -1,8 +1,8 @@
-"""What every tokenizer is: some settings, the bytes of its files, and an engine derived from the two.
+"""The base class of all tokenizers: settings, the bytes of the files, and an engine built from both.
 
-Because nothing else defines a tokenizer, the three ways of making one (from a recipe, from a model folder, by unpickling in a
-data worker) meet in one constructor, and a hash over settings and files tells whether a model folder still holds the tokenizer
-that the model was trained with.
+Nothing else defines a tokenizer. It can be made from a recipe, from a model folder or by unpickling in a data worker,
+and all three use one constructor. A hash over the settings and the files tells whether a model folder still holds the
+tokenizer that the model was trained with.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from torch import Tensor
 from flexiclip.config import TokenizerConfig
 from flexiclip.errors import UserError
 
-_CHARACTERS = 16  # of a text, a column of the output
-_LONGEST_TEXT = 1024  # characters that are looked at in any case
+_CHARACTERS = 16  # a text is cut to this many characters per column of the output
+_LONGEST_TEXT = 1024  # a text with at most this many characters is never cut
 
 
 class Tokenizer(ABC):
-    """Texts to ids, padded or cut to one length.
+    """Maps texts to ids, padded or cut to one length.
 
-    vocab_size: ids are in [0, vocab_size). pad_id, eos_id: the ids that fill up and that end a caption.
-    context_length: columns of the output. files: relative name -> bytes, all that is needed to build it again without a network.
+    `vocab_size`: ids are in [0, vocab_size). `pad_id`: fills up a caption. `eos_id`: ends a caption. `context_length`:
+    the number of columns of the output. `files`: maps relative names to bytes, with all that is needed to build the
+    tokenizer again without a network.
     """
 
     vocab_size: int
@@ -45,17 +46,17 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
-        """The files of the tokenizer that a recipe names. Raises UserError when it cannot be found."""
+        """Return the files of the tokenizer that a recipe names. Raises UserError if it cannot be found."""
 
     @abstractmethod
     def encode(self, texts: list[str]) -> Tensor:
-        """At least one text to ids, int64 [N, context_length]."""
+        """Map one or more texts to ids, int64 [N, context_length]."""
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """One text or N of them to ids, int64 [N, context_length].
+        """Map one text or N texts to ids, int64 [N, context_length].
 
-        Of a text only as much is looked at as can fill the columns: the time that a byte-pair encoding in Python takes for a word
-        grows with the square of its length, and the web's captions hold words of a megabyte.
+        Each text is first cut to a length that is enough to fill the columns. The time of a byte-pair encoding in
+        Python grows with the square of a word's length, and captions from the web contain words of a megabyte.
         """
         longest = max(_LONGEST_TEXT, _CHARACTERS * self.context_length)
         batch = [text[:longest] for text in ([texts] if isinstance(texts, str) else texts)]
@@ -64,11 +65,11 @@ class Tokenizer(ABC):
         return self.encode(batch)
 
     def settings(self) -> dict[str, Any]:
-        """What shapes the output besides the files; part of the fingerprint."""
+        """Return the settings that change the output. They are part of the fingerprint."""
         return {"kind": self.config.kind, "context_length": self.context_length}
 
     def fingerprint(self) -> str:
-        """sha256 over the settings and the files (hexadecimal). It does not depend on where the files lie."""
+        """Return the sha256 over the settings and the files (hexadecimal), which does not depend on where the files are."""
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
         for name in sorted(self.files):
             digest.update(f"\n{name}\n{len(self.files[name])}\n".encode())
@@ -76,7 +77,7 @@ class Tokenizer(ABC):
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write the files into a folder that holds nothing else; load_tokenizer rebuilds the tokenizer from there, offline."""
+        """Write the files into a folder that holds nothing else. load_tokenizer rebuilds the tokenizer from it, offline."""
         write_files(folder, self.files)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -84,28 +85,28 @@ class Tokenizer(ABC):
 
 
 class AbsentTokenizer(Tokenizer):
-    """The tokenizer of a model without a text half, an imported image tower alone: it has no files, and using it says why."""
+    """The tokenizer of a model without a text tower. It has no files, and using it raises an error that says why."""
 
     vocab_size = pad_id = eos_id = 0
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
-        """No files."""
+        """Return no files."""
         return {}
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Raises UserError."""
+        """Raise UserError."""
         raise UserError("the model is an image tower alone (model.text is null): it has no tokenizer and no text half")
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder`, by relative name, hidden ones left out (desktops drop theirs anywhere)."""
+    """Return every file under `folder` by relative name. Hidden files are left out, because desktops create them anywhere."""
     paths = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """The inverse of read_files; makes the folders that it needs."""
+    """Write the files, and create the folders that they need. This is the inverse of read_files."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,14 +115,14 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def unpacked(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A folder that holds `files` while the block runs, for libraries that only read from disk."""
+    """A temporary folder that holds `files`, for libraries that only read from disk."""
     with TemporaryDirectory(prefix="flexiclip-tokenizer-") as folder:
         write_files(Path(folder), files)
         yield Path(folder)
 
 
 def require_id(value: int | None, which: str, name: str, mend: str) -> int:
-    """A special token's id, or UserError when the vocabulary has none (None or, in sentencepiece, -1)."""
+    """Return a special token's id. Raises UserError if the vocabulary has none (None, or -1 in sentencepiece)."""
     if value is None or value < 0:
         raise UserError(f"the tokenizer {name} has no {which} token; {mend}")
     return value

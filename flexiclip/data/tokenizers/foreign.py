@@ -1,7 +1,7 @@
-"""Tokenizers of other libraries: OpenAI's CLIP and every open_clip model through open_clip, and Hugging Face's.
+"""Tokenizers of other libraries: those of OpenAI's CLIP and of open_clip's models, and those of Hugging Face.
 
-Each is read once from where the recipe says (a package, a folder, a hub) and travels from then on as the bytes of its files. Code
-that comes with a vocabulary is never run (trust_remote_code stays off).
+Each is read once from where the recipe says (a package, a folder or a hub). From then on it is stored as the bytes of
+its files. Code that comes with a vocabulary is never run (trust_remote_code stays off).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flexiclip.files import short_reason, stands_there
 
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPEN_CLIP_FILE = "open_clip_config.json"
-_LARGEST_BPE = 2**24  # bytes, inflated; CLIP's has 3 MB
+_LARGEST_BPE = 2**24  # bytes, decompressed; CLIP's file has 3 MB
 _OPEN_CLIP_OPTIONS = {"clean", "strip_sep_token", "language"}
 _NEEDS_PAD = 'name one in its tokenizer_config.json ("pad_token"), or choose a vocabulary with padding'
 _NEEDS_EOS = 'name one in its tokenizer_config.json ("eos_token"), or choose a vocabulary that ends its texts'
@@ -35,7 +35,10 @@ _GEMMA_VOCABULARY = 256_000
 
 
 class ClipTokenizer(Tokenizer):
-    """OpenAI CLIP's lower-cased byte-pair encoding: 49,408 ids, padding 0, EOS 49,407 (kept when a caption is cut)."""
+    """OpenAI CLIP's lower-cased byte-pair encoding.
+
+    It has 49,408 ids. Padding is 0, and EOS is 49,407, which is kept when a caption is cut.
+    """
 
     def __init__(self, config: TokenizerConfig, files: Mapping[str, bytes]) -> None:
         super().__init__(config, files)
@@ -51,22 +54,25 @@ class ClipTokenizer(Tokenizer):
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
-        """The merges that open_clip's package holds."""
+        """Return the file of merges in open_clip's package."""
         from open_clip.tokenizer import default_bpe
 
         return {BPE_FILE: Path(default_bpe()).read_bytes()}
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Ids between start and end of text, int64 [N, context_length]."""
+        """Map texts to ids between start and end of text, int64 [N, context_length]."""
         return cast(Tensor, self._engine(texts))
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """An AutoTokenizer with its own special tokens, padded on the right. Its EOS is the separator where it has no other."""
+    """An AutoTokenizer with its own special tokens, padded on the right.
+
+    Its EOS is the separator token if it has no EOS token.
+    """
 
     def __init__(self, config: TokenizerConfig, files: Mapping[str, bytes]) -> None:
         super().__init__(config, files)
-        # Rust threads do not survive the fork into data workers, and the workers are the parallelism.
+        # Rust threads do not survive the fork into data workers, and the workers already run in parallel.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         name = config.path or "in the model folder"
         with unpacked(self.files) as folder:
@@ -78,7 +84,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
-        """What save_pretrained writes for the tokenizer of a folder, a hub name or package:MODULE/FOLDER."""
+        """Return what save_pretrained writes for the tokenizer of a folder, a hub name or package:MODULE/FOLDER."""
         if config.path is None:
             raise UserError("tokenizer.kind=huggingface needs tokenizer.path: a folder, a hub name or package:MODULE/FOLDER")
         source = resolve_folder(config.path)
@@ -86,7 +92,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return _saved(_as_trained(_auto_tokenizer(source, config.path), source, config.path))
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Ids with the vocabulary's special tokens, int64 [N, context_length]."""
+        """Map texts to ids with the vocabulary's special tokens, int64 [N, context_length]."""
         options = {"padding": "max_length", "truncation": True, "max_length": self.context_length}
         return cast(Tensor, self._engine(texts, return_tensors="pt", **options)["input_ids"])
 
@@ -113,7 +119,10 @@ class OpenClipTokenizer(Tokenizer):
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
-        """The model's text configuration and, for a Hugging Face vocabulary, its files: what open_clip reads as local-dir."""
+        """Return the model's text configuration and, if it has a Hugging Face vocabulary, the files of that.
+
+        These are the files that open_clip reads from a `local-dir:` folder.
+        """
         import open_clip
         from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
@@ -125,7 +134,7 @@ class OpenClipTokenizer(Tokenizer):
             engine = open_clip.get_tokenizer(config.path) if described else None
         except UserError:
             raise
-        except Exception as error:  # open_clip and transformers each have errors of their own
+        except Exception as error:  # open_clip and transformers each raise their own errors
             raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {short_reason(error)}") from None
         if described is None or engine is None:
             raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
@@ -136,11 +145,12 @@ class OpenClipTokenizer(Tokenizer):
         return files | {OPEN_CLIP_FILE: json.dumps(text, indent=2, sort_keys=True).encode()}
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Ids as the model saw them, int64 [N, context_length]."""
+        """Map texts to the ids that the model was trained with, int64 [N, context_length]."""
         return cast(Tensor, self._engine(texts))
 
 
 def _text_cfg(files: Mapping[str, bytes]) -> Any:
+    """Return the text configuration of open_clip's file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(files[OPEN_CLIP_FILE])["model_cfg"]["text_cfg"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -150,25 +160,32 @@ def _text_cfg(files: Mapping[str, bytes]) -> Any:
 
 
 def _check_text_cfg(text_cfg: Any, name: str) -> None:
-    """open_clip hands these on to transformers as they are, `trust_remote_code` too: only its own are let through."""
+    """Raise UserError for tokenizer options other than open_clip's own.
+
+    open_clip passes these options to transformers unchanged, including `trust_remote_code`.
+    """
     given = text_cfg.get("tokenizer_kwargs") or {} if isinstance(text_cfg, dict) else None
     if not isinstance(given, dict) or not given.keys() <= _OPEN_CLIP_OPTIONS:
         raise UserError(f"tokenizer {name}: tokenizer_kwargs={given!r}; only {', '.join(sorted(_OPEN_CLIP_OPTIONS))} are taken")
 
 
 def _auto_tokenizer(source: str, name: str) -> Any:
+    """Return the AutoTokenizer of a folder or hub name. Raises UserError."""
     try:
         from transformers import AutoTokenizer
     except ImportError:
         raise UserError("tokenizer.kind=huggingface needs transformers: run `pip install 'flexiclip[hf]'`") from None
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # transformers, the hub's library and tokenizers each have errors of their own
+    except Exception as error:  # transformers, tokenizers and the hub's library each raise their own errors
         raise UserError(f"tokenizer.path={name}: no Hugging Face tokenizer there: {short_reason(error)}") from None
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse files that hold something else. A page or a pointer in place of a list of words would be taken for the words."""
+    """Refuse files that are not a tokenizer's.
+
+    A web page or a Git LFS pointer in place of a list of words would be read as the words.
+    """
     for path in [folder / name for name in (*_FILES, *_MODELS) if (folder / name).is_file()]:
         found = stands_there(path)
         if found is not None:
@@ -176,9 +193,10 @@ def _check_files(folder: Path) -> None:
 
 
 def _as_trained(tokenizer: Any, source: str, name: str) -> Any:
-    """The tokenizer of SigLIP 2 with its texts lower-cased, as big_vision did in training; every other one as it is.
+    """Make the tokenizer of SigLIP 2 lower-case its texts, as big_vision did in training; return others unchanged.
 
-    The folders name Gemma's tokenizer, which keeps capitals. (transformers 5 has a Siglip2Tokenizer, which does not.)
+    The folders of SigLIP 2 name Gemma's tokenizer, which keeps capitals. The Siglip2Tokenizer of transformers 5
+    lower-cases its texts itself.
     """
     gemma = any(kind in type(tokenizer).__name__ for kind in ("Gemma", "Siglip2")) or len(tokenizer) >= _GEMMA_VOCABULARY
     if not gemma or _model_type(source) not in ("siglip", "siglip2"):
@@ -199,7 +217,7 @@ def _as_trained(tokenizer: Any, source: str, name: str) -> Any:
 
 
 def _model_type(source: str) -> str | None:
-    """What the config.json beside a tokenizer calls the model."""
+    """Return the model's type from the config.json in the tokenizer's folder, or None if there is none."""
     from transformers.utils import cached_file
 
     try:
@@ -211,11 +229,13 @@ def _model_type(source: str) -> str | None:
 
 
 def _saved(tokenizer: Any) -> dict[str, bytes]:
+    """Return the files that save_pretrained writes."""
     with TemporaryDirectory(prefix="flexiclip-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
         return read_files(Path(folder))
 
 
 def _end_of_text(tokenizer: Any, name: str) -> int:
+    """Return the id of the EOS token, or of the separator token if there is no EOS token."""
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     return require_id(eos, "EOS", name, _NEEDS_EOS)

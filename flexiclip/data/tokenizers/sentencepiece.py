@@ -1,9 +1,10 @@
-"""SentencePiece: a `.model` file that a recipe names, or one trained on the training captions.
+"""SentencePiece tokenizers: a `.model` file that a recipe names, or one trained on the training captions.
 
-    flexiclip data tokenizer 'shards/*.tar' --output captions.model      one to keep; tokenizer.path=null trains one with each run
+    flexiclip data tokenizer 'shards/*.tar' --output captions.model      # with tokenizer.path=null each run trains its own
 
-`sticky_eos` is big_vision's way (pp/ops_text.py, `eos="sticky"`): captions are filled up with EOS and always end with it, cut
-ones too, so that a tower which pools the last position finds the same token there whatever the caption's length.
+`sticky_eos` is big_vision's padding (`eos="sticky"` in big_vision's pp/ops_text.py): captions are padded with EOS and
+always end with it, also when they are cut. A tower that pools the last position then finds the same token there,
+whatever the caption's length.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from flexiclip.files import short_reason, text_there
 
 MODEL_FILE = "sentencepiece.model"
 MAX_TRAINING_CAPTIONS = 1_000_000
-"""More captions change a vocabulary of some thousand pieces no more, and training needs memory in proportion."""
+"""The largest number of captions to train on.
+
+More captions hardly change a vocabulary of some thousand pieces, and the memory for training grows with their number.
+"""
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Ids of a sentencepiece model, EOS last."""
+    """The ids of a sentencepiece model, with EOS at the end."""
 
     def __init__(self, config: TokenizerConfig, files: Mapping[str, bytes]) -> None:
         super().__init__(config, files)
@@ -51,7 +55,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
-        """The bytes of the `.model` file."""
+        """Return the bytes of the `.model` file."""
         if config.path is None:
             raise UserError("tokenizer.path is not set: name a sentencepiece .model file, or let `flexiclip train` train one")
         try:
@@ -60,11 +64,11 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(f"tokenizer.path={config.path}: cannot read it ({error.strerror})") from None
 
     def settings(self) -> dict[str, Any]:
-        """Lower-casing and sticky EOS change the ids as well."""
+        """Return the settings that change the ids, which include lower-casing and sticky EOS."""
         return super().settings() | {"lowercase": self.config.lowercase, "sticky_eos": self.config.sticky_eos}
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Ids with EOS last, int64 [N, context_length]; a caption too long is cut before its EOS."""
+        """Map texts to ids with EOS at the end, int64 [N, context_length]. A long caption is cut before its EOS."""
         if self.config.lowercase:
             texts = [text.lower() for text in texts]
         tokens = torch.full((len(texts), self.context_length), self.pad_id, dtype=torch.int64)
@@ -75,11 +79,11 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, lowercase: bool) -> Path:
-    """Train a unigram model on (at most the first million) captions and write it to `output`, which is returned.
+    """Train a unigram model on the captions (at most the first million), write it to `output`, and return `output`.
 
-    pad = 0, EOS = 1, unknown = 2, no BOS, as in big_vision's vocabularies. The same captions in the same order give the same
-    bytes. A corpus too small for vocab_size gives a smaller vocabulary. Raises UserError without captions, or when vocab_size is
-    below what the alphabet alone needs.
+    As in big_vision's vocabularies, padding is 0, EOS is 1, unknown is 2, and there is no BOS. The same captions in the
+    same order give the same bytes. A corpus that is too small for vocab_size gives a smaller vocabulary. Raises
+    UserError if there are no captions, or if vocab_size is smaller than the alphabet needs.
     """
     import sentencepiece
 
@@ -95,7 +99,7 @@ def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, 
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            num_threads=1,  # sums in one order: the same bytes again
+            num_threads=1,  # one order of summation, so that the bytes are reproducible
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -108,7 +112,7 @@ def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(model.getvalue())
-        partial.replace(output)  # a run killed here never leaves half a vocabulary behind
+        partial.replace(output)  # a run that is killed here does not leave half a vocabulary behind
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -117,7 +121,7 @@ def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, 
 
 
 class _Sentences:
-    """The captions as the trainer wants them: one line each, empty ones left out, counted."""
+    """The captions in the form that the trainer needs: one per line, without empty ones. They are counted."""
 
     def __init__(self, captions: Iterable[str], lowercase: bool) -> None:
         self._captions = captions
