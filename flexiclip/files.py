@@ -48,6 +48,23 @@ _MISPLACED = {
 _RUST = re.compile(r"\(os error (\d+)\)")
 _TORCH = re.compile(r"PytorchStreamWriter failed writing")  # torch's C++ code does not give the reason
 
+_HEAD = 1024  # bytes that are read
+_SHOWN = 60  # characters that are quoted
+_LFS = b"version https://git-lfs.github.com/spec/"
+_PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
+_AGAIN = "download the file again"
+_BINARY = {
+    b"\x1f\x8b": "it is a gzip archive; unpack it with gunzip",
+    b"BZh": "it is a bzip2 archive; unpack it with bunzip2",
+    b"\xfd7zXZ\0": "it is an xz archive; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "it is a zstd archive; unpack it with unzstd",
+    b"\x89HDF": "it is an HDF5 file of Keras; take the weights for PyTorch",
+}
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\\x1b\[[0-9;]*[A-Za-z]")
+_ADDRESS = re.compile(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?")
+_UNPICKLER = re.compile(r"WeightsUnpickler error: *(.*?)(?: Check the documentation | *$)")
+_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)?$")  # the end of an OSError in Rust's words
+
 
 def cannot_write(error: BaseException) -> str | None:
     """The reason in a few words if the error means that nothing more can be written there, else None."""
@@ -163,23 +180,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
-_HEAD = 1024  # bytes that are read
-_SHOWN = 60  # characters that are quoted
-_LFS = b"version https://git-lfs.github.com/spec/"
-_PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
-_AGAIN = "download the file again"
-_BINARY = {
-    b"\x1f\x8b": "it is a gzip archive; unpack it with gunzip",
-    b"BZh": "it is a bzip2 archive; unpack it with bunzip2",
-    b"\xfd7zXZ\0": "it is an xz archive; unpack it with unxz",
-    b"\x28\xb5\x2f\xfd": "it is a zstd archive; unpack it with unzstd",
-    b"\x89HDF": "it is an HDF5 file of Keras; take the weights for PyTorch",
-}
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\\x1b\[[0-9;]*[A-Za-z]")
-_ADDRESS = re.compile(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?")
-_UNPICKLER = re.compile(r"WeightsUnpickler error: *(.*?)(?: Check the documentation | *$)")
-
-
 def stands_there(content: bytes | Path) -> str | None:
     """What a file contains in place of binary data or JSON, as a clause with the fix; None if the content may be right.
 
@@ -224,7 +224,6 @@ def short_reason(error: BaseException) -> str:
 
 
 def _head(content: bytes | Path) -> bytes:
-    """The first bytes of the content."""
     if isinstance(content, bytes):
         return content[:_HEAD]
     with content.open("rb") as file:
@@ -234,9 +233,6 @@ def _head(content: bytes | Path) -> bytes:
 def _text_of(head: bytes) -> bytes:
     """The first bytes without a byte order mark and leading white space."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()
-
-
-_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)?$")  # the end of an OSError in Rust's words
 
 
 @contextmanager

@@ -36,6 +36,14 @@ from flexiclip.files import short_reason, stands_there, text_there
 _RATIO = 200  # the largest ratio of inflated to stored bytes; that of weights is near 1
 _HARMLESS = 2**24  # inflated bytes that are accepted at any ratio
 
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+_SHARED = 4  # how often a tied tensor may occur in a state dict
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_AVERAGES = ("state_dict_ema", "model_ema")  # timm's checkpoints have both, and timm loads these
+_WRAPPED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_SAVE_TENSORS = "if you trust the file, load it with torch.load(weights_only=False) and save its state dict alone, as safetensors"
+
 
 def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
     """The arrays of an `.npz` file, by name without `.npy`.
@@ -82,15 +90,6 @@ def _read_array(stream: IO[bytes], size: int, name: str) -> NDArray[Any]:
         raise ValueError(f"{name}: an array of shape {shape} in {size} bytes")
     data = stream.read(math.prod(shape) * dtype.itemsize)
     return np.frombuffer(bytearray(data), dtype=dtype, count=math.prod(shape)).reshape(shape, order="F" if by_columns else "C")
-
-
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-_SHARED = 4  # how often a tied tensor may occur in a state dict
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_AVERAGES = ("state_dict_ema", "model_ema")  # timm's checkpoints have both, and timm loads these
-_WRAPPED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_SAVE_TENSORS = "if you trust the file, load it with torch.load(weights_only=False) and save its state dict alone, as safetensors"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -41,14 +41,12 @@ def _bullets(facts: dict[str, object]) -> str:
 
 
 def _source(config: Config, provenance: dict[str, Any], origin: Origin) -> dict[str, object]:
-    """The origin of the model: its folder, its run and its provenance."""
     shown = {name: value for name, value in provenance.items() if name not in ("format", "tokenizer_sha256", "license")}
     place = {"model folder": origin.folder.resolve(), "left after block": origin.exit}
     return place | {"run": config.run_dir, "seed": config.seed} | shown
 
 
 def _inputs(loaded: LoadedModel) -> dict[str, object]:
-    """The inputs of the towers, and the size of the embedding."""
     image, preprocess = loaded.config.model.image, loaded.config.model.preprocess
     facts: dict[str, object] = {
         "images": f"{_by(image.image_size)} pixels, resize {preprocess.resize} ({preprocess.interpolation}), "

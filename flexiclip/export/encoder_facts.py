@@ -155,7 +155,6 @@ class Origin:
         )
 
     def _image(self, encoder: ImageEncoder) -> ImageFacts:
-        """The facts about an image encoder."""
         baked = encoder.tower.config  # the config of this length
         grid = pair(baked.base_grid)
         return ImageFacts(
@@ -169,7 +168,6 @@ class Origin:
         )
 
     def _text(self, encoder: TextEncoder) -> TextFacts:
-        """The facts about a text encoder."""
         tokenizer = self.loaded.tokenizer
         return TextFacts(
             tokenizer=replace(self.loaded.config.tokenizer, path=None),

@@ -49,6 +49,11 @@ from flexiclip.tensor_files import read_npz as read_arrays
 
 __all__ = ["image_tower_state", "import_big_vision", "read_npz", "split_head", "text_tower_state"]
 
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+
+_MODULE = re.compile(r"([A-Z][A-Za-z]*)_(\d+)$")
+_TRAINING_STATE = ("opt/", "extra/", "chrono/", "states/")
 _FLEXIVIT = (32, 7, 240)  # base kernel, base grid and image size of the released FlexiViTs
 
 
@@ -217,7 +222,6 @@ def _encoder(source: Source, prefix: str) -> State:
 
 
 def _map_head(source: Source, prefix: str) -> State:
-    """The state of the MAP head."""
     attention = f"{prefix}/MultiHeadDotProductAttention_0"
     (key, key_bias), (value, value_bias) = (_projection(source, f"{attention}/{part}") for part in ("key", "value"))
     query, query_bias = _projection(source, f"{attention}/query")
@@ -234,12 +238,10 @@ def _map_head(source: Source, prefix: str) -> State:
 
 
 def _norm(source: Source, theirs: str, ours: str) -> State:
-    """The state of a norm layer."""
     return {f"{ours}.weight": source.take(f"{theirs}/scale"), f"{ours}.bias": source.take(f"{theirs}/bias")}
 
 
 def _mlp(source: Source, theirs: str, ours: str) -> State:
-    """The state of an MLP."""
     return _dense(source, f"{theirs}/Dense_0", f"{ours}.fc1") | _dense(source, f"{theirs}/Dense_1", f"{ours}.fc2")
 
 
@@ -257,13 +259,6 @@ def _attention_output(source: Source, theirs: str, ours: str) -> State:
     """The state of an attention's output layer: kernel (heads, K, D) -> weight [D, heads * K]."""
     kernel = source.take(f"{theirs}/kernel").flatten(0, 1)
     return {f"{ours}.weight": kernel.T.contiguous(), f"{ours}.bias": source.take(f"{theirs}/bias")}
-
-
-Array = NDArray[np.generic]
-Arrays = Mapping[str, Array]
-
-_MODULE = re.compile(r"([A-Z][A-Za-z]*)_(\d+)$")
-_TRAINING_STATE = ("opt/", "extra/", "chrono/", "states/")
 
 
 def read_npz(path: Path) -> dict[str, Array]:

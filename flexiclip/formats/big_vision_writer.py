@@ -158,12 +158,10 @@ def _attention(theirs: str, heads: int, qkv: tuple[tuple[Tensor, ...], tuple[Ten
 
 
 def _norm(state: State, ours: str, theirs: str) -> Arrays:
-    """The arrays of a norm layer."""
     return {f"{theirs}/scale": _array(state[f"{ours}.weight"]), f"{theirs}/bias": _array(state[f"{ours}.bias"])}
 
 
 def _mlp(state: State, ours: str, theirs: str) -> Arrays:
-    """The arrays of an MLP."""
     arrays = {}
     for layer, dense in (("fc1", "Dense_0"), ("fc2", "Dense_1")):
         arrays[f"{theirs}/{dense}/kernel"] = _array(state[f"{ours}.{layer}.weight"].T)

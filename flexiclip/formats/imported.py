@@ -73,7 +73,6 @@ def reader(read: Callable[P, Imported]) -> Callable[P, Imported]:
 
     @functools.wraps(read)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Imported:
-        """Call the reader and convert its errors."""
         try:
             return read(*args, **kwargs)
         except UserError:

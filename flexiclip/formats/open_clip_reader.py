@@ -260,7 +260,6 @@ def _text_half(text: Any, tensors: State, what: str) -> tuple[TextTowerConfig | 
 
 
 def _context(text_cfg: dict[str, Any]) -> int:
-    """The context length of a text configuration."""
     return int(text_cfg.get("context_length", _CLIP_CONTEXT))
 
 

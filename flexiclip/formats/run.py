@@ -119,7 +119,6 @@ def _by(size: int | tuple[int, int]) -> str:
 
 
 def _big_vision(source: str, options: ImportOptions) -> Imported:
-    """Read a file of big_vision."""
     from flexiclip.formats.big_vision_reader import import_big_vision
 
     _refuse(options, "big_vision", arch=options.arch)
@@ -127,7 +126,6 @@ def _big_vision(source: str, options: ImportOptions) -> Imported:
 
 
 def _timm(source: str, options: ImportOptions) -> Imported:
-    """Read a file or a folder of timm."""
     from flexiclip.formats.timm_reader import import_timm
 
     _refuse(options, "timm", text=options.text)
@@ -135,7 +133,6 @@ def _timm(source: str, options: ImportOptions) -> Imported:
 
 
 def _open_clip(source: str, options: ImportOptions) -> Imported:
-    """Read a model of open_clip."""
     from flexiclip.formats.open_clip_reader import import_open_clip
 
     _refuse(options, "open_clip", heads=options.heads, image_size=options.image_size)

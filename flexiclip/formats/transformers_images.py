@@ -199,7 +199,6 @@ class _Settings:
 
 
 def _times(triple: Triple, factor: float) -> Triple:
-    """The three numbers multiplied by a factor."""
     return triple[0] * factor, triple[1] * factor, triple[2] * factor
 
 
@@ -209,7 +208,6 @@ def _is_number(value: object) -> bool:
 
 
 def _shown(size: int | tuple[int, int]) -> str:
-    """A size in words, for messages."""
     return f"a short side of {size}" if isinstance(size, int) else f"{size[0]}x{size[1]}"
 
 

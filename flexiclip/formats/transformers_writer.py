@@ -165,7 +165,6 @@ def _functions(activation: str, norm_eps: float) -> dict[str, Any]:
 
 
 def _clip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
-    """The state dict of a CLIPModel."""
     model, width = loaded.model, tower.width
     vision = _blocks(tower, {"norm_pre": "pre_layrnorm"}, "post_layernorm")
     bias = vision.pop("bias", torch.zeros(width))
@@ -183,7 +182,6 @@ def _clip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
 
 
 def _siglip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
-    """The state dict of a SiglipModel."""
     model = loaded.model
     vision = _blocks(tower, {}, "post_layernorm")
     vision["embeddings.patch_embedding.weight"] = vision.pop("kernel")

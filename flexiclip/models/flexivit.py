@@ -30,6 +30,8 @@ from flexiclip.models.pi_resize import AxisResize, interpolation_matrix, pi_matr
 from flexiclip.models.transformer import Block, MAPHead, init_weights
 from flexiclip.models.variants import shape_of
 
+State = dict[str, Tensor]
+
 
 class FlexiViT(nn.Module):
     """The image tower, which maps images to pooled features; the projection into the joint space is not part of it."""
@@ -224,9 +226,6 @@ def resizers(config: ImageTowerConfig) -> tuple[AxisResize, AxisResize]:
 
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
-
-
-State = dict[str, Tensor]
 
 
 def own_patch(config: ImageTowerConfig, seqhw: tuple[int, ...]) -> tuple[int, int]:

@@ -25,7 +25,7 @@ AxisMatrix = Callable[[int, int], Tensor]
 @lru_cache(maxsize=512)
 def _interpolation(old: int, new: int, mode: str, antialias: bool) -> Tensor:
     """The matrix of torch's image resize along one axis, [new, old] float32, found by resizing an identity matrix."""
-    # The identity is square because torch's antialiased resize is wrong on images that are one pixel wide.
+    # The identity is square, because torch's antialiased resize is wrong on images that are one pixel wide.
     identity = torch.eye(old, device="cpu")[None, None]  # on the CPU even under another torch.device: the result is cached
     return F.interpolate(identity, size=(new, old), mode=mode, align_corners=False, antialias=antialias)[0, 0]
 

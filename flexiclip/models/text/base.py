@@ -88,8 +88,8 @@ def last_used(tokens: Tensor, pad_id: int) -> Tensor:
 def caption_end(tokens: Tensor, pad_id: int, eos_id: int) -> Tensor:
     """The position of each row's first EOS, or of its last token that is not padding if it has no EOS: [B, L] -> [B] int64.
 
-    The last token that differs from the padding would not do, because the padding may be EOS itself (the sticky EOS of
-    sentencepiece) or the id of a real token (0 is `!` in CLIP's vocabulary).
+    The end is not searched for as the last token that differs from the padding, because the padding may be EOS itself
+    (the sticky EOS of sentencepiece) or the id of a real token (0 is `!` in CLIP's vocabulary).
     """
     is_eos = tokens == eos_id
     return torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1), last_used(tokens, pad_id))
@@ -126,7 +126,7 @@ class TextTransformer(TextTower):
         )
         self.config, self.width = config, shape.width
         blind = config.pool != "last" and (config.pad_mask or (config.causal and config.pool == "eos"))
-        self.trims = blind and self.pad_id != self.eos_id  # otherwise padding looks like the EOS of the longest caption
+        self.trims = blind and self.pad_id != self.eos_id  # if padding is EOS, a cut would remove the longest caption's EOS
         self.token_embedding = nn.Embedding(vocab_size, shape.width)
         self.posemb = nn.Parameter(torch.empty(1, self.context_length, shape.width))
         self.blocks = nn.ModuleList(Block(shape, config.activation, config.norm_eps) for _ in range(shape.depth))

@@ -30,6 +30,8 @@ _PREFERRED = (  # the order of open_clip.factory._find_checkpoint_in_dir
     "pytorch_model.pth",
     "model.pth",
 )
+_BARE: dict[str, Any] = {"force_custom_text": True, "pretrained_text": False}  # separate towers, and no download of other weights
+_POSITION_IDS = "text.transformer.embeddings.position_ids"  # transformers stored these until 4.31
 
 
 def check_folder(folder: Path, described: dict[str, Any], source: str) -> Path:
@@ -73,10 +75,6 @@ def check_activation(name: str, tag: str | None, described: dict[str, Any], sour
     if trained is not None and trained != described.get("quick_gelu", False):
         mend = f"{name}-quickgelu/{tag}" if trained else f"{name.removesuffix('-quickgelu')}/{tag}"
         raise UserError(f"{source}: these weights were trained with the other GELU; name {mend}")
-
-
-_BARE: dict[str, Any] = {"force_custom_text": True, "pretrained_text": False}  # separate towers, and no download of other weights
-_POSITION_IDS = "text.transformer.embeddings.position_ids"  # transformers stored these until 4.31
 
 
 def with_weights(name: str, weights: str | None, described: dict[str, Any], source: str) -> tuple[Any, list[str]]:
