@@ -2,8 +2,8 @@
 
 Quantisation is onnxruntime's dynamic quantisation of matrix products with weights. Three kinds of products stay float32:
 products of activations (attention); the first layer, which for images sees raw pixels; and the last layer, after which no
-averaging reduces the error. Weights have 7 bits. x86 CPUs without VNNI (before 2019) add two products of 8 bits in 16
-bits, which would saturate.
+averaging reduces the error. Weights have 7 bits, because x86 CPUs without VNNI (before 2019) add two products in 16 bits,
+which would saturate with weights of 8 bits.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
             target,
             op_types_to_quantize=list(_PRODUCTS),
             per_channel=True,
-            reduce_range=True,  # 7 bits: a CPU without VNNI adds two products of 8 bits in 16 bits, which saturates
+            reduce_range=True,  # 7 bits, because 8 bits saturate on a CPU without VNNI
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[products[0], products[-1], *kept],
         )

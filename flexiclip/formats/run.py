@@ -1,4 +1,4 @@
-"""`flexiclip import`: published weights as a model folder, read strictly and saved with their source and licence.
+"""`flexiclip import`: published weights become a model folder, with strict checks and with their source and licence.
 
     flexiclip import vit_b16.safetensors --format timm --arch vit_base_patch16_224 --output models/vit_b16
     flexiclip import ViT-B-32-quickgelu/openai --format open_clip --output models/clip_b32
