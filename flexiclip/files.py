@@ -48,8 +48,8 @@ _MISPLACED = {
 _RUST = re.compile(r"\(os error (\d+)\)")
 _TORCH = re.compile(r"PytorchStreamWriter failed writing")  # torch's C++ code does not give the reason
 
-_HEAD = 1024  # bytes that are read
-_SHOWN = 60  # characters that are quoted
+_HEAD = 1024  # bytes of a file that `stands_there` reads
+_SHOWN = 60  # characters of a text that `text_there` quotes
 _LFS = b"version https://git-lfs.github.com/spec/"
 _PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
 _AGAIN = "download the file again"

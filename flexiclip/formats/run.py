@@ -150,7 +150,7 @@ def _transformers(source: str, options: ImportOptions) -> Imported:
 
 
 def _refuse(options: ImportOptions, format: str, **given: object) -> None:
-    """Raise UserError for an option that has no effect, so that nobody relies on it."""
+    """Raise UserError for an option that would have no effect, because a user would believe that it has one."""
     for name, value in given.items():
         if value is not None:
             raise UserError(f"--{name.replace('_', '-')} has no meaning for this source ({format}): it says that itself")

@@ -80,8 +80,8 @@ class FlexiViT(nn.Module):
         image.
 
         With pool=tok the last block computes the class token alone, [B, 1, D], because no other token is read after it.
-        `every_exit` returns the result of `forward_exits`. It is an argument of forward because an engine that shards
-        parameters gathers those of a module for its forward only.
+        With `every_exit` the method returns the result of `forward_exits`. This is an argument of forward because an
+        engine that shards parameters gathers those of a module for its forward only.
         """
         if every_exit:
             return self.forward_exits(images, seqhw)

@@ -1,10 +1,10 @@
 """Locked towers: frozen as a whole or except for the last blocks (LiT, arXiv 2111.07991; open_clip's unlocked groups).
 
 A tower that is frozen as a whole runs under no_grad, outside the engine. A tower that is partly open runs inside the
-engine, and its gradients stop at the first open block without further measures, because nothing below requires them.
+engine. Its backward pass stops at the first open block, because nothing below that block requires gradients.
 
-`blocks_of` finds the blocks of any tower, ours or another library's. Towers are unlocked, recomputed and compiled by
-block.
+`blocks_of` finds the blocks of any tower, ours or another library's. A block is the unit in which towers are unlocked,
+recomputed and compiled.
 """
 
 from __future__ import annotations

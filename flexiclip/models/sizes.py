@@ -1,6 +1,6 @@
 """Checks, before a model is built, that its weight file is large enough for the model that the config describes.
 
-A config of a few lines may ask for terabytes or for a billion blocks. A weight file of such a size does not come about by
+A config of a few lines may ask for terabytes or for a billion blocks, but a weight file of such a size is not written by
 accident.
 """
 
