@@ -1,6 +1,6 @@
-"""Image-text models whose image tower works at every patch size: the public names.
+"""flexiclip trains image-text models whose image tower works at every patch size.
 
-They are imported on first use, so that `import flexiclip` costs nothing.
+This module has the public names. They are imported on first use, so `import flexiclip` is fast.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'flexiclip' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

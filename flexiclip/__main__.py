@@ -1,4 +1,4 @@
-"""`python -m flexiclip`, and the console script `flexiclip`."""
+"""The entry point of `python -m flexiclip` and of the console script `flexiclip`."""
 
 from __future__ import annotations
 
@@ -12,36 +12,41 @@ from flexiclip.errors import RunError, UserError, one_line
 from flexiclip.files import cannot_write, misplaced
 
 BROKEN_PIPE = 141
-"""The exit code when the reader of our output has gone (`| head`), as of a program that SIGPIPE ends."""
+"""The exit code if the reader of the output has closed it (`| head`): that of a program which SIGPIPE ends."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done. 1: a run that cannot go on, told in one line on stderr, or a defect, with its traceback. 2: the user's mistake or a
-    place that cannot be written to, told in one line on stderr. 130: interrupted by Ctrl-C. 141: the reader of our output has
-    gone (`| head`); nothing is printed.
+    `argv` is the list of arguments; the default is sys.argv without the program's name. The exit code is
+
+        0    if the command succeeded,
+        1    if a run cannot go on, which one line on stderr explains, or if flexiclip has a defect, with a traceback,
+        2    if the user made a mistake or a file cannot be written, which one line on stderr explains,
+        130  if the command was interrupted by Ctrl-C,
+        141  if the reader of the output has closed it (`| head`); nothing is printed then.
     """
-    # OpenMP threads that spin at every barrier starve the data workers wherever cores are few or shared; must precede torch.
+    # OpenMP threads that spin at barriers take CPU time from the data workers if cores are few or shared. This must be set
+    # before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _print_any_name()
         try:
             return _told(sys.argv[1:] if argv is None else argv)
         finally:
-            _flush()  # after --help as well, which leaves by SystemExit
+            _flush()  # also after --help, which raises SystemExit
     except BrokenPipeError:
         for stream in (sys.stdout, sys.stderr):
             _drop(stream)
         return BROKEN_PIPE
-    except UserError as error:  # of the flush
+    except UserError as error:  # from _flush
         return _say(str(error), 2)
-    except KeyboardInterrupt:  # a second one, while the first was told
+    except KeyboardInterrupt:  # a second Ctrl-C while the first one is reported
         return 130
 
 
 def _told(argv: list[str]) -> int:
-    """Run the command; what a user can do something about is one line on stderr."""
+    """Run the command, and report every error that a user can fix as one line on stderr."""
     try:
         from flexiclip.cli import run
 
@@ -64,10 +69,10 @@ def _told(argv: list[str]) -> int:
 
 
 def _line_of(error: Exception) -> str | None:
-    """What to say of a file that cannot be written or opened where no command has said it; None for a defect of ours."""
+    """The message for a file that could not be written or opened and that no command reported; None for a defect of ours."""
     name = getattr(error, "filename", None)
     reason = cannot_write(error)
-    if name is None:  # print gives no name
+    if name is None:  # print() raises errors without a file name
         return None if reason is None else f"the output cannot be written: {reason}"
     reason = reason or misplaced(error)
     ours = os.path.abspath(os.fsdecode(name)).startswith(os.path.dirname(__file__))
@@ -75,12 +80,13 @@ def _line_of(error: Exception) -> str | None:
 
 
 def _say(line: str, code: int) -> int:
+    """Print one line on stderr and return the exit code."""
     print(f"flexiclip: {line}", file=sys.stderr)
     return code
 
 
 def _print_any_name() -> None:
-    """Let names that are not text in the terminal's encoding be printed: as the bytes that they are, or escaped."""
+    """Allow printing names that the terminal's encoding cannot represent: as their original bytes, or escaped."""
     codecs.register_error("flexiclip_names", _undecodable)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # not a file (a notebook, a test), or closed
@@ -90,7 +96,10 @@ def _print_any_name() -> None:
 
 
 def _undecodable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """os.fsdecode's stand-ins for bytes as these bytes, every other character as an escape."""
+    """An error handler for encoding.
+
+    It turns os.fsdecode's substitutes for bytes back into these bytes, and every other character into an escape.
+    """
     assert isinstance(error, UnicodeEncodeError)
     wrong = error.object[error.start : error.end]
     if all("\udc80" <= character <= "\udcff" for character in wrong):
@@ -99,7 +108,7 @@ def _undecodable(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _flush() -> None:
-    """Write what is buffered. Raises UserError where that is impossible, and BrokenPipeError."""
+    """Write buffered output. Raises UserError if it cannot be written, and BrokenPipeError if the reader has closed it."""
     for stream, name in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
         try:
             if stream is not None and not stream.closed:
@@ -112,8 +121,8 @@ def _flush() -> None:
 
 
 def _drop(stream: TextIO | None) -> None:
-    """Send what is still buffered nowhere, or the interpreter would complain of it at its end."""
-    with suppress(AttributeError, OSError, ValueError):  # not a file of the system's
+    """Redirect what is still buffered to nowhere. Otherwise the interpreter would print a warning about it when it exits."""
+    with suppress(AttributeError, OSError, ValueError):  # the stream is not a file of the operating system
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
         os.close(nowhere)

@@ -1,30 +1,37 @@
-"""The two exceptions that are said in one line instead of a traceback.
+"""The two exceptions that are shown as one line instead of a traceback.
 
-The command line prints the text of either on one line: a user's mistake exits with code 2, a run that cannot go on with 1. Every
-other exception is a defect of ours, exits with 1 and keeps its traceback.
+The command line prints the text of either exception on one line. A user's mistake (UserError) exits with code 2, and a
+run that cannot go on (RunError) exits with code 1. Every other exception is a defect of ours: it exits with code 1 and
+keeps its traceback.
 """
 
 from __future__ import annotations
 
-_LONGEST = 2000  # characters of a line: a value that a hostile file made long must not fill a screen
+_LONGEST = 2000  # characters; a very long value from a hostile file must not fill the screen
 
 
 def one_line(text: str) -> str:
-    """The text on one line that a terminal may be sent: white space joined, control characters and the like escaped, cut."""
+    """Return the text as one line that is safe to print on a terminal.
+
+    White space is joined, control characters and the like are escaped, and what exceeds 2000 characters is cut off.
+    """
     line = " ".join(text[: 4 * _LONGEST].split())
     shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
     return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 class UserError(ValueError):
-    """Bad input, said in one line: what is wrong, where it stands, how to mend it."""
+    """Bad input. The message is one line that says what is wrong, where it is, and how to fix it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 class RunError(RuntimeError):
-    """What ends a run that was begun rightly, said in one line: a lost rank, a full disk, numbers that are no longer finite."""
+    """The end of a run that started correctly. The message is one line.
+
+    Examples are a lost rank, a full disk, or numbers that are no longer finite.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))

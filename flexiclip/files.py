@@ -1,12 +1,13 @@
-"""Writing files for the user. A place that cannot be written to is one line that names it and the system's reason.
+"""Safe writing of files and folders, and short explanations of why a file cannot be written or read.
 
-Libraries say the same in many ways: an OSError, Rust's "(os error 28)", the system's words somewhere in a RuntimeError of C++.
+`write_whole`, `new_folder` and `link_folder` write under another name and then rename the result. So the file or folder
+is complete or missing, no matter when the writer is killed.
 
-What to say about a file that cannot be read: what stands there in its place, and a library's reason on one line.
+A place that cannot be written to is reported in one line that names it and the system's reason. Libraries report this in
+many ways: as an OSError, as Rust's "(os error 28)", or with the system's words inside a RuntimeError from C++.
 
-The usual cause is a download that brought something else: a web page with an error, a Git LFS pointer, an archive, nothing.
-
-Files and folders that are whole or not there, whatever kills their writer.
+A file that cannot be read is often a failed download: a web page with an error, a Git LFS pointer, an archive, or an
+empty file. `stands_there` and `text_there` recognise these.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Nothing can be written there whoever asks: the disk is full or broken, the mount is read-only, a quota or a limit is reached.
+# No program can write there: the disk is full or broken, the mount is read-only, or a quota or limit is reached.
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
-# The name is at fault: a file where a folder should be, a folder that is missing, a name that the file system does not take.
+# The name is wrong: there is a file instead of a folder, a folder is missing, or the file system refuses the name.
 _MISPLACED = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -45,11 +46,28 @@ _MISPLACED = {
     errno.ESTALE,
 }
 _RUST = re.compile(r"\(os error (\d+)\)")
-_TORCH = re.compile(r"PytorchStreamWriter failed writing")  # its C++ keeps no reason
+_TORCH = re.compile(r"PytorchStreamWriter failed writing")  # torch's C++ code does not give the reason
+
+_HEAD = 1024  # bytes of a file that `stands_there` reads
+_SHOWN = 60  # characters of a text that `text_there` quotes
+_LFS = b"version https://git-lfs.github.com/spec/"
+_PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
+_AGAIN = "download the file again"
+_BINARY = {
+    b"\x1f\x8b": "it is a gzip archive; unpack it with gunzip",
+    b"BZh": "it is a bzip2 archive; unpack it with bunzip2",
+    b"\xfd7zXZ\0": "it is an xz archive; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "it is a zstd archive; unpack it with unzstd",
+    b"\x89HDF": "it is an HDF5 file of Keras; take the weights for PyTorch",
+}
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\\x1b\[[0-9;]*[A-Za-z]")
+_ADDRESS = re.compile(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?")
+_UNPICKLER = re.compile(r"WeightsUnpickler error: *(.*?)(?: Check the documentation | *$)")
+_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)?$")  # the end of an OSError in Rust's words
 
 
 def cannot_write(error: BaseException) -> str | None:
-    """The reason, in a few words, when the error says that nothing more can be written there; None for every other error."""
+    """The reason in a few words if the error means that nothing more can be written there, else None."""
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return os.strerror(error.errno)
     if isinstance(error, OSError) and error.errno is not None:
@@ -63,13 +81,16 @@ def cannot_write(error: BaseException) -> str | None:
 
 
 def misplaced(error: BaseException) -> str | None:
-    """The reason, in a few words, when the error says that a file's name is wrong; None for every other error."""
+    """The reason in a few words if the error means that a file's name is wrong, else None."""
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno in _MISPLACED else None
 
 
 @contextmanager
 def writing(where: str) -> Iterator[None]:
-    """Turn what goes wrong with a file that is written in this block into a UserError. where: `--output FILE`, for the line."""
+    """Turn errors about a file that is written inside this block into a UserError.
+
+    `where` starts the message, for example `--output FILE`.
+    """
     try:
         yield
     except UserError:
@@ -82,15 +103,17 @@ def writing(where: str) -> Iterator[None]:
 
 
 def _of_file(error: BaseException) -> str:
+    """The error's file name in parentheses, or "" if there is none or if it is that of a temporary file."""
     name: Any = getattr(error, "filename", None)
-    told = isinstance(name, (str, bytes)) and not os.path.basename(os.fsdecode(name)).startswith(".")  # as what is written aside
+    told = isinstance(name, (str, bytes)) and not os.path.basename(os.fsdecode(name)).startswith(".")  # a temporary file
     return f" ({os.fsdecode(name)})" if told else ""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all: it is written under another name, synced and renamed. Text is encoded as UTF-8.
+    """Write a file completely or not at all: write it under another name, sync it and rename it.
 
-    A device or a pipe, such as /dev/stdout, is written to directly. Raises OSError, and then leaves the old file as it was.
+    A str is encoded as UTF-8. A device or a pipe, such as /dev/stdout, is written to directly. Raises OSError, which
+    leaves an older file unchanged.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     if path.exists() and not path.is_file():
@@ -111,11 +134,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """An empty folder beside `output` to write into; it becomes `output` at the end of the block and is removed by an exception.
+    """An empty folder next to `output`, to write into. It is renamed to `output` at the end of the block.
 
-    So an interrupted build never looks complete. Raises UserError that names --output where nothing can be written.
+    An exception removes the folder, so an interrupted build never looks complete. Raises UserError that names --output if
+    nothing can be written there.
     """
-    target = Path(os.path.abspath(output))  # which has a name, and a folder beside it
+    target = Path(os.path.abspath(output))  # an absolute path always has a name and a parent
     with writing(f"--output {output}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -130,7 +154,10 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def replace_folder(aside: Path, folder: Path) -> None:
-    """Put the finished folder `aside` in the place of `folder`; a crash leaves the old or the new one, if only aside."""
+    """Move the finished folder `aside` to `folder`, replacing an older one.
+
+    After a crash, the old or the new folder still exists, possibly under its temporary name.
+    """
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -140,7 +167,7 @@ def replace_folder(aside: Path, folder: Path) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file. Raises OSError, as any other file does, where safetensors would raise an error of its own."""
+    """Write a safetensors file. Raises OSError if it cannot be written, where safetensors would raise an error of its own."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -153,27 +180,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
-_HEAD = 1024  # bytes that are looked at
-_SHOWN = 60  # characters of a text that are quoted
-_LFS = b"version https://git-lfs.github.com/spec/"
-_PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
-_AGAIN = "download the file again"
-_BINARY = {
-    b"\x1f\x8b": "it is a gzip archive; unpack it with gunzip",
-    b"BZh": "it is a bzip2 archive; unpack it with bunzip2",
-    b"\xfd7zXZ\0": "it is an xz archive; unpack it with unxz",
-    b"\x28\xb5\x2f\xfd": "it is a zstd archive; unpack it with unzstd",
-    b"\x89HDF": "it is an HDF5 file of Keras; take the weights for PyTorch",
-}
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\\x1b\[[0-9;]*[A-Za-z]")
-_ADDRESS = re.compile(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?")
-_UNPICKLER = re.compile(r"WeightsUnpickler error: *(.*?)(?: Check the documentation | *$)")
-
-
 def stands_there(content: bytes | Path) -> str | None:
-    """What stands in the place of a binary file or of JSON, as a clause with the fix; None when the content may be the real one.
+    """What a file contains in place of binary data or JSON, as a clause with the fix; None if the content may be right.
 
-    content: a path, or the first bytes. A text that is neither a page nor a pointer is left to `text_there`.
+    `content` is a path or the first bytes. Text that is neither a web page nor a pointer is left to `text_there`.
     """
     head = _head(content)
     if not head:
@@ -186,7 +196,7 @@ def stands_there(content: bytes | Path) -> str | None:
 
 
 def text_there(content: bytes | Path) -> str | None:
-    """`stands_there`, or the beginning of any other text, for formats that are never text."""
+    """The result of `stands_there` or, for other text, its beginning. This is for formats that are never text."""
     head = _head(content)
     found = stands_there(head)
     if found is not None:
@@ -198,7 +208,10 @@ def text_there(content: bytes | Path) -> str | None:
 
 
 def short_reason(error: BaseException) -> str:
-    """The text of a library's error as a part of our line: no escape codes, no addresses of objects, nothing said twice."""
+    """The text of a library's error, fit for use inside a message of ours.
+
+    Escape codes and addresses of objects are removed, and so is a text that repeats itself.
+    """
     text = " ".join(_ESCAPES.sub("", str(error)).split())
     inner = _UNPICKLER.search(text)
     text = _ADDRESS.sub(r"\1", inner[1] if inner else text).strip().removesuffix(".")
@@ -218,15 +231,16 @@ def _head(content: bytes | Path) -> bytes:
 
 
 def _text_of(head: bytes) -> bytes:
+    """The first bytes without a byte order mark and leading white space."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()
-
-
-_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)?$")  # how Rust, of safetensors, ends an OSError
 
 
 @contextmanager
 def writing_run_folder(folder: Path, *library: type[Exception]) -> Iterator[None]:
-    """Raise UserError in place of an OSError for the run folder. library: errors of a library that mean the same."""
+    """Raise UserError instead of an OSError about the run folder.
+
+    `library` lists exceptions of libraries that have the same meaning.
+    """
     try:
         yield
     except Exception as error:
@@ -236,7 +250,10 @@ def writing_run_folder(folder: Path, *library: type[Exception]) -> Iterator[None
 
 
 def clear_left(folder: Path, name: str) -> None:
-    """Remove what a killed writer left aside. name: what it was writing, a glob. For the only process that writes there."""
+    """Remove the temporary files and folders of a writer that was killed.
+
+    `name` is what it was writing, and may be a glob pattern. Only the one process that writes there may call this.
+    """
     for left in folder.glob(f".{name}.*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -245,7 +262,7 @@ def clear_left(folder: Path, name: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until all that a folder holds is on the disk. A network disk tells only here that it is full."""
+    """Wait until everything in a folder is on the disk. Some network disks report only at this point that they are full."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -255,7 +272,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Put a hard-linked copy of a folder in the place of another; a plain copy where links are not to be had."""
+    """Replace `target` by a hard-linked copy of the folder `source`, or by a plain copy if hard links are not possible."""
     clear_left(target.parent, target.name)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -267,7 +284,7 @@ def link_folder(source: Path, target: Path) -> None:
 
 
 def system_reason(error: BaseException) -> str:
-    """Why something could not be read or written, without the wrapping of the library that found out."""
+    """Why something could not be read or written, without the wording that a library adds around the reason."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and (said := error.strerror or str(error)):

@@ -1,13 +1,14 @@
-"""A model folder: weights, transform, tokenizer and config, built, saved and loaded together.
+"""Model folders: weights, image transform, tokenizer and config are built, saved and loaded together.
 
-    MODEL/model.safetensors   float32, every parameter, frozen ones too
-    MODEL/config.yaml         the resolved recipe, and under `provenance` what the folder is and where it comes from
-    MODEL/tokenizer/          the tokenizer's files; their hash stands in config.yaml
+    MODEL/model.safetensors   all parameters in float32, including frozen ones
+    MODEL/config.yaml         the resolved recipe and, under `provenance`, what the folder is and where it comes from
+    MODEL/tokenizer/          the tokenizer's files, whose hash is in config.yaml
     MODEL/text_tower/         the architecture of a Hugging Face or open_clip text tower
 
-An imported image tower alone has `model.text: null` and no tokenizer; its text half raises UserError when it is asked for.
+The folder of an image tower alone has `model.text: null` and no tokenizer. Using the text half of such a model raises
+UserError.
 
-Loading needs the folder alone: no network, no recipe, no pickle.
+Loading needs the folder only: no network, no recipe and no pickle.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
 
 @dataclass
 class LoadedModel:
-    """A model with all that it takes to use it. The model is in eval mode when it comes from `load_model`."""
+    """A model with everything that is needed to use it. `load_model` returns the model in eval mode."""
 
     model: FlexiCLIP
     transform: EvalTransform
@@ -56,7 +57,11 @@ class LoadedModel:
 
 
 def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
-    """A fresh model of a recipe: random weights from `seed`, then those that `init` and `name` point at. Equal on every rank."""
+    """Build a new model from a recipe, with the same weights on every rank.
+
+    The weights are random with the recipe's `seed`, except for those that `init` and `name` refer to. Without
+    `tokenizer`, the recipe's tokenizer is built. Raises UserError if a part cannot be built or does not fit.
+    """
     if tokenizer is None:
         alone = config.model.text is None
         tokenizer = AbsentTokenizer(config.tokenizer, {}) if alone else build_tokenizer(config.tokenizer)
@@ -73,7 +78,10 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
 
 
 def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str) -> LoadedModel:
-    """A model in eval mode whose every parameter comes from `weights`, by FlexiCLIP's names. UserError where they do not fit."""
+    """Build a model in eval mode whose parameters all come from `weights`, named as in FlexiCLIP.
+
+    Raises UserError, which starts with `where`, if the weights do not fit.
+    """
     config = fill_from_tokenizer(config, tokenizer)
     model = FlexiCLIP(config.model, build_text_tower(config.model.text, pretrained=False))
     load_strictly(model, weights, where)
@@ -81,16 +89,17 @@ def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, 
 
 
 def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:
-    """Write a model folder, complete or not at all: it is written aside and then put in its place, over an older model too.
+    """Write a model folder completely or not at all.
 
-    weights: name -> tensor, for an engine whose module holds shards; default: the model's own. Raises UserError when something
-    that is no model stands there: it would be lost.
+    It is written under another name and then renamed. An older model in the same place is replaced. `weights` maps names
+    to tensors, for an engine whose module holds shards only; the default is the model's own state. `provenance` is added
+    to that of the loaded model. Raises UserError if something other than a model is there, because it would be lost.
     """
     if folder.exists() and not (is_model_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise UserError(f"{folder} is there already and is no model folder: name another one, or remove it")
-    folder = Path(os.path.abspath(folder))  # which has a name, and a folder beside it
+    folder = Path(os.path.abspath(folder))  # an absolute path always has a name and a parent
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same id, as in a container
+    shutil.rmtree(aside, ignore_errors=True)  # a killed process may have had the same id, as happens in containers
     try:
         _write(aside, loaded, loaded.model.state_dict() if weights is None else weights, provenance)
     except BaseException:
@@ -100,6 +109,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
 
 
 def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+    """Write the files of a model folder into a new folder."""
     folder.mkdir(parents=True)
     save_tensors(_apart({name: _portable(t) for name, t in state.items()}), folder / WEIGHTS)
     facts = {**loaded.provenance, **provenance, "format": FORMAT, "tokenizer_sha256": loaded.tokenizer.fingerprint()}
@@ -114,9 +124,10 @@ def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenan
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedModel:
-    """Open a model folder, or a run folder (its newest model), in eval mode on `device`. Raises UserError when it is none.
+    """Load a model folder, or the newest model of a run folder, in eval mode on `device`.
 
-    `PATH+exitN` is a model that was trained with exits, its image tower left after block N (models/exits.py).
+    `PATH+exitN` loads a model that was trained with exits and leaves its image tower after block N (models/exits.py).
+    Raises UserError if there is no model at `path` or if it is damaged.
     """
     plain, depth = split_exit(os.fspath(path))
     loaded = _load(model_folder(plain), device)
@@ -127,6 +138,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 
 
 def _load(folder: Path, device: str | torch.device) -> LoadedModel:
+    """Load a model folder without an exit."""
     config, provenance = _read_config(folder)
     check_sizes(config.model, (folder / WEIGHTS).stat().st_size, str(folder))
     tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
@@ -138,7 +150,7 @@ def _load(folder: Path, device: str | torch.device) -> LoadedModel:
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
-    """The model folder that `path` is or, being a run folder, holds."""
+    """The model folder at `path`: `path` itself or, for a run folder, the folder `model` in it. Raises UserError for neither."""
     for folder in (Path(path), Path(path) / "model"):
         if is_model_folder(folder):
             return folder
@@ -146,12 +158,12 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether weights and config lie right there."""
+    """Whether the folder directly contains weights and a config."""
     return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; UserError when it is damaged."""
+    """The tensors of a safetensors file. Raises UserError if it is damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -159,12 +171,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _portable(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, contiguous, and in float32 if it is a floating-point tensor."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights (T5 has its embedding under two names) as tensors of their own: a safetensors file shares nothing."""
+    """Give tied weights (T5 has its embedding under two names) separate tensors, because safetensors stores no shared memory."""
     seen: set[int] = set()
     for name, tensor in state.items():
         if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
@@ -178,7 +191,10 @@ def _transform(config: Config) -> EvalTransform:
 
 
 def fill_from_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
-    """The config with the ids and sizes that the text tower takes from its tokenizer. UserError where the two do not fit."""
+    """Return the config with the ids and sizes that the text tower takes from its tokenizer.
+
+    Raises UserError if the tokenizer does not fit the text tower.
+    """
     text = config.model.text
     if text is None:
         return config
@@ -199,7 +215,10 @@ def fill_from_tokenizer(config: Config, tokenizer: Tokenizer) -> Config:
 
 
 def fill_classes(config: Config) -> Config:
-    """The config of a classifier with its classes by name, and with as many outputs. UserError for names that cannot be had."""
+    """Return the config of a classifier with the names of its classes, and with as many outputs as there are classes.
+
+    Raises UserError if the names cannot be read.
+    """
     if config.model.classes is None:
         return config
     names = class_names(config.model.classes)
@@ -207,7 +226,7 @@ def fill_classes(config: Config) -> Config:
 
 
 def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """Fill one tower, and its projection when the folder's is the same, from a model folder. Returns what was resized for it."""
+    """Fill one tower from a model folder, and its projection too if that has the same shape. Returns notes on resized tensors."""
     weights, (theirs, provenance) = read_weights(folder / WEIGHTS), _read_config(folder)
     tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
     where = f"model.{half}.init={folder}"
@@ -221,20 +240,24 @@ def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokeni
     if half == "image" and {"kernel", "posemb"} <= tower.keys():
         tower, notes = _rebased(tower, theirs, config)
     load_strictly(getattr(model, f"{half}_tower"), tower, where)
-    if config.model.classes == theirs.model.classes:  # a classifier's head is no way into a joint space
+    if config.model.classes == theirs.model.classes:  # a classifier's head is not a projection into a joint space
         for part in (f"{half}_projection", "exit_projections")[: 2 if half == "image" else 1]:
             _fill_if_it_fits(getattr(model, part), beneath(weights, f"{part}."))
     return [f"{where}: {note}" for note in notes]
 
 
 def _fill_if_it_fits(module: torch.nn.Module, found: dict[str, Tensor]) -> None:
+    """Load the weights if their names and shapes are those of the module."""
     wanted = module.state_dict()
     if found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items()):
         module.load_state_dict(found)
 
 
 def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[dict[str, Tensor], list[str]]:
-    """An image tower at the base sizes of ours. One of a single length that shall learn others brings the kernel it has there."""
+    """Resize an image tower's weights to the base sizes of our recipe.
+
+    If a tower was trained at a single length and is now to learn others, the kernel of that length is used.
+    """
     image = theirs.model.image
     trained = pair(image.base_patch_size)
     if not ours.model.image.frozen and ours.trained_seqhw != theirs.trained_seqhw:
@@ -243,7 +266,10 @@ def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[di
 
 
 def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Fill a module. Raises UserError, with `where` in front, unless names and shapes are exactly the module's."""
+    """Load weights into a module.
+
+    Raises UserError, which starts with `where`, unless names and shapes are exactly those of the module.
+    """
     wanted = module.state_dict()
     wrong = {
         "missing": sorted(wanted.keys() - weights.keys()),
@@ -261,12 +287,13 @@ def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: st
 
 
 def _some(names: list[str], shown: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 
 def _read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
-    """The config and the provenance of a model folder."""
+    """Read the config and the provenance of a model folder. Raises UserError if config.yaml is not valid."""
     try:
         data = read_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
     except (UnicodeDecodeError, OSError) as error:

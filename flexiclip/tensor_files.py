@@ -1,14 +1,13 @@
-"""Arrays of an `.npz` file from anywhere: nothing unpickled, and never more memory than the file itself accounts for.
+"""Reading of `.npz`, `.npy` and weight files that may come from anyone: no code is run, and memory use is bounded.
 
-numpy.load allocates what an array's header declares before it reads, and inflates what a zip member holds: a file of a kilobyte
-may ask for terabytes. Here an array must fit into its member, and the members must not be a bomb.
+numpy.load allocates what the header of an array declares before it reads the array, and it inflates whatever a zip member
+contains, so a file of a kilobyte may ask for terabytes. Here an array must fit into its member, and the members must not
+inflate too much.
 
-Weight files of torch's world as plain dicts of tensors: safetensors, and `.bin`, `.pt`, `.pth` without running a pickle.
-
-torch.load(weights_only=True) unpickles tensors and containers and refuses everything else, so that a file from elsewhere cannot
-run code here. What cannot be read is one line.
-
-Of a training checkpoint the state dict is taken, without what torch.compile and distributed training put before the names.
+Weight files (safetensors, `.bin`, `.pt` and `.pth`) become plain dicts of tensors. torch.load(weights_only=True)
+unpickles tensors and containers and refuses everything else, so a file cannot run code. A file that cannot be read raises
+an error of one line. From a training checkpoint, the state dict is taken, and the prefixes that torch.compile and
+distributed training add to its names are removed.
 """
 
 from __future__ import annotations
@@ -34,12 +33,23 @@ from torch import Tensor
 from flexiclip.errors import UserError
 from flexiclip.files import short_reason, stands_there, text_there
 
-_RATIO = 200  # of inflated to stored bytes, above which a file is a bomb; weights stand near 1
-_HARMLESS = 2**24  # bytes that may inflate as they like
+_RATIO = 200  # the largest ratio of inflated to stored bytes; that of weights is near 1
+_HARMLESS = 2**24  # inflated bytes that are accepted at any ratio
+
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+_SHARED = 4  # how often a tied tensor may occur in a state dict
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_AVERAGES = ("state_dict_ema", "model_ema")  # timm's checkpoints have both, and timm loads these
+_WRAPPED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_SAVE_TENSORS = "if you trust the file, load it with torch.load(weights_only=False) and save its state dict alone, as safetensors"
 
 
 def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
-    """The arrays of the file, by name without `.npy`. Raises OSError when there is none, ValueError when it cannot be read."""
+    """The arrays of an `.npz` file, by name without `.npy`.
+
+    Raises OSError if the file is missing, and ValueError if it cannot be read.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -53,22 +63,22 @@ def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
             return found
     except (OSError, ValueError):
         raise
-    except Exception as error:  # zipfile, zlib and numpy's parser of headers each have errors of their own
+    except Exception as error:  # zipfile, zlib and numpy's header parser raise errors of many types
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def read_npy(data: bytes) -> NDArray[Any]:
-    """The array of a whole `.npy` file. Raises ValueError when it cannot be read."""
+    """The array of an `.npy` file, given as its bytes. Raises ValueError if it cannot be read."""
     try:
         return _read_array(io.BytesIO(data), len(data), "npy")
     except ValueError:
         raise
-    except Exception as error:  # of numpy's parser of headers
+    except Exception as error:  # numpy's header parser raises errors of many types
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def _read_array(stream: IO[bytes], size: int, name: str) -> NDArray[Any]:
-    """The array in a stream of `size` bytes; name: for what is raised."""
+    """The array in a stream of `size` bytes. `name` is used in errors."""
     version = np.lib.format.read_magic(stream)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read_header is None:
@@ -82,22 +92,20 @@ def _read_array(stream: IO[bytes], size: int, name: str) -> NDArray[Any]:
     return np.frombuffer(bytearray(data), dtype=dtype, count=math.prod(shape)).reshape(shape, order="F" if by_columns else "C")
 
 
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-_SHARED = 4  # times that a tied tensor may stand in a state dict
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_AVERAGES = ("state_dict_ema", "model_ema")  # timm's checkpoints hold both, and timm loads these
-_WRAPPED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_SAVE_TENSORS = "if you trust the file, load it with torch.load(weights_only=False) and save its state dict alone, as safetensors"
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file, by name. Raises UserError when it is damaged, foreign or needs unpickling."""
+    """The tensors of a safetensors or torch file, by name.
+
+    Raises UserError if the file is damaged, has another format or needs unpickling of other objects.
+    """
     return read_checkpoint(path)[0]
 
 
 def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tensor], list[str]]:
-    """(the tensors of a file by name, notes). averaged: of a checkpoint that has averaged weights (EMA) as well, take those."""
+    """The tensors of a file by name, and notes.
+
+    If a checkpoint has averaged weights (EMA) as well as plain ones, `averaged` takes the averaged ones. Raises UserError
+    if the file is missing or cannot be read.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".safetensors":
@@ -114,18 +122,19 @@ def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tenso
             raise UserError(f"{path}: not a safetensors file: {found}") from None
     try:
         loaded = _load_torch(path)
-    except Exception as error:  # torch's unpickler, zipfile and the constructors of tensors each have errors of their own
+    except Exception as error:  # torch's unpickler, zipfile and tensor constructors raise errors of many types
         raise UserError(f"{path}: {_why_not(path, error)}") from None
     return _state_of(loaded, path, averaged)
 
 
 def _begins(path: Path, *starts: bytes) -> bool:
+    """Whether a file starts with one of the byte strings."""
     with path.open("rb") as file:
         return file.read(8).startswith(starts)
 
 
 def _why_not(path: Path, error: Exception) -> str:
-    """Why torch could not load a file, and what to do about it."""
+    """Why torch could not load a file, and how to fix that."""
     text = str(error)
     if found := _GLOBAL.search(text):
         return f"it holds an object of {found[1]}, which is not unpickled because that can run code; {_SAVE_TENSORS}"
@@ -144,23 +153,26 @@ def _why_not(path: Path, error: Exception) -> str:
 
 
 def _load_torch(path: Path) -> Any:
-    """What torch.save wrote, nothing of it run, and no more memory taken than the file accounts for."""
+    """Load what torch.save wrote. No code is run, and no more memory is used than the size of the file justifies."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of unusual pickles; either they are read, or the error says it
-        if _begins(path, b"PK\3\4"):  # what torch goes by; zipfile also takes what only ends like an archive
+        warnings.simplefilter("ignore")  # torch warns of unusual pickles, which are read or raise an error
+        if _begins(path, b"PK\3\4"):  # torch checks the same bytes; zipfile would also open files that only end like an archive
             with zipfile.ZipFile(path) as archive:
                 inflated = sum(member.file_size for member in archive.infolist())
             if inflated > path.stat().st_size:
                 raise ValueError(f"a compressed archive that would become {inflated} bytes; torch writes none")
             return torch.load(path, map_location="cpu", weights_only=True)
-        # Before its zip files torch wrote pickles one after the other, in which a text may say that it is 4 GB long: a file would
-        # make room for it, a mapped one gives what there is.
+        # The older format is a sequence of pickles, in which a string may claim to be 4 GB long. Reading it from a file would
+        # allocate that much, while reading it from a memory map returns only the bytes that exist.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return torch.load(cast(BinaryIO, view), map_location="cpu", weights_only=True)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """(the weights of a Hugging Face folder, in one file or in shards that an index lists; notes)."""
+    """The weights of a Hugging Face folder, from one file or from the shards that an index lists, and notes.
+
+    Raises UserError if there are none.
+    """
     for name in WEIGHT_NAMES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -172,14 +184,14 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _shards(weight_map: Any, index: Path) -> list[str]:
-    """The file names of an index. They are taken without their folders, so that none lies elsewhere."""
+    """The file names in an index, without their folders, so that no file outside the folder is read."""
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: its weight_map is no mapping from tensors to files")
     return sorted({Path(name).name for name in weight_map.values()})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; UserError when it is none."""
+    """Read a file that holds a JSON object. Raises UserError if it cannot be read or holds something else."""
     try:
         data = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -192,7 +204,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_license(folder: Path) -> str | None:
-    """The licence that the model card of a folder names in its first lines (README.md, `license: ...`), if any."""
+    """The licence that the model card of a folder states in its first lines (`license: ...` in README.md), or None."""
     try:
         head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:4000]
     except OSError:
@@ -205,6 +217,7 @@ def read_license(folder: Path) -> str | None:
 
 
 def _state_of(loaded: Any, path: Path, averaged: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict in a loaded file, checked, and notes."""
     loaded, notes = _unwrapped(loaded, averaged)
     if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}: expected names with tensors")
@@ -214,13 +227,13 @@ def _state_of(loaded: Any, path: Path, averaged: bool) -> tuple[dict[str, Tensor
                 f"{path}: not a state dict: {name!r} has the type {type(value).__name__}; expected names with tensors"
             )
     numbers, stored = sum(tensor.nbytes for tensor in loaded.values()), path.stat().st_size
-    if numbers > _SHARED * stored + 2**20:  # a tensor of stride 0 is as large as it says, out of four bytes
+    if numbers > _SHARED * stored + 2**20:  # a tensor of stride 0 can be of any size with only four stored bytes
         raise UserError(f"{path}: its tensors would take {numbers} bytes, the file has {stored}")
     return _plain_names(loaded, path), notes
 
 
 def _unwrapped(loaded: Any, averaged: bool) -> tuple[Any, list[str]]:
-    """(the state dict of a training checkpoint or what was given, notes)."""
+    """The state dict inside a training checkpoint, or the object itself if it is not a checkpoint, and notes."""
     if not isinstance(loaded, dict):
         return loaded, []
     found = [name for name in (*_AVERAGES, *_WRAPPERS) if isinstance(loaded.get(name), dict) and loaded[name]]
@@ -234,7 +247,7 @@ def _unwrapped(loaded: Any, averaged: bool) -> tuple[Any, list[str]]:
 
 
 def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors without what torch.compile, FSDP, activation checkpointing, DDP and AveragedModel put before their names."""
+    """Remove the prefixes of torch.compile, FSDP, activation checkpointing, DDP and AveragedModel from the names."""
     plain = {_WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
     if all(name.startswith("module.") or name == "n_averaged" for name in plain) and plain.keys() != {"n_averaged"}:
         plain = {name.removeprefix("module."): tensor for name, tensor in plain.items() if name != "n_averaged"}
@@ -244,5 +257,5 @@ def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def beneath(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names start with `prefix`, without it."""
+    """The entries whose names start with `prefix`, under names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

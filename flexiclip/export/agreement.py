@@ -1,7 +1,7 @@
-"""Is the exported encoder the model? Inputs to compare them on, and how far apart the embeddings are.
+"""Comparison of an exported encoder with the model: the inputs, and how far apart the embeddings are.
 
-Two kinds of inputs, because each hides faults of its own: noise reaches every weight but has no structure that a wrong resize or
-a wrong colour order would spoil; pictures and sentences are what the encoder will be used on.
+There are two kinds of inputs, because each hides some faults. Noise reaches every weight, but it has no structure that a
+wrong resize or a wrong order of colours would spoil. Pictures and sentences are what the encoder will be used for.
 
 Shapes: N inputs, [H, W] image, L tokens, E joint space.
 """
@@ -27,7 +27,7 @@ from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel
 
 Encode = Callable[[Tensor], Tensor]
-COUNT = 8  # inputs of each kind
+COUNT = 8  # number of inputs of each kind
 CAPTIONS = (
     "a red apple on a white table",
     "two dogs running along a beach at sunset",
@@ -42,19 +42,23 @@ CAPTIONS = (
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What still counts as the same encoder: largest difference of a component of unit embeddings, smallest cosine."""
+    """The limits within which two encoders count as the same.
+
+    `difference` is the largest allowed difference of a component of unit embeddings, and `cosine` is the smallest allowed
+    cosine.
+    """
 
     difference: float
     cosine: float
 
 
 EXACT = Tolerance(1e-4, 0.99999)
-INT8 = Tolerance(2.0, 0.99)  # components are not compared: rounding moves them all, and the direction is what counts
+INT8 = Tolerance(2.0, 0.99)  # rounding changes all components, so only the direction is compared
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well two encoders agree on N inputs of one kind."""
+    """The measured agreement of two encoders on `n` inputs of one kind."""
 
     inputs: str
     n: int
@@ -62,7 +66,7 @@ class Agreement:
     cosine: float
 
     def within(self, tolerance: Tolerance) -> bool:
-        """Whether this is good enough; a NaN is not."""
+        """Whether the agreement is within the tolerance. A NaN is not."""
         return self.difference <= tolerance.difference and self.cosine >= tolerance.cosine
 
     def __str__(self) -> str:
@@ -70,7 +74,7 @@ class Agreement:
 
 
 class Disagreement(Exception):  # noqa: N818 (the outcome of a measurement)
-    """The exported encoder is not the model; the text holds the figures."""
+    """Raised if the exported encoder does not agree with the model. The message has the figures."""
 
     def __init__(self, what: str, found: list[Agreement], tolerance: Tolerance) -> None:
         figures = "; ".join(map(str, found))
@@ -81,7 +85,7 @@ class Disagreement(Exception):  # noqa: N818 (the outcome of a measurement)
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of inputs [N, ...] and the embeddings [N, E] that the model gives for them."""
+    """Inputs [N, ...] of one kind, and the embeddings [N, E] that the model computes for them."""
 
     inputs: str
     x: Tensor
@@ -90,12 +94,12 @@ class Case:
 
 @torch.no_grad()
 def measure(encode: Encode, cases: list[Case]) -> list[Agreement]:
-    """How well `encode` agrees with the model on each case."""
+    """Measure how well `encode` agrees with the model in each case."""
     return [agreement(case.inputs, case.expected, encode(case.x)) for case in cases]
 
 
 def check(what: str, encode: Encode, cases: list[Case], tolerance: Tolerance) -> list[Agreement]:
-    """As `measure`; raises Disagreement when a case is out of bounds."""
+    """Measure as `measure` does, and raise Disagreement if a case is not within the tolerance."""
     found = measure(encode, cases)
     if not agreed(found, tolerance):
         raise Disagreement(what, found, tolerance)
@@ -103,19 +107,23 @@ def check(what: str, encode: Encode, cases: list[Case], tolerance: Tolerance) ->
 
 
 def agreed(found: list[Agreement], tolerance: Tolerance) -> bool:
-    """Whether all measurements are within bounds."""
+    """Whether all measurements are within the tolerance."""
     return all(one.within(tolerance) for one in found)
 
 
 def agreement(inputs: str, expected: Tensor, found: Tensor) -> Agreement:
-    """Compare embeddings [N, E], brought to unit length first. The arithmetic is float64."""
+    """Compare embeddings [N, E] in float64, after scaling them to unit length."""
     assert expected.shape == found.shape, f"{inputs}: {list(found.shape)} where the model gives {list(expected.shape)}"
     a, b = (F.normalize(z.detach().double(), dim=-1) for z in (expected, found))
     return Agreement(inputs, len(a), float((a - b).abs().max()), float((a * b).sum(dim=-1).min()))
 
 
 def image_inputs(loaded: LoadedModel, source: str | None = None) -> dict[str, Tensor]:
-    """Kind -> pixels, uint8 [N, 3, H, W]: noise, and pictures from `source` (a folder or shards) or drawn here."""
+    """Images to compare on, as a dict from their kind to uint8 pixels [N, 3, H, W].
+
+    The kinds are noise, and pictures from `source` (a folder or shards) or, without a source, pictures that are drawn
+    here.
+    """
     height, width = loaded.transform.image_size
     noise = torch.randint(0, 256, (COUNT, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     kind, pictures = ("real images", _read(source)) if source else ("drawn images", _drawn())
@@ -123,16 +131,19 @@ def image_inputs(loaded: LoadedModel, source: str | None = None) -> dict[str, Te
 
 
 def normalized(loaded: LoadedModel, pixels: Tensor) -> Tensor:
-    """uint8 pixels as the model's transform normalises them, float32."""
+    """Normalise uint8 pixels as the model's transform does, to float32."""
     return normalize(pixels, loaded.transform.preprocess.mean, loaded.transform.preprocess.std)
 
 
 def text_inputs(loaded: LoadedModel) -> dict[str, Tensor]:
-    """Kind -> tokens [N, L]: random ids that end and are padded as captions are, and sentences."""
+    """Texts to compare on, as a dict from their kind to tokens [N, L].
+
+    The kinds are random ids, which end and are padded as captions are, and sentences.
+    """
     tokenizer, length = loaded.tokenizer, loaded.tokenizer.context_length
     rng = np.random.default_rng(0)
     ids = torch.from_numpy(rng.integers(0, tokenizer.vocab_size, (COUNT, length)))
-    ids[ids == tokenizer.eos_id] = tokenizer.eos_id - 1 if tokenizer.eos_id else 1  # an EOS inside would end the caption
+    ids[ids == tokenizer.eos_id] = tokenizer.eos_id - 1 if tokenizer.eos_id else 1  # another EOS would end the caption early
     for row, end in zip(ids, rng.permutation(np.linspace(0, length - 1, COUNT).astype(int)), strict=True):
         row[end] = tokenizer.eos_id
         row[end + 1 :] = tokenizer.pad_id
@@ -141,19 +152,19 @@ def text_inputs(loaded: LoadedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def image_cases(loaded: LoadedModel, seqhw: Size | None, source: str | None = None) -> list[Case]:
-    """Normalised images, and what the model gives for them at one length."""
+    """Normalised images, and the embeddings that the model computes for them at one length."""
     inputs = {kind: normalized(loaded, pixels) for kind, pixels in image_inputs(loaded, source).items()}
     return [Case(kind, images, loaded.model.encode_image(images, seqhw, normalize=True)) for kind, images in inputs.items()]
 
 
 @torch.no_grad()
 def text_cases(loaded: LoadedModel) -> list[Case]:
-    """Tokens, and what the model gives for them."""
+    """Tokens, and the embeddings that the model computes for them."""
     return [Case(kind, tokens, loaded.model.encode_text(tokens, normalize=True)) for kind, tokens in text_inputs(loaded).items()]
 
 
 def _read(source: str) -> list[Image.Image]:
-    """The first images of a folder or of shards. Raises UserError, that of one that does not decode too."""
+    """The first images of a folder or of shards. Raises UserError if there are none or if one cannot be decoded."""
     try:
         found = _first(source)
     except (ImageError, BadSample) as error:
@@ -164,6 +175,7 @@ def _read(source: str) -> list[Image.Image]:
 
 
 def _first(source: str) -> list[Image.Image]:
+    """The first images of a folder or of shards, decoded."""
     if Path(source).is_dir():
         files = [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower().lstrip(".") in DataConfig().image_keys]
         return [decode_image(path.read_bytes()) for path in files[:COUNT]]
@@ -172,11 +184,12 @@ def _first(source: str) -> list[Image.Image]:
 
 
 def _drawn() -> list[Image.Image]:
-    """Pictures with what photographs have, and noise lacks: smooth areas, edges, fine structure, colours that go together."""
+    """Pictures that have what noise lacks and photographs have: smooth areas, edges, fine structure, and matching colours."""
     return list(_draw())
 
 
 def _draw() -> Iterator[Image.Image]:
+    """Draw the pictures one by one, the same ones at every call."""
     bases = [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.effect_mandelbrot((256, 256), (-2, -1.2, 1, 1.2), 60)]
     rng = np.random.default_rng(0)
     for number in range(COUNT):

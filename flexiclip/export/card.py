@@ -1,6 +1,7 @@
-"""The model card beside an export: what it is, where it comes from, how close it is to the model, what it may be used for.
+"""The model card that is written next to an export.
 
-It says what the model folder and the files beside it say, and where they say nothing, that they do not.
+It says what the export is, where it comes from, how close it is to the model, and under which licence it may be used. All
+facts come from the model folder and the files next to it. If they do not state a fact, the card says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from flexiclip.model_folder import LoadedModel
 
 
 def model_card(origin: Origin, title: str, usage: str, account: Sequence[str]) -> str:
-    """Markdown. usage: how to load the export. account: what was written and measured, a line each."""
+    """Return the model card as Markdown.
+
+    `usage` says how to load the export. `account` lists what was written and measured, one line per item.
+    """
     loaded = origin.loaded
     config, provenance = loaded.config, loaded.provenance
     sections = {
@@ -32,6 +36,7 @@ def model_card(origin: Origin, title: str, usage: str, account: Sequence[str]) -
 
 
 def _bullets(facts: dict[str, object]) -> str:
+    """A list of the facts as Markdown, without those that are None or empty."""
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value not in (None, ""))
 
 
@@ -62,19 +67,24 @@ def _by(size: int | tuple[int, int]) -> str:
 
 
 def _shards(config: Config) -> list[str]:
+    """The training shards of the recipe, as a flat list."""
     train = config.data.train
     sources = [train] if isinstance(train, str) else [s.shards if isinstance(s, SourceConfig) else s for s in train]
     return [shard for s in sources for shard in ([s] if isinstance(s, str) else s)]
 
 
 def _data(config: Config) -> dict[str, object]:
+    """The training data of the model, as far as the model folder knows it."""
     shards = _shards(config)
     trained = {"training shards": ", ".join(shards) or "not known to the model folder (imported weights)"}
     return {**trained, "captions": ", ".join(config.data.captions)} if shards else dict(trained)
 
 
 def _metrics(origin: Origin) -> str:
-    """This model's rows of a results.json in the model folder, beside it or in `eval` beside it, as a table."""
+    """The rows about this model in a results.json, as a table.
+
+    The file is looked for in the model folder, next to it, and in a folder `eval` next to it.
+    """
     if origin.exit is not None:
         return "None: what lies beside the model folder was measured of its whole depth."
     beside = origin.folder.parent
@@ -97,16 +107,20 @@ def _metrics(origin: Origin) -> str:
 
 
 def _is_of(row: dict[str, Any], origin: Origin) -> bool:
-    """Whether a row is of this model, not of another scored beside it: by the name of its folder, which may have moved."""
+    """Whether a row is about this model and not about another one in the same file.
+
+    Models are told apart by the name of their folder, because the folder may have been moved.
+    """
     scored = Path(row["pretrained"])
     return origin.name == (scored.parent.name if scored.name == "model" else scored.name)
 
 
 def _licence(config: Config, provenance: dict[str, Any]) -> str:
+    """The licences of the weights and of the training data, as far as they are stated."""
     stated = provenance.get("license")
     said = [f"Weights: {stated}." if stated else "Weights: the model folder states no licence."]
     for folder in _folders(config):
-        described = folder / "dataset.json"  # as our builders of data sets write it
+        described = folder / "dataset.json"  # our builders of data sets write this file
         if described.is_file():
             licence = _stated_licence(described)
             said.append(f"Training data in {folder}: {licence or 'no licence stated'}.")
@@ -114,6 +128,7 @@ def _licence(config: Config, provenance: dict[str, Any]) -> str:
 
 
 def _stated_licence(described: Path) -> str | None:
+    """The licence that a dataset.json states, or None."""
     try:
         about = json.loads(described.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

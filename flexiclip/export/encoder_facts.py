@@ -1,12 +1,11 @@
-"""The facts that an exported encoder carries, so that other software can use it. export/ writes them, and eval/ reads them back.
+"""The facts that an exported encoder carries for other software. export/ writes them, and eval/ reads them back.
 
     import json, onnxruntime
     session = onnxruntime.InferenceSession("image-5.onnx")
     json.loads(session.get_modelmeta().custom_metadata_map["flexiclip"])
 
-They are one JSON object. In an ONNX file it is in the metadata_props, under KEY. It holds no path of the exporter's disk.
-
-Where an export comes from, and the facts that an exported encoder carries (config/encoder.py).
+The facts are one JSON object. In an ONNX file it is in the metadata_props, under KEY. It contains no path of the
+exporter's disk. `Origin` is the model that an export comes from, and collects the facts.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class TextFacts:
     """Facts about a text encoder. The files of its tokenizer are in a folder next to it (`tokenizer_folder`)."""
 
     tokenizer: TokenizerConfig  # kind and settings, without a path
-    tokenizer_sha256: str  # of its settings and files
+    tokenizer_sha256: str  # hash of its settings and files
     vocab_size: int
     pad_id: int
     eos_id: int
@@ -76,7 +75,7 @@ class EncoderFacts:
     role: Literal["image", "text"]
     architecture: str
     source: str  # name of the run or model folder
-    weights_sha256: str  # of the weights in the model folder, so it is equal in both halves of a model
+    weights_sha256: str  # hash of the model folder's weights, so it is equal in both halves of a model
     embed_dim: int
     quantize: Literal["int8"] | None = None
     image: ImageFacts | None = None
@@ -100,12 +99,12 @@ class EncoderFacts:
 
 
 def facts_to_json(facts: EncoderFacts) -> str:
-    """The facts as the JSON text that is written into a file."""
+    """Return the facts as the JSON text that is written into a file."""
     return json.dumps(to_dict(facts))
 
 
 def facts_from_json(text: str) -> EncoderFacts:
-    """The facts in a JSON text. Raises UserError that says what is wrong in it."""
+    """Read the facts from a JSON text. Raises UserError that says what is wrong in it."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -122,26 +121,26 @@ def tokenizer_folder(stem: str) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that is exported, and where it lies."""
+    """The model that is exported, and its location."""
 
     loaded: LoadedModel
-    folder: Path  # of the model
-    exit: int | None = None  # the block after which its image tower was left; None: it is whole
+    folder: Path  # the model folder
+    exit: int | None = None  # the block after which its image tower is left; None for the whole tower
 
     @classmethod
     def open(cls, model: str) -> Origin:
-        """What `load_model` takes. Raises UserError."""
+        """Load the model that `load_model` finds under this name. Raises UserError as `load_model` does."""
         plain, depth = split_exit(model)
         return cls(load_model(model), model_folder(plain), depth)
 
     @property
     def name(self) -> str:
-        """That of the model folder, or of the run whose `model` it is."""
+        """The name of the model folder or, for the `model` folder of a run, the name of the run."""
         folder = self.folder.resolve()
         return folder.parent.name if folder.name == "model" else folder.name
 
     def facts(self, encoder: ImageEncoder | TextEncoder, quantize: str | None) -> EncoderFacts:
-        """What is said of one encoder."""
+        """Collect the facts about one encoder of the model."""
         model = self.loaded.config.model
         return EncoderFacts(
             format=FORMAT,
@@ -156,7 +155,7 @@ class Origin:
         )
 
     def _image(self, encoder: ImageEncoder) -> ImageFacts:
-        baked = encoder.tower.config  # of this length
+        baked = encoder.tower.config  # the config of this length
         grid = pair(baked.base_grid)
         return ImageFacts(
             image_size=pair(baked.image_size),
@@ -181,6 +180,7 @@ class Origin:
 
 
 def _sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

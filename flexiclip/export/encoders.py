@@ -1,7 +1,7 @@
-"""One encoder at one length: the modules that are traced, and the tower that every foreign format is written from.
+"""The modules that are traced for an export: an image encoder at one length, and a text encoder.
 
-`bake` resizes the base kernel and the base grid once and makes the result the tower's own: what is left is a plain ViT. The
-encoders end in unit embeddings, so that a dot product of an image with a text is their cosine.
+`bake` resizes the base kernel and the base grid once and makes the results parameters of the tower, which leaves a plain
+ViT. The encoders return unit embeddings, so the dot product of an image's and a text's embeddings is their cosine.
 
 Shapes: B batch, [H, W] image, [gh, gw] grid, L tokens, E joint space.
 """
@@ -22,10 +22,10 @@ from flexiclip.models.exits import bake
 
 
 class ImageEncoder(nn.Module):
-    """images -> unit embeddings at one length.
+    """Maps images to unit embeddings at one length.
 
-    preprocess: where it is given, the input is uint8 pixels (0..255) and the normalisation is part of the encoder; else the input
-    is float32, normalised as by the model's transform.
+    If `preprocess` is given, the input is uint8 pixels (0 to 255), and the encoder normalises them itself. Otherwise the
+    input is float32, normalised as the model's transform does it.
     """
 
     scale: Tensor
@@ -42,14 +42,14 @@ class ImageEncoder(nn.Module):
             self.register_buffer("shift", -torch.tensor(preprocess.mean).view(-1, 1, 1) / std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [B, 3, H, W], uint8 or float32 (see the class) -> [B, E] float32, of length 1."""
+        """Encode images [B, 3, H, W], uint8 or float32 as described above, to unit vectors [B, E] in float32."""
         if self.pixels:
             images = images.float() * self.scale + self.shift
         return F.normalize(self.projection(self.tower(images)), dim=-1)
 
 
 class TextEncoder(nn.Module):
-    """tokens -> unit embeddings. `dynamic_length` says whether fewer columns than the context may be given."""
+    """Maps tokens to unit embeddings. `dynamic_length` says whether it accepts fewer columns than the context length."""
 
     def __init__(self, model: FlexiCLIP) -> None:
         super().__init__()
@@ -60,11 +60,11 @@ class TextEncoder(nn.Module):
         self.dynamic_length: bool = model.text_tower.trims
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] int64 -> [B, E] float32, of length 1."""
+        """Encode tokens [B, L] int64 to unit vectors [B, E] in float32."""
         return F.normalize(self.projection(self.tower(tokens)), dim=-1)
 
 
 def require_text(model: FlexiCLIP) -> None:
-    """Raise UserError for a model that is an image tower alone."""
+    """Raise UserError if the model is an image tower alone."""
     if model.config.text is None:
         raise UserError("this model is an image tower alone: there is no text half to export")

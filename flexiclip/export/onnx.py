@@ -1,8 +1,9 @@
-"""Encoders as ONNX files: a plain transformer graph, batch (and text length) left open, optionally with int8 weights.
+"""Encoders as ONNX files: plain transformer graphs with an open batch size and text length, optionally with int8 weights.
 
-Quantisation is onnxruntime's dynamic one, for the matrix products with weights alone: products of activations (attention), the
-first layer, which for images sees raw pixels, and the last, whose error nothing averages out, stay float32. Weights have 7
-bits, so that x86 CPUs without VNNI (before 2019), which add two such products in 16 bits, do not saturate.
+Quantisation is onnxruntime's dynamic quantisation of matrix products with weights. Three kinds of products stay float32:
+products of activations (attention); the first layer, which for images sees raw pixels; and the last layer, after which no
+averaging reduces the error. Weights have 7 bits, because x86 CPUs without VNNI (before 2019) add two products in 16 bits,
+which would saturate with weights of 8 bits.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from flexiclip.errors import UserError
 from flexiclip.export.encoder_facts import KEY, EncoderFacts, facts_to_json
 from flexiclip.export.program import input_name, quiet, trace
 
-OPSET = 20  # the first with Gelu as one operator, in both its forms
+OPSET = 20  # the first opset in which Gelu, in both its forms, is one operator
 Encode = Callable[[Tensor], Tensor]
 _PRODUCTS = ("MatMul", "Gemm")
 
 
 def require(*packages: str, extra: str = "export") -> None:
-    """Raise UserError with the line that installs them when one of the packages is missing."""
+    """Raise UserError with the pip command if one of the packages is not installed."""
     for package in packages:
         try:
             importlib.import_module(package)
@@ -34,7 +35,10 @@ def require(*packages: str, extra: str = "export") -> None:
 
 
 def write(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> None:
-    """Write an ImageEncoder (`images` -> `embeddings`) or a TextEncoder (`tokens` -> `embeddings`), weights and facts inside."""
+    """Write an ImageEncoder (`images` -> `embeddings`) or a TextEncoder (`tokens` -> `embeddings`) as one ONNX file.
+
+    The file contains the weights and, in its metadata, the facts.
+    """
     require("onnx", "onnxscript", "onnxruntime")
     traced = trace(encoder)
     with quiet():
@@ -53,7 +57,10 @@ def write(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> 
 
 
 def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
-    """Write `target`: `source` with the blocks' weights as int8, one scale an output channel; the nodes `kept` stay float32."""
+    """Write `target`, which is `source` with the blocks' weights as int8, with one scale per output channel.
+
+    The nodes named in `kept` stay float32.
+    """
     require("onnx", "onnxruntime")
     from onnx import load_model
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -65,14 +72,17 @@ def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
             target,
             op_types_to_quantize=list(_PRODUCTS),
             per_channel=True,
-            reduce_range=True,  # 7 bits: a CPU without VNNI adds two products of 8 bits in 16, and saturates
+            reduce_range=True,  # 7 bits, because 8 bits saturate on a CPU without VNNI
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[products[0], products[-1], *kept],
         )
 
 
 def narrowing_layers(source: Path) -> list[str]:
-    """The nodes whose weights have more inputs than outputs: the MLPs' second layers, whose inputs have the widest range."""
+    """The names of the nodes whose weights have more inputs than outputs.
+
+    These are the second layers of the MLPs, whose inputs have the widest range.
+    """
     from onnx import load_model
 
     graph = load_model(source).graph
@@ -88,7 +98,10 @@ def narrowing_layers(source: Path) -> list[str]:
 
 
 def open_encoder(path: Path, threads: int | None = None) -> Encode:
-    """A function from the input to the embeddings that runs the file on the CPU; threads: default torch's number."""
+    """Return a function that runs the file on the CPU and maps the input to the embeddings.
+
+    The default of `threads` is torch's number of threads.
+    """
     require("onnxruntime")
     import onnxruntime
 
@@ -101,12 +114,15 @@ def open_encoder(path: Path, threads: int | None = None) -> Encode:
 
 
 def speed_ratio(first: Encode, second: Encode, x: Tensor, repeats: int = 5) -> float:
-    """How many times faster `second` is than `first`: best of `repeats`, taken in turns, for other processes only add time."""
+    """How many times faster `second` is than `first` on the input x.
+
+    Each time is the best of `repeats` runs, because other processes can only add time. The two take turns.
+    """
     best = [float("inf"), float("inf")]
     for turn in range(repeats + 1):
         for i, encode in enumerate((first, second)):
             start = time.perf_counter()
             encode(x)
-            if turn:  # the first call allocates
+            if turn:  # the first call is not counted, because it allocates
                 best[i] = min(best[i], time.perf_counter() - start)
     return best[0] / best[1]

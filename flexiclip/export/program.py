@@ -1,9 +1,10 @@
-"""Encoders as torch.export programs: the graph and the weights in one file that torch alone runs, batch (and text length) open.
+"""Encoders as torch.export programs: one file with the graph and the weights, which needs only torch to run.
 
     encode = torch.export.load("image.pt2").module()
     embeddings = encode(images)
 
-`trace` is also the way to ONNX (onnx.py). It fails, and does not silently fix an axis, when a graph would hold for one size only.
+The batch size and the text length are open. `trace` is also the first step of an ONNX export (onnx.py). If a graph were
+valid for one size only, `trace` fails instead of silently fixing that axis.
 """
 
 from __future__ import annotations
@@ -25,34 +26,37 @@ from flexiclip.export.encoders import ImageEncoder, TextEncoder
 
 
 def trace(encoder: nn.Module) -> ExportedProgram:
-    """The program of an ImageEncoder or a TextEncoder."""
+    """Trace an ImageEncoder or a TextEncoder to a program."""
     example, axes = _example(encoder)
     with quiet(), torch.no_grad():
         return torch.export.export(encoder, (example,), dynamic_shapes=(axes,), strict=False)
 
 
 def save(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> None:
-    """Trace an encoder and write its program; the facts are the extra file KEY of torch.export.load."""
+    """Trace an encoder and write its program. The facts are the extra file KEY of torch.export.load."""
     program, content = trace(encoder), io.BytesIO()
-    with quiet():  # into memory: torch's own writer of files ends the whole process on a full disk
+    with quiet():  # write to memory, because on a full disk torch's own file writer ends the process
         torch.export.save(program, content, extra_files={KEY: facts_to_json(facts)} if facts is not None else None)
     path.write_bytes(content.getbuffer())
 
 
 def open_encoder(path: Path) -> Callable[[Tensor], Tensor]:
-    """A function from the input to the embeddings that runs a saved program."""
+    """Return a function that runs a saved program and maps the input to the embeddings."""
     with quiet():
         module: Callable[[Tensor], Tensor] = torch.export.load(path).module()
     return module
 
 
 def input_name(encoder: nn.Module) -> str:
-    """What the encoder's input is called in its graph."""
+    """The name of the encoder's input in its graph."""
     return "images" if isinstance(encoder, ImageEncoder) else "tokens"
 
 
 def _example(encoder: nn.Module) -> tuple[Tensor, dict[int, Any]]:
-    """An input to trace with, and its open axes. Sizes 0 and 1 would be taken for constants, so the batch is 2."""
+    """An input to trace with, and its open axes.
+
+    The batch size is 2, because torch.export takes the sizes 0 and 1 for constants.
+    """
     if isinstance(encoder, ImageEncoder):
         return torch.zeros(2, 3, *encoder.tower.image_size, dtype=torch.uint8 if encoder.pixels else torch.float32), {
             0: Dim("batch")
@@ -65,7 +69,7 @@ def _example(encoder: nn.Module) -> tuple[Tensor, dict[int, Any]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and advice of other libraries, meant for their own authors; exceptions pass."""
+    """Suppress the progress bars, warnings and logs of other libraries inside this block. Exceptions pass."""
     disabled, heard = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.WARNING)
     try:

@@ -1,6 +1,7 @@
-"""`flexiclip export image|text`: write aside, compare with the model, and only then put in place, with a card.
+"""`flexiclip export image|text`: write an encoder, compare it with the model, and put it in place together with a card.
 
-Each function returns what it did, a line each, and raises Disagreement with the figures when the result is not the model.
+The encoder is written into a temporary folder first. Each function returns what it did, one line per item, and raises
+Disagreement with the figures if the result does not agree with the model.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ _USAGE = {
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """How a single encoder is written. seqhw: lengths of an image encoder; none given is the model's default one."""
+    """The options of a single encoder's export.
+
+    `seqhw` lists the lengths of an image encoder; the default is the model's own length.
+    """
 
     format: str = "onnx"  # onnx | torch
     seqhw: Sequence[int] = ()
     quantize: str | None = None  # int8
-    normalize_inside: bool = False  # an image encoder takes uint8 pixels
+    normalize_inside: bool = False  # an image encoder takes uint8 pixels and normalises them
     images: str | None = None  # a folder or shards to compare on
 
     def __post_init__(self) -> None:
@@ -53,13 +57,17 @@ class EncoderOptions:
 
 
 def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]:
-    """Write the image encoder of a model folder, a file a length: OUTPUT, or OUTPUT-5, OUTPUT-8, ... for several."""
+    """Write the image encoder of a model folder, one file per length.
+
+    The files are OUTPUT for one length, and OUTPUT-5, OUTPUT-8, ... for several. Returns what was written and measured,
+    one line per item. Raises UserError for a length that does not divide the image, before any file is written.
+    """
     origin = Origin.open(model)
     loaded = origin.loaded
     tower = loaded.model.image_tower
     lengths: list[Size] = list(dict.fromkeys(options.seqhw)) or [tower.default_seqhw()]
     for seqhw in lengths:
-        tower.grid_of(tower.image_size, seqhw)  # every length is looked at before the first is written
+        tower.grid_of(tower.image_size, seqhw)  # check every length before the first file is written
     pixels = image_inputs(loaded, options.images)
     lines = []
     for seqhw in lengths:
@@ -76,7 +84,11 @@ def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]
 
 
 def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
-    """Write the text encoder of a model folder, and its tokenizer's files into a folder beside, named after OUTPUT."""
+    """Write the text encoder of a model folder, and the files of its tokenizer.
+
+    The tokenizer's folder is next to OUTPUT and named after it (`tokenizer_folder`). Returns what was written and
+    measured, one line per item.
+    """
     origin = Origin.open(model)
     loaded = origin.loaded
     encoder = TextEncoder(loaded.model)
@@ -95,7 +107,7 @@ def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
 
 @torch.no_grad()
 def _shorter(loaded: LoadedModel, case: Case) -> Case:
-    """The left half of the tokens: another graph than the full length, were the length not open."""
+    """The left half of the tokens. It would need another graph than the full length if the length were not open."""
     tokens = case.x[:, : max(1, case.x.shape[1] // 2)]
     return Case(f"{case.inputs}, cut", tokens, loaded.model.encode_text(tokens, normalize=True))
 
@@ -103,7 +115,7 @@ def _shorter(loaded: LoadedModel, case: Case) -> Case:
 def _export(
     origin: Origin, encoder: ImageEncoder | TextEncoder, cases: list[Case], path: Path, options: EncoderOptions, what: str
 ) -> list[str]:
-    """Write and check one encoder in a folder aside; the file and its card appear together or not at all."""
+    """Write and check one encoder in a temporary folder; the file and its card appear together or not at all."""
     if path.is_dir():
         example = path / f"encoder{_SUFFIXES[options.format]}"
         raise UserError(f"--output {path}: is a folder; name the file to write, for example {example}")
@@ -128,7 +140,10 @@ def _export(
 
 
 def _quantize(whole: Path, quantized: Path, cases: list[Case], what: str) -> list[str]:
-    """Quantise, and say what it costs in cosine and gains in speed and size."""
+    """Quantise the encoder, and report the cosines and the gain in speed and size, one line per item.
+
+    If the embeddings differ too much, the second layers of the MLPs stay float32.
+    """
     onnx.quantize(whole, quantized)
     scope = "all blocks"
     if not agreed(measure(onnx.open_encoder(quantized), cases), INT8):

@@ -1,6 +1,6 @@
-"""`flexiclip export model`: a whole model in another library's form, opened there again and compared with ours.
+"""`flexiclip export model`: write a whole model in another library's format, open it there, and compare it with ours.
 
-The folder or file appears complete or not at all; what is there already is not touched.
+The folder or file appears complete or not at all, and existing files are never overwritten.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ FORMATS = (*_FOLDERS, "big_vision")
 
 
 def export_model(model: str, output: Path, format: str, seqhw: Size | None = None, images: str | None = None) -> list[str]:
-    """Write a model folder in another library's format and return what was written and measured, a line each.
+    """Write a model folder in another library's format, and return what was written and measured, one line per item.
 
-    seqhw: the length that is baked in, default the model's own; big_vision keeps them all. Raises UserError with the reason for a
-    model that the format cannot express, Disagreement when the other library computes something else.
+    `seqhw` is the length that the result is fixed to; the default is the model's own. It does not apply to big_vision,
+    whose file keeps all lengths. `images` is a folder or shards to compare on. Raises UserError with the reason if the
+    format cannot express the model, and Disagreement if the other library computes something else.
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
@@ -56,6 +57,7 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
 
 
 def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], images: str | None) -> list[str]:
+    """Write the model as a folder, compare it, and add the card. The folder is removed if anything fails."""
     loaded = origin.loaded
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: something is there already; name a new folder")
@@ -81,6 +83,7 @@ def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], im
 
 
 def _file(origin: Origin, output: Path) -> list[str]:
+    """Write the model as big_vision's single file, with the card next to it."""
     if output.suffix != ".npz":
         raise UserError(f"--output {output}: big_vision's format is one file, name it .npz")
     if output.exists():
@@ -97,6 +100,6 @@ def _file(origin: Origin, output: Path) -> list[str]:
             aside.replace(output)
     finally:
         for file in (aside, aside_card):
-            with suppress(OSError):  # the folder may be the fault
+            with suppress(OSError):  # the folder itself may be the problem
                 file.unlink()
     return account

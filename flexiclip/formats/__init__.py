@@ -1,1 +1,5 @@
-"""Readers of foreign weight formats, one module a format; none of them unpickles anything."""
+"""Readers and writers of other libraries' weight formats: timm, open_clip, big_vision and transformers.
+
+Each library has a reader and a writer next to each other, and no reader unpickles anything. imported.py and written.py
+hold what the readers and the writers share, and run.py turns what a reader returns into a model folder.
+"""

@@ -1,18 +1,19 @@
-"""big_vision's `.npz` weights: FlexiViT and plain ViT towers, text towers, and two-tower files (LiT, SigLIP, SigLIP 2).
+"""Reader of big_vision's `.npz` weights: FlexiViT and ViT towers, text towers, and two-tower files (LiT, SigLIP, SigLIP 2).
 
     flexiclip import flexivit_s_i1k.npz --format big_vision --output models/flexivit_s
     flexiclip import webli_en_b16_224.npz --format big_vision --text c4_en.model --output models/siglip_b16
 
-JAX stores images NHWC, convolutions HWIO, dense kernels (in, out), attention q/k/v (D, heads, K) and its output (heads, K, D).
-Every array must find its place: one left over raises, because it says that the file is not of the model we take it for.
+JAX stores images as NHWC, convolutions as HWIO, dense kernels as (in, out), q, k and v of an attention as (D, heads, K),
+and its output as (heads, K, D). Every array must be used: an array that is left over raises UserError, because it means
+that the file belongs to another kind of model.
+
+Files are read without pickle. The names of arrays have changed over the years, and old ones are brought up to date as
+big_vision's own loaders do it (fix_old_checkpoints in its models/vit.py, load_params in its utils.py, and load in its
+models/proj/image_text/text_transformer.py). Old files differ in these points: a prefix in training checkpoints, module
+numbers from before Linen, position embeddings inside the encoder or together with the class token's, a MAP head without a
+module of its own, and blocks stacked by lax.scan.
 
 Shapes: D width, K width of a head, gh x gw position grid.
-
-big_vision's `.npz` files: read without pickle, with the names of every age brought to today's.
-
-What is brought up to date is what big_vision's own loaders do (models/vit.py fix_old_checkpoints, utils.py load_params,
-models/proj/image_text/text_transformer.py load): a prefix of training checkpoints, module numbers from before Linen, position
-embeddings inside the encoder or together with the class token's, a MAP head without a module, blocks stacked by lax.scan.
 """
 
 from __future__ import annotations
@@ -48,14 +49,21 @@ from flexiclip.tensor_files import read_npz as read_arrays
 
 __all__ = ["image_tower_state", "import_big_vision", "read_npz", "split_head", "text_tower_state"]
 
+Array = NDArray[np.generic]
+Arrays = Mapping[str, Array]
+
+_MODULE = re.compile(r"([A-Z][A-Za-z]*)_(\d+)$")
+_TRAINING_STATE = ("opt/", "extra/", "chrono/", "states/")
 _FLEXIVIT = (32, 7, 240)  # base kernel, base grid and image size of the released FlexiViTs
 
 
 @reader
 def import_big_vision(path: Path, text: Path | None = None, heads: int | None = None, image_size: int | None = None) -> Imported:
-    """Read a tower or a two-tower file. `text` is the sentencepiece model that the text tower was trained with.
+    """Read an image tower or a two-tower file.
 
-    heads is needed by no file of big_vision's own: its kernels show the number, and another one is refused. Raises UserError.
+    `text` is the sentencepiece model that the text tower was trained with. `heads` is not needed, because the kernels of
+    the attention show the number of heads; a different number raises UserError. `image_size` is in pixels; the default is
+    240 for a FlexiViT and otherwise what the kernel and the grid cover. Raises UserError if the file cannot be imported.
     """
     arrays, training = read_parameters(path)
     notes = [f"{training} arrays of the training state were left out"] if training else []
@@ -67,6 +75,7 @@ def import_big_vision(path: Path, text: Path | None = None, heads: int | None = 
 
 
 def _image_alone(arrays: Arrays, what: str, heads: int | None, image_size: int | None, notes: list[str]) -> Imported:
+    """Import a file that has only an image tower."""
     state, head, found, more = _image_half(arrays, what, heads)
     kernel, grid = state["kernel"].shape[-1], state["posemb"].shape[-1]
     flexible = (kernel, grid) == _FLEXIVIT[:2] and image_size in (None, _FLEXIVIT[2])
@@ -86,6 +95,7 @@ def _image_alone(arrays: Arrays, what: str, heads: int | None, image_size: int |
 def _two_towers(
     arrays: Arrays, path: Path, text: Path | None, heads: int | None, image_size: int | None, notes: list[str]
 ) -> Imported:
+    """Import a file with an image tower and a text tower."""
     what = str(path)
     image_state, image_head, image_heads, image_notes = _image_half(beneath(arrays, "img/"), f"{what}: img", heads)
     text_arrays = beneath(arrays, "txt/")
@@ -121,7 +131,7 @@ def _two_towers(
 
 
 def _image_half(arrays: Arrays, what: str, heads: int | None) -> tuple[State, State, int, list[str]]:
-    """(the tower's state, its head's, its number of heads, notes)."""
+    """The tower's state, its head's state, its number of heads, and notes."""
     today, notes = image_arrays_today(arrays)
     found = _heads(today, "Transformer", what)
     if heads not in (None, found):
@@ -131,6 +141,7 @@ def _image_half(arrays: Arrays, what: str, heads: int | None) -> tuple[State, St
 
 
 def _heads(arrays: Arrays, encoder: str, what: str) -> int:
+    """The number of heads, from the shape of the first query kernel."""
     query = arrays.get(f"{encoder}/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel")
     if query is None or query.ndim != 3:
         name = f"{encoder}/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
@@ -139,7 +150,10 @@ def _heads(arrays: Arrays, encoder: str, what: str) -> int:
 
 
 def split_head(arrays: Arrays, what: str = "the file") -> tuple[dict[str, Array], State]:
-    """(the arrays of the tower, the state dict of the Linear that is its head). The state is empty for a model without a head."""
+    """Split the arrays of a model into those of the tower and the state dict of the Linear that is its head.
+
+    The state dict is empty for a model without a head.
+    """
     tower = {name: array for name, array in arrays.items() if not name.startswith("head/")}
     source = Source(_tensors({name: array for name, array in arrays.items() if name.startswith("head/")}), what)
     state = {} if "head/kernel" not in source else {"weight": source.take("head/kernel").T.contiguous()}
@@ -150,9 +164,9 @@ def split_head(arrays: Arrays, what: str = "the file") -> tuple[dict[str, Array]
 
 
 def image_tower_state(arrays: Arrays, what: str = "the file") -> State:
-    """The state dict of a FlexiViT from the arrays of big_vision's `flexi` or `vit` model without its head (split_head).
+    """The state dict of a FlexiViT, from the arrays of big_vision's `flexi` or `vit` model without its head (`split_head`).
 
-    Raises UserError that lists the arrays missing and left over.
+    Raises UserError that lists the arrays that are missing or left over.
     """
     source = Source(_tensors(arrays), what)
     kernel = source.take("embedding/kernel").permute(3, 2, 0, 1)
@@ -171,9 +185,9 @@ def image_tower_state(arrays: Arrays, what: str = "the file") -> State:
 
 
 def text_tower_state(arrays: Arrays, what: str = "the file") -> State:
-    """The state dict of a TextTransformer from the arrays of big_vision's `text_transformer` without its head (split_head).
+    """The state dict of a TextTransformer, from the arrays of big_vision's `text_transformer` without its head (`split_head`).
 
-    Raises UserError that lists the arrays missing and left over.
+    Raises UserError that lists the arrays that are missing or left over.
     """
     source = Source(_tensors(arrays), what)
     state = {"token_embedding.weight": source.take("Embed_0/embedding"), "posemb": source.take("pos_embedding")}
@@ -185,10 +199,12 @@ def text_tower_state(arrays: Arrays, what: str = "the file") -> State:
 
 
 def _tensors(arrays: Arrays) -> State:
+    """The arrays as float32 tensors with memory of their own."""
     return {name: torch.from_numpy(np.asarray(array, dtype=np.float32).copy()) for name, array in arrays.items()}
 
 
 def _encoder(source: Source, prefix: str) -> State:
+    """The state of the blocks and of the last norm."""
     state = _norm(source, f"{prefix}/encoder_norm", "norm")
     depth = 0
     while f"{prefix}/encoderblock_{depth}/LayerNorm_0/scale" in source:
@@ -230,34 +246,31 @@ def _mlp(source: Source, theirs: str, ours: str) -> State:
 
 
 def _dense(source: Source, theirs: str, ours: str) -> State:
+    """The state of a dense layer: kernel (in, out) -> weight [out, in]."""
     return {f"{ours}.weight": source.take(f"{theirs}/kernel").T.contiguous(), f"{ours}.bias": source.take(f"{theirs}/bias")}
 
 
 def _projection(source: Source, name: str) -> tuple[Tensor, Tensor]:
-    """q, k or v: kernel (D, heads, K) -> weight [heads * K, D], and its bias."""
+    """The weight and the bias of q, k or v: kernel (D, heads, K) -> weight [heads * K, D]."""
     return source.take(f"{name}/kernel").flatten(1).T.contiguous(), source.take(f"{name}/bias").flatten()
 
 
 def _attention_output(source: Source, theirs: str, ours: str) -> State:
-    """kernel (heads, K, D) -> weight [D, heads * K]."""
+    """The state of an attention's output layer: kernel (heads, K, D) -> weight [D, heads * K]."""
     kernel = source.take(f"{theirs}/kernel").flatten(0, 1)
     return {f"{ours}.weight": kernel.T.contiguous(), f"{ours}.bias": source.take(f"{theirs}/bias")}
 
 
-Array = NDArray[np.generic]
-Arrays = Mapping[str, Array]
-
-_MODULE = re.compile(r"([A-Z][A-Za-z]*)_(\d+)$")
-_TRAINING_STATE = ("opt/", "extra/", "chrono/", "states/")
-
-
 def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an `.npz` by name, a leading `params/` stripped. Pickled objects and damaged files raise UserError."""
+    """The arrays of an `.npz` file by name, without the prefix `params/`.
+
+    Raises UserError for pickled objects and damaged files.
+    """
     return {name.removeprefix("params/"): array for name, array in _read(path).items()}
 
 
 def read_parameters(path: Path) -> tuple[dict[str, Array], int]:
-    """(the parameters by today's names, how many arrays of a training state beside them were left out)."""
+    """The parameters by current names, and the number of arrays of a training state that were left out."""
     found = _read(path)
     for prefix in ("params/", "opt/target/"):
         parameters = beneath(found, prefix)
@@ -270,6 +283,7 @@ def read_parameters(path: Path) -> tuple[dict[str, Array], int]:
 
 
 def _read(path: Path) -> dict[str, Array]:
+    """The arrays of an `.npz` file by their names in the file. Raises UserError if it cannot be read."""
     try:
         return {name: _bfloat16_widened(array) for name, array in read_arrays(path).items()}
     except (OSError, ValueError) as error:
@@ -280,20 +294,25 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def _bfloat16_widened(array: Array) -> Array:
-    """numpy has no bfloat16 and stores it as two bytes without a type."""
+    """Convert bfloat16 to float32. numpy has no bfloat16 and stores it as two bytes without a type."""
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array
 
 
 def renumber(arrays: Arrays) -> dict[str, Array]:
-    """Flax before Linen numbered all modules of a parent in one row (LayerNorm_0, MlpBlock_3); now each class starts at 0."""
+    """Number the modules as Linen does.
+
+    Before Linen, flax numbered all modules of a parent in one sequence (LayerNorm_0, MlpBlock_3). Now the numbers of each
+    class start at 0.
+    """
     numbers: dict[tuple[str, str], set[int]] = {}
     for parent, module, number in _modules(arrays):
         numbers.setdefault((parent, module), set()).add(number)
     rank = {key: {number: i for i, number in enumerate(sorted(found))} for key, found in numbers.items()}
 
     def today(name: str) -> str:
+        """The current name of an array."""
         parts = name.split("/")
         for i, part in enumerate(name.split("/")[:-1]):
             match = _MODULE.match(part)
@@ -306,6 +325,7 @@ def renumber(arrays: Arrays) -> dict[str, Array]:
 
 
 def _modules(names: Iterable[str]) -> Iterable[tuple[str, str, int]]:
+    """The parent, the class and the number of every numbered module in the names."""
     for name in names:
         parts = name.split("/")
         for i, part in enumerate(parts[:-1]):
@@ -315,7 +335,7 @@ def _modules(names: Iterable[str]) -> Iterable[tuple[str, str, int]]:
 
 
 def image_arrays_today(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
-    """(an image tower's arrays by today's names, what had to be done for it)."""
+    """The arrays of an image tower by current names, and notes on what was changed."""
     today, notes = unstack(arrays, "Transformer"), []
     for old in ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding"):
         if old in today and "pos_embedding" not in today:
@@ -334,7 +354,7 @@ def image_arrays_today(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
 
 
 def text_arrays_today(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
-    """(a text tower's arrays by today's names, what had to be done for it)."""
+    """The arrays of a text tower by current names, and notes on what was changed."""
     today = unstack(arrays, "Encoder_0")
     extra = today.pop("Encoder_0/pos_embedding", None)
     if extra is None or "pos_embedding" not in today:
@@ -344,7 +364,7 @@ def text_arrays_today(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
 
 
 def unstack(arrays: Arrays, encoder: str) -> dict[str, Array]:
-    """Blocks that lax.scan keeps in one array each, [depth, ...], as blocks one by one."""
+    """Split blocks that lax.scan stores as one array per parameter, [depth, ...], into arrays for each block."""
     stacked = beneath(arrays, f"{encoder}/encoderblock/")
     apart = {name: array for name, array in arrays.items() if not name.startswith(f"{encoder}/encoderblock/")}
     for name, array in stacked.items():

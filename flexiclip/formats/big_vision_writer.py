@@ -1,7 +1,8 @@
-"""A model as big_vision's `.npz`: the base kernel and the base grid, so that nothing of its flexibility is lost.
+"""Writer of big_vision's `.npz` files, with the base kernel and the base grid, so the model keeps all its lengths.
 
-An image tower alone has its arrays at the top; two towers stand under img/ and txt/, with t and b beside, as big_vision's
-proj/image_text/two_towers.py has it. The reader is big_vision_reader.py; what it reads, this writes again bit for bit.
+The arrays of an image tower alone are at the top level. Those of two towers are under img/ and txt/, with the scalars t
+and b next to them, as in big_vision's models/proj/image_text/two_towers.py. What big_vision_reader.py reads from a file,
+this module writes again bit for bit.
 
 Shapes: D width, H heads, K = D / H.
 """
@@ -29,7 +30,11 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def write(loaded: LoadedModel, path: Path, name: str) -> Written:
-    """Write the `.npz` and read it again: the reader's tensors must be the model's own, bit for bit."""
+    """Write the `.npz` and read it again. The tensors that the reader finds must equal the model's own bit for bit.
+
+    `name` is the name of the file in the usage text. Raises UserError with the reason if the format cannot express the
+    model.
+    """
     model, config = loaded.model, loaded.config.model
     _check_image(config.image)
     image = _image_arrays(model)
@@ -42,7 +47,7 @@ def write(loaded: LoadedModel, path: Path, name: str) -> Written:
         arrays["t"] = single["logit_scale"].cpu().numpy()
         if "logit_bias" in single:
             arrays["b"] = single["logit_bias"].cpu().numpy()
-    with path.open("wb") as file:  # by name, np.savez would add a suffix
+    with path.open("wb") as file:  # given a file name, np.savez would add a suffix
         np.savez(file, **arrays)  # type: ignore[arg-type]
     _compare(path, model)
     (p, q), (gh, gw) = pair(config.image.base_patch_size), pair(config.image.base_grid)
@@ -54,6 +59,7 @@ def write(loaded: LoadedModel, path: Path, name: str) -> Written:
 
 
 def _check_image(image: ImageTowerConfig) -> None:
+    """Raise UserError if big_vision's image tower cannot express these settings."""
     _check_functions("image", image.activation, image.norm_eps)
     resize = (image.kernel_resize, image.kernel_antialias, image.grid_resize, image.grid_antialias)
     gh, gw = pair(image.base_grid)
@@ -69,6 +75,7 @@ def _check_image(image: ImageTowerConfig) -> None:
 
 
 def _check_text(text: TextTowerConfig) -> None:
+    """Raise UserError if big_vision's text tower cannot express these settings."""
     if text.kind != "transformer":
         raise refuse(FORMAT, f"its text tower is of another library (model.text.kind={text.kind})")
     _check_functions("text", text.activation, text.norm_eps)
@@ -79,12 +86,14 @@ def _check_text(text: TextTowerConfig) -> None:
 
 
 def _check_functions(tower: str, activation: str, norm_eps: float) -> None:
+    """Raise UserError unless activation and epsilon are those of big_vision's ViT."""
     if activation != "gelu_tanh" or norm_eps != 1e-6:
         found = f"model.{tower}.activation={activation}, norm_eps={norm_eps}"
         raise refuse(FORMAT, f"{found}, and big_vision's ViT has gelu_tanh and 1e-06")
 
 
 def _image_arrays(model: FlexiCLIP) -> Arrays:
+    """The arrays of the image tower and of its head."""
     tower = model.image_tower
     bias = torch.zeros(tower.width) if tower.bias is None else tower.bias
     arrays = {
@@ -99,6 +108,7 @@ def _image_arrays(model: FlexiCLIP) -> Arrays:
 
 
 def _text_arrays(model: FlexiCLIP) -> Arrays:
+    """The arrays of the text tower and of its head."""
     tower = model.text_tower
     assert isinstance(tower, TextTransformer)
     arrays = {"Embed_0/embedding": _array(tower.token_embedding.weight), "pos_embedding": _array(tower.posemb)}
@@ -106,7 +116,7 @@ def _text_arrays(model: FlexiCLIP) -> Arrays:
 
 
 def _head(projection: nn.Module, width: int) -> Arrays:
-    """The projection as flax's Dense, which has a bias always; nothing where there is no projection."""
+    """The projection as flax's Dense, which always has a bias. The result is empty if there is no projection."""
     if not isinstance(projection, nn.Linear):
         return {}
     bias = projection_bias(projection, projection.out_features)
@@ -114,7 +124,7 @@ def _head(projection: nn.Module, width: int) -> Arrays:
 
 
 def _encoder(tower: nn.Module, prefix: str) -> Arrays:
-    """Blocks, last norm and MAP head."""
+    """The arrays of the blocks, the last norm and the MAP head."""
     state = tower.state_dict()
     heads = tower.blocks[0].attn.heads  # type: ignore[union-attr, index]
     arrays = _norm(state, "norm", f"{prefix}/encoder_norm")
@@ -137,7 +147,7 @@ def _encoder(tower: nn.Module, prefix: str) -> Arrays:
 
 
 def _attention(theirs: str, heads: int, qkv: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], state: State, output: str) -> Arrays:
-    """Weights [D, D] of q, k, v as kernels (D, H, K), the output's as (H, K, D)."""
+    """The arrays of an attention: weights [D, D] of q, k and v as kernels (D, H, K), that of the output as (H, K, D)."""
     arrays = {}
     for part, weight, bias in zip(("query", "key", "value"), *qkv, strict=True):
         arrays[f"{theirs}/{part}/kernel"] = _array(weight.T.unflatten(1, (heads, -1)))
@@ -160,6 +170,7 @@ def _mlp(state: State, ours: str, theirs: str) -> Arrays:
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
+    """The tensor as a contiguous float32 array."""
     found: NDArray[np.float32] = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
     return found
 

@@ -1,11 +1,12 @@
-"""open_clip's ViT models, both towers with their tokenizer: native CLIP ViTs, and SigLIP and others whose image half is timm's.
+"""Reader of open_clip's ViT models: CLIP's own architecture, and models such as SigLIP whose image half is timm's.
 
     flexiclip import ViT-B-32-quickgelu/openai --format open_clip --output models/clip_b32
     flexiclip import ViT-B-16-SigLIP/webli.safetensors --format open_clip --text c4_en.model --output models/siglip_b16
 
-open_clip builds the model and loads the weights; the settings are then read from its modules, so that what it computes is what we
-compute: QuickGELU, the norm before the blocks, the mask and the pool of its text. A text tower that is not a CLIP transformer (a
-Hugging Face encoder, CoCa's class token) is kept as open_clip's own, with its projection.
+Both towers and the tokenizer are imported. open_clip builds the model and loads the weights. The settings are then read
+from its modules, so our model computes what open_clip's computes: QuickGELU, the norm before the blocks, and the mask and
+the pool of the text tower. A text tower that is not a CLIP transformer (a Hugging Face encoder, CoCa's class token) stays
+a module of open_clip, together with its projection.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ _OPENAI_LICENSE = "MIT"
 
 @reader
 def import_open_clip(source: str, arch: str | None = None, text: Path | None = None) -> Imported:
-    """Read NAME/PRETRAINED (a tag or a file), hf-hub:ORG/REPO, local-dir:FOLDER, or a bare file of the architecture `arch`.
+    """Read a model by its name or from a file.
 
-    text: a sentencepiece model in the place of the model's own tokenizer. Raises UserError.
+    `source` is NAME/PRETRAINED (a tag or a file), hf-hub:ORG/REPO, local-dir:FOLDER, or a weight file of the architecture
+    `arch`. `text` is a sentencepiece model to use instead of the model's own tokenizer. Raises UserError if the model
+    cannot be imported.
     """
     name, weights = _split(source, arch)
     with _quiet():
@@ -60,7 +63,7 @@ def import_open_clip(source: str, arch: str | None = None, text: Path | None = N
     visual: Any = model.visual
     image, image_state, notes = _image_half(visual, beneath(tensors, "visual."), source)
     half, text_state = _text_half(model.text, beneath(tensors, "text."), source)
-    if half is None:  # as open_clip has it, its projection included
+    if half is None:  # open_clip's own module, which includes the projection
         named = name if weights is None else f"{name}/{weights}"
         half = TextTowerConfig(kind="open_clip", name=named, projection="none", context_length=_context(described["text_cfg"]))
     from_file = weights is not None and Path(weights).is_file()
@@ -78,6 +81,7 @@ def import_open_clip(source: str, arch: str | None = None, text: Path | None = N
 
 
 def _split(source: str, arch: str | None) -> tuple[str, str | None]:
+    """Split a source into the model's name and its weights, which are None if the name includes them."""
     if source.startswith(("hf-hub:", "local-dir:")):
         return source, None
     if arch is not None:
@@ -92,7 +96,7 @@ def _split(source: str, arch: str | None) -> tuple[str, str | None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip logs that a model has random weights before it gets those of a file."""
+    """Suppress open_clip's warning that a model has random weights, which it logs before weights are loaded from a file."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -102,26 +106,26 @@ def _quiet() -> Iterator[None]:
 
 
 def _load(name: str, weights: str | None, source: str) -> tuple[Any, dict[str, Any], list[str]]:
-    """(open_clip's model with its weights, its configuration, notes)."""
+    """The model of open_clip with its weights, its configuration, and notes."""
     try:
         import open_clip
 
         refuse_foreign_code()
         if name.startswith("local-dir:"):
-            read_json(Path(name.removeprefix("local-dir:")) / "open_clip_config.json")  # which says what stands there instead
+            read_json(Path(name.removeprefix("local-dir:")) / "open_clip_config.json")  # explains a broken file
         described = open_clip.get_model_config(name)
         if described is None:
             raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")
         model, notes = with_weights(name, weights, described, source)
     except UserError:
         raise
-    except Exception as error:  # open_clip checks little of what it reads: each nonsense has an error of its own
+    except Exception as error:  # open_clip checks little of what it reads, so errors may be of any type
         raise UserError(f"{source}: open_clip cannot load it: {short_reason(error)}") from None
     return model.eval(), described, notes
 
 
 def _image_half(visual: Any, tensors: State, what: str) -> tuple[Any, State, list[str]]:
-    """(ImageTowerConfig, weights by our names, notes)."""
+    """The ImageTowerConfig, the weights by our names, and notes."""
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
@@ -151,6 +155,7 @@ def _image_half(visual: Any, tensors: State, what: str) -> tuple[Any, State, lis
 
 
 def _plain(trunk: nn.Module, what: str) -> Any:
+    """The trunk, if it is timm's VisionTransformer. Raises UserError for another class."""
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(trunk, VisionTransformer):
@@ -159,6 +164,7 @@ def _plain(trunk: nn.Module, what: str) -> Any:
 
 
 def _native_settings(visual: Any, what: str) -> dict[str, Any]:
+    """The settings of open_clip's own VisionTransformer that shapes do not show."""
     if visual.attn_pool is not None or visual.pool_type != "tok":
         pool = "an attention pool" if visual.attn_pool is not None else f"the pool {visual.pool_type!r} beside a class token"
         raise UserError(f"{what}: its image half has {pool}; ours are the class token, the mean without one, and a MAP head")
@@ -166,7 +172,7 @@ def _native_settings(visual: Any, what: str) -> dict[str, Any]:
 
 
 def _block_settings(transformer: Any, norm: Any, what: str) -> dict[str, Any]:
-    """heads, activation and norm_eps of open_clip's transformer."""
+    """The settings heads, activation and norm_eps of open_clip's transformer."""
     from open_clip.transformer import ResidualAttentionBlock
 
     block = transformer.resblocks[0]
@@ -180,6 +186,7 @@ def _block_settings(transformer: Any, norm: Any, what: str) -> dict[str, Any]:
 
 
 def _native_image(source: Source) -> State:
+    """The state of open_clip's own VisionTransformer by our names."""
     cls, positions = fold_class_position(source.take("class_embedding"), source.take("positional_embedding"))
     state = {"kernel": source.take("conv1.weight"), "cls": cls, "posemb": square_grid(positions, source.what)}
     if "ln_pre.weight" in source:
@@ -188,6 +195,7 @@ def _native_image(source: Source) -> State:
 
 
 def _blocks(source: Source) -> State:
+    """The state of the blocks by our names, with layer scale folded into the layers."""
     state: State = {}
     depth = 0
     while f"transformer.resblocks.{depth}.ln_1.weight" in source:
@@ -210,7 +218,7 @@ def _blocks(source: Source) -> State:
 
 
 def _text_half(text: Any, tensors: State, what: str) -> tuple[TextTowerConfig | None, State]:
-    """(its settings, weights by our names); None for a tower that ours cannot express."""
+    """The settings and the weights by our names. The settings are None for a tower that ours cannot express."""
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
     ours = (
@@ -244,7 +252,7 @@ def _text_half(text: Any, tensors: State, what: str) -> tuple[TextTowerConfig | 
         causal=causal,
         pad_mask=False,
         pool=pool,
-        eos_id=text.eos_id if text.pool_type == "eos" else None,  # else the tokenizer's, which is the largest id
+        eos_id=text.eos_id if text.pool_type == "eos" else None,  # otherwise the tokenizer's EOS, the largest id
         **settings,
         **projection_settings(head),
     )
@@ -256,6 +264,7 @@ def _context(text_cfg: dict[str, Any]) -> int:
 
 
 def _tokenizer(name: str, text_cfg: dict[str, Any], text: Path | None) -> TokenizerConfig:
+    """The tokenizer of a model: a given sentencepiece model, the one that open_clip names, or CLIP's."""
     context, vocabulary = _context(text_cfg), text_cfg.get("vocab_size", _CLIP_VOCABULARY)
     if text is not None:
         return sentencepiece_config(text, context, vocabulary)
@@ -266,6 +275,7 @@ def _tokenizer(name: str, text_cfg: dict[str, Any], text: Path | None) -> Tokeni
 
 
 def _preprocess(visual: Any, published: dict[str, Any], what: str) -> PreprocessConfig:
+    """How the model's images are prepared. Raises UserError for what our transform cannot do."""
     cfg = visual.preprocess_cfg | published
     resize = cfg.get("resize_mode") or "shortest"
     if resize not in ("shortest", "squash"):
@@ -282,7 +292,7 @@ def _preprocess(visual: Any, published: dict[str, Any], what: str) -> Preprocess
 
 
 def _published_preprocess(name: str) -> dict[str, Any]:
-    """How all published weights of a model want their images, as far as they agree: a file of them does not say."""
+    """The image preparation on which all published weights of a model agree. A weight file does not say how it wants images."""
     import open_clip
 
     known = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
@@ -295,6 +305,7 @@ def _published_preprocess(name: str) -> dict[str, Any]:
 
 
 def _license(name: str, weights: str | None) -> str | None:
+    """The licence of the weights, if it is known."""
     if name.startswith("local-dir:"):
         return read_license(Path(name.removeprefix("local-dir:")))
     return _OPENAI_LICENSE if weights == "openai" else None

@@ -1,12 +1,13 @@
-"""A model at one length as a folder of open_clip: open_clip_config.json and open_clip_model.safetensors.
+"""Writer of open_clip's folders: a model at one length, as open_clip_config.json and open_clip_model.safetensors.
 
     open_clip.create_model("local-dir:FOLDER")
 
-open_clip's own ViT has a class token, a norm before the blocks or none, and a projection without bias. A tower with another pool
-goes through timm: by the name of an architecture where timm knows one, else by a folder `image_tower` with timm's config.json.
+open_clip's own ViT has a class token, an optional norm before the blocks, and a projection without bias. An image tower
+with another pool is written through timm: by the name of an architecture if timm has one of the same shape, and otherwise
+as a folder `image_tower` with timm's config.json.
 
-Text: our transformer where it masks as open_clip's does (causal, or not at all), open_clip's own text towers as they are, and
-Hugging Face encoders of the kinds that open_clip wraps.
+The text tower may be our own transformer if its mask is one that open_clip has (causal or none), one of open_clip's own
+text towers, or a Hugging Face encoder of a kind that open_clip wraps.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 
 
 def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
-    """Write configuration and weights for one length."""
+    """Write configuration and weights for one length. Raises UserError with the reason if open_clip cannot express the model."""
     import open_clip
 
     config = loaded.config.model
@@ -103,7 +104,7 @@ def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[dict[str, Any], State
     state = renamed(tower.state_dict(), {"norm_pre": "ln_pre", **_BLOCKS})
     state = {name.replace("norm.", "ln_post.", 1) if name.startswith("norm.") else name: t for name, t in state.items()}
     bias = state.pop("bias", torch.zeros(width))
-    positions = state.pop("posemb")[0].flatten(1).T + bias  # conv1 has no bias; every patch gets its position too
+    positions = state.pop("posemb")[0].flatten(1).T + bias  # conv1 has no bias, so the positions take it over
     state["conv1.weight"] = state.pop("kernel")
     state["class_embedding"] = state.pop("cls").flatten()
     state["positional_embedding"] = torch.cat([torch.zeros(1, width), positions])
@@ -138,7 +139,7 @@ def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[d
 def _text_half(
     loaded: LoadedModel, text: TextTowerConfig, folder: Path
 ) -> tuple[dict[str, Any], State, bool | None, tuple[str, ...]]:
-    """(text_cfg, weights, whether it needs quick_gelu or None where that has no effect, notes)."""
+    """text_cfg, the weights, whether the tower needs quick_gelu (None if that has no effect), and notes."""
     if text.kind == "huggingface":
         return *_wrapped(loaded, text, folder), None, ()
     note = "open_clip.get_tokenizer does not know this model's tokenizer: tokenize with flexiclip's (MODEL/tokenizer)"
@@ -188,7 +189,7 @@ def _own_text(loaded: LoadedModel, text: TextTowerConfig) -> tuple[dict[str, Any
 
 
 def _wrapped(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[dict[str, Any], State]:
-    """text_cfg and weights of open_clip's HFTextEncoder; the encoder's config and its tokenizer go into the folder."""
+    """text_cfg and weights of open_clip's HFTextEncoder. The encoder's config and its tokenizer are written into the folder."""
     from open_clip.hf_configs import arch_dict
 
     encoder: Any = loaded.model.text_tower.encoder
@@ -215,12 +216,13 @@ def _wrapped(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[
 
 
 def _functions(activation: str, norm_eps: float) -> dict[str, Any]:
-    """The settings of activation and norms; quick_gelu is the whole model's."""
+    """The settings of activation and norms, except for quick_gelu, which is a setting of the whole model."""
     tanh = {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
     return {"norm_kwargs": {"eps": norm_eps}} | tanh
 
 
 def _preprocess(loaded: LoadedModel) -> dict[str, Any]:
+    """open_clip's settings of the image preparation."""
     preprocess = loaded.transform.preprocess
     return {
         "mean": list(preprocess.mean),

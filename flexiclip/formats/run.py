@@ -1,10 +1,11 @@
-"""Published weights as a model folder: read strictly, checked against our own model, saved with their source and licence.
+"""`flexiclip import`: published weights become a model folder, with strict checks and with their source and licence.
 
     flexiclip import vit_b16.safetensors --format timm --arch vit_base_patch16_224 --output models/vit_b16
     flexiclip import ViT-B-32-quickgelu/openai --format open_clip --output models/clip_b32
 
-The readers (one for each format) give settings and weights by our names; here they become a model. A fixed-patch model
-keeps its kernel and its grid as the base ones: at its own length nothing is resized, and every other length works as well.
+A reader (there is one for each format) returns settings and weights by our names, and this module builds the model from
+them. A model with a fixed patch size keeps its kernel and its grid as the base kernel and grid. At its own length nothing
+is resized, and it also runs at every other length.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from flexiclip.models.sizes import check_sizes
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a file may not say of itself.
+    """Facts that a weight file may not contain.
 
-    arch: the name of the architecture (timm, or open_clip with a bare file). text: a sentencepiece model, for text towers that
-    come without a tokenizer. heads: of the image tower, default one for 64 channels or as published. image_size: pixels, default
-    what kernel and grid cover.
+    `arch` is the name of the architecture (for timm, or for open_clip with a weight file). `text` is a sentencepiece
+    model, for text towers that come without a tokenizer. `heads` is the number of heads of the image tower; the default
+    is that of the published model of this width, or one head per 64 channels. `image_size` is in pixels; the default is
+    what the kernel and the grid cover.
     """
 
     arch: str | None = None
@@ -42,10 +44,10 @@ class ImportOptions:
 
 
 def import_weights(source: str, format: str, output: Path, options: ImportOptions | None = None) -> list[str]:
-    """Write `source` as a model folder and return what was mapped and what was resized, a line each.
+    """Write `source` as a model folder, and return what was mapped and what was resized, one line per item.
 
-    Raises UserError when the source cannot be read, when a tensor is missing, left over or of another shape, and for what our
-    towers cannot express.
+    Raises UserError if the source cannot be read, if a tensor is missing, left over or of another shape, and if our
+    towers cannot express the model.
     """
     if format not in _READERS:
         raise UserError(f"--format {format}: choose one of {', '.join(_READERS)}")
@@ -60,7 +62,11 @@ def import_weights(source: str, format: str, output: Path, options: ImportOption
 
 
 def build_imported(imported: Imported, where: str) -> LoadedModel:
-    """The model of a reader's account, every parameter from its weights."""
+    """Build the model that a reader returned, with every parameter from its weights.
+
+    `where` starts the error messages. Raises UserError for a grid that is not square, for weights that do not fit, and
+    for a tokenizer that cannot be built.
+    """
     image = imported.image
     gh, gw = pair(image.base_grid)
     if gh != gw:
@@ -81,7 +87,7 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
     )
     check_sizes(model, sum(tensor.nbytes for tensor in state.values()), where)
     config = Config(model=model, tokenizer=imported.tokenizer, patch=PatchConfig(seqhw=imported.seqhw or (own,)))
-    if imported.text is None:  # an image tower has no scale of its own; 1 is as good as any
+    if imported.text is None:  # an image tower alone does not use the scale, so 1 will do
         state = {"logit_scale": torch.zeros(1)} | state
         return model_from_weights(config, AbsentTokenizer(config.tokenizer, {}), state, where)
     try:
@@ -92,6 +98,7 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
 
 
 def _account(loaded: LoadedModel, imported: Imported, output: Path) -> list[str]:
+    """What was imported, one line per item."""
     image, text = loaded.config.model.image, loaded.config.model.text
     lines = [
         f"image tower: {image.width} wide, {image.depth} deep, {image.heads} heads, pool {image.pool}, "
@@ -133,16 +140,17 @@ def _open_clip(source: str, options: ImportOptions) -> Imported:
 
 
 def _transformers(source: str, options: ImportOptions) -> Imported:
+    """Read a folder of transformers, or a SigLIP as big_vision published it."""
     from flexiclip.formats.transformers_reader import import_transformers
 
-    if source.endswith(".npz"):  # SigLIP as big_vision released it
+    if source.endswith(".npz"):  # a SigLIP as big_vision published it
         return _big_vision(source, options)
     _refuse(options, "transformers", arch=options.arch, heads=options.heads, image_size=options.image_size)
     return import_transformers(Path(source), options.text)
 
 
 def _refuse(options: ImportOptions, format: str, **given: object) -> None:
-    """An option without effect would let the user believe in it."""
+    """Raise UserError for an option that would have no effect, because a user would believe that it has one."""
     for name, value in given.items():
         if value is not None:
             raise UserError(f"--{name.replace('_', '-')} has no meaning for this source ({format}): it says that itself")

@@ -1,10 +1,11 @@
-"""timm's Vision Transformers: `flexivit_*` and `vit_*` weight files, as safetensors, `.bin` or a folder with timm's config.json.
+"""Reader of timm's Vision Transformers, `flexivit_*` and `vit_*`: safetensors, `.bin`, or folders with timm's config.json.
 
     flexiclip import flexivit_small.safetensors --format timm --arch flexivit_small --output models/flexivit_s
 
-The sizes and the pool are read from the tensors. What shapes do not say (activation, epsilon, heads that are not 64 wide, how
-images are normalised) comes from the architecture's name; without one timm's defaults for a plain ViT are taken. Layer scale is
-folded into the layer before it. Everything else that our tower does not have is refused by name.
+The sizes and the pool come from the tensors. The settings that shapes do not show (activation, epsilon, heads that are
+not 64 wide, normalisation of the images) come from the architecture's name, or are timm's defaults for a plain ViT if no
+name is given. Layer scale is folded into the layer before it. Every other part that our tower does not have raises an
+error that names it.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ _ACTIVATIONS = {
     "GELUQuick": "quick_gelu",
     "QuickGELUActivation": "quick_gelu",
 }
-_IMAGES = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # of a pretrained_cfg
-# Sizes that may differ from the architecture's: a file may hold another resolution, base buffers and any head.
+_IMAGES = ("mean", "std", "interpolation", "crop_pct", "crop_mode")  # keys of a pretrained_cfg
+# Tensors that may differ in size from the architecture's: a file may have another resolution, base sizes, or any head.
 _RESIZABLE = ("patch_embed.proj.weight", "pos_embed", "head.")
 
 
 @reader
 def import_timm(path: Path, arch: str | None = None, heads: int | None = None, image_size: int | None = None) -> Imported:
-    """Read an image tower; a classifier in the file becomes the projection. Raises UserError."""
+    """Read an image tower. A classifier in the file becomes the projection.
+
+    `path` is a weight file or a folder, `arch` is timm's name of the architecture, `heads` is the number of heads, and
+    `image_size` is in pixels. Raises UserError if the tower cannot be imported.
+    """
     tensors, taken = read_folder(path) if path.is_dir() else read_checkpoint(path, averaged=True)
     license = read_license(path) if path.is_dir() else None
     said: dict[str, Any] = {}
@@ -93,9 +98,10 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
 
 
 def describe(arch: str, said: dict[str, Any] | None = None) -> Any:
-    """timm's model of that name, without weights and without memory for them. UserError when it is no plain ViT.
+    """Build timm's model of that name without weights, on the meta device.
 
-    said: a folder's config.json, whose model_args change the architecture, and whose pretrained_cfg says how images are prepared.
+    `said` is the content of a folder's config.json. Its model_args change the architecture, and its pretrained_cfg says
+    how images are prepared. Raises UserError if the model is not a plain ViT.
     """
     try:
         import timm
@@ -110,24 +116,24 @@ def describe(arch: str, said: dict[str, Any] | None = None) -> Any:
     try:
         with torch.device("meta"):
             model = timm.create_model(arch, pretrained=False, **options)
-    except (RuntimeError, TypeError) as error:  # an unknown tag, or an argument that the architecture does not have
+    except (RuntimeError, TypeError) as error:  # an unknown tag, or an argument that the model does not have
         raise UserError(f"--arch {arch}: timm cannot build it: {short_reason(error)}") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"--arch {arch}: a {type(model).__name__}; only plain Vision Transformers can be imported")
-    own = said.get("pretrained_cfg") or said  # older folders have the settings at the top
+    own = said.get("pretrained_cfg") or said  # in older folders the settings are at the top level
     described: Any = model
     described.pretrained_cfg = {**described.pretrained_cfg, **{key: own[key] for key in _IMAGES if own.get(key) is not None}}
     return described
 
 
 def _named_in(config: dict[str, Any]) -> str | None:
-    """NAME or NAME.TAG of a folder as timm pushes it to a hub."""
+    """NAME or NAME.TAG from the config.json of a folder in the form that timm uploads to a hub."""
     name, tag = config.get("architecture"), (config.get("pretrained_cfg") or {}).get("tag")
     return f"{name}.{tag}" if name and tag else name
 
 
 def tower_state(source: Source) -> State:
-    """The state dict of a FlexiViT from timm's names; the head, if any, is left in the source."""
+    """The state dict of a FlexiViT, from tensors with timm's names. The head, if there is one, is left in the source."""
     kernel = source.take("patch_embed.proj.weight")
     if kernel.ndim != 4 or kernel.shape[1] != 3:
         raise UserError(f"{source.what}: a patch kernel of {list(kernel.shape)}; expected [width, 3, height, width]")
@@ -137,7 +143,7 @@ def tower_state(source: Source) -> State:
         state["bias"] = source.take("patch_embed.proj.bias")
     if "cls_token" in source:
         state["cls"] = source.take("cls_token")
-        if not _is_square(positions[None]):  # FlexiViT's class token has no position
+        if not _is_square(positions[None]):  # a FlexiViT's class token has no position
             state["cls"], positions = fold_class_position(state["cls"], positions)
     state["posemb"] = square_grid(positions, source.what)
     if "norm_pre.weight" in source:
@@ -147,7 +153,7 @@ def tower_state(source: Source) -> State:
         state |= _block(source, f"blocks.{depth}")
         depth += 1
     if "fc_norm.weight" in source:
-        source.finish()  # says why
+        source.finish()  # raises the error that explains it
     state |= source.take_layer("norm", "norm")
     if "attn_pool.latent" in source:
         state["map_head.probe"] = source.take("attn_pool.latent")
@@ -157,6 +163,7 @@ def tower_state(source: Source) -> State:
 
 
 def _block(source: Source, name: str) -> State:
+    """The state of one block, with layer scale folded into the layers."""
     state: State = {}
     for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"):
         state |= source.take_layer(f"{name}.{layer}", f"{name}.{layer}")
@@ -171,7 +178,10 @@ def _block(source: Source, name: str) -> State:
 
 
 def settings_of(model: Any, what: str) -> dict[str, Any]:
-    """heads, activation and norm_eps of a timm VisionTransformer; UserError for what our tower cannot express."""
+    """The settings heads, activation and norm_eps of a timm VisionTransformer.
+
+    Raises UserError for what our tower cannot express.
+    """
     block = model.blocks[0]
     pool = "map" if model.attn_pool is not None else "tok" if model.cls_token is not None else "gap"
     if {"token": "tok", "avg": "gap", "map": "map"}.get(model.global_pool) != pool:
@@ -190,7 +200,7 @@ def settings_of(model: Any, what: str) -> dict[str, Any]:
 
 
 def activation_of(module: nn.Module, what: str) -> str:
-    """Our name of an activation module; UserError when we have none."""
+    """Our name of an activation module. Raises UserError for an activation that we do not have."""
     name = type(module).__name__
     if name not in _ACTIVATIONS:
         raise UserError(f"{what}: its activation {name} is none of gelu, gelu_tanh and quick_gelu")
@@ -198,7 +208,10 @@ def activation_of(module: nn.Module, what: str) -> str:
 
 
 def preprocess_of(model: Any | None) -> tuple[PreprocessConfig, list[str]]:
-    """(how timm feeds a model, what differs here); without a model the values of big_vision's and timm's augreg ViTs."""
+    """How timm prepares images for a model, and notes on what differs here.
+
+    Without a model, the values are those of big_vision's ViTs and of timm's augreg ViTs.
+    """
     if model is None:
         return PreprocessConfig(), ["pixels are normalised with mean and std 0.5; --arch would say what timm does"]
     cfg = model.pretrained_cfg
@@ -217,14 +230,14 @@ def preprocess_of(model: Any | None) -> tuple[PreprocessConfig, list[str]]:
 
 
 def _plain_settings(state: State, what: str) -> dict[str, Any]:
-    """Of a ViT whose name is not known."""
+    """The settings of a ViT whose name is not known."""
     if "norm_pre.weight" in state:
         raise UserError(f"{what}: a CLIP tower, and whether its activation is GELU or QuickGELU no shape says: give --arch NAME")
     return {"heads": default_heads(len(state["kernel"])), "activation": "gelu", "norm_eps": 1e-6}
 
 
 def _check_shapes(tensors: dict[str, Tensor], model: nn.Module, what: str) -> None:
-    """The file is of the architecture named: its settings would silently be wrong for another one."""
+    """Raise UserError unless the file has the named architecture. Its settings would be silently wrong for another one."""
     wanted = {name: t.shape for name, t in model.state_dict().items() if not name.startswith(_RESIZABLE)}
     for name, shape in wanted.items():
         if name in tensors and tensors[name].shape != shape:
@@ -235,14 +248,17 @@ def _check_shapes(tensors: dict[str, Tensor], model: nn.Module, what: str) -> No
 
 
 def _is_square(positions: Tensor | None) -> bool:
+    """Whether the number of positions is a square number."""
     return positions is not None and round(positions.shape[1] ** 0.5) ** 2 == positions.shape[1]
 
 
 def _own_seqhw(flexible: bool, size: int | None) -> int | None:
+    """The default length of a FlexiViT, if it divides the image."""
     return FLEXIVIT_SEQHW if flexible and size is not None and size % FLEXIVIT_SEQHW == 0 else None
 
 
 def _flexivit_notes(state: State) -> list[str]:
+    """Notes on a FlexiViT, whose kernel may already be resized to one patch size."""
     side = state["kernel"].shape[-1]
     if side >= 32:
         return [f"a FlexiViT with its base kernel of {side}x{side}: every length is the original's"]

@@ -1,9 +1,10 @@
-"""The image tower, at one length, as a model folder of timm.
+"""Writer of timm's model folders: the image tower at one length.
 
     timm.create_model("local-dir:FOLDER", pretrained=True)
 
-The projection becomes timm's classifier, so the model's output is the embedding. timm's VisionTransformer has every pool of ours;
-its norms' epsilon comes with the name of an architecture, all else is written into the folder's config.json.
+The projection becomes timm's classifier, so the output of timm's model is the embedding. timm's VisionTransformer has
+every pool that ours has. The epsilon of its norms depends on the name of the architecture, and everything else is written
+into the folder's config.json.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.transformer import ACTIVATIONS
 
-_EPSILONS = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}  # architectures whose norms have that epsilon
+_EPSILONS = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}  # architectures whose norms have this epsilon
 POOLS = {"tok": "token", "gap": "avg", "map": "map"}
 _NAMES = {
     "map_head.probe": "attn_pool.latent",
@@ -44,7 +45,10 @@ _NAMES = {
 
 
 def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
-    """Write config.json and model.safetensors for one length."""
+    """Write config.json and model.safetensors for one length.
+
+    Raises UserError with the reason if timm cannot express the tower.
+    """
     timm = require_timm()
     tower, projection = bake(loaded.model.image_tower, seqhw), loaded.model.image_projection
     has_head = isinstance(projection, nn.Linear)
@@ -56,14 +60,14 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     write_config(tower, loaded, outputs, folder)
     write_weights(folder / "model.safetensors", state)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    model.load_state_dict(state, strict=True)  # timm's own loading leaves out what does not fit
+    model.load_state_dict(state, strict=True)  # timm's own loading skips tensors that do not fit
     load = f'```python\nmodel = timm.create_model("local-dir:{folder.name}", pretrained=True).eval()\n```\n\n'
     usage = load + "Images as `timm.data.create_transform(**timm.data.resolve_model_data_config(model))` makes them."
     return Written(usage, model, None)
 
 
 def require_timm() -> Any:
-    """The timm package, or UserError with the line that installs it."""
+    """Return the timm package. Raises UserError with the pip command if it is not installed."""
     try:
         import timm
     except ImportError:
@@ -72,7 +76,7 @@ def require_timm() -> Any:
 
 
 def write_config(tower: FlexiViT, loaded: LoadedModel, outputs: int, folder: Path) -> None:
-    """Write timm's config.json of a baked tower. outputs: of the classifier, 0 for none."""
+    """Write timm's config.json for a baked tower. `outputs` is the number of outputs of the classifier, or 0 without one."""
     config, preprocess = tower.config, loaded.transform.preprocess
     if config.norm_eps not in _EPSILONS:
         raise refuse("timm", f"norm_eps={config.norm_eps}, and timm's architectures have {' or '.join(map(str, _EPSILONS))}")
@@ -122,11 +126,11 @@ def model_args(tower: FlexiViT, outputs: int) -> dict[str, Any]:
 
 
 def tower_state(tower: FlexiViT) -> State:
-    """timm's state dict of a baked tower, without a classifier."""
+    """The state dict of timm's VisionTransformer for a baked tower, without a classifier."""
     state = renamed(tower.state_dict(), _NAMES)
     kernel, bias = state.pop("kernel"), state.pop("bias", torch.zeros(tower.width))
     posemb = state.pop("posemb").flatten(2).transpose(1, 2)
-    if tower.config.pre_norm:  # timm's embedding has no bias then; every patch gets its position too
+    if tower.config.pre_norm:  # timm's patch embedding then has no bias, so the positions take it over
         posemb = posemb + bias
     else:
         state["patch_embed.proj.bias"] = bias
@@ -137,7 +141,10 @@ def tower_state(tower: FlexiViT) -> State:
 
 
 def registered_name(tower: FlexiViT) -> str | None:
-    """The name under which timm itself knows this very architecture at this length, its pool given; None when there is none."""
+    """The name of timm's own architecture that equals this tower at this length, or None if there is none.
+
+    The pool may differ, because it is an argument of timm's models.
+    """
     timm = require_timm()
     config: ImageTowerConfig = tower.config
     (height, width), (p, q) = tower.image_size, pair(config.base_patch_size)
@@ -154,7 +161,7 @@ def registered_name(tower: FlexiViT) -> str | None:
 
 
 def _same_functions(model: Any, config: ImageTowerConfig) -> bool:
-    """What shapes do not show: the activation, the epsilon, the place of the last norm."""
+    """Whether the settings that shapes do not show are equal: the activation, the epsilon, and the place of the last norm."""
     x = torch.linspace(-4, 4, 65)
     activation = torch.equal(model.blocks[0].mlp.act(x), ACTIVATIONS[config.activation]()(x))
     return activation and model.norm.eps == config.norm_eps and isinstance(model.fc_norm, nn.Identity)

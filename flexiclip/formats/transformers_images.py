@@ -1,8 +1,9 @@
-"""How a folder of transformers prepares its images: read in full, or refused with the setting that we do not have.
+"""Reader of the image preparation of a transformers folder. A setting that we do not have raises an error that names it.
 
-The settings stand in `processor_config.json` under `image_processor` (transformers 5) or in `preprocessor_config.json`, and are
-taken as the image processors of CLIP, SigLIP and ViT take them (transformers/image_processing_backends.py): resize, centre crop,
-rescale, normalise. A setting that is absent has the default of its class, but the sizes: those have the tower's.
+The settings are in `processor_config.json` under `image_processor` (transformers 5) or in `preprocessor_config.json`.
+They have the meaning that they have for the image processors of CLIP, SigLIP and ViT (image_processing_backends.py of
+transformers): resize, centre crop, rescale, normalise. A missing setting has the default of its class, except that
+missing sizes are those of the tower.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class _Class:
-    """The defaults of an image processor. square: what a `size` that is one number means."""
+    """The defaults of a class of image processors. `square` is the meaning of a `size` that is a single number."""
 
     mean: Triple
     std: Triple
@@ -42,7 +43,10 @@ _CLASSES = {
 
 
 def read_image_processor(folder: Path, siglip: bool, tower: tuple[int, int]) -> tuple[PreprocessConfig, list[str]]:
-    """(how the folder prepares images for a tower of (height, width) pixels, notes). UserError for what we cannot do alike."""
+    """How the folder prepares images for a tower of (height, width) pixels, and notes.
+
+    Raises UserError if our transform cannot do the same.
+    """
     own = "SiglipImageProcessor" if siglip else "CLIPImageProcessor"
     path, said = _find(folder)
     name = _class_name(said, path) or own
@@ -64,7 +68,10 @@ def read_image_processor(folder: Path, siglip: bool, tower: tuple[int, int]) -> 
 
 
 def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file with the settings, and these; empty where the folder has none. The newer form comes first, as in transformers."""
+    """The file with the settings, and the settings, which are empty if the folder has none.
+
+    The newer form is tried first, as in transformers.
+    """
     newer, older = folder / "processor_config.json", folder / "preprocessor_config.json"
     if newer.is_file():
         nested = read_json(newer).get("image_processor")
@@ -76,7 +83,7 @@ def _find(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _class_name(said: dict[str, Any], path: Path) -> str | None:
-    """The class without what older transformers put at its end; None where the file names none."""
+    """The class without the endings that older versions of transformers used, or None if the file does not name a class."""
     if said.get("auto_map"):
         _refuse(path, "its images are prepared by code of its own (auto_map)", "such code is never run")
     named = said.get("image_processor_type") or said.get("feature_extractor_type")
@@ -98,7 +105,11 @@ class _Settings:
             _refuse(path, "use_square_size is a setting of KOSMOS-2", 'give "size" a height and a width')
 
     def resize(self, tower: tuple[int, int]) -> Literal["shortest", "squash"]:
-        """shortest or squash; UserError where images end at another size than the tower's, or are cut otherwise than we do."""
+        """The way to resize, which is "shortest" or "squash".
+
+        Raises UserError if the images end with another size than the tower's, or if they are cropped in another way than
+        ours.
+        """
         if not self._switch("do_resize", True):
             _refuse(self.path, "it does not resize images (do_resize: false)", "ours always do; set it to true")
         shape = self._size("size", self.kind.square, tower)
@@ -120,7 +131,7 @@ class _Settings:
         return "shortest" if isinstance(shape, int) else "squash"
 
     def interpolation(self) -> Literal["bilinear", "bicubic"]:
-        """The filter; UserError for others than the two that we have."""
+        """The filter of the resize. Raises UserError for a filter other than our two."""
         number = self.said.get("resample", self.kind.resample)
         if number not in _FILTERS or isinstance(number, bool):
             name = _OTHER_FILTERS.get(number, "unknown") if isinstance(number, int) else "unknown"
@@ -128,7 +139,7 @@ class _Settings:
         return _FILTERS[number]
 
     def factor(self) -> float:
-        """What pixels of 0 to 255 are multiplied with."""
+        """The factor by which pixels of 0 to 255 are multiplied."""
         if not self._switch("do_rescale", True):
             self.notes.append("pixels are normalised as they are, from 0 to 255 (do_rescale: false)")
             return 1.0
@@ -141,7 +152,7 @@ class _Settings:
         return 1 / 255
 
     def colours(self) -> tuple[Triple, Triple]:
-        """(mean, std) of the rescaled pixels."""
+        """The mean and the standard deviation of the rescaled pixels, by channel."""
         if not self._switch("do_normalize", True):
             self.notes.append("no mean is subtracted from pixels, and they are not divided by a deviation (do_normalize: false)")
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -151,14 +162,16 @@ class _Settings:
         return mean, std
 
     def _switch(self, key: str, default: bool) -> bool:
+        """A setting that is true or false."""
         value = self.said.get(key, default)
-        if value is None:  # transformers takes null for false
+        if value is None:  # transformers treats null as false
             return False
         if not isinstance(value, bool):
             _refuse(self.path, f"{key} is {value!r}", "true or false is expected")
         return value
 
     def _triple(self, key: str, default: Triple) -> Triple:
+        """A setting of three numbers, or of one number for all three channels."""
         value = self.said.get(key, default)
         values = [value] * 3 if _is_number(value) else value
         if not isinstance(values, list | tuple) or len(values) != 3 or not all(_is_number(v) for v in values):
@@ -166,7 +179,7 @@ class _Settings:
         return float(values[0]), float(values[1]), float(values[2])
 
     def _size(self, key: str, square: bool, default: tuple[int, int]) -> int | tuple[int, int]:
-        """A short side, or (height, width)."""
+        """A setting of a size: a short side, or (height, width)."""
         value = self.said.get(key)
         if value is None:
             return default[0] if key == "size" and self.kind.crops and default[0] == default[1] else default
@@ -190,6 +203,7 @@ def _times(triple: Triple, factor: float) -> Triple:
 
 
 def _is_number(value: object) -> bool:
+    """Whether the value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -198,4 +212,5 @@ def _shown(size: int | tuple[int, int]) -> str:
 
 
 def _refuse(path: Path, what: str, instead: str) -> NoReturn:
+    """Raise UserError that names the file, the setting, and what to do instead."""
     raise UserError(f"{path}: {what}; {instead}")

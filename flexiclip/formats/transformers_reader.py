@@ -1,10 +1,10 @@
-"""Folders of Hugging Face transformers: CLIP, SigLIP and SigLIP 2 of a fixed resolution, whole models and image towers alone.
+"""Reader of transformers folders: CLIP, SigLIP, and SigLIP 2 of a fixed resolution, whole models and image towers alone.
 
     flexiclip import clip-vit-base-patch32 --format transformers --output models/clip_b32
     flexiclip import siglip-base-patch16-224 --format siglip --output models/siglip_b16
 
-transformers reads config.json, which leaves its defaults out; the weights are mapped here. The tokenizer is the folder's own, or
-the sentencepiece model of --text.
+transformers reads config.json, because the file omits values that equal the defaults. The weights are mapped here. The
+tokenizer is the folder's own, or the sentencepiece model that --text names.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ from flexiclip.tensor_files import beneath, read_folder, read_json, read_license
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _TYPES = ("clip", "siglip", "clip_vision_model", "siglip_vision_model")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json", "tokenizer.model")
-_LEGACY_EOS = 2  # in configs of CLIP from before 2023: transformers then pools at the largest id
+_LEGACY_EOS = 2  # with this EOS, in CLIP configs from before 2023, transformers pools at the largest id
 
 
 @reader
 def import_transformers(folder: Path, text: Path | None = None) -> Imported:
-    """Read a folder with config.json and weights. text: a sentencepiece model in place of the folder's tokenizer. UserError."""
+    """Read a folder with config.json and weights.
+
+    `text` is a sentencepiece model to use instead of the folder's tokenizer. Raises UserError if the model cannot be
+    imported.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder; a Hugging Face model is a folder with config.json and model.safetensors")
     described = _describe(folder)
@@ -77,6 +81,7 @@ def import_transformers(folder: Path, text: Path | None = None) -> Imported:
 
 
 def _describe(folder: Path) -> Any:
+    """The config of the folder, as transformers reads it. Raises UserError for kinds of models that cannot be imported."""
     try:
         from transformers import AutoConfig
     except ImportError:
@@ -88,30 +93,35 @@ def _describe(folder: Path) -> Any:
         raise UserError(f"{folder}: a {kind or 'nameless'} model; the kinds that can be imported are {', '.join(_TYPES)}")
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # transformers and the hub's library each have errors of their own
+    except Exception as error:  # transformers and huggingface_hub raise errors of many types
         raise UserError(f"{folder}: transformers cannot read its config.json: {short_reason(error)}") from None
 
 
 def _pixels(size: Any) -> tuple[int, int]:
-    """(height, width) of a config that gives one number or two."""
+    """The (height, width) of a config that gives one number or two."""
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(height), int(width)
 
 
 def _named_alike(tensors: State) -> State:
-    """An image tower alone is stored without its prefix by transformers 5, with it by older ones."""
+    """Add the prefix vision_model to the names of an image tower that is stored without it.
+
+    transformers 5 stores an image tower alone without the prefix, and older versions store it with the prefix.
+    """
     if any(name.startswith("vision_model.") for name in tensors):
         return tensors
     return {name if name.startswith("visual_projection.") else f"vision_model.{name}": t for name, t in tensors.items()}
 
 
 def _settings(half: Any, folder: Path) -> dict[str, Any]:
+    """The settings activation and norm_eps of a half of the model."""
     if half.hidden_act not in _ACTIVATIONS:
         raise UserError(f"{folder}: its activation {half.hidden_act} is none of {', '.join(_ACTIVATIONS)}")
     return {"activation": _ACTIVATIONS[half.hidden_act], "norm_eps": float(half.layer_norm_eps)}
 
 
 def _clip_image(source: Source) -> State:
+    """The state of CLIP's image tower by our names."""
     name = "vision_model.embeddings"
     positions = source.take(f"{name}.position_embedding.weight")
     cls, positions = fold_class_position(source.take(f"{name}.class_embedding"), positions)
@@ -121,6 +131,7 @@ def _clip_image(source: Source) -> State:
 
 
 def _siglip_image(source: Source) -> State:
+    """The state of SigLIP's image tower by our names."""
     name = "vision_model.embeddings"
     state = {
         "kernel": source.take(f"{name}.patch_embedding.weight"),
@@ -139,11 +150,12 @@ def _siglip_image(source: Source) -> State:
 
 
 def _third(state: State) -> int:
-    """Rows of the query inside a fused projection: the width."""
+    """The number of rows of the query in a fused projection, which is the width."""
     return len(state["kernel"])
 
 
 def _layers(source: Source, half: str) -> State:
+    """The state of the blocks of one half by our names."""
     state: State = {}
     depth = 0
     while f"{half}.encoder.layers.{depth}.layer_norm1.weight" in source:
@@ -164,7 +176,7 @@ def _layers(source: Source, half: str) -> State:
 
 
 def _add_text(imported: Imported, source: Source, described: Any, folder: Path, text: Path | None, image_head: State) -> None:
-    """The text half and the scalars, into `imported`."""
+    """Add the text half and the scalars to `imported`."""
     half, siglip = described.text_config, described.model_type == "siglip"
     name = "text_model.embeddings"
     state = {
@@ -186,6 +198,7 @@ def _add_text(imported: Imported, source: Source, described: Any, folder: Path, 
 
 
 def _tokenizer(folder: Path, text: Path | None, config: TextTowerConfig) -> TokenizerConfig:
+    """The settings of the tokenizer: that of --text, or the folder's own."""
     context = config.context_length or 0
     if text is not None:
         return sentencepiece_config(text, context, config.vocab_size or 0)
@@ -195,5 +208,8 @@ def _tokenizer(folder: Path, text: Path | None, config: TextTowerConfig) -> Toke
 
 
 def _pooled_id(half: Any) -> int | None:
-    """The id at which CLIP's text is pooled: the config's EOS or, in old configs, the largest id: None, the tokenizer's EOS."""
+    """The id of the token at which CLIP's text is pooled: the EOS of the config.
+
+    For old configs it is None, which stands for the tokenizer's EOS. There transformers pools at the largest id.
+    """
     return None if half.eos_token_id == _LEGACY_EOS else int(half.eos_token_id)

@@ -1,9 +1,9 @@
-"""A model at one length as a folder of transformers: CLIPModel or SiglipModel, whichever has the model's architecture.
+"""Writer of transformers folders: a model at one length, as the CLIPModel or SiglipModel that has its architecture.
 
     CLIPModel.from_pretrained(FOLDER)     class token, norm before the blocks, causal text, projections without bias, softmax loss
     SiglipModel.from_pretrained(FOLDER)   MAP head, no image projection, text that sees everything and pools its last token
 
-What differs in one point is refused with that point.
+A model that differs from both in any point raises an error that names the point.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ _BLOCKS = {
 
 
 def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
-    """Write config.json, model.safetensors and preprocessor_config.json for one length."""
+    """Write config.json, model.safetensors and preprocessor_config.json for one length.
+
+    Raises UserError with the reason if neither architecture can express the model.
+    """
     try:
         import transformers
     except ImportError:
@@ -80,7 +83,10 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
 
 
 def _features(method: Any) -> Encode:
-    """get_*_features gives a tensor or, in later versions, an output whose pooler_output it is."""
+    """Wrap get_image_features or get_text_features so that the result is always a tensor.
+
+    In later versions these methods return an output whose pooler_output is that tensor.
+    """
 
     def encode(x: Tensor) -> Tensor:
         found = method(x)
@@ -90,6 +96,7 @@ def _features(method: Any) -> Encode:
 
 
 def _clip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
+    """The reasons why CLIPModel cannot express a model, and whether each of them applies."""
     image = tower.config
     return _misfits(text, tower) | {
         f"its image tower pools by {image.pool}, not by a class token": image.pool != "tok",
@@ -103,6 +110,7 @@ def _clip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -
 
 
 def _siglip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
+    """The reasons why SiglipModel cannot express a model, and whether each of them applies."""
     image = tower.config
     return _misfits(text, tower) | {
         "its image tower has a norm before the blocks (model.image.pre_norm=true)": image.pre_norm,
@@ -114,6 +122,7 @@ def _siglip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT)
 
 
 def _misfits(text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
+    """The reasons that both architectures share."""
     (height, width), (p, q) = tower.image_size, pair(tower.config.base_patch_size)
     return {
         f"its text tower is of another library (model.text.kind={text.kind})": text.kind != "transformer",
@@ -122,11 +131,13 @@ def _misfits(text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
 
 
 def _image_settings(tower: FlexiViT) -> dict[str, Any]:
+    """The vision_config for a baked tower."""
     sizes = {"image_size": tower.image_size[0], "patch_size": pair(tower.config.base_patch_size)[0]}
     return _shape(tower) | sizes | _functions(tower.config.activation, tower.config.norm_eps)
 
 
 def _text_settings(loaded: LoadedModel, text: TextTowerConfig) -> dict[str, Any]:
+    """The text_config for the text tower."""
     tower: Any = loaded.model.text_tower
     return (
         _shape(tower)
@@ -134,7 +145,7 @@ def _text_settings(loaded: LoadedModel, text: TextTowerConfig) -> dict[str, Any]
         | {
             "vocab_size": tower.token_embedding.num_embeddings,
             "max_position_embeddings": tower.context_length,
-            "projection_size": loaded.config.model.embed_dim,  # SigLIP's name
+            "projection_size": loaded.config.model.embed_dim,  # the name in SigLIP's config
             "pad_token_id": tower.pad_id,
             "eos_token_id": tower.eos_id,
             "bos_token_id": None,
@@ -143,11 +154,13 @@ def _text_settings(loaded: LoadedModel, text: TextTowerConfig) -> dict[str, Any]
 
 
 def _shape(tower: Any) -> dict[str, Any]:
+    """The sizes of a tower by the names in transformers' configs."""
     width, depth, heads, hidden = shape_facts(tower)
     return {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": hidden}
 
 
 def _functions(activation: str, norm_eps: float) -> dict[str, Any]:
+    """The activation and the epsilon by the names in transformers' configs."""
     return {"hidden_act": _ACTIVATIONS[activation], "layer_norm_eps": norm_eps}
 
 
@@ -155,7 +168,7 @@ def _clip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
     model, width = loaded.model, tower.width
     vision = _blocks(tower, {"norm_pre": "pre_layrnorm"}, "post_layernorm")
     bias = vision.pop("bias", torch.zeros(width))
-    positions = vision.pop("posemb")[0].flatten(1).T + bias  # the embedding has no bias; every patch gets its position too
+    positions = vision.pop("posemb")[0].flatten(1).T + bias  # the patch embedding has no bias, so the positions take it over
     vision["embeddings.patch_embedding.weight"] = vision.pop("kernel")
     vision["embeddings.class_embedding"] = vision.pop("cls").flatten()
     vision["embeddings.position_embedding.weight"] = torch.cat([torch.zeros(1, width), positions])
@@ -189,13 +202,14 @@ def _siglip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
 
 
 def _text_state(loaded: LoadedModel) -> State:
+    """The state of the text tower, without its projection."""
     text = _blocks(loaded.model.text_tower, {"token_embedding": "embeddings.token_embedding"}, "final_layer_norm")
     text["embeddings.position_embedding.weight"] = text.pop("posemb")[0]
     return text
 
 
 def _blocks(tower: nn.Module, names: dict[str, str], last_norm: str) -> State:
-    """A tower's tensors with transformers' names for the blocks and norms; q, k and v apart."""
+    """The tensors of a tower by transformers' names for blocks and norms, with q, k and v as separate tensors."""
     state = {}
     for name, tensor in renamed(tower.state_dict(), names | _BLOCKS).items():
         if "attn.qkv." in name:
@@ -207,6 +221,7 @@ def _blocks(tower: nn.Module, names: dict[str, str], last_norm: str) -> State:
 
 
 def _preprocess(loaded: LoadedModel, siglip: bool) -> dict[str, Any]:
+    """transformers' settings of the image preparation."""
     preprocess = loaded.transform.preprocess
     height, width = loaded.transform.image_size
     squash = preprocess.resize == "squash"

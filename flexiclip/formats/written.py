@@ -1,6 +1,7 @@
-"""What the writers of whole models share: how they hand back what they wrote, and how our settings are said in other words.
+"""The result of every writer of whole models, and helpers that the writers share.
 
-A writer turns a model into files in an empty folder, or raises UserError with the reason why the format cannot express it.
+A writer turns a model into files in an empty folder. If the format cannot express the model, it raises UserError with the
+reason.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Written:
-    """A model as the other library opens it again, to be compared with ours. Encoders give embeddings of any length."""
+    """A written model as the other library opens it again, so that it can be compared with ours.
+
+    `usage` says how to load it. The encoders return embeddings, which need not be normalised. An encoder is None if there
+    is no such half, or if the writer has compared the tensors itself. `notes` are sentences for the user.
+    """
 
     usage: str  # Markdown
     encode_image: Encode | None
@@ -34,25 +39,25 @@ class Written:
 
 
 def refuse(format: str, reason: str) -> UserError:
-    """The error that says why a model cannot be written in a format."""
+    """Return the error that says why a model cannot be written in a format."""
     return UserError(f"--format {format} cannot express this model: {reason}")
 
 
 def text_of(config: ModelConfig, format: str) -> TextTowerConfig:
-    """The text tower's settings, or UserError for an image tower alone."""
+    """The settings of the text tower. Raises UserError for an image tower alone."""
     if config.text is None:
         raise refuse(format, "it has no text half; export the image tower with --format timm or big_vision")
     return config.text
 
 
 def mlp_ratio(width: int, hidden: int) -> float:
-    """The ratio from which the libraries compute `int(width * ratio)` = hidden again, whatever the rounding."""
+    """The ratio for which `int(width * ratio)` is exactly `hidden`, which is how the libraries compute the width of an MLP."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def square(size: tuple[int, int]) -> int | list[int]:
-    """One side where both are equal, as the libraries write it."""
+    """One number for a square size, as the libraries write it, else a list of two."""
     return size[0] if size[0] == size[1] else list(size)
 
 
@@ -67,34 +72,34 @@ def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
 
 
 def projection_weight(projection: nn.Module, width: int) -> Tensor:
-    """The matrix [E, width] of a projection; the identity where there is none."""
+    """The matrix [E, width] of a projection, or the identity matrix if there is no projection."""
     return projection.weight.detach() if isinstance(projection, nn.Linear) else torch.eye(width)
 
 
 def projection_bias(projection: nn.Module, embed_dim: int) -> Tensor:
-    """The bias [E] of a projection; zeros where there is none."""
+    """The bias [E] of a projection, or zeros if it has none."""
     bias = projection.bias if isinstance(projection, nn.Linear) else None
     return torch.zeros(embed_dim) if bias is None else bias.detach()
 
 
 def scalars(model: FlexiCLIP) -> State:
-    """logit_scale (a log) and logit_bias, [1]."""
+    """logit_scale (a logarithm) and, if the model has one, logit_bias, both [1]."""
     found = {"logit_scale": model.logit_scale.detach()}
     return found if model.logit_bias is None else found | {"logit_bias": model.logit_bias.detach()}
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file for readers."""
+    """Write an indented JSON file that people can read."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write float32 safetensors, every tensor with memory of its own."""
+    """Write the tensors as float32 safetensors. Tensors that share memory are stored separately."""
     own = {name: t.detach().cpu().float().clone().contiguous() for name, t in state.items()}
     save_tensors(own, path, {"format": "pt"})
 
 
 def shape_facts(module: Any) -> tuple[int, int, int, int]:
-    """(width, depth, heads, MLP width) of one of our towers."""
+    """The width, depth, number of heads and MLP width of one of our towers."""
     block = module.blocks[0]
     return module.width, len(module.blocks), block.attn.heads, block.mlp.fc1.out_features

@@ -1,7 +1,7 @@
-"""The two-tower model: an image tower at any length, a text tower, their projections, and the two scalars of the loss.
+"""FlexiCLIP, the two-tower model: an image tower, a text tower, their projections and the two scalars of the loss.
 
-The towers may be locked independently (LiT, arXiv 2111.07991): a locked tower has no gradients, stays in eval mode and runs under
-no_grad. Its projection, if it has one, still trains.
+Each tower may be locked independently of the other (LiT, arXiv 2111.07991). A tower that is locked as a whole has no
+gradients, stays in eval mode and runs under no_grad. Its projection, if it has one, still trains.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from flexiclip.models.text.base import TextTower
 
 
 class FlexiCLIP(nn.Module):
-    """A FlexiViT image tower and a text tower that meet in a joint space of embed_dim.
+    """A FlexiViT image tower and a text tower that map images and captions into a joint space of `embed_dim` dimensions.
 
-    logit_scale [1] holds a log; logit_bias [1] is None unless the model was made for the sigmoid loss. Both lie outside the
-    towers, so that an engine that shards the towers never sees them. With config.text None the text half is absent: it has no
-    parameters, and asking for it raises UserError. Such an image tower alone may be a classifier: encode_image then gives logits.
+    `logit_scale` [1] holds the logarithm of the scale. `logit_bias` [1] is None unless the model is made for the sigmoid
+    loss. Both belong to this module and not to a tower, so an engine that shards the towers never sees them.
+
+    If `config.text` is None, the model has no text half: there are no parameters for it, and using it raises UserError.
+    Such a model may be a classifier, whose `encode_image` returns logits.
     """
 
     def __init__(self, config: ModelConfig, text_tower: TextTower) -> None:
@@ -58,40 +60,47 @@ class FlexiCLIP(nn.Module):
         self.train()
 
     def forward(self, images: Tensor, tokens: Tensor, seqhw: Size | None = None) -> tuple[Tensor, Tensor]:
-        """images [B, 3, H, W] and tokens [B, L] -> unit embeddings zimg, ztxt [B, embed_dim]."""
+        """Return unit embeddings of images [B, 3, H, W] and tokens [B, L] as a pair (zimg, ztxt), both [B, embed_dim]."""
         return self.encode_image(images, seqhw, normalize=True), self.encode_text(tokens, normalize=True)
 
     def encode_image(
         self, images: Tensor, seqhw: Size | None = None, normalize: bool = False, *, patch_size: Size | None = None
     ) -> Tensor:
-        """images [B, 3, H, W], normalised as by `transform` -> [B, embed_dim], at grid side `seqhw` or `patch_size` pixels."""
+        """Embed images [B, 3, H, W], normalised as `transform` does it, and return [B, embed_dim].
+
+        The length is given as the grid side `seqhw` or as `patch_size` in pixels, at most one of them; the default is the
+        tower's own. `normalize` scales the embeddings to unit length in float32.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.image.frozen):
             features = self.image_tower(images, seqhw, patch_size)
         return self.project_image(features, normalize)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """tokens [B, L] int64 from `tokenizer` -> [B, embed_dim]. Raises UserError when the model is an image tower alone."""
+        """Embed tokens [B, L] int64, as `tokenizer` makes them, and return [B, embed_dim].
+
+        `normalize` scales the embeddings to unit length in float32. Raises UserError if the model has no text half.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.text_frozen):
             features = self.text_tower(tokens)
         return self.project_text(features, normalize)
 
     def project_image(self, features: Tensor, normalize: bool = True) -> Tensor:
-        """Pooled features of the image tower [B, width] -> [B, embed_dim]."""
+        """Project pooled features of the image tower, [B, width], into the joint space, [B, embed_dim]."""
         return _unit(self.image_projection(features), normalize)
 
     def project_exits(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """What `image_tower.forward_exits` gives, each [B, width] -> unit embeddings [B, embed_dim]."""
+        """Project the outputs of `image_tower.forward_exits`, each [B, width], to unit embeddings [B, embed_dim]."""
         exits = [self.exit_projection(depth) for depth in self.config.image.exits]
         return [_unit(project(z), True) for project, z in zip([*exits, self.image_projection], features, strict=True)]
 
     def exit_projection(self, depth: int) -> nn.Module:
-        """The projection of the exit after block `depth`."""
+        """The projection of the exit after block `depth`: the tower's own, or a separate one with exit_heads=separate."""
         if self.config.image.exit_heads == "shared":
             return self.image_projection
         return self.exit_projections[self.config.image.exits.index(depth)]
 
     def project_text(self, features: Tensor, normalize: bool = True) -> Tensor:
-        """Pooled features of the text tower [B, width] -> [B, embed_dim]."""
+        """Project pooled features of the text tower, [B, width], into the joint space, [B, embed_dim]."""
         return _unit(self.text_projection(features), normalize)
 
     def _find_locks(self) -> list[Lock]:
@@ -103,11 +112,11 @@ class FlexiCLIP(nn.Module):
         return locks
 
     def scalars(self) -> list[nn.Parameter]:
-        """logit_scale and, where there is one, logit_bias."""
+        """The parameters of the loss: logit_scale and, if the model has one, logit_bias."""
         return [p for p in (self.logit_scale, self.logit_bias) if p is not None]
 
     def train(self, mode: bool = True) -> FlexiCLIP:
-        """As nn.Module.train, but what is locked stays in eval mode."""
+        """Set the mode as nn.Module.train does, except that locked parts stay in eval mode."""
         super().train(mode)
         for lock in self._locks:
             lock.set_mode(mode)
@@ -115,6 +124,7 @@ class FlexiCLIP(nn.Module):
 
 
 def _projection(kind: str, width: int, embed_dim: int, bias: bool, name: str) -> nn.Module:
+    """A linear projection into the joint space, or the identity for kind "none". UserError if the identity does not fit."""
     if kind == "linear":
         layer = nn.Linear(width, embed_dim, bias=bias)
         nn.init.normal_(layer.weight, std=width**-0.5)
@@ -129,7 +139,7 @@ def _projection(kind: str, width: int, embed_dim: int, bias: bool, name: str) ->
 
 
 def _init_head(head: nn.Module, bias: float) -> None:
-    """A classifier begins without an opinion (big_vision's zero head)."""
+    """Initialise a classifier's head so that it favours no class at first (big_vision's zero head)."""
     for name, p in head.named_parameters():
         nn.init.constant_(p, bias if name == "bias" else 0.0)
 

@@ -1,9 +1,11 @@
-"""Flexible depth (FlexiViT, section 7): a model whose image tower is left after some of its blocks.
+"""Early exits of the image tower, and towers that are fixed to one length for an export.
 
     flexiclip eval runs/NAME runs/NAME+exit2 --suite openmoji
     flexiclip export image runs/NAME+exit2 --format onnx --output image.onnx
 
-What comes out is an ordinary model with a tower of that depth, and costs what such a tower costs.
+Early exits are the flexible depth of FlexiViT, section 7. `leave_after` returns an ordinary model whose image tower ends
+at an exit, and which costs what a tower of that depth costs. `bake` resizes the kernel and the grid to one length, so
+that the resizes are no longer part of the tower.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ from flexiclip.models.flexivit import FlexiViT
 
 
 def split_exit(source: str) -> tuple[str, int | None]:
-    """`A+exit2` -> ("A", 2); (source, None) without the ending, and for a path that exists."""
+    """Split `A+exit2` into ("A", 2). A source without such an ending, or one that exists as a path, gives (source, None)."""
     match = re.fullmatch(r"(.+)\+exit(\d{1,4})", source)
     return (match[1], int(match[2])) if match and not Path(source).exists() else (source, None)
 
 
 def leave_after(model: FlexiCLIP, depth: int, where: str) -> FlexiCLIP:
-    """The model with the first `depth` blocks of its image tower, in eval mode; it shares its parameters with `model`.
+    """Return the model with only the first `depth` blocks of its image tower, in eval mode.
 
-    The exit's own norm, pool and projection take the place of the tower's where the model was trained with such. Raises
-    UserError that lists the exits.
+    The result shares its parameters with `model`. If the model was trained with separate heads, the exit's own norm, pool
+    and projection replace those of the tower. `where` starts the error message. Raises UserError that lists the exits if
+    `depth` is not one of them.
     """
     image, tower = model.config.image, model.image_tower
     whole = len(tower.blocks)
@@ -57,24 +60,26 @@ def leave_after(model: FlexiCLIP, depth: int, where: str) -> FlexiCLIP:
 
 
 class _Baked(nn.Module):
-    """Stands where a resize was; the tensor has its only size already."""
+    """Takes the place of a resize whose tensor already has the only size that is needed."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return x as it is, after an assertion that it has the requested size."""
         assert tuple(x.shape[-2:]) == size, "a baked tower knows one length"
         return x
 
 
 @torch.no_grad()
 def bake(tower: FlexiViT, seqhw: Size | None = None) -> FlexiViT:
-    """A copy of the tower, in eval mode on the CPU, whose kernel and grid are those of one length of its configured image size.
+    """Return a float32 copy of the tower on the CPU, in eval mode, whose kernel and grid have the sizes of one length.
 
-    Its config says so: base_patch_size, base_grid and default_seqhw are this length's. Raises UserError that names the valid
-    lengths when the image does not divide.
+    The length `seqhw` refers to the configured image size; the default is the tower's own. The config of the copy agrees
+    with it: base_patch_size, base_grid and default_seqhw are those of this length. Raises UserError that names the valid
+    lengths if the length does not divide the image.
     """
     grid = tower.grid_of(tower.image_size, seqhw)
     patch = (tower.image_size[0] // grid[0], tower.image_size[1] // grid[1])
     baked = deepcopy(tower).cpu().float().eval()
-    if tower.config.flexible == "stride":  # whose kernel has one size
+    if tower.config.flexible == "stride":  # such a tower uses its kernel unresized
         patch = pair(tower.config.base_patch_size)
     baked.kernel = nn.Parameter(baked.resize_kernel(baked.kernel, patch).contiguous(), requires_grad=False)
     baked.posemb = nn.Parameter(baked.resize_grid(baked.posemb, grid).contiguous(), requires_grad=False)

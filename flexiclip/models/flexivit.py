@@ -1,18 +1,16 @@
-"""FlexiViT (Beyer et al., arXiv 2212.08013): one set of weights for every patch size.
+"""FlexiViT (Beyer et al., arXiv 2212.08013): an image tower with one set of weights for every patch size.
 
-The parameters are a large patch embedding kernel (32x32) and a small position grid (7x7). Each forward pass resizes both to the
-length it is asked for: the kernel by PI-resize, the grid by an ordinary antialiased resize. Nothing else depends on the length,
-and no module remembers it: `seqhw` is an argument that is handed down.
+The parameters are a large patch embedding kernel (32x32) and a small position grid (7x7). Each forward pass resizes both
+to the requested length: the kernel by PI-resize, and the grid by an ordinary antialiased resize. Nothing else depends on
+the length, and no module stores it: `seqhw` is passed as an argument.
 
-Two of the paper's alternatives (section 7) are settings of the same tower. flexible=stride keeps the kernel and moves it by one
-cell of the grid, so that patches overlap. exits: the tower may be left after some of its blocks too (exits.py).
+Two of the paper's alternatives (section 7) are settings of the same tower. With flexible=stride the kernel keeps its size
+and moves by one cell of the grid, so patches overlap. With `exits` the tower can also be left after some of its blocks
+(exits.py).
+
+`rebase` changes the base sizes of a tower's weights, which is how a student starts from a tower of one patch size.
 
 Shapes: B batch, [H, W] image, [gh, gw] grid (seqhw), [p, q] = [H / gh, W / gw] patch, N = gh * gw tokens, D width.
-
-A FlexiViT's parameters at other base sizes: what it takes to start one from a tower that was trained otherwise.
-
-FlexiViT, section 3.5 (arXiv 2212.08013), starts a student of base kernel 32 and grid 7 from a ViT of one patch size: the patch
-kernel is PI-resized, the position grid resampled, and everything else copied. eval's `MODEL+pi` is the same without training.
 """
 
 from __future__ import annotations
@@ -32,9 +30,11 @@ from flexiclip.models.pi_resize import AxisResize, interpolation_matrix, pi_matr
 from flexiclip.models.transformer import Block, MAPHead, init_weights
 from flexiclip.models.variants import shape_of
 
+State = dict[str, Tensor]
+
 
 class FlexiViT(nn.Module):
-    """The image tower: images -> pooled features before the projection."""
+    """The image tower, which maps images to pooled features; the projection into the joint space is not part of it."""
 
     def __init__(self, config: ImageTowerConfig) -> None:
         super().__init__()
@@ -65,34 +65,41 @@ class FlexiViT(nn.Module):
 
     def _init(self) -> None:
         init_weights(self)
-        # Unit variance out of unit variance in, as in big_vision's vit.py; its flexi/vit.py has width^-0.5 whatever the kernel.
+        # Inputs of unit variance give outputs of unit variance, as in big_vision's models/vit.py. Its models/proj/flexi/vit.py
+        # uses width^-0.5 for every size of the kernel.
         nn.init.normal_(self.kernel, std=self.kernel[0].numel() ** -0.5)
         nn.init.normal_(self.posemb, std=self.width**-0.5)
 
     def forward(
         self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None, *, every_exit: bool = False
     ) -> Tensor | list[Tensor]:
-        """images [B, 3, H, W], normalised -> pooled features [B, D].
+        """Encode images [B, 3, H, W], normalised, to pooled features [B, D].
 
-        The length is given as `seqhw` (cells a side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; by default
-        it is the configured one. Raises UserError that names the valid seqhw when the image does not divide. With pool tok the
-        last block computes the class token alone, [B, 1, D]: nothing reads the others. every_exit: return what forward_exits
-        does; asked for here because an engine that shards parameters gathers a module's for its forward alone.
+        The length is given as `seqhw` (cells per side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; the
+        default is the configured length. Raises UserError that names the valid seqhw if the length does not divide the
+        image.
+
+        With pool=tok the last block computes the class token alone, [B, 1, D], because no other token is read after it.
+        With `every_exit` the method returns the result of `forward_exits`. This is an argument of forward because an
+        engine that shards parameters gathers those of a module for its forward only.
         """
         if every_exit:
             return self.forward_exits(images, seqhw)
         return self.pool_tokens(self._encode(self._first_tokens(images, seqhw, patch_size), self._read))
 
     def forward_tokens(self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None) -> Tensor:
-        """images [B, 3, H, W] -> tokens after the last norm, [B, N, D]; with pool tok [B, 1 + N, D], the class token first."""
+        """Encode images [B, 3, H, W] to the tokens after the last norm, [B, N, D].
+
+        With pool=tok the result is [B, 1 + N, D], and the class token comes first.
+        """
         return self._encode(self._first_tokens(images, seqhw, patch_size), None)
 
     def pool_tokens(self, tokens: Tensor) -> Tensor:
-        """What forward_tokens gives -> pooled features [B, D]."""
+        """Pool the tokens that `forward_tokens` returns to features [B, D]."""
         return self._pool(tokens, self.map_head)
 
     def forward_exits(self, images: Tensor, seqhw: Size | None = None) -> list[Tensor]:
-        """images [B, 3, H, W] -> the pooled features [B, D] of every exit and, last, of the whole tower, in one pass."""
+        """Return the pooled features [B, D] of every exit and, last, of the whole tower, from one pass over the images."""
         x, found = self._first_tokens(images, seqhw, None), []
         *first, last = self.blocks
         for depth, block in enumerate(first, 1):
@@ -104,18 +111,18 @@ class FlexiViT(nn.Module):
 
     @property
     def _read(self) -> int | None:
-        """The one token that the pool reads, if it reads one."""
+        """The position of the only token that the pool reads, or None if the pool reads all tokens."""
         return None if self.cls is None else 0
 
     def _encode(self, x: Tensor, at: int | None) -> Tensor:
-        """The blocks and the last norm, [B, L, D] -> [B, L, D]; of the token `at` alone [B, 1, D]."""
+        """Apply the blocks and the last norm, [B, L, D] -> [B, L, D], or -> [B, 1, D] for the token `at` alone."""
         *first, last = self.blocks
         for block in first:
             x = block(x)
         return self.norm(last(x, at=at))
 
     def exit_head(self, depth: int) -> tuple[nn.LayerNorm, MAPHead | None]:
-        """The norm and the attention pool, if there is one, that follow block `depth`."""
+        """The norm and the attention pool that follow block `depth`; the pool is None in a tower without one."""
         if self.config.exit_heads == "shared":
             return self.norm, self.map_head
         number = self.config.exits.index(depth)
@@ -128,15 +135,15 @@ class FlexiViT(nn.Module):
         return x[:, 0] if self.cls is not None else x.mean(dim=1)
 
     def _first_tokens(self, images: Tensor, seqhw: Size | None, patch_size: Size | None) -> Tensor:
-        """What the first block is given."""
+        """The input of the first block: patch embeddings with positions, after the class token if there is one."""
         grid = self.grid_of((images.shape[-2], images.shape[-1]), seqhw, patch_size)
         x = self.embed_patches(images, grid) + self.position_embedding(grid)
-        if self.cls is not None:  # FlexiViT's class token has no position
+        if self.cls is not None:  # the class token of FlexiViT has no position embedding
             x = torch.cat([self.cls.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         return self.norm_pre(x)
 
     def embed_patches(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """images [B, 3, H, W] -> patch embeddings [B, N, D] without positions: one reshape and one matmul."""
+        """Embed the patches of images [B, 3, H, W] without positions, [B, N, D], by one reshape and one matrix product."""
         if self.config.flexible == "stride":
             return self._embed_overlapping(images, grid)
         batch, channels, height, width = images.shape
@@ -148,9 +155,10 @@ class FlexiViT(nn.Module):
         return F.linear(patches, kernel.flatten(1), self.bias)
 
     def _embed_overlapping(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The same with the kernel as it is, moved by a cell, and zeros (grey) around the image, as TensorFlow pads for SAME.
+        """Embed overlapping patches: the kernel keeps its size and moves by one cell, with zeros (grey) around the image.
 
-        Both sides get as many; of an odd number the larger half is below and to the right.
+        The padding is TensorFlow's SAME: both sides get the same number of pixels, and if the number is odd, the extra
+        pixel is added below and to the right.
         """
         _, _, height, width = images.shape
         cell, kernel = (height // grid[0], width // grid[1]), (self.kernel.shape[-2], self.kernel.shape[-1])
@@ -159,11 +167,15 @@ class FlexiViT(nn.Module):
         return F.conv2d(padded, self.kernel, self.bias, stride=cell).flatten(2).transpose(1, 2)
 
     def position_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """The position grid resized to `grid`, [1, N, D]."""
+        """Resize the position grid to `grid` and return it as [1, N, D]."""
         return self.resize_grid(self.posemb, grid).flatten(2).transpose(1, 2).to(self.posemb.dtype)
 
     def grid_of(self, image_size: tuple[int, int], seqhw: Size | None = None, patch_size: Size | None = None) -> tuple[int, int]:
-        """(gh, gw) for an image of (H, W) pixels and a length given in either way."""
+        """Return (gh, gw) for an image of (H, W) pixels and a length that is given as `seqhw` or as `patch_size`.
+
+        Raises UserError if both are given, if the length does not divide the image, or if it would leave gaps between the
+        kernels of a tower with flexible=stride.
+        """
         if seqhw is not None and patch_size is not None:
             raise UserError(f"give seqhw={seqhw} or patch_size={patch_size}, not both")
         if patch_size is not None:
@@ -183,14 +195,15 @@ class FlexiViT(nn.Module):
         return grid[0], grid[1]
 
     def default_seqhw(self, image_size: tuple[int, int] | None = None) -> Size:
-        """The configured length, else the valid grid nearest the image divided by the base kernel, as a fixed-patch model's is.
+        """The configured length or, without one, the grid of a model with a fixed patch size.
 
-        Of two that are equally near it is the shorter.
+        That grid is the valid one nearest to the image size divided by the base kernel. If two are equally near, it is
+        the shorter one.
         """
         if self.config.default_seqhw is not None:
             return self.config.default_seqhw
         sides = zip(image_size or self.image_size, pair(self.config.base_patch_size), strict=True)
-        at_most = self.config.flexible == "stride"  # the kernel reaches no further
+        at_most = self.config.flexible == "stride"  # a larger stride would leave gaps between kernels
         gh, gw = (
             min((g for g in _divisors(side) if not at_most or side <= g * base), key=lambda g: (abs(g - side / base), g))
             for side, base in sides
@@ -199,14 +212,14 @@ class FlexiViT(nn.Module):
 
 
 def resizers(config: ImageTowerConfig) -> tuple[AxisResize, AxisResize]:
-    """The kernel's and the grid's resize, with buffers for every length of the configured image size."""
+    """The resize modules of the kernel and of the grid, with buffers for every length of the configured image size."""
     kernel, base_grid = pair(config.base_patch_size), pair(config.base_grid)
     (height, width) = pair(config.image_size)
     grids = (set(_divisors(height)), set(_divisors(width)))
     patches = ({height // g for g in grids[0]}, {width // g for g in grids[1]})
     pi = partial(pi_matrix, mode=config.kernel_resize, antialias=config.kernel_antialias)
     interpolate = partial(interpolation_matrix, mode=config.grid_resize, antialias=config.grid_antialias)
-    largest = 64  # a longer side has no use as a buffer; it is built when somebody asks for it
+    largest = 64  # matrices of longer sides are rarely used, so they are built on demand
     keep = [{n for n in sizes if n <= largest} for sizes in (*patches, *grids)]
     return AxisResize(pi, kernel, keep[0], keep[1]), AxisResize(interpolate, base_grid, keep[2], keep[3])
 
@@ -215,13 +228,11 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-State = dict[str, Tensor]
-
-
 def own_patch(config: ImageTowerConfig, seqhw: tuple[int, ...]) -> tuple[int, int]:
-    """The size of the kernel that was trained: of a tower of one length the patch that it has there, else the base kernel.
+    """The size of the kernel that was trained.
 
-    What the one length never looked at of a larger base kernel is still as it was drawn at random.
+    For a tower of one length this is the patch size at that length, and for any other tower it is the base kernel. A
+    tower of one length never saw all of a larger base kernel. What it did not see is still at its random initial values.
     """
     if len(set(seqhw)) != 1 or config.flexible == "stride":
         return pair(config.base_patch_size)
@@ -230,9 +241,14 @@ def own_patch(config: ImageTowerConfig, seqhw: tuple[int, ...]) -> tuple[int, in
 
 
 def rebase(state: State, theirs: ImageTowerConfig, ours: ImageTowerConfig, trained: tuple[int, int]) -> tuple[State, list[str]]:
-    """The tower's state at the base sizes of `ours`, and what was resized. Names and all other tensors stay.
+    """Return a tower's state at the base sizes of `ours`, and notes on what was resized.
 
-    state: of a tower of the settings `theirs`, whose resizes are used. trained: of its kernel, see own_patch.
+    This is how FlexiViT, section 3.5, starts a student with base kernel 32 and grid 7 from a ViT of one patch size: the
+    kernel is PI-resized, the position grid is resampled, and everything else is copied. The evaluation's `MODEL+pi` does
+    the same without training.
+
+    `state` belongs to a tower with the settings `theirs`, and it is resized in the way that these settings name.
+    `trained` is the size of the kernel that was trained (`own_patch`). Names and all other tensors stay as they are.
     """
     notes, state = [], dict(state)
     mode, antialias = theirs.kernel_resize, theirs.kernel_antialias

@@ -1,22 +1,22 @@
-"""Floating point operations of the towers, counted from their shapes: a multiply-add is 2; norms and activations are left out.
+"""Floating point operations (FLOPs) of the towers, of a training step on one image-text pair, and of the loss.
 
-So is the resize of kernel and grid, which a whole batch pays once. Forward costs of one image or caption, by part, because a
-backward pass treats them differently: each matrix product costs two of its kind, one for the gradient of its weights and one for
-that of its input, and the stem's input, pixels, needs none.
+All numbers follow from shapes. A multiply-add counts as 2, and norms and activations are left out. The resize of kernel
+and grid is left out as well, because a whole batch shares it. The forward costs of one image or caption are kept by part,
+because a backward pass treats the parts differently: each matrix product costs two of its kind, one for the gradient of
+its weights and one for that of its input, but the input of the stem is pixels, which need no gradient.
 
-FLOPs of training on one image-text pair, from the forward FLOPs of the towers (flops.py) and from what trains.
+A training step on one pair consists of
 
-    forward          every tower once; a locked text tower's features are computed before the first step (train/text_features.py)
-    backward         two products for each of the forward's, where a tower trains; one in a projection whose tower is locked
-    gradient cache   one more forward of what the engine holds, when a step has several micro-batches (train/step.py)
-    recomputation    one more forward of the blocks that train, without their last layer, under activation checkpointing
+    forward          every tower once; the features of a locked text tower are computed before the first step
+                     (train/text_features.py)
+    backward         two products for each product of the forward pass where a tower trains; one in a projection
+                     whose tower is locked
+    gradient cache   one more forward pass of what the engine holds, if a step has several micro-batches (train/step.py)
+    recomputation    one more forward pass of the blocks that train, without their last layers, under activation
+                     checkpointing
 
-Source: the factor of two, Kaplan et al. (arXiv 2001.08361, section 2.1). Recomputation is work but not model FLOPs: an MFU, and a
-run whose length is given in FLOPs, count `model` alone.
-
-FLOPs of the tiled loss (losses/), which follow from its code; models/training_flops.py has those of the towers.
-
-The loss computes the b x N logits twice and their gradients by two products: 8 b N D for softmax. Sigmoid needs 6 b N D.
+The factor of two comes from Kaplan et al. (arXiv 2001.08361, section 2.1). Recomputation is work but not model FLOPs: an
+MFU, and a run whose length is given in FLOPs, count `PairFlops.model` only.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from flexiclip.models.variants import HEAD_WIDTH, Shape, shape_of
 
 @dataclass(frozen=True)
 class TowerFlops:
-    """Forward FLOPs of one sample: the patch embedding, one block and their number, and what follows the blocks.
+    """Forward FLOPs of one sample: of the patch embedding, of one block, and of what follows the blocks.
 
-    The last block is counted apart: it may compute one token alone (tokens_read).
+    The last block is counted separately, because it may compute a single token (`tokens_read`).
     """
 
     stem: int
@@ -48,63 +48,70 @@ class TowerFlops:
     depth: int
     head: int
     last: int
-    block_end: int  # of `block`: its last layer, which a checkpointed block need not run again
-    last_end: int  # the same of `last`
+    block_end: int  # the last layer of `block`, which a checkpointed block does not run again
+    last_end: int  # the last layer of `last`
 
     @property
     def forward(self) -> int:
-        """Of the whole tower."""
+        """FLOPs of the forward pass through the whole tower."""
         return self.stem + self._blocks(self.depth) + self.head
 
     def backward(self, open_blocks: int | None = None) -> int:
-        """Of the gradients. open_blocks: how many of the last blocks train, in a tower that is locked but for them; None: all."""
+        """FLOPs of the gradients.
+
+        `open_blocks` is the number of last blocks that train in a locked tower; None means that the whole tower trains.
+        """
         if open_blocks is None:
             return self.stem + 2 * (self._blocks(self.depth) + self.head)
         return 2 * (self._blocks(open_blocks) + self.head) if open_blocks else 0
 
     def recomputation(self, open_blocks: int | None = None) -> int:
-        """Of a second pass through the blocks that train, as activation checkpointing takes it."""
+        """FLOPs of the second pass through the blocks that train, which activation checkpointing needs."""
         again = self.depth if open_blocks is None else open_blocks
         return self._blocks(again) - (again - 1) * self.block_end - self.last_end if again else 0
 
     def all_tokens(self) -> TowerFlops:
-        """Of the same tower with a last block that computes every token, as other libraries' do."""
+        """The same tower with a last block that computes every token, as other libraries' towers do."""
         return replace(self, last=self.block, last_end=self.block_end)
 
     def _blocks(self, number: int) -> int:
-        """Of so many blocks, the last among them."""
+        """FLOPs of the last `number` blocks."""
         return (number - 1) * self.block + self.last if number else 0
 
 
 def image_tower_flops(config: ImageTowerConfig, seqhw: Size, embed_dim: int) -> int:
-    """FLOPs to encode one image at grid side `seqhw`, projection to `embed_dim` included (0 for a tower without one)."""
+    """FLOPs to encode one image at grid side `seqhw`, including the projection to `embed_dim` (0 for a tower without one)."""
     projection = projection_flops(config, shape_of(config, "model.image").width, embed_dim)
     return image_flops(config, seqhw).forward + projection
 
 
 def image_model_flops(config: ModelConfig, seqhw: Size) -> int:
-    """image_tower_flops of a model's image half: what a length costs, relative to others."""
+    """`image_tower_flops` of a model's image half, which is the cost of a length relative to other lengths."""
     return image_tower_flops(config.image, seqhw, config.embed_dim)
 
 
 def image_flops(config: ImageTowerConfig, seqhw: Size) -> TowerFlops:
-    """The image tower at grid side `seqhw`, without its projection."""
+    """FLOPs of the image tower at grid side `seqhw`, without its projection."""
     shape, (gh, gw) = shape_of(config, "model.image"), pair(seqhw)
     height_px, width_px = pair(config.image_size)
     length = gh * gw + (config.pool == "tok")
-    # Every pixel meets every channel once, at any patch size; more than once where patches overlap, which the padding does too.
+    # At any patch size every pixel is multiplied with every channel once. Overlapping patches use pixels, and the padding,
+    # more than once.
     pixels = height_px * width_px if config.flexible == "patch" else gh * gw * math.prod(pair(config.base_patch_size))
     stem = 2 * shape.width * 3 * pixels
     return _tower(shape, stem, length, tokens_read(config, length), config.pool)
 
 
 def text_flops(config: TextTowerConfig, length: int) -> TowerFlops:
-    """Our own text tower on a caption of `length` tokens. Masked and causal attention count in full, as torch counts them."""
+    """FLOPs of our own text tower on a caption of `length` tokens. Masked and causal attention count in full, as torch counts."""
     return _tower(shape_of(config, "model.text"), 0, length, tokens_read(config, length), config.pool)
 
 
 def foreign_text_flops(tower: nn.Module, length: int) -> TowerFlops:
-    """A text tower of another library: its blocks as `foreign_shape` sees them; every matrix after them meets a caption once."""
+    """FLOPs of another library's text tower on a caption of `length` tokens.
+
+    Its blocks count as those of `foreign_shape`, and every matrix after the blocks is applied once to a caption.
+    """
     known = _tower(foreign_shape(tower), 0, length, length, "mean")
     inside = {id(p) for block in blocks_of(tower) for p in block.parameters()}
     after = sum(p.numel() for p in _matrices(tower) if id(p) not in inside)
@@ -112,10 +119,10 @@ def foreign_text_flops(tower: nn.Module, length: int) -> TowerFlops:
 
 
 def foreign_shape(tower: nn.Module) -> Shape:
-    """The transformer of our kind that has as many weights a block as another library's tower, read from its parameters.
+    """The shape of a transformer of our kind that has as many weights per block as another library's tower.
 
-    Exact for stacks of equal blocks whose attention has as many channels as the tower is wide; a gated MLP counts as a wider one.
-    Raises UserError where no stack of blocks is to be seen.
+    It is read from the tower's parameters. It is exact for stacks of equal blocks whose attention has as many channels as
+    the tower is wide. A gated MLP counts as a wider plain one. Raises UserError if no stack of blocks can be found.
     """
     blocks = blocks_of(tower)
     if not blocks:
@@ -130,22 +137,23 @@ def foreign_shape(tower: nn.Module) -> Shape:
 
 
 def tokens_read(config: ImageTowerConfig | TextTowerConfig, length: int) -> int:
-    """Tokens that the last block computes: one where the pool of a tower of ours reads one, else all."""
+    """The number of tokens that the last block computes: 1 if the tower is ours and its pool reads one token, else `length`."""
     ours = isinstance(config, ImageTowerConfig) or config.kind == "transformer"
     return 1 if ours and config.pool in ("tok", "eos", "last") else length
 
 
 def projection_flops(config: ImageTowerConfig | TextTowerConfig, width: int, embed_dim: int) -> int:
-    """Of one vector's way into the joint space."""
+    """FLOPs of projecting one vector into the joint space; 0 without a projection."""
     return 2 * width * embed_dim if config.projection == "linear" else 0
 
 
 def _tower(shape: Shape, stem: int, length: int, read: int, pool: str) -> TowerFlops:
+    """The FLOPs of a transformer on `length` tokens whose last block computes `read` of them."""
     width, mlp = shape.width, shape.mlp_dim
-    layer = 2 * width * mlp  # of the MLP, for one token
+    layer = 2 * width * mlp  # one layer of the MLP, for one token
 
     def block(tokens: int) -> int:
-        """With so many queries, and the projections of queries, keys and values for all tokens."""
+        """FLOPs of a block with `tokens` queries; queries, keys and values are projected for all tokens."""
         return 2 * 3 * length * width * width + 2 * tokens * width * width + 4 * tokens * length * width + 2 * tokens * layer
 
     head = 0
@@ -155,7 +163,7 @@ def _tower(shape: Shape, stem: int, length: int, read: int, pool: str) -> TowerF
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The weights of its layers: no embedding table and no learned positions."""
+    """The weight matrices of a module's layers, without embedding tables and learned positions."""
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     for name, p in module.named_parameters():
         if p.ndim == 2 and id(p) not in tables and not name.endswith(("positional_embedding", "cls_emb")):
@@ -173,33 +181,35 @@ class PairFlops:
 
     @property
     def model(self) -> int:
-        """Forward and backward: what the mathematics asks for."""
+        """FLOPs of the forward and backward passes, which the mathematics requires."""
         return self.forward + self.backward
 
     @property
     def total(self) -> int:
-        """All that is computed."""
+        """FLOPs of everything that is computed."""
         return self.model + self.gradient_cache + self.recomputation
 
 
 @dataclass(frozen=True)
 class TextCost:
-    """What the text half takes of a caption of full length."""
+    """The cost of the text half for one caption of full length."""
 
     tower: TowerFlops
-    width: int  # of the tower's features
+    width: int  # width of the tower's features
     cached: bool  # the features of a locked tower are computed once, before the first step
 
 
 KEPT_TEXT_FEATURES = 2 << 30
-"""Bytes of a frozen text tower's features that a run keeps; with more captions the tower runs in every step."""
+"""The most bytes of features of a frozen text tower that a run keeps. With more captions, the tower runs in every step."""
 
 
 def text_cost(config: Config, tower: TextTower | None = None, samples: int | None = None) -> TextCost | None:
-    """Of a recipe's text half; None where it has none. tower: on any device; by default, where it is needed, built on meta.
+    """The cost of a recipe's text half, or None if the recipe has none.
 
-    samples: of an epoch, taken for as many captions; None: few enough for a frozen tower's features to be kept.
-    Raises UserError for a tower of another library whose FLOPs cannot be counted, or whose configuration is not here.
+    `tower` is the text tower, on any device. Without it, a tower of another library is built on the meta device.
+    `samples` is the number of samples in an epoch, which is taken as the number of captions. None means that there are
+    few enough to keep the features of a frozen tower. Raises UserError for a tower of another library whose FLOPs cannot
+    be counted, or whose configuration is not on this machine.
     """
     section = config.model.text
     if section is None:
@@ -219,9 +229,10 @@ def text_cost(config: Config, tower: TextTower | None = None, samples: int | Non
 def pair_flops(
     config: ModelConfig, text: TextCost | None, seqhw: int, *, several: bool = False, checkpointing: bool = False
 ) -> PairFlops:
-    """A pair's share of a step at grid side `seqhw`.
+    """FLOPs of one image-text pair in a step at grid side `seqhw`.
 
-    several: the step has more than one micro-batch, so the gradient cache is at work. checkpointing: activations are recomputed.
+    `several` says that the step has more than one micro-batch and so uses the gradient cache. `checkpointing` says that
+    activations are recomputed.
     """
     image, ends = image_flops(config.image, seqhw), 1 + len(config.image.exits)
     image = replace(image, head=ends * image.head)
@@ -240,6 +251,11 @@ def pair_flops(
 
 
 def loss_flops(config: Config, local: int, world: int) -> int:
-    """FLOPs of the loss on one rank: `local` images against all captions, at every exit and every width that has a loss."""
+    """FLOPs of the tiled loss (losses/) on one rank.
+
+    The rank compares `local` images with the captions of all `world` ranks, at every exit and every width that has a
+    loss. The number follows from the code of the loss. Softmax computes the b x N logits twice and their gradients by two
+    products, 8 b N D in total; sigmoid needs 6 b N D.
+    """
     products = (8 if config.loss.kind == "softmax" else 6) * (1 + len(config.model.image.exits))
     return products * local * (local * world) * sum(config.loss.all_widths(config.model.embed_dim))

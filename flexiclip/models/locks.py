@@ -1,9 +1,10 @@
-"""Locks: a tower that is frozen whole, or all but its last blocks (LiT, arXiv 2111.07991, and open_clip's unlocked groups).
+"""Locked towers: frozen as a whole or except for the last blocks (LiT, arXiv 2111.07991; open_clip's unlocked groups).
 
-A tower that is frozen whole runs under no_grad, outside the engine. One that is partly open runs inside it; the gradients end
-at its first open block by themselves, because nothing below asks for any.
+A tower that is frozen as a whole runs under no_grad, outside the engine. A tower that is partly open runs inside the
+engine. Its backward pass stops at the first open block, because nothing below that block requires gradients.
 
-The blocks of a tower, ours or another library's: the unit in which towers are unlocked, recomputed and compiled.
+`blocks_of` finds the blocks of any tower, ours or another library's. A block is the unit in which towers are unlocked,
+recomputed and compiled.
 """
 
 from __future__ import annotations
@@ -18,26 +19,29 @@ from flexiclip.errors import UserError
 
 @dataclass(frozen=True)
 class Lock:
-    """A locked tower and its parts that train: none of them in a tower that is frozen whole."""
+    """A locked tower and those of its parts that train. `open_parts` is empty for a tower that is frozen as a whole."""
 
     tower: nn.Module
     open_parts: tuple[nn.Module, ...]
 
     def freeze(self) -> None:
-        """Take the gradients from all but the open parts."""
+        """Turn off gradients for everything except the open parts."""
         self.tower.requires_grad_(False)
         for part in self.open_parts:
             part.requires_grad_(True)
 
     def set_mode(self, training: bool) -> None:
-        """Eval mode for what is frozen, so that its dropout stays off; `training` for the rest."""
+        """Put the open parts into the mode `training`, and everything else into eval mode, so that its dropout stays off."""
         self.tower.eval()
         for part in self.open_parts:
             part.train(training)
 
 
 def lock_of(tower: nn.Module, config: ImageTowerConfig | TextTowerConfig, where: str) -> Lock:
-    """The lock of a tower as its section of the recipe, `where`, asks for it. Raises UserError for more blocks than there are."""
+    """The lock that a tower's section of the recipe asks for.
+
+    `where` is the name of the section. Raises UserError if the section unlocks more blocks than the tower has.
+    """
     if config.unlock_last == 0:
         return Lock(tower, ())
     blocks, after = _stack(tower, where)
@@ -47,21 +51,21 @@ def lock_of(tower: nn.Module, config: ImageTowerConfig | TextTowerConfig, where:
 
 
 def _stack(tower: nn.Module, where: str) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The tower's blocks, and the modules that follow the last of them."""
+    """The tower's blocks, and the modules that come after the last block."""
     if isinstance(getattr(tower, "blocks", None), nn.ModuleList):  # FlexiViT and TextTransformer
         after = [part for part in (tower.norm, tower.map_head) if isinstance(part, nn.Module)]
         return blocks_of(tower), after
-    blocks = blocks_of(tower) if hasattr(tower, "encoder") else []  # what follows an open_clip tower's blocks is not known
+    blocks = blocks_of(tower) if hasattr(tower, "encoder") else []  # what follows the blocks of an open_clip tower is unknown
     if not blocks:
         raise UserError(f"{where}.unlock_last: the blocks of this tower are not known; import it with flexiclip import first")
     return blocks, []
 
 
 def blocks_of(tower: nn.Module) -> list[nn.Module]:
-    """The tower's blocks, in order: the longest list of modules that lies in no other list; [] where there is none.
+    """The tower's blocks in order: the longest list of modules that is not inside another list, or [] if there is none.
 
-    `blocks` of our towers, `encoder.layer`, `layers` or `block` of a Hugging Face encoder, `resblocks` of an open_clip one. T5's
-    blocks hold lists themselves, and those do not count.
+    This is `blocks` in our towers, `encoder.layer`, `layers` or `block` in a Hugging Face encoder, and `resblocks` in an
+    open_clip tower. The blocks of T5 contain lists themselves, which do not count.
     """
     longest: list[nn.Module] = []
     inside: set[nn.Module] = set()

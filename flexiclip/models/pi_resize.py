@@ -1,10 +1,11 @@
 """PI-resize: the pseudo-inverse resize of patch embedding kernels, FlexiViT section 3.4 (arXiv 2212.08013).
 
-Resizing an image patch by a linear map B and embedding it with the resized kernel shall give the embedding that the original
-patch had with the original kernel. The least-squares answer is pinv(B^T) applied to the kernel. B is separable, B = Bh (x) Bw,
-and so is its pseudo-inverse: two small matrices, one an axis, take the place of one of size (p*q) x (H*W), to float precision.
+An image patch is resized by a linear map B. The resized kernel should give the resized patch the same embedding that the
+original kernel gives the original patch. The least-squares answer is pinv(B^T) applied to the kernel. B is separable, B =
+Bh (x) Bw, and so is its pseudo-inverse. Therefore two small matrices, one per axis, replace one matrix of size (p*q) x
+(H*W), with equal results up to float precision.
 
-Position grids are resized with B itself. Both are `resize_axes` with other matrices.
+Position grids are resized with B itself. Both resizes are `resize_axes` with different matrices.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AxisMatrix = Callable[[int, int], Tensor]
-"""(old size, new size) -> [new, old] float32 on the CPU."""
+"""A function that returns the matrix of one axis: (old size, new size) -> [new, old] float32 on the CPU."""
 
 
 @lru_cache(maxsize=512)
 def _interpolation(old: int, new: int, mode: str, antialias: bool) -> Tensor:
-    # From a square identity, in float32: torch's antialiased resize is wrong on images one pixel wide.
-    identity = torch.eye(old, device="cpu")[None, None]  # whatever torch.device is in force: the result is cached
+    """The matrix of torch's image resize along one axis, [new, old] float32, found by resizing an identity matrix."""
+    # The identity is square, because torch's antialiased resize is wrong on images that are one pixel wide.
+    identity = torch.eye(old, device="cpu")[None, None]  # on the CPU even under another torch.device: the result is cached
     return F.interpolate(identity, size=(new, old), mode=mode, align_corners=False, antialias=antialias)[0, 0]
 
 
 def interpolation_matrix(old: int, new: int, mode: str = "bilinear", antialias: bool = False) -> Tensor:
-    """B, [new, old] float32: `B @ x` resizes a signal of `old` samples (half-pixel centres, as tf.image and jax.image)."""
+    """B, [new, old] float32: `B @ x` resizes a signal of `old` samples with half-pixel centres, as tf.image and jax.image do."""
     return torch.eye(old, device="cpu") if old == new else _interpolation(old, new, mode, antialias)
 
 
@@ -37,8 +39,8 @@ def interpolation_matrix(old: int, new: int, mode: str = "bilinear", antialias: 
 def pi_matrix(old: int, new: int, mode: str = "bilinear", antialias: bool = False) -> Tensor:
     """pinv(B^T), [new, old] float32: the matrix that resizes one axis of a patch embedding kernel.
 
-    B has full rank, so the normal equations give it, B (B^T B)^-1 or (B B^T)^-1 B, in float64 as exactly as a singular value
-    decomposition and in a tenth of its time.
+    B has full rank, so the normal equations give the pseudo-inverse: B (B^T B)^-1 or (B B^T)^-1 B. In float64 this is as
+    exact as a singular value decomposition, and it takes a tenth of the time.
     """
     if old == new:
         return torch.eye(old, device="cpu")
@@ -49,16 +51,18 @@ def pi_matrix(old: int, new: int, mode: str = "bilinear", antialias: bool = Fals
 
 def resize_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply one matrix to each of the last two axes: x [..., H, W], rows [P, H], columns [Q, W] -> [..., P, Q]."""
-    return (rows @ x) @ columns.T  # in this order: the second product is one large matrix product
+    return (rows @ x) @ columns.T  # in this order, the second product is a single large matrix product
 
 
 def pi_resize(kernel: Tensor, size: int | tuple[int, int], mode: str = "bilinear", antialias: bool = False) -> Tensor:
-    """Resize patch embedding kernels so that the embeddings of resized patches are preserved.
+    """Resize patch embedding kernels so that the embeddings of resized patches stay the same.
 
-    kernel: [D, C, H, W], floating point. size: the new side, or (P, Q). mode, antialias: the image resize that is inverted,
-    big_vision's by default; they are part of a checkpoint's contract. Returns [D, C, P, Q] in the kernel's dtype; the
-    arithmetic is float32 (float64 for a float64 kernel) also under autocast. Differentiable. Raises ValueError for a kernel
-    that is not 4-D.
+    `kernel` is a floating-point tensor [D, C, H, W], and `size` is the new side or (P, Q). `mode` and `antialias` name
+    the image resize that is inverted. The defaults are big_vision's. A checkpoint is only correct with the values that it
+    was trained with.
+
+    Returns [D, C, P, Q] in the kernel's dtype. The arithmetic is float32 (float64 for a float64 kernel), under autocast
+    too. Gradients flow through it. Raises ValueError for a kernel that is not 4-D.
     """
     if kernel.ndim != 4:
         raise ValueError(f"pi_resize: the kernel must be [D, C, H, W], not {list(kernel.shape)}")
@@ -72,9 +76,10 @@ def pi_resize(kernel: Tensor, size: int | tuple[int, int], mode: str = "bilinear
 
 
 class AxisResize(nn.Module):
-    """Resizes the last two axes from one fixed size to any other, with the matrices of the expected sizes held as buffers.
+    """Resizes the last two axes from one fixed size to any other size.
 
-    The buffers are a few KB, not saved, and float32 whatever dtype the model is cast to; other sizes are built when asked for.
+    The matrices of the expected sizes are buffers, and those of other sizes are built on demand. The buffers take a few
+    KB. They are not saved, and they stay float32 when the model is cast to another dtype.
     """
 
     def __init__(self, matrix: AxisMatrix, old: tuple[int, int], rows: set[int], columns: set[int]) -> None:
@@ -84,7 +89,7 @@ class AxisResize(nn.Module):
             self.register_buffer(f"from{old_side}to{new_side}", matrix(old_side, new_side), persistent=False)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """x [..., H, W] with (H, W) = old, any float dtype -> [..., *size] float32, autocast off."""
+        """Resize x [..., H, W] with (H, W) = old, in any float dtype, to [..., *size] in float32. Autocast is off inside."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if size == self.old:
@@ -92,12 +97,14 @@ class AxisResize(nn.Module):
             return resize_axes(x, self._axis(self.old[0], size[0], x.device), self._axis(self.old[1], size[1], x.device))
 
     def _axis(self, old: int, new: int, device: torch.device) -> Tensor:
+        """The matrix of one axis on `device`, from a buffer if there is one."""
         held = self._buffers.get(f"from{old}to{new}")
         return self.matrix(old, new).to(device) if held is None else held
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AxisResize:
+        """Apply `fn` as nn.Module does, and then compute the buffers again in float32."""
         super()._apply(fn, recurse)
-        for name, buffer in self._buffers.items():  # undo a cast to half precision, and fill what to_empty left blank
+        for name, buffer in self._buffers.items():  # fn may have cast them, or to_empty may have left them unset
             if buffer is not None and buffer.device.type != "meta":
                 old, new = name.removeprefix("from").split("to")
                 self._buffers[name] = self.matrix(int(old), int(new)).to(buffer.device)

@@ -1,7 +1,8 @@
-"""Whether the weights of a model folder mean the same function in the model of a recipe, where their shapes do not show it.
+"""Checks that the weights of a model folder compute the same function in the model of a recipe.
 
-Another activation, epsilon, mask or resize, another vocabulary or another normalisation of the images: every tensor fits, and the
-tower computes something else than it learned. So `model.image.init` and `model.text.init` refuse each of them.
+Shapes do not show every difference. With another activation, epsilon, mask or resize, another vocabulary or another
+normalisation of the images, every tensor still fits, but the tower no longer computes what it learned. Therefore
+`model.image.init` and `model.text.init` refuse each of these differences.
 """
 
 from __future__ import annotations
@@ -16,30 +17,33 @@ from flexiclip.errors import UserError
 from flexiclip.models.text.base import SUBFOLDER, TextTower
 from flexiclip.models.variants import shape_of
 
-# Settings of a tower that its weights' shapes do not show.
+# Settings that change what a tower computes but not the shapes of its weights.
 _RESIZES = ("kernel_resize", "kernel_antialias", "grid_resize", "grid_antialias")
 _MEANING = ("kind", "flexible", "activation", "norm_eps", "causal", "pad_mask", "pool", "pad_id", "eos_id", *_RESIZES)
 
-# Settings of another library's tower that say where it came from, how it is stored and what it does in training alone.
+# Settings of another library's tower that do not change what it computes: its origin, how it is stored, how it trains.
 _ORIGIN = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache", "id2label", "label2id")
 _PLACES = ("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "vision_cfg")
 
 
 def check_settings(ours: ImageTowerConfig | TextTowerConfig, theirs: ImageTowerConfig | TextTowerConfig, where: str) -> None:
-    """Raise UserError that names the settings in which two towers of the same shapes are different functions."""
+    """Raise UserError that names the settings in which two towers of equal shapes compute different functions."""
     names = [name for name in _MEANING if getattr(ours, name, None) != getattr(theirs, name, None)]
     both = (ours, theirs)
     if all(getattr(section, "kind", "transformer") == "transformer" for section in both):
         names += ["heads"] if len({shape_of(section, where).heads for section in both}) > 1 else []
     if len({getattr(section, "exits", ()) for section in both if getattr(section, "exit_heads", "") == "separate"}) > 1:
-        names.append("exits")  # their norms and pools are numbered, and do not say after which block they come
+        names.append("exits")  # their norms and pools are numbered without the block that they follow
     if names:
         wanted = ", ".join(f"{name}={_said(getattr(theirs, name, None))}" for name in names)
         raise UserError(f"{where}: its tower was trained with {wanted}; set the same in the recipe")
 
 
 def check_inputs(ours: Config, theirs: Config, half: str, same_words: bool, where: str) -> None:
-    """Raise UserError for a tower that would be fed by another normalisation or another vocabulary than it learned."""
+    """Raise UserError for a tower that would get another normalisation or another vocabulary than it was trained with.
+
+    `half` is "image" or "text". `same_words` says whether the tokenizer is the one of the training.
+    """
     mine, its = ours.model.preprocess, theirs.model.preprocess
     if half == "image" and (mine.mean, mine.std) != (its.mean, its.std):
         wanted = f"mean={list(its.mean)}, std={list(its.std)}"
@@ -49,10 +53,11 @@ def check_inputs(ours: Config, theirs: Config, half: str, same_words: bool, wher
 
 
 def check_architecture(tower: TextTower, folder: Path, where: str) -> None:
-    """Raise UserError that names the settings in which another library's tower in a model folder is not the function of `tower`.
+    """Raise UserError that names the settings in which another library's tower in a folder computes another function.
 
-    Both libraries write their settings as JSON, so the files that the two towers have in a model folder are compared. Our own
-    text tower writes none: its settings are in the recipe.
+    `tower` is the tower of the recipe. Both libraries write their settings as JSON, so the files that the two towers
+    write into a model folder are compared. Our own text tower writes no such file, because its settings are in the
+    recipe.
     """
     with tempfile.TemporaryDirectory() as written:
         tower.save_config(Path(written))
@@ -64,7 +69,7 @@ def check_architecture(tower: TextTower, folder: Path, where: str) -> None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Every setting of the JSON files in a folder that changes what the tower computes, by its dotted name."""
+    """All settings of the JSON files in a folder that change what the tower computes, by dotted name."""
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
         try:
@@ -76,6 +81,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _flat(section: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Flatten nested settings into dotted names, without those about origin, storage and dropout."""
     found: dict[str, Any] = {}
     for name, value in section.items():
         if name not in (*_ORIGIN, *_PLACES) and "dropout" not in name:
@@ -84,6 +90,6 @@ def _flat(section: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _said(value: object) -> str:
-    """A value as a recipe has it: a list with brackets; long ones are cut."""
+    """A value as a recipe writes it: a tuple as a list in brackets, and long texts cut to 60 characters."""
     text = str(list(value)) if isinstance(value, tuple) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

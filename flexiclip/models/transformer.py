@@ -1,7 +1,7 @@
-"""The pre-norm transformer that both towers share, and the attention pooling head (MAP).
+"""The pre-norm transformer blocks that both towers use, and the attention pooling head (MAP).
 
-Shapes: B batch, L tokens, D width, H heads, K = D / H. Parameter names are timm's (norm1, attn.qkv, attn.proj, norm2, mlp.fc1,
-mlp.fc2), so that published weights map onto them one to one.
+Shapes: B batch, L tokens, D width, H heads, K = D / H. Parameter names are timm's (norm1, attn.qkv, attn.proj, norm2,
+mlp.fc1, mlp.fc2), so published weights map onto them one to one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the activation of OpenAI's CLIP weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Apply the activation to every element of x, a tensor of any shape."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -40,12 +40,12 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map x [..., D] to [..., D]."""
         return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, shape: Shape, activation: str, norm_eps: float) -> None:
         super().__init__()
@@ -55,13 +55,16 @@ class Block(nn.Module):
         self.mlp = MLP(shape.width, shape.mlp_dim, activation)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, at: Tensor | int | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D], or [B, 1, D] of the tokens `at`; mask, causal and at as in Attention."""
+        """Map x [B, L, D] to [B, L, D], or to [B, 1, D] for the tokens `at`. mask, causal and at are those of `Attention`."""
         x = (x if at is None else token_at(x, at)) + self.attn(self.norm1(x), mask, causal, at)
         return x + self.mlp(self.norm2(x))
 
 
 class MAPHead(nn.Module):
-    """Attention pooling (big_vision models/vit.py): a learned probe attends to all tokens; the norm precedes the MLP only."""
+    """Attention pooling, as in big_vision's models/vit.py: a learned probe attends to all tokens.
+
+    Only the MLP after the attention has a norm.
+    """
 
     def __init__(self, shape: Shape, activation: str, norm_eps: float) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class MAPHead(nn.Module):
         self.mlp = MLP(shape.width, shape.mlp_dim, activation)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, L, D]; mask broadcastable to [B, H, 1, L], True where attention is allowed -> [B, D]."""
+        """Pool the tokens x [B, L, D] to [B, D]. `mask` is broadcastable to [B, H, 1, L] and True where attention is allowed."""
         batch, length, width = x.shape
         q = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(batch, -1, -1, -1)
         k, v = self.kv(x).view(batch, length, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -84,9 +87,10 @@ class MAPHead(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise the layers below `module` in place as big_vision does: Xavier-uniform weights and probes, zero biases.
+    """Initialise the layers below `module` in place, as big_vision does: Xavier-uniform weights and probes, zero biases.
 
-    One difference: the biases of its MLPs are drawn with a deviation of 1e-6. tests/models/test_initial_weights.py has the table.
+    There is one difference: big_vision draws the biases of its MLPs with a standard deviation of 1e-6.
+    tests/models/test_initial_weights.py has the table.
     """
     for child in module.modules():
         if isinstance(child, nn.Linear):
@@ -94,11 +98,11 @@ def init_weights(module: nn.Module) -> None:
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, MAPHead):
-            nn.init.xavier_uniform_(child.probe[0])  # flax's fans of [1, 1, D]: 1 in, D out
+            nn.init.xavier_uniform_(child.probe[0])  # for [1, 1, D], flax takes fan_in = 1 and fan_out = D
     for child in module.modules():
-        if isinstance(child, Attention):  # q, k and v are three square layers that share one tensor
+        if isinstance(child, Attention):  # one tensor holds the three square layers q, k and v
             for square in child.qkv.weight.chunk(3):
                 nn.init.xavier_uniform_(square)
-        elif isinstance(child, MAPHead):  # so are k and v: from the bound of [2D, D] to that of [D, D], with nothing drawn again
+        elif isinstance(child, MAPHead):  # k and v share one too: rescale the bound of [2D, D] to that of [D, D]
             with torch.no_grad():
                 child.kv.weight.mul_(1.5**0.5)

@@ -1,4 +1,7 @@
-"""Transformer sizes by name: width, depth, heads and MLP width of big_vision's ViT variants (models/vit.py, decode_variant)."""
+"""Transformer sizes by name: width, depth, heads and MLP width of big_vision's ViT variants.
+
+The numbers are those of `decode_variant` in big_vision's models/vit.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from flexiclip.errors import UserError
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a transformer."""
+    """The size of a transformer: its width, number of blocks, number of heads, and the width inside its MLPs."""
 
     width: int
     depth: int
@@ -29,12 +32,16 @@ HEAD_WIDTH = 64
 
 
 def tower_name(config: ImageTowerConfig) -> str:
-    """What results call an image tower: FlexiViT-B, or width x depth where it is no variant."""
+    """The name of an image tower in results: FlexiViT-B, or FlexiViT-WIDTHxDEPTH if it is not a variant."""
     return f"FlexiViT-{config.variant or f'{config.width}x{config.depth}'}"
 
 
 def shape_of(config: ImageTowerConfig | TextTowerConfig, where: str) -> Shape:
-    """The tower's shape: the variant's, with the sizes that are given in their place. `where` names the section in errors."""
+    """The shape of a tower: that of its variant, with explicitly given sizes in place of the variant's.
+
+    `where` names the section of the recipe in errors. Raises UserError for an unknown variant, for a section without a
+    size, and for a width that is not a multiple of the number of heads.
+    """
     if config.variant is not None and config.variant not in VARIANTS:
         raise UserError(f"{where}.variant={config.variant!r}: choose one of {', '.join(VARIANTS)}")
     base = VARIANTS.get(config.variant or "")

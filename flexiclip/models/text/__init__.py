@@ -1,11 +1,11 @@
-"""Text towers: tokens [B, L] -> pooled features [B, D], which the two-tower model projects into the joint space.
+"""Text towers, which turn tokens [B, L] into pooled features [B, D]; the two-tower model projects these.
 
     tower = build_text_tower(config.model.text)                 # with the weights that the recipe names
-    tower = build_text_tower(config.model.text, model_folder)   # the architecture only; its weights stand in model.safetensors
+    tower = build_text_tower(config.model.text, model_folder)   # only the architecture, whose weights are in model.safetensors
     tokens = trim_padding(tokens, tower.pad_id) if tower.trims else tokens
 
-The kinds: `transformer`, our own (transformer.py); `huggingface` and `open_clip`, those of other libraries, imported only
-when a recipe asks for them.
+There are three kinds: `transformer` is our own (base.py), and `huggingface` and `open_clip` are towers of other
+libraries, which are imported only when a recipe asks for them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _KINDS: dict[str, Callable[[TextTowerConfig, Path | None, bool], TextTower]] = {
 
 
 def build_text_tower(config: TextTowerConfig | None, folder: Path | None = None, pretrained: bool = True) -> TextTower:
-    """The text tower of a recipe, float32, on the CPU.
+    """Build the text tower of a recipe, in float32, on the CPU.
 
-    folder: a model folder whose `save_config` files give the architecture, so that neither a network nor `config.name` is needed;
-    no weights are read. pretrained: without a folder, whether a foreign tower comes with its weights. Raises UserError (see the
-    builders). Without a config it is AbsentText.
+    `folder` is a model folder. The files that `save_config` wrote there give the architecture, so neither a network nor
+    `config.name` is needed, and no weights are read. Without a folder, `pretrained` decides whether a tower of another
+    library comes with its weights. If `config` is None, the result is an AbsentText. Raises UserError if the tower cannot
+    be built; the builders say when.
     """
     if config is None:
         return AbsentText()

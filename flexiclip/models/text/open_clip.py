@@ -1,8 +1,9 @@
-"""The text half of an open_clip model as the text tower; its output is that model's joint embedding, projection included.
+"""The text half of an open_clip model as the text tower.
 
     flexiclip train RECIPE model.text.kind=open_clip model.text.name=ViT-B-32-quickgelu/openai tokenizer.kind=clip
 
-A name is NAME, NAME/PRETRAINED (a tag or a file), hf-hub:ORG/REPO or local-dir:FOLDER, as open_clip understands them.
+Its output is the joint embedding of the open_clip model, including that model's projection. A name is NAME,
+NAME/PRETRAINED (a tag or a file), hf-hub:ORG/REPO or local-dir:FOLDER, as open_clip defines them.
 
 Shapes: B captions, L tokens, D the joint dimension of the open_clip model.
 """
@@ -25,12 +26,12 @@ from flexiclip.models.text.base import SUBFOLDER, WEIGHTS, TextTower
 from flexiclip.models.text.open_clip_load import with_weights
 
 CONFIG_FILE = "open_clip_config.json"
-# open_clip builds whole models only; the image half that we throw away is made as small as it will go.
+# open_clip builds whole models only. The image half is not used, so it is made as small as possible.
 _STUB_IMAGE_TOWER = {"image_size": 32, "patch_size": 32, "layers": 1, "width": 64, "head_width": 64}
 
 
 class OpenClipText(TextTower):
-    """Wraps open_clip's text module. Causal CLIP transformers also take fewer columns than they were built for."""
+    """Wraps open_clip's text module. Causal CLIP transformers also accept fewer columns than they were built for."""
 
     def __init__(self, config: TextTowerConfig, text: nn.Module, model_cfg: dict[str, Any]) -> None:
         super().__init__()
@@ -48,15 +49,15 @@ class OpenClipText(TextTower):
             )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] int64 -> joint embedding [B, D], not normalised."""
+        """Encode tokens [B, L] int64 to joint embeddings [B, D], which are not normalised."""
         self.check_length(tokens)
         if self.trims:
             return _causal_forward(self.text, tokens)
         features = self.text(tokens)
-        return cast(Tensor, features[0] if isinstance(features, tuple) else features)  # CoCa gives its tokens as well
+        return cast(Tensor, features[0] if isinstance(features, tuple) else features)  # CoCa returns its tokens as well
 
     def save_config(self, folder: Path) -> None:
-        """Write open_clip's configuration (and a Hugging Face encoder's) into folder/text_tower."""
+        """Write open_clip's configuration, and that of a Hugging Face encoder inside it, into folder/text_tower."""
         target = folder / SUBFOLDER
         target.mkdir(parents=True, exist_ok=True)
         (target / CONFIG_FILE).write_text(json.dumps({"model_cfg": self.model_cfg}, indent=2), encoding="utf-8")
@@ -66,9 +67,9 @@ class OpenClipText(TextTower):
 
 
 def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bool) -> OpenClipText:
-    """The text half of the model that `config.name` names; from a model folder, its architecture with weights yet to be loaded.
+    """Build the text half of the model that `config.name` names, or the architecture in a model folder.
 
-    Raises UserError when open_clip knows no such model or weights.
+    In the second case the weights are loaded later. Raises UserError if open_clip does not know the model or its weights.
     """
     if folder is not None:
         return _from_folder(config, folder)
@@ -87,24 +88,24 @@ def build_open_clip(config: TextTowerConfig, folder: Path | None, pretrained: bo
             text = _text_without_weights(model_cfg)
     except UserError:
         raise
-    except Exception as error:  # open_clip checks little of what it reads: each nonsense has an error of its own
+    except Exception as error:  # open_clip checks little of what it reads, so errors may be of any type
         raise UserError(f"model.text.name={config.name}: open_clip cannot build it: {short_reason(error)}") from None
     return OpenClipText(config, text, model_cfg)
 
 
 def refuse_foreign_code() -> None:
-    """Answer no, for this process, where transformers would ask on the terminal whether code that comes with a model may run.
+    """Make transformers refuse, in this process, to run code that comes with a model, where it would ask on the terminal.
 
-    It asks when its caller says nothing about that, as open_clip does.
+    It asks if its caller does not set trust_remote_code, and open_clip does not set it.
     """
     with suppress(ImportError):
         from transformers import dynamic_module_utils
 
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no time for an answer: it raises ValueError without a question
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # with no time for an answer it raises ValueError at once
 
 
 def _split(name: str) -> tuple[str, str | None]:
-    """NAME[/PRETRAINED] in two; a name with a schema (hf-hub:, local-dir:) brings its own weights."""
+    """Split NAME[/PRETRAINED]. A name with a scheme (hf-hub:, local-dir:) has its own weights and is not split."""
     if name.startswith(("hf-hub:", "local-dir:")):
         return name, None
     base, _, tag = name.partition("/")
@@ -112,12 +113,13 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _text_only(described: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model's text half, with an image half that is as small as possible."""
     kept = {key: deepcopy(described[key]) for key in ("embed_dim", "text_cfg", "quick_gelu") if key in described}
     return kept | {"vision_cfg": dict(_STUB_IMAGE_TOWER)}
 
 
 def _from_folder(config: TextTowerConfig, folder: Path) -> OpenClipText:
-    """The architecture that `save_config` wrote. It came with the model folder, so anything may stand there."""
+    """Build the architecture that `save_config` wrote. It came with the model folder, so its values are not trusted."""
     path = folder / SUBFOLDER / CONFIG_FILE
     model_cfg = _text_only(_read_object(path, "model_cfg"))
     settings = model_cfg.get("text_cfg")
@@ -136,12 +138,12 @@ def _from_folder(config: TextTowerConfig, folder: Path) -> OpenClipText:
         return OpenClipText(config, text, model_cfg)
     except UserError:
         raise
-    except Exception as error:  # open_clip checks few of its settings: each nonsense has an error of its own
+    except Exception as error:  # open_clip checks few of its settings, so wrong ones raise errors of any type
         raise UserError(f"{path}: open_clip cannot build the text tower: {short_reason(error)}") from None
 
 
 def _read_object(path: Path, key: str | None = None) -> dict[str, Any]:
-    """A JSON object, or the one under `key`."""
+    """Read a JSON object, or the object under `key` in it. Raises UserError if there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         data = data if key is None else data[key]
@@ -156,6 +158,7 @@ def _read_object(path: Path, key: str | None = None) -> dict[str, Any]:
 
 
 def _text_without_weights(model_cfg: dict[str, Any]) -> nn.Module:
+    """The text half of a model with random weights; nothing is downloaded."""
     import open_clip
 
     settings = model_cfg["text_cfg"] | {"hf_model_pretrained": False}
@@ -165,6 +168,7 @@ def _text_without_weights(model_cfg: dict[str, Any]) -> nn.Module:
 
 
 def _is_causal_clip(text: nn.Module) -> bool:
+    """Whether the module is a causal CLIP transformer that pools at the EOS, so that trailing padding has no effect."""
     from open_clip.transformer import TextTransformer
 
     if not isinstance(text, TextTransformer):
@@ -173,7 +177,10 @@ def _is_causal_clip(text: nn.Module) -> bool:
 
 
 def _causal_forward(text: Any, tokens: Tensor) -> Tensor:
-    """open_clip's own forward, with the causal mask cut to the batch's columns (it insists on the full context)."""
+    """Compute open_clip's own forward pass with the causal mask cut to the columns of the batch.
+
+    open_clip's own method only accepts the full context length.
+    """
     from open_clip.transformer import text_global_pool
 
     length = tokens.shape[1]

@@ -1,9 +1,10 @@
-"""What is refused before open_clip is asked, which only warns where a model would be wrong, and builds whatever is written.
+"""Loading the weights of open_clip models, with the checks that open_clip itself does not make.
 
-open_clip's models filled with weights: of a file or a folder by our own readers, of a name on a hub by open_clip.
+Files and folders are read by our own readers, and names on a hub by open_clip. open_clip only warns about some mistakes
+that give a wrong model, and it builds whatever a config says, so both are checked here first.
 
-A file may be a checkpoint of `open_clip_train`: with the optimizer's state beside it, with the prefixes of DDP and torch.compile,
-and with the bias of the sigmoid loss (`--siglip`), which the configuration of the architecture does not have.
+A file may be a checkpoint of `open_clip_train`. It then contains the optimizer's state, prefixes of DDP and
+torch.compile, and the bias of the sigmoid loss (`--siglip`), which the configuration of the architecture does not have.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flexiclip.models.sizes import check_build, check_layers
 from flexiclip.tensor_files import read_checkpoint, read_state
 
 _WEIGHTS = (".safetensors", ".bin", ".pth")
-_PREFERRED = (  # of open_clip.factory._find_checkpoint_in_dir
+_PREFERRED = (  # the order of open_clip.factory._find_checkpoint_in_dir
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -29,12 +30,15 @@ _PREFERRED = (  # of open_clip.factory._find_checkpoint_in_dir
     "pytorch_model.pth",
     "model.pth",
 )
+_BARE: dict[str, Any] = {"force_custom_text": True, "pretrained_text": False}  # separate towers, and no download of other weights
+_POSITION_IDS = "text.transformer.embeddings.position_ids"  # transformers stored these until 4.31
 
 
 def check_folder(folder: Path, described: dict[str, Any], source: str) -> Path:
-    """The weight file that open_clip takes there.
+    """Return the weight file that open_clip would load from a folder, after checks.
 
-    The config came with the folder, so anything may stand in it: sizes that the weights have no room for are refused.
+    The config came with the folder, so its values are not trusted: sizes that do not fit into the weight file raise
+    UserError, and so does a folder without weights.
     """
     import open_clip
 
@@ -43,7 +47,7 @@ def check_folder(folder: Path, described: dict[str, Any], source: str) -> Path:
         if not isinstance(settings, dict):
             raise UserError(f"{source}: no {half} in its open_clip_config.json")
         layers = settings.get("layers", 0)
-        for number in layers if isinstance(layers, list) else [layers]:  # a ResNet has four of them
+        for number in layers if isinstance(layers, list) else [layers]:  # a ResNet has four numbers
             check_layers(number, f"{source}: {half}")
     halves = [dict(described[half]) for half in ("vision_cfg", "text_cfg")]
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
@@ -51,17 +55,20 @@ def check_folder(folder: Path, described: dict[str, Any], source: str) -> Path:
         raise UserError(f"{source}: no weights there, such as open_clip_model.safetensors")
     named = [folder / name for name in _PREFERRED if folder / name in files]
     file = (named or sorted(files, key=lambda path: path.suffix != ".safetensors"))[0]
-    read_state(file)  # within bounds, which open_clip does not keep
+    read_state(file)  # reads within bounds, which open_clip does not check
     if not any(
         name in half for half in halves for name in ("timm_model_name", "hf_model_name")
-    ):  # those are built by their names
+    ):  # those are built by name, not from sizes
         quick_gelu = described.get("quick_gelu", False)
         check_build(lambda: open_clip.CustomTextCLIP(described["embed_dim"], *halves, quick_gelu=quick_gelu), file, source)
     return file
 
 
 def check_activation(name: str, tag: str | None, described: dict[str, Any], source: str) -> None:
-    """open_clip only warns where weights meet the wrong GELU; the model would be off by some percent for good."""
+    """Raise UserError if the weights were trained with another GELU than the model has.
+
+    open_clip only warns about this, and every embedding would be off by some percent.
+    """
     import open_clip
 
     trained = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") if tag else None
@@ -70,15 +77,12 @@ def check_activation(name: str, tag: str | None, described: dict[str, Any], sour
         raise UserError(f"{source}: these weights were trained with the other GELU; name {mend}")
 
 
-_BARE: dict[str, Any] = {"force_custom_text": True, "pretrained_text": False}  # two towers, and no other weights fetched
-_POSITION_IDS = "text.transformer.embeddings.position_ids"  # transformers stored them until 4.31
-
-
 def with_weights(name: str, weights: str | None, described: dict[str, Any], source: str) -> tuple[Any, list[str]]:
-    """(open_clip's CustomTextCLIP `name` with its weights, notes).
+    """Return open_clip's CustomTextCLIP `name` with its weights, and notes.
 
-    weights: a tag or a file; None for hf-hub: and local-dir:, which bring their own. described: open_clip.get_model_config(name).
-    source: for messages. Raises UserError, and whatever open_clip raises.
+    `weights` is a tag or a file; it is None for hf-hub: and local-dir:, which have their own weights. `described` is the
+    result of open_clip.get_model_config(name). `source` starts the error messages. Raises UserError, and any error that
+    open_clip raises.
     """
     file = Path(weights) if weights is not None and Path(weights).is_file() else None
     if name.startswith("local-dir:"):
@@ -90,18 +94,18 @@ def with_weights(name: str, weights: str | None, described: dict[str, Any], sour
 
 
 def _from_file(name: str, file: Path, described: dict[str, Any], source: str) -> tuple[Any, list[str]]:
-    """(the model with the weights of a file, as open_clip.factory.load_checkpoint fills it, notes)."""
+    """The model with the weights of a file, filled in as open_clip.factory.load_checkpoint does it, and notes."""
     import open_clip
     from open_clip.factory import load_checkpoint
 
-    if file.suffix == ".npz":  # open_clip reads big_vision's files as well
+    if file.suffix == ".npz":  # open_clip reads big_vision's files itself
         model: Any = open_clip.create_model(name, load_weights=False, **_BARE)
         load_checkpoint(model, str(file))
         return model, []
     tensors, notes = read_checkpoint(file)
     bias = described.get("init_logit_bias")
-    if bias is None and "logit_bias" in tensors:  # of `open_clip_train --siglip`, which gives any model one
-        bias = 0.0  # makes the parameter; its value is the file's
+    if bias is None and "logit_bias" in tensors:  # `open_clip_train --siglip` adds a bias to any model
+        bias = 0.0  # this creates the parameter, whose value then comes from the file
     model = open_clip.create_model(name, load_weights=False, **_BARE, **({} if bias is None else {"init_logit_bias": bias}))
     return fill(model, tensors, source), notes
 
@@ -113,29 +117,30 @@ def _from_hub(name: str, tag: str | None) -> Any:
     options = {**_BARE, "pretrained": tag, "require_pretrained": True}
     try:
         return open_clip.create_model(name, **options)
-    except AttributeError as error:  # weights with a bias for the logits, which the configuration does not have
+    except AttributeError as error:  # the weights have a logit_bias, but the configuration does not
         if "ndim" not in str(error):
             raise
         return open_clip.create_model(name, **options, init_logit_bias=0.0)
 
 
 def fill(model: Any, tensors: dict[str, Tensor], source: str) -> Any:
-    """The model of open_clip with the tensors of a file in it, every one of them.
+    """Load the tensors of a file into a model of open_clip. Every tensor must fit.
 
-    As open_clip.factory.load_checkpoint does it, but positions of another size are refused, not resized without a word.
+    This follows open_clip.factory.load_checkpoint, except that position embeddings of another size raise UserError
+    instead of being resized silently.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
     state = dict(convert_state_dict(model, tensors))
-    if "positional_embedding" in state:  # of a CLIP whose text half has no name of its own
+    if "positional_embedding" in state:  # a CLIP whose text half is not a separate module
         state = dict(convert_to_custom_text_state_dict(state))
     wanted = model.state_dict()
     if _POSITION_IDS not in wanted:
         state.pop(_POSITION_IDS, None)
-    for name in {"logit_scale", "logit_bias"} & wanted.keys() & state.keys():  # numbers with and without a dimension
+    for name in {"logit_scale", "logit_bias"} & wanted.keys() & state.keys():  # stored as [] or as [1]
         state[name] = state[name].reshape(wanted[name].shape)
-    if "logit_bias" in wanted:  # trained without the sigmoid loss: open_clip takes none for 0
+    if "logit_bias" in wanted:  # a model trained without the sigmoid loss: open_clip uses 0
         state.setdefault("logit_bias", torch.zeros_like(wanted["logit_bias"]))
     check_file(state, wanted, source)
     model.load_state_dict(state)
@@ -143,7 +148,7 @@ def fill(model: Any, tensors: dict[str, Tensor], source: str) -> Any:
 
 
 def check_file(tensors: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
-    """Raise UserError unless names and shapes are the model's: a kernel of another size says that NAME is wrong."""
+    """Raise UserError unless names and shapes are those of the model. A kernel of another size means that NAME is wrong."""
     for name, tensor in wanted.items():
         if name in tensors and tensors[name].shape != tensor.shape:
             found = list(tensors[name].shape)
@@ -157,5 +162,6 @@ def check_file(tensors: dict[str, Tensor], wanted: dict[str, Tensor], source: st
 
 
 def _listed(names: set[str]) -> str:
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(sorted(names)[:3]) + more
