@@ -99,7 +99,7 @@ def evaluate_suites(
     datasets = _readable(suites, report)
     main = rank() == 0
     if main and output is not None:
-        check_output(output)  # now, not after hours
+        check_output(output)  # before the work, which may take hours
     plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade, widths)
     try:
         for model in models:

@@ -36,7 +36,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Record:
-    """What the metrics need to know about an image: its captions, and its labels by the `label` keys of the tasks."""
+    """The facts about an image that the metrics need: its captions, and its labels by the `label` keys of the tasks."""
 
     sample: str  # its name in messages, such as shard and key
     captions: tuple[str, ...]

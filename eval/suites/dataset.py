@@ -24,9 +24,9 @@ class DatasetConfig:
     name: str = ""
     """The `dataset` of the rows; default: the last part of `root`, `images` or `csv`."""
     shards: str | tuple[str, ...] | None = None
-    """Paths or URLs of webdataset shards; braces and wildcards stand for several."""
+    """Paths or URLs of webdataset shards, with braces or wildcards for several: `data/test-{0000..0003}.tar`."""
     tasks: tuple[TaskConfig, ...] = ()
-    """What the model is scored on. Default: what the files of `root` say, classification for `images`, retrieval for `csv`."""
+    """The tasks. Default: the task that the files of `root` describe, classification for `images`, retrieval for `csv`."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """The members of a sample that may hold its image."""
     captions: tuple[str, ...] = ("txt",)

@@ -39,7 +39,7 @@ class TaskConfig:
     """
 
     kind: Kind
-    """What is scored; see above."""
+    """The kind of task; the kinds are listed above."""
     name: str | None = None
     """Tells two tasks of the same kind apart; it is appended to the name of the data set in the rows."""
     label: str | None = None
@@ -94,7 +94,7 @@ class TaskConfig:
 
     @property
     def row_kind(self) -> str:
-        """What tells the rows of two tasks of one name apart: the kind, where multilabel counts as classification."""
+        """The kind that tells the rows of two tasks of one name apart; multilabel counts as classification."""
         return "classification" if self.kind == "multilabel" else self.kind
 
     @property
