@@ -68,26 +68,21 @@ def evaluate_suites(
 ) -> list[Row]:
     """Score models on suites and return the rows of all models; every rank gets the same rows.
 
-    Rank 0 also prints a table and, if `output` is given, writes the files that report/files.py lists. Every rank must call this
-    function.
+    Every rank must call this. Rank 0 prints a table and, if `output` is given, writes the files that report/files.py lists.
 
     - `models`: sources as `flexiclip eval` takes them, or pairs of a name and an opened model. A source is opened when its turn
-      comes, and released before the next one is opened. The name fills `model` and `pretrained` of the rows.
+      comes, and released before the next one. The name fills `model` and `pretrained` of the rows.
     - `suites`: names of suites, YAML files, or folders or URLs of single data sets (see `load_suite`).
-    - `seqhw`: the lengths to score; default: those that each model was made for. If there are several models, a model that has
-      a single length keeps that length.
-    - `batch_size`: images per batch and rank.
-    - `output`: the folder for the report.
-    - `command`: the command line shown in the report; default: that of this process.
-    - `workers`: threads that decode images.
+    - `seqhw`: the lengths to score; default: those that each model was made for. Next to other models, a model with a single
+      length keeps that length.
+    - `batch_size`, `workers`: images per batch and rank, and threads that decode images.
+    - `output`, `command`: the folder of the report, and the command line that it shows (default: that of this process).
     - `embeddings`: a folder that keeps the embeddings; the next evaluation of the same model on the same images reads them.
     - `tolerance`, `budget`: the rules that choose a length for each task (tradeoffs.py). `tolerance` is in percentage points.
     - `cascade`: the short and the long length of the cascade (tradeoffs.py); default: the shortest and the longest.
-    - `widths`: also score the first N columns of the embeddings, for each N, as if these were further models. Cascades are then
-      left out.
+    - `widths`: also score the first N columns of the embeddings, for each N, as if these were further models, without cascades.
 
-    A data set that cannot be read does not stop the others. The results of the others are shown and written first; then a
-    UserError names the data sets that could not be scored.
+    If a data set cannot be read, the others are still scored, shown and written; then a UserError names the data set.
     """
     from flexiclip_eval.report.files import check_output
 
