@@ -30,7 +30,7 @@ class DatasetConfig:
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """The members of a sample that may hold its image."""
     captions: tuple[str, ...] = ("txt",)
-    """The members or JSON fields that hold the captions for retrieval."""
+    """The members or JSON fields that hold the captions, for retrieval and choice."""
     language: str = "en"
     """The language of the captions and prompts, which is copied into the rows."""
     index_cache: str | None = None
