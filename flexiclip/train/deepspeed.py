@@ -67,6 +67,12 @@ class DeepSpeedEngine:
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
 
+    def discard_gradients(self) -> None:
+        """See Engine. DeepSpeed clears what its hooks have added up in a step only, so it gets one that it must refuse."""
+        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
+        self.backward(math.nan * torch.stack([output.sum() for output in outputs]).sum())
+        self.step(lr=0.0)
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine."""
         whole = _gathered if self.stage == 3 else torch.Tensor.detach

@@ -129,6 +129,10 @@ class Engine(Protocol):
         """
         ...
 
+    def discard_gradients(self) -> None:
+        """Clear the gradients without an update: no weight, no moment and no count of steps changes. Collective."""
+        ...
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every trained parameter, whole, float32, with its name. Collective, and to be run to its end on every rank.
 
@@ -174,8 +178,12 @@ class TorchEngine:
             group["lr"] = lr
         if math.isfinite(norm):
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.discard_gradients()
         return norm
+
+    def discard_gradients(self) -> None:
+        """See Engine."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See Engine."""
