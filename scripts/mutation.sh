@@ -6,8 +6,9 @@
 #   scripts/mutation.sh --report                what the record says, nothing is run
 #   scripts/mutation.sh --help                  --workers, --patience, --retest, --fresh
 #
-# Stop it at any time: the next run goes on where this one was. Results are kept in .mutation/, and for each module that is done in
-# scripts/mutation/record.yaml. There every mutant that no test noticed has a verdict: `open`, or `equivalent: reason`, written by hand.
+# Stop it at any time: the next run continues where this one stopped. Results are kept in .mutation/, and for each finished module in
+# scripts/mutation/record.yaml. There every mutant that no test noticed has a verdict: `open`, or `equivalent: reason`, written by
+# hand. docs/mutation.json has the counts of the record: killed, survived, equivalent, and the same for each module.
 
 EXTRAS="test,mutation"
 # shellcheck source=scripts/_env.sh
