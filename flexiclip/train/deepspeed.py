@@ -159,7 +159,7 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip or 0.0,
         "zero_optimization": {"stage": config.engine.zero_stage, **OFFLOADED[config.engine.offload]},
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is vectorised on CPUs too, and needs no compiler
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is vectorized on CPUs too, and needs no compiler
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
     }

@@ -226,7 +226,7 @@ class _Others:
 def _read(content: bytes) -> dict[str, Any]:
     try:
         claim = json.loads(content)
-    except ValueError:  # half written
+    except ValueError:  # a half-written file
         return {}
     return claim if isinstance(claim, dict) else {}
 
