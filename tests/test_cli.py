@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from overrides import last_of_each
+from kit.overrides import last_of_each
 from PIL import Image
 
 from flexiclip.__main__ import main

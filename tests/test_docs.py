@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import webdataset
 from flexiclip_eval.suites.load import SuiteConfig, load_suite
-from page_commands import check, check_mention
-from pages import FENCE, PAGES, ROOT, Block, blocks, check_recipe, command_lines, files_of, inline_code, schema_keys
+from kit.page_commands import check, check_mention
+from kit.pages import FENCE, PAGES, ROOT, Block, blocks, check_recipe, command_lines, files_of, inline_code, schema_keys
 from PIL import Image
 
 from flexiclip.__main__ import main

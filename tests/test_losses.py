@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_reference import IDS, assert_equal, differentiate, rows, scalars_of, slow_loss
+from kit.loss_reference import IDS, assert_equal, differentiate, rows, scalars_of, slow_loss
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from loss_reference import IDS, assert_equal, differentiate, rows, scalars_of, slow_loss
+from kit.loss_reference import IDS, assert_equal, differentiate, rows, scalars_of, slow_loss
 
 from flexiclip.losses import LOSSES
 

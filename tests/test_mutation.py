@@ -11,9 +11,7 @@ from mutation_tools import record
 from mutation_tools.core import HERE, ROOT, modules
 from mutation_tools.tree import plain
 
-WHOLE = (
-    "flexiclip/losses",
-)
+WHOLE = ("flexiclip/losses",)
 """Folders whose every module with a function belongs to the core."""
 
 SINGLE = (

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import webdataset
+from kit.full_disk import at_most
 
 from flexiclip.__main__ import main
 from flexiclip.config import from_dict
@@ -66,17 +64,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, caption in enumerate(captions):
             writer.write({"__key__": str(number), "txt": caption.encode()})
     return folder
-
-
-@contextmanager
-def at_most(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes: what a full disk or a quota does, without root."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def arguments(command: str, output: Path | str) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from loss_reference import rows
+from kit.loss_reference import rows
 from torch import Tensor
 
 from flexiclip.losses import classifier_kl, cosine_distance, kl_rows, sigmoid_xent, similarity_kl, softmax_xent

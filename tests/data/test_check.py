@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.__main__ import main
 from flexiclip.data.check import ShardRow, check_shards, describe_shards

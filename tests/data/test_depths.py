@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.shards import encode
 from PIL import Image
-from shardkit import encode
 
 from flexiclip.config import PreprocessConfig
 from flexiclip.data.images import EvalTransform, ImageError, decode_image

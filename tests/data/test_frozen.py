@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import freezing
 import numpy as np
 import pytest
+from kit import freezing
 
 FROZEN: dict[str, Any] = json.loads(freezing.STORED.read_text(encoding="utf-8"))
 

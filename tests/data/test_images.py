@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from kit.shards import encode
 from PIL import Image
-from shardkit import encode
 
 from flexiclip.config import PreprocessConfig
 from flexiclip.data import images

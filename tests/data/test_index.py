@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.data.index import index_shard, index_shards, read_index, require_whole, split_name
 from flexiclip.data.tar_walk import DamageError, Member, walk, walk_any

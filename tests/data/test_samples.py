@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.shards import good_sample, jpeg, write_samples
 from PIL import Image
-from shardkit import good_sample, jpeg, write_samples
 
 from flexiclip.data.check import check_shards
 from flexiclip.data.index import Place

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.errors import RunError
 
@@ -19,7 +19,7 @@ import resource, sys
 from flexiclip.config import DataConfig
 from flexiclip.data.loader import train_loader
 from flexiclip.errors import RunError
-from shardkit import word_tokenizer
+from kit.shards import word_tokenizer
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes; a batch has 491,520 of pixels
 for workers, sequential in ((0, False), (1, False), (1, True)):
@@ -39,7 +39,7 @@ def test_a_batch_that_does_not_fit_into_shared_memory_ends_the_run_in_one_line(t
     """Nothing of torch's is printed besides, and without workers none is needed."""
     shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(4)])
     command = [sys.executable, "-c", TRAINER, str(shard)]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300, check=True)
     assert done.stderr == ""
     alone, *lines = done.stdout.splitlines()
     assert alone == "3"

@@ -8,7 +8,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.data.remote import expand_shards
 from flexiclip.errors import UserError

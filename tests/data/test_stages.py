@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import open_samples
@@ -170,7 +170,7 @@ import os, sys, time
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import train_loader
-from shardkit import word_tokenizer
+from kit.shards import word_tokenizer
 
 config = DataConfig(train=sys.argv[1], workers=int(sys.argv[2]))
 sources = open_sources(config, 0)
@@ -203,7 +203,7 @@ def test_a_hanging_worker_does_not_keep_the_trainer(tmp_path: Path) -> None:
     shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(3)])
     done = subprocess.run(
         [sys.executable, "-c", FAILING_TRAINER, str(shard), "1"],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=100,
@@ -230,7 +230,7 @@ def test_hanging_workers_leave_with_a_trainer_that_is_killed(tmp_path: Path, met
     """kill -9 of a trainer must not leave processes behind, for each has a gigabyte mapped and the machine is used again."""
     shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(3)])
     command = [sys.executable, "-c", KILLED_TRAINER, str(shard), "2", method]
-    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as trainer:
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         pids = [int(pid) for pid in trainer.stdout.readline().split()]
         assert len(pids) == 2
@@ -250,7 +250,7 @@ BESIDE_ANOTHER_LOADER = """
 import os, signal, sys
 from flexiclip.config import DataConfig
 from flexiclip.data.loader import train_loader
-from shardkit import word_tokenizer
+from kit.shards import word_tokenizer
 from torch.utils.data import DataLoader
 
 assert list(DataLoader([1, 2], batch_size=None, num_workers=1)) == [1, 2]
@@ -269,5 +269,5 @@ def test_a_worker_that_is_killed_interrupts_nothing_beside_another_loader(tmp_pa
     """torch's handler of SIGCHLD, set by any loader of the process, would raise in the middle of whatever the trainer does."""
     shard = write_samples(tmp_path / "x.tar", [good_sample(n) for n in range(3)])
     command = [sys.executable, "-c", BESIDE_ANOTHER_LOADER, str(shard)]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "49999995000000\n"), done.stderr

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
-from tokenized import Tokenized
+from kit.tokenized import Tokenized
 
 from flexiclip.config import TokenizerConfig
 from flexiclip.config.load import resolve_folder

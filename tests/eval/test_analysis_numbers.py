@@ -18,25 +18,12 @@ from flexiclip_eval.analysis.cue_conflict import Answer, Conflict, bias_of, read
 from flexiclip_eval.analysis.ensembles import Ensemble, TaskEnsembles, _sentence, at_cost, mean_rows, subsets
 from flexiclip_eval.analysis.relevance import recorded_attention, relevance
 from flexiclip_eval.analysis.tokens import alike, cell, seed_map, unit_tokens
+from kit.evaluation import small_model
 from PIL import Image
 from torch import Tensor
 
-from flexiclip.config import Config, from_dict
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.text import build_text_tower
-
-
-def small_model(pool: str) -> FlexiCLIP:
-    """Two blocks, images of 24 pixels, and weights large enough for attention that is not even."""
-    torch.manual_seed(0)
-    image = {"width": 16, "depth": 2, "heads": 2, "image_size": 24, "base_patch_size": 8, "base_grid": 3, "pool": pool}
-    config = from_dict(Config, {"model": {"image": image, "text": None, "embed_dim": 12}, "patch": {"seqhw": [2, 3, 6]}})
-    model = FlexiCLIP(config.model, build_text_tower(None)).eval()
-    with torch.no_grad():
-        for name, parameter in model.image_tower.named_parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.3 if "attn" in name or "map" in name else 0.05))
-    return model
 
 
 def images(count: int) -> Tensor:

@@ -12,7 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eval_tools import (
+from flexiclip_eval.analysis import cue_conflict, tokens
+from flexiclip_eval.analysis.cka import layer_cka
+from flexiclip_eval.analysis.run import ANALYSES, AnalysisOptions, analyze, chosen
+from flexiclip_eval.analysis.subject import Sample, Subject, draw_sample, subject_lengths
+from flexiclip_eval.suites.load import load_datasets
+from kit.evaluation import (
     CATEGORIES,
     Foreign,
     encode_one_by_one,
@@ -24,11 +29,6 @@ from eval_tools import (
     write_shards,
     write_suite,
 )
-from flexiclip_eval.analysis import cue_conflict, tokens
-from flexiclip_eval.analysis.cka import layer_cka
-from flexiclip_eval.analysis.run import ANALYSES, AnalysisOptions, analyze, chosen
-from flexiclip_eval.analysis.subject import Sample, Subject, draw_sample, subject_lengths
-from flexiclip_eval.suites.load import load_datasets
 
 from flexiclip.cli import run
 from flexiclip.config import TokenizerConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from flexiclip_eval.report.files import write_report
+from kit.reports import HOSTILE, LENGTHS, full_report, recalls
 from playwright.sync_api import Browser, Page
-from report_kit import HOSTILE, LENGTHS, full_report, recalls
 
 PATIENCE = 120_000  # ms; of a busy machine
 

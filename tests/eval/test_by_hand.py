@@ -7,34 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from eval_tools import unit
 from flexiclip_eval import DatasetConfig, TaskConfig
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.embeddings.embed import _speed, _total, class_embeddings, unit_rows
-from flexiclip_eval.tasks.base import Context, Prepared
+from flexiclip_eval.tasks.base import Context
 from flexiclip_eval.tasks.choice import choice_metrics, find_instances
 from flexiclip_eval.tasks.classification import accuracies, class_hits, classify, head_rows, largest_class
 from flexiclip_eval.tasks.linear_probe import probe
-from flexiclip_eval.tasks.registry import TASKS
 from flexiclip_eval.tasks.retrieval import merged_pairs, plain_pairs, retrieval_metrics
 from flexiclip_eval.tasks.search import mean_rank
+from kit.evaluation import prepared, unit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from flexiclip.errors import UserError
 
 NO_IMAGES = torch.empty(0, 4)
-
-
-def prepared(kind: str, records: list[Record], vectors: dict[str, list[float]], **task: object) -> Prepared:
-    """A task on these records, whose texts have these embeddings."""
-    config = TaskConfig(kind, **task)  # type: ignore[arg-type]
-    dataset = DatasetConfig("hand", "a.tar", (config,))
-
-    def embed(texts: object) -> torch.Tensor:
-        return unit_rows(torch.tensor([vectors[text] for text in texts]))  # type: ignore[attr-defined]
-
-    return TASKS[kind](Context(dataset, config, records, 0, embed))
 
 
 def clip_benchmark(scores: torch.Tensor, label: torch.Tensor) -> dict[str, float]:

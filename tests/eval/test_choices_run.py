@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.tradeoffs import parse_budget
+from kit.evaluation import toy_model, toys, write_shards, write_suite
 
 from flexiclip.errors import UserError
 

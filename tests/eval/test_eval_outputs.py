@@ -10,43 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import Row, evaluate_suites
 from flexiclip_eval.analysis.run import AnalysisOptions, analyze
 from flexiclip_eval.report.compare import main as compare
 from flexiclip_eval.report.files import as_json, read_rows, remove, require_folder, write_report, write_whole
-from report_kit import full_report
+from kit.evaluation import toy_model, toys, write_shards, write_suite
+from kit.reports import full_report
 
 from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel, save_model
 
-FULL = OSError(errno.ENOSPC, "No space left on device")
 READ_ONLY = OSError(errno.EROFS, "Read-only file system")
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return toy_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """disk(room): after as many bytes in files of Path.write_bytes the disk is full; what fits is written, as a disk does."""
-
-    def limit(room: int) -> None:
-        write = Path.write_bytes
-        left = [room]
-
-        def limited(path: Path, data: bytes) -> int:
-            written = write(path, data[: left[0]])
-            left[0] -= written
-            if written < len(data):
-                raise FULL
-            return written
-
-        monkeypatch.setattr(Path, "write_bytes", limited)
-
-    return limit
 
 
 def test_write_whole_leaves_the_old_file_or_the_new_one(tmp_path: Path, disk: Callable[[int], None]) -> None:

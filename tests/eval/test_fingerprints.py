@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from eval_tools import Foreign, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.data.images import ImageBlock, transform_fingerprint
 from flexiclip_eval.embeddings.store import EmbeddingStore, model_fingerprint
 from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.load import load_datasets
+from kit.evaluation import Foreign, toys, write_shards, write_suite
 from open_clip.transform import image_transform
 from torch import nn
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from eval_tools import CATEGORIES, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites, make_evaluators
+from kit.evaluation import CATEGORIES, toys, write_shards, write_suite
 
 from flexiclip.config import Config, from_dict
 from flexiclip.errors import UserError

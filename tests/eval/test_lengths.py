@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.embeddings.embed import to_device
 from flexiclip_eval.models.protocol import (
@@ -20,6 +19,7 @@ from flexiclip_eval.models.protocol import (
     model_names,
     trained_lengths,
 )
+from kit.evaluation import Foreign, toy_model, toys, write_shards, write_suite
 from PIL import Image
 
 from flexiclip.data.images import EvalTransform
@@ -30,16 +30,6 @@ from flexiclip.model_folder import LoadedModel
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return toy_model(tmp_path_factory.mktemp("model"))
-
-
-@dataclass
-class Plain:
-    """A model of another library that says nothing of its lengths."""
-
-    model: Any
-    transform: Any
-    tokenizer: Any
-    config: None = None
 
 
 class AtThree(torch.nn.Module):
@@ -60,7 +50,7 @@ def test_a_model_of_one_length_keeps_it_beside_others(loaded: LoadedModel, tmp_p
     suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(9), (9,)))
     lengths = {3: Geometry(24, 8, 0.5)}
     fixed = ForeignModel(AtThree(loaded.model), loaded.transform.__call__, loaded.tokenizer, lengths, (3,), None, "fixed")  # type: ignore[arg-type]
-    plain = Plain(AtThree(loaded.model), loaded.transform.__call__, loaded.tokenizer)
+    plain = Foreign(AtThree(loaded.model), loaded.transform.__call__, loaded.tokenizer)
     rows = evaluate_suites([("ours", loaded), ("fixed", fixed), ("plain", plain)], [suite], seqhw=[2, 6])
     retrieval = [(row.pretrained, row.seqhw) for row in rows if row.task == "zeroshot_retrieval"]
     assert retrieval == [("ours", 2), ("ours", 6), ("fixed", 3), ("plain", None)]
@@ -102,6 +92,6 @@ def test_to_device_gives_what_the_transform_gives(loaded: LoadedModel) -> None:
     torch.testing.assert_close(expected, by_torch)
     assert torch.equal(to_device(other, batch, cpu), expected)
     assert torch.equal(to_device(other, expected, cpu), expected)  # normalised already
-    assert torch.equal(to_device(Plain(None, transform, None), batch, cpu), batch)  # it prepares its images itself
+    assert torch.equal(to_device(Foreign(None, transform, None), batch, cpu), batch)  # it prepares its images itself
     blank = to_device(other, torch.empty(0), cpu)
     assert torch.equal(blank, transform(Image.new("RGB", (64, 64)))[None])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_tools import CATEGORIES, encode_one_by_one, toy_model, toys, write_shards
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.tasks.linear_probe import CS, held_out, probe
+from kit.evaluation import CATEGORIES, encode_one_by_one, toy_model, toys, write_shards
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score

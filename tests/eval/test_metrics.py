@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from eval_tools import shuffled_recall, slow_recall, unit
 from flexiclip_eval.embeddings.embed import unit_rows
 from flexiclip_eval.tasks import search
 from flexiclip_eval.tasks.classification import classification_chance, classify, largest_class
@@ -13,6 +12,7 @@ from flexiclip_eval.tasks.retrieval import Pairs, merged_pairs, retrieval_chance
 from flexiclip_eval.tasks.search import hit_probability
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.evaluation import shuffled_recall, slow_recall, unit
 
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from flexiclip_eval.report.files import write_report
 from flexiclip_eval.report.page_data import add_thumbnails, as_script, page_data
+from kit.reports import HOSTILE, full_report
 from PIL import Image
-from report_kit import HOSTILE, full_report
 
 
 class Tags(HTMLParser):

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from eval_tools import toy_model, toys, write_shards, write_suite, write_wider_suite
 from flexiclip_eval import evaluate_suites, make_evaluators
 from flexiclip_eval.tasks import search
+from kit.evaluation import toy_model, toys, write_shards, write_suite, write_wider_suite
 
 from flexiclip.distributed import gather_rows
 

@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
-from flexiclip_eval import Row
 from flexiclip_eval.report.compare import main
 from flexiclip_eval.report.files import as_json, read_rows, write_report
-from flexiclip_eval.report.table import ModelInfo, Report, print_report
-from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.report.table import print_report
+from kit.reports import small_report
 from PIL import Image
 
 from flexiclip.errors import UserError
@@ -35,37 +34,13 @@ KEYS = {
 RECALLS = [f"{side}_retrieval_recall@{k}" for side in ("image", "text") for k in (1, 5, 10)]
 
 
-def _row(task: str, metrics: dict[str, float], seqhw: int) -> Row:
-    return Row("emoji", "FlexiViT-<b>", "runs/x", task, metrics, "en", 249, seqhw, seqhw**2, 60 // seqhw, 60, 0.5, 1234.5)
-
-
-def _report(peak: float = 0.4, trained: tuple[int, ...] = (3, 6, 15), lengths: tuple[int, ...] = (3, 6, 15)) -> Report:
-    rows = [_row("zeroshot_retrieval", dict.fromkeys(RECALLS, peak / s), s) for s in lengths]
-    rows += [_row("zeroshot_classification", {"acc1": 0.5, "mean_per_class_recall": 0.25}, s) for s in lengths]
-    tasks = [
-        TaskInfo("emoji", "zeroshot_retrieval", dict.fromkeys(RECALLS, 0.02), captions=240),
-        TaskInfo("emoji", "zeroshot_classification", {"acc1": 0.1, "mean_per_class_recall": 0.1}, ("a", "b & c"), 0.3),
-    ]
-    bad = [{"dataset": "emoji", "shard": "part-0.tar", "key": "0007<script><!-- config -->", "reason": "cut short"}]
-    model = ModelInfo("FlexiViT-<b>", "runs/x", {"run_dir": "runs/x"}, trained)
-    return Report("flexiclip eval runs/x --suite emoji", rows, [model], tasks, bad, [{} for _ in rows])
-
-
 def _colours(data: bytes) -> tuple[tuple[int, int], set[tuple[int, ...]]]:
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return image.size, {colour for _, colour in image.getcolors(1 << 24) or () if isinstance(colour, tuple)}
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of `_report()`."""
-    out = tmp_path_factory.mktemp("report") / "out"
-    write_report(_report(), out)
-    return out
-
-
 def test_results_hold_the_rows_and_nothing_else(written: Path) -> None:
-    rows = _report().rows
+    rows = small_report().rows
     data = json.loads((written / "results.json").read_text())
     assert [set(row) for row in data] == [KEYS] * 6
     assert data == [as_json(row) for row in rows]
@@ -73,8 +48,8 @@ def test_results_hold_the_rows_and_nothing_else(written: Path) -> None:
 
 
 def test_each_row_stands_in_a_file_as_clip_benchmark_builds_from(tmp_path: Path) -> None:
-    write_report(_report(lengths=(3, 6, 15)), tmp_path)
-    write_report(_report(lengths=(3, 15)), tmp_path)  # the row of a length no longer evaluated goes
+    write_report(small_report(lengths=(3, 6, 15)), tmp_path)
+    write_report(small_report(lengths=(3, 15)), tmp_path)  # the row of a length no longer evaluated goes
     files = sorted((tmp_path / "rows").iterdir())
     assert [file.name for file in files] == [
         f"emoji_zeroshot_{task}_seqhw{s}.json" for task in ("classification", "retrieval") for s in ("03", "15")
@@ -106,7 +81,7 @@ def test_pictures_show_their_curves(written: Path) -> None:
 
 def test_the_terminal_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    print_report(_report(peak=3.0))
+    print_report(small_report(peak=3.0))
     lines = capsys.readouterr().out.splitlines()
     assert "…" not in "".join(lines)
     assert max(map(len, lines)) <= 80
@@ -115,7 +90,7 @@ def test_the_terminal_table_fits_80_columns(capsys: pytest.CaptureFixture[str], 
 
 
 def test_runs_in_one_picture(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_report(_report(0.9, trained=(6,)), tmp_path / "fixed")
+    write_report(small_report(0.9, trained=(6,)), tmp_path / "fixed")
     picture = tmp_path / "new" / "both.png"
     runs = [f"flexible={written}", f"fixed at 6={tmp_path}/fixed/results.json"]
     assert main([*runs, "--output", str(picture)]) == 0
@@ -141,4 +116,4 @@ def test_what_is_no_result_is_said_in_one_line(tmp_path: Path, capsys: pytest.Ca
         read_rows(tmp_path)
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UserError, match="cannot write there"):
-        write_report(_report(), tmp_path / "taken")
+        write_report(small_report(), tmp_path / "taken")

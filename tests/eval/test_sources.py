@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from eval_tools import toy_model, toys
-from flaky_server import FlakyServer
 from flexiclip_eval import DatasetConfig, TaskConfig, evaluate_suites
 from flexiclip_eval.data.opening import open_source
 from flexiclip_eval.embeddings.embed import class_embeddings
 from flexiclip_eval.suites.complete import complete
 from flexiclip_eval.suites.dataset import training
 from flexiclip_eval.suites.load import load_datasets
+from kit.evaluation import toy_model, toys
+from kit.flaky_server import FlakyServer
+from kit.roots import png, write_root
 
 from flexiclip.__main__ import main
 from flexiclip.errors import UserError
@@ -38,39 +39,6 @@ class TreeServer(FlakyServer):
 
 def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
-
-
-def png(number: int) -> bytes:
-    data = io.BytesIO()
-    toys(number + 1)[number].image.save(data, "PNG")
-    return data.getvalue()
-
-
-def write_root(
-    root: Path, kind: str, split: str = "test", shards: tuple[int, ...] = (2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
-) -> Path:
-    """CLIP_benchmark's layout, twelve shards: sorted as text, 10.tar would come before 2.tar."""
-    (root / split).mkdir(parents=True)
-    number = 0
-    for shard, count in enumerate(shards):
-        with webdataset.TarWriter(str(root / split / f"{shard}.tar"), encoder=False, mtime=0) as writer:
-            for _ in range(count):
-                sample: dict[str, Any] = {"__key__": f"s{number:07d}", "png": png(number)}
-                vector = io.BytesIO()
-                np.save(vector, np.array([number % 2, 1, 0], dtype=np.int64))
-                sample |= {
-                    "retrieval": {"txt": f"thing {number}\nseen {number}".encode()},
-                    "multilabel": {"npy": vector.getvalue()},
-                }.get(kind, {"cls": str(number % 3).encode()})
-                writer.write(sample)
-                number += 1
-    (root / split / "nshards.txt").write_text(f"{len(shards)}\n")
-    if kind != "classification":
-        (root / "dataset_type.txt").write_text(kind + "\n")
-    if kind != "retrieval":
-        (root / "classnames.txt").write_text("animals\nflags\nfood\n")
-        (root / "zeroshot_classification_templates.txt").write_text("a photo of {c}\n{c}\n")
-    return root
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.data.images import ImageBlock
 from flexiclip_eval.embeddings.store import model_fingerprint
 from flexiclip_eval.suites.load import load_datasets
+from kit.evaluation import toy_model, toys, write_shards, write_suite
 
 from flexiclip.data.samples import Sample, SampleStore
 from flexiclip.errors import UserError

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from eval_tools import toy_model, toys, write_shards, write_suite
 from flexiclip_eval import evaluate_suites
+from kit.evaluation import toy_model, toys, write_shards, write_suite
 from safetensors import safe_open
 
 from flexiclip.data.samples import Sample, SampleStore

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
-from eval_tools import slow_recall, unit
 from flexiclip_eval import TaskConfig
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.data.labels import resolve_many
@@ -22,6 +21,7 @@ from flexiclip_eval.tasks.classification import average_precision
 from flexiclip_eval.tasks.rerank import rerank
 from flexiclip_eval.tasks.retrieval import merged_pairs, retrieval_metrics
 from flexiclip_eval.tasks.search import first_twins
+from kit.evaluation import slow_recall, unit
 from sklearn.metrics import average_precision_score
 
 from flexiclip.errors import UserError

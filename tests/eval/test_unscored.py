@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from eval_tools import encode_one_by_one, texts_one_by_one, toy_model, toys, unit
 from flexiclip_eval import evaluate_suites, make_evaluators
 from flexiclip_eval.suites.load import load_datasets, load_readable
-from test_sources import write_root
+from kit.evaluation import encode_one_by_one, texts_one_by_one, toy_model, toys, unit
+from kit.roots import write_root
 
 from flexiclip.__main__ import main
 from flexiclip.errors import UserError

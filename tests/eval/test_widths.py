@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_tools import encode_one_by_one, slow_recall, texts_one_by_one, toy_model, toys, unit, write_shards, write_suite
 from flexiclip_eval import Row, evaluate_suites
 from flexiclip_eval.report.files import read_rows
 from flexiclip_eval.tradeoffs import fronts
+from kit.evaluation import encode_one_by_one, slow_recall, texts_one_by_one, toy_model, toys, unit, write_shards, write_suite
 
 from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel

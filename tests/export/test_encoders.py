@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from export_models import LENGTHS
+from kit.export_models import LENGTHS
 from PIL import Image
 
 from flexiclip.__main__ import main

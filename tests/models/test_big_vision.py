@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import FOLDER
+from kit.golden import FOLDER
 
 from flexiclip.errors import UserError
 from flexiclip.formats.big_vision_reader import image_tower_state, read_npz, split_head, text_tower_state

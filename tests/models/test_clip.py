@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import largest_difference
+from kit.golden import largest_difference
 from torch import nn
 
 from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig

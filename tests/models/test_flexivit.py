@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import FOLDER, PAPER_PATCHES, golden, largest_difference, oihw
+from kit.golden import FOLDER, PAPER_PATCHES, golden, largest_difference, oihw
 from timm.layers import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 

@@ -6,7 +6,7 @@ import pytest
 import timm.layers
 import torch
 import torch.nn.functional as F
-from golden import PAPER_PATCHES, golden, largest_difference, oihw
+from kit.golden import PAPER_PATCHES, golden, largest_difference, oihw
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flexiclip.models.pi_resize as pi

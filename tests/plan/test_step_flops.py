@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from plan_kit import ALONE, IMAGE, TEXT, config_of, inputs, real_model, stepper
+from kit.plans import ALONE, IMAGE, TEXT, config_of, inputs, real_model, stepper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

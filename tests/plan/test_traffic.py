@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from plan_kit import IMAGE, TEXT, config_of, inputs, real_model, stepper
+from kit.launch import run_ranks
+from kit.plans import IMAGE, TEXT, config_of, inputs, real_model, stepper
 
 from flexiclip.config import Config, EngineConfig
 from flexiclip.plan.states import Engine, gathered, states
 from flexiclip.plan.towers import build
 from flexiclip.plan.traffic import step_collectives
-
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-from launch import run_ranks
 
 ROWS = 4
 """Of a rank."""

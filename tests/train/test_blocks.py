@@ -11,8 +11,8 @@ import open_clip
 import pytest
 import torch
 import transformers
-from alike import ENGINES, assert_same_training, assert_same_weights
-from launch import Trained
+from kit.alike import ENGINES, assert_same_training, assert_same_weights
+from kit.launch import Trained
 from torch import Tensor, nn
 
 from flexiclip.config import ImageTowerConfig, TextTowerConfig

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from alike import ENGINES
-from launch import Command, Trained, flexiclip_main, run_ranks
-from overrides import load_last
+from kit.alike import ENGINES
+from kit.launch import Command, Trained, flexiclip_main, run_ranks
+from kit.overrides import load_last
+from kit.train_shards import sample, write_shard
 from torch import Tensor
-from train_shards import sample, write_shard
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoint import Facts, Snapshot, open_checkpoint, read_state

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from alike import ENGINES, assert_same_training, assert_same_weights
-from launch import ENVIRONMENT, Trained, flexiclip_main, run_ranks, said
-from overrides import load_last
+from kit.alike import ENGINES, assert_same_training, assert_same_weights
+from kit.launch import ENVIRONMENT, Trained, flexiclip_main, run_ranks, said
+from kit.overrides import load_last
 from test_blocks import OURS, TOWERS, assert_same_gradients, image_tower
 from torch import nn
 from torch._dynamo.utils import counters

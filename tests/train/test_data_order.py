@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from kit.train_shards import sample, write_shard
 from test_step import ALONE
-from train_shards import sample, write_shard
 
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.dataset import open_sources

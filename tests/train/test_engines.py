@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from alike import ENGINES, assert_same_training, assert_same_weights
-from launch import Trained
+from kit.alike import ENGINES, assert_same_training, assert_same_weights
+from kit.launch import Trained
 
 Fit = Callable[..., Trained]
 MICRO = "train.micro_batch_size=2"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from alike import ENGINES, assert_same_training
-from launch import Trained, run_ranks
-from overrides import load_last
+from kit.alike import ENGINES, assert_same_training
+from kit.launch import Trained, run_ranks
+from kit.overrides import load_last
 from safetensors.torch import save_file
 
 from flexiclip.model_folder import LoadedModel, read_weights

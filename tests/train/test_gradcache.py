@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from alike import ENGINES
-from launch import Trained, run_ranks
-from overrides import load_last
+from kit.alike import ENGINES
+from kit.launch import Trained, run_ranks
+from kit.overrides import load_last
 from safetensors.numpy import load_file
 from test_step import plain_loss
 from torch import Tensor

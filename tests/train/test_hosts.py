@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch import ENVIRONMENT, run_ranks
+from kit.launch import ENVIRONMENT, run_ranks
 
 from flexiclip.errors import UserError
 from flexiclip.train.ranks import check_shared_folder, joined_ranks, share_file

@@ -11,10 +11,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import loss_by_hand as hand
 import numpy as np
 import pytest
 import torch
+from kit import loss_by_hand as hand
 from torch import Tensor
 
 from flexiclip.config import ClassificationConfig, Config, DistillationConfig, LossConfig, from_dict

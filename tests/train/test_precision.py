@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import Trained, run_ranks
+from kit.launch import Trained, run_ranks
 
 from flexiclip.train import engine as precision
 from flexiclip.train.ranks import Ranks, joined_ranks

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from launch import Trained
-from overrides import load_last
+from kit.launch import Trained
+from kit.overrides import load_last
 from test_step import ALONE
 from torch import nn
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alike import ENGINES
-from launch import Command, Trained
+from kit.alike import ENGINES
+from kit.launch import Command, Trained
 
 from flexiclip.train.logs import read_lines
 

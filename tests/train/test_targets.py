@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from launch import Trained
-from overrides import load_last
+from kit.launch import Trained
+from kit.overrides import load_last
+from kit.train_shards import sample
 from test_step import ALONE, BATCH, LR, SEQHW, normalized
 from torch import Tensor
-from train_shards import sample
 
 from flexiclip.config import ClassificationConfig, Config, DistillationConfig
 from flexiclip.model_folder import LoadedModel, build_model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import run_ranks
+from kit.launch import run_ranks
 
 from flexiclip.config import Config
 from flexiclip.errors import UserError

@@ -14,14 +14,14 @@ import pytest
 import timm
 import torch
 import transformers
-from golden import largest_difference
+from kit.golden import largest_difference
+from kit.weights import CAPTIONS, images, imported, perturbed, refused, vocabulary
 from safetensors.torch import save_file
 from test_open_clip_weights import NATIVE, SIGLIP_TEXT, TEXT, assert_equal, folder_of
 from test_transformers_weights import TEXT as HF_TEXT
 from test_transformers_weights import VISION, features, saved
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
-from weights_kit import CAPTIONS, images, imported, perturbed, refused, vocabulary
 
 SMALL = {"img_size": 48, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 0}
 MAP = {"class_token": False, "global_pool": "map"}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import FOLDER, largest_difference
-from weights_kit import images, imported, refused, vocabulary
+from kit.golden import FOLDER, largest_difference
+from kit.weights import images, imported, refused, vocabulary
 
 from flexiclip.data.tokenizers import build_tokenizer
 from flexiclip.formats.big_vision_reader import import_big_vision

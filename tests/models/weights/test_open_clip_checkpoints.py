@@ -11,10 +11,10 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from golden import largest_difference
+from kit.golden import largest_difference
+from kit.weights import CAPTIONS, images, imported, perturbed, refused
 from safetensors.torch import save_file
 from torch import Tensor
-from weights_kit import CAPTIONS, images, imported, perturbed, refused
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.models.text import build_text_tower

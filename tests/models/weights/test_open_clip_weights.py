@@ -9,9 +9,9 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from golden import largest_difference
+from kit.golden import largest_difference
+from kit.weights import CAPTIONS, images, imported, perturbed, refused, vocabulary
 from safetensors.torch import save_file
-from weights_kit import CAPTIONS, images, imported, perturbed, refused, vocabulary
 
 from flexiclip.model_folder import LoadedModel
 

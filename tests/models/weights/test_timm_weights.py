@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from golden import largest_difference
+from kit.golden import largest_difference
+from kit.weights import images, imported, perturbed, refused
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
-from weights_kit import images, imported, perturbed, refused
 
 from flexiclip.formats.imported import default_heads
 from flexiclip.models.pi_resize import pi_resize

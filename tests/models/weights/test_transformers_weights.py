@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from golden import largest_difference
+from kit.golden import largest_difference
+from kit.weights import CAPTIONS, images, imported, perturbed, refused, vocabulary
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from weights_kit import CAPTIONS, images, imported, perturbed, refused, vocabulary
 
 VISION = {
     "hidden_size": 64,

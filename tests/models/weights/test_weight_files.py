@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit.weights import images, imported, perturbed, refused
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from weights_kit import images, imported, perturbed, refused
 
 from flexiclip.errors import UserError
 from flexiclip.tensor_files import read_checkpoint, read_folder, read_json, read_state

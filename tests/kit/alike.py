@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from launch import Trained
+
+from kit.launch import Trained
 
 ENGINES = {
     "torch": ["engine.kind=torch"],

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from launch import free_port
+from kit.launch import free_port
 
 BUCKET = "bucket"
 

@@ -3,7 +3,7 @@
 A run that is resumed, by another version of flexiclip or of numpy, must draw what it drew before. frozen.json was written by the
 version before the draws were taken out of numpy's Generator, so it is what runs of that version drew:
 
-    cd tests && python data/freezing.py        # rewrites data/frozen.json: only where resumed runs are meant to change
+    cd tests && python -m kit.freezing        # rewrites data/frozen.json: only where resumed runs are meant to change
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flexiclip.data.samples import Sample
 from flexiclip.draws import Draw, below, permutation, stream
 from flexiclip.schedules import Horizon, SeqhwSchedule
 
-STORED = Path(__file__).with_name("frozen.json")
+STORED = Path(__file__).parents[1] / "data" / "frozen.json"
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32, 2**63 + 5, 2**64 + 7)
 FAR = (10**6, 10**9 + 7, 2**40)  # positions and steps of long runs
 

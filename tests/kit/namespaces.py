@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import ENVIRONMENT, Command, descendants
+from kit.launch import ENVIRONMENT, Command, descendants
 
 
 @dataclass(frozen=True)

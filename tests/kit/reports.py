@@ -6,13 +6,14 @@ import itertools
 import math
 from pathlib import Path
 
-from eval_tools import CATEGORIES, toys, write_shards
 from flexiclip_eval import DatasetConfig, Row, TaskConfig
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.report.page_data import Gallery
 from flexiclip_eval.report.table import ModelInfo, Report
 from flexiclip_eval.rows import TaskInfo
 from flexiclip_eval.tradeoffs import CascadeCurve, CascadePoint, choose, parse_budget
+
+from kit.evaluation import CATEGORIES, toys, write_shards
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=http://127.0.0.1:9/x onerror=alert(1)>"
 """As a caption, a class, a key and a model's folder."""
@@ -94,3 +95,21 @@ def _cascade(number: int, model: ModelInfo) -> CascadeCurve:
         gflops = 0.45 if k == 249 else 0.018 + share * 0.45
         points.append(CascadePoint(k, metrics, share, gflops, k * 0.45))
     return CascadeCurve("toys", "zeroshot_retrieval", model.model, model.pretrained, 3, 15, tuple(points))
+
+
+def small_row(task: str, metrics: dict[str, float], seqhw: int) -> Row:
+    """A row of a model of 60 px."""
+    return Row("emoji", "FlexiViT-<b>", "runs/x", task, metrics, "en", 249, seqhw, seqhw**2, 60 // seqhw, 60, 0.5, 1234.5)
+
+
+def small_report(peak: float = 0.4, trained: tuple[int, ...] = (3, 6, 15), lengths: tuple[int, ...] = (3, 6, 15)) -> Report:
+    """A report of one model and one data set, made up: `peak` is the recall at length 1."""
+    rows = [small_row("zeroshot_retrieval", dict.fromkeys(RECALLS, peak / s), s) for s in lengths]
+    rows += [small_row("zeroshot_classification", {"acc1": 0.5, "mean_per_class_recall": 0.25}, s) for s in lengths]
+    tasks = [
+        TaskInfo("emoji", "zeroshot_retrieval", dict.fromkeys(RECALLS, 0.02), captions=240),
+        TaskInfo("emoji", "zeroshot_classification", {"acc1": 0.1, "mean_per_class_recall": 0.1}, ("a", "b & c"), 0.3),
+    ]
+    bad = [{"dataset": "emoji", "shard": "part-0.tar", "key": "0007<script><!-- config -->", "reason": "cut short"}]
+    model = ModelInfo("FlexiViT-<b>", "runs/x", {"run_dir": "runs/x"}, trained)
+    return Report("flexiclip eval runs/x --suite emoji", rows, [model], tasks, bad, [{} for _ in rows])

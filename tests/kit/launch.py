@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from overrides import last_of_each
 from torch import Tensor
 
 from flexiclip.model_folder import read_weights
 from flexiclip.train.logs import read_lines
+from kit.overrides import last_of_each
 
 TIMEOUT = 240.0
 """Seconds for one run: DeepSpeed's first start on a machine compiles an extension for about a minute."""

@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from flexiclip_eval import DatasetConfig, TaskConfig
+from flexiclip_eval.data.images import Record
+from flexiclip_eval.embeddings.embed import unit_rows
+from flexiclip_eval.tasks.base import Context, Prepared
+from flexiclip_eval.tasks.registry import TASKS
 from PIL import Image
 
 from flexiclip.config import Config, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.model_folder import LoadedModel, build_model
+from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.text import build_text_tower
 
 CATEGORIES = ("animals", "flags", "food", "objects", "people", "symbols")
 
@@ -148,3 +155,26 @@ def shuffled_recall(scores: np.ndarray, positive: np.ndarray, k: int) -> float:
         ranked = np.take_along_axis(positive[:, order], np.argsort(-scores[:, order], axis=1, kind="stable"), axis=1)
         total += float(ranked[:, :k].any(axis=1).mean())
     return total / len(orders)
+
+
+def small_model(pool: str) -> FlexiCLIP:
+    """Two blocks, images of 24 pixels, and weights large enough for attention that is not even."""
+    torch.manual_seed(0)
+    image = {"width": 16, "depth": 2, "heads": 2, "image_size": 24, "base_patch_size": 8, "base_grid": 3, "pool": pool}
+    config = from_dict(Config, {"model": {"image": image, "text": None, "embed_dim": 12}, "patch": {"seqhw": [2, 3, 6]}})
+    model = FlexiCLIP(config.model, build_text_tower(None)).eval()
+    with torch.no_grad():
+        for name, parameter in model.image_tower.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if "attn" in name or "map" in name else 0.05))
+    return model
+
+
+def prepared(kind: str, records: list[Record], vectors: dict[str, list[float]], **task: object) -> Prepared:
+    """A task on these records, whose texts have these embeddings."""
+    config = TaskConfig(kind, **task)  # type: ignore[arg-type]
+    dataset = DatasetConfig("hand", "a.tar", (config,))
+
+    def embed(texts: object) -> torch.Tensor:
+        return unit_rows(torch.tensor([vectors[text] for text in texts]))  # type: ignore[attr-defined]
+
+    return TASKS[kind](Context(dataset, config, records, 0, embed))

@@ -18,8 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from launch import leave_in_time, said, started_ranks, trained
-from overrides import load_last
+from kit.launch import leave_in_time, said, started_ranks, trained
+from kit.overrides import load_last
 
 Life = Callable[[random.Random], tuple[int, list[str]]]
 """How a life is started: its number of ranks, and overrides of the recipe."""

@@ -9,6 +9,8 @@ import torch
 from flexiclip.config import Config, EngineConfig, ImageTowerConfig, ModelConfig, TextTowerConfig, TokenizerConfig, TrainConfig
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
+from flexiclip.plan.hardware import Device
+from flexiclip.plan.traffic import Collective
 from flexiclip.schedules import micro_batches
 from flexiclip.train.engine import Engine, ScalarOptimizer
 from flexiclip.train.objectives import Contrastive, Inputs
@@ -64,3 +66,32 @@ def inputs(config: Config, rows: int) -> Inputs:
     tokens = torch.randint(2, 90, (rows, int(text.context_length or WORDS)))
     tokens[:, -1] = 1
     return Inputs(images, tokens, torch.arange(rows))
+
+
+DEVICE = Device(
+    name="made up",
+    bf16_flops=200.0,
+    fp32_flops=20.0,
+    memory=1e9,
+    memory_bandwidth=50.0,
+    node_link=10.0,
+    network_link=2.5,
+    host_link=5.0,
+    mfu=0.5,
+    source="",
+)
+WORLD = 4
+SENT = [
+    Collective("all_gather", "loss", 40),
+    Collective("all_reduce", "gradients", 80),
+    Collective("all_gather", "gathers", 20),
+    Collective("all_gather", "parameters", 60),
+]
+
+
+def counted() -> tuple[int, int]:
+    """(parameters in the engine, those that train) of the same recipe, with weights; the loss has two scalars of its own."""
+    real = real_model(config_of(replace(IMAGE, lock=True, unlock_last=2)))
+    scalars = sum(p.numel() for p in real.scalars())
+    whole = sum(p.numel() for p in real.parameters()) - scalars
+    return whole, sum(p.numel() for p in real.parameters() if p.requires_grad) - scalars

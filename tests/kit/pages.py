@@ -16,7 +16,7 @@ from flexiclip.config import Config, Duration
 from flexiclip.config.load import _read_override, _set, find_recipe, from_dict, parse_yaml, read_recipe
 from flexiclip.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_/]*(\.\.\.)?")
 """MODEL, RECIPE, SHARDS...: what a reader puts something of their own for."""
