@@ -1,4 +1,4 @@
-"""What a resumed run draws, compared with what the version before drew: see freezing.py, which says how frozen.json was made."""
+"""What a resumed run draws, compared with what the version before drew: see tests/kit/freezing.py, which says how frozen.json was made."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The contrastive losses from their definitions, pair by pair in float64, and what the tests of the losses share.
 
-Light to import, for every rank of test_losses_ranks.py does.
+It is light to import, because every rank of test_contrastive_ranks.py imports it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two hosts train as one process does, started by scripts/launch, and what becomes of a host when the other is lost.
 
-The hosts are network namespaces of this machine (namespaces.py); where they are refused, the tests skip and say why.
+The hosts are network namespaces of this machine (tests/kit/namespaces.py); where they are refused, the tests skip and say why.
 """
 
 from __future__ import annotations
