@@ -136,7 +136,7 @@ def test_fill_from_tokenizer_copies_the_ids_that_the_text_tower_needs(trained: L
         filled(vocab_size=1)
 
 
-def test_seeds(recipe: Callable[..., Config]) -> None:
+def test_build_model_depends_on_the_seed_alone(recipe: Callable[..., Config]) -> None:
     torch.manual_seed(1)
     first = build_model(recipe(seed=3))
     state = torch.get_rng_state()

@@ -67,7 +67,7 @@ def test_durations_in_every_unit_give_the_same_rates() -> None:
     assert max(lists[0]) == lists[0][100] == 1e-3
 
 
-def test_horizon() -> None:
+def test_horizon_of_every_unit() -> None:
     assert [Horizon.of(parse_duration(d), 8, 401).steps for d in (7, "2 epochs", "17 samples")] == [7, 101, 3]
     with pytest.raises(UserError, match="the size of an epoch is unknown"):
         Horizon.of(parse_duration("1 epoch"), 8, None)
@@ -104,7 +104,7 @@ def test_seqhw_is_a_pure_function_of_seed_and_step() -> None:
     ],
     ids=["uniform", "list", "inverse_cost"],
 )
-def test_frequencies(weights: Any, shares: dict[int, float]) -> None:
+def test_lengths_are_drawn_as_often_as_their_weights_say(weights: Any, shares: dict[int, float]) -> None:
     """Pearson's chi-square of 6,000 draws stays below its 99.9 % quantile at 3 degrees of freedom, 16.3."""
     draws, seqhw = 6000, schedule(patch(seqhw=[2, 3, 4, 6], weights=weights), seed=1)
     counts = Counter(map(seqhw, range(draws)))
@@ -266,7 +266,7 @@ def test_drawn_from_seed_and_step_alone(curriculum: str) -> None:
         assert abs(counts[seqhw] - share * STEPS) < 5 * (STEPS * share * (1 - share)) ** 0.5
 
 
-def test_shares_of_stages() -> None:
+def test_shares_of_stages_by_hand() -> None:
     stages = [{"start": "75%", "seqhw": [6]}, {"start": 900, "seqhw": [10, 3], "weights": [1, 0]}, {"start": 5000, "seqhw": [4]}]
     made = curriculum_of(seqhw=[3, 4], weights=[1, 3], stages=stages)
     assert made.shares() == pytest.approx({3: 0.1875, 4: 0.5625, 6: 0.15, 10: 0.1})

@@ -79,7 +79,7 @@ def test_an_option_is_given_once(name: str, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_numbers_that_are_none(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_refuse_what_is_not_a_whole_number_above_0(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Options that count something take whole numbers above 0; lists of lengths and columns too."""
     for action in LEAVES[name]._actions:
         if action.type in (positive, lengths, widths):

@@ -76,7 +76,7 @@ def test_any_config_reads_back_equal(config):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_installed_recipe(recipe, monkeypatch, tmp_path):
+def test_dump_of_an_installed_recipe_loads_to_an_equal_config(recipe, monkeypatch, tmp_path):
     """Every recipe loads by its name, is valid, and survives the trip through a run folder's config.yaml."""
     monkeypatch.delenv("FLEXICLIP_DATA", raising=False)
     config = load(recipe.stem)
@@ -91,7 +91,7 @@ def test_installed_recipe_opens_with_its_launch_line(recipe):
     assert any(f"flexiclip train {recipe.stem}" in line for line in comments)
 
 
-def test_plain_data_only():
+def test_dump_and_to_dict_give_plain_data_only():
     """Any YAML reader can read a model folder's config."""
     config = load("debug", ["data.train=[{shards: a.tar, weight: 2}]", "patch.stages=[{start: 50%, seqhw: [4]}]"])
     assert yaml.safe_load(dump(config))["data"]["train"] == [{"shards": "a.tar", "weight": 2.0}]

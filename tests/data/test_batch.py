@@ -87,7 +87,7 @@ def test_ranks_mix_as_one_does(shard: str, world: int) -> None:
         np.testing.assert_array_equal(np.concatenate([dense(batches_[step]) for batches_ in ranks]), dense(whole))
 
 
-def test_the_distribution_is_betas() -> None:
+def test_mixup_draws_from_a_beta_distribution() -> None:
     """Of the larger of x and 1 - x for x from Beta(0.2, 0.2): its mean is 0.5 + E|x - 0.5|, from scipy's density."""
     from scipy import integrate, stats
 

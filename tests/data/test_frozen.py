@@ -1,4 +1,7 @@
-"""What a resumed run draws, compared with what the version before drew: see tests/kit/freezing.py, which says how frozen.json was made."""
+"""What a resumed run draws, compared with what the version before drew.
+
+tests/kit/freezing.py says how frozen.json was made.
+"""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_sixteen_bits_are_scaled() -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
-def test_other_modes(mode: str) -> None:
+def test_decode_image_converts_other_modes(mode: str) -> None:
     kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
     for colour, expected in (("white", 255), ("black", 0)):
         image = decode_image(encode(Image.new("RGB", (3, 2), colour).convert(mode), kind))
@@ -108,7 +108,7 @@ def test_why_bytes_are_no_image_names_no_object_of_ours() -> None:
         assert " object at 0x" not in str(error.value)
 
 
-def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_image_refuses_what_is_no_usable_image(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match="float pixels"):
         decode_image(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
     with pytest.raises(ImageError, match="cannot identify"):

@@ -159,7 +159,7 @@ def test_a_source_of_a_mixture_has_epochs_of_its_own() -> None:
         assert {p.epoch for p in part} == {epoch}
 
 
-def test_ten_million_samples() -> None:
+def test_plan_of_ten_million_samples() -> None:
     plan = plan_of(([1000] * 10_000, 1.0), window=16)
     assert plan.samples == 10**7
     window = {(plan[p].shard, plan[p].sample) for p in range(16_000)}

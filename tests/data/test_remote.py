@@ -1,6 +1,7 @@
 """Naming shards and reading ranges of them: local, over HTTP, and in fsspec's memory.
 
-Shell commands run only where a recipe allows them: everything that could smuggle one in is tried, with a mark that it would leave.
+Shell commands run only where a recipe allows them: everything that could smuggle one in is tried, with a mark that it would
+leave.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def test_expansion_is_sorted_and_unique(tmp_path: Path) -> None:
         ([], "no shards given"),
     ],
 )
-def test_mistakes_are_named(spec: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expand_shards_names_mistakes(spec: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         expand_shards(spec)
@@ -144,7 +145,7 @@ def test_a_server_without_ranges_is_named(uneven: str, http: str, tmp_path: Path
         open_samples([f"{http}/train-0009.tar"], ("jpg",), ("txt",), str(tmp_path / "cache"))
 
 
-def test_memory_shards(uneven: str, loader_of: Any, tmp_path: Path) -> None:
+def test_shards_in_the_memory_of_fsspec_are_read_as_local_ones(uneven: str, loader_of: Any, tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for path in expand_shards(uneven):
         memory.pipe_file(f"/set/{Path(path).name}", Path(path).read_bytes())

@@ -23,7 +23,7 @@ from flexiclip.datasets.emoji_names import concept_words, known_emoji
         ("hot dog", "hot dog"),
     ],
 )
-def test_concepts(name: str, concept: str) -> None:
+def test_concept_words_of_names(name: str, concept: str) -> None:
     assert concept_words(name)[0] == concept
 
 

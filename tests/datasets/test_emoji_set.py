@@ -91,7 +91,7 @@ def test_the_same_packages_give_the_same_bytes(built: tuple[Path, EmojiBuild], t
         assert path.read_bytes() == (built[0] / path.name).read_bytes()
 
 
-def test_an_existing_folder(built: tuple[Path, EmojiBuild], tmp_path: Path) -> None:
+def test_build_openmoji_keeps_an_equal_set_and_refuses_another_folder(built: tuple[Path, EmojiBuild], tmp_path: Path) -> None:
     assert build_openmoji(built[0], pixels=32, heldout=HELD_OUT, limit=LIMIT) == (built[1], False)
     with pytest.raises(UserError, match="other settings"):
         build_openmoji(built[0], pixels=64, heldout=HELD_OUT, limit=LIMIT)

@@ -123,7 +123,7 @@ def test_a_folder_of_something_else(about: str | None, said: str, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vendor", [NOTO, *FLUENT.values()], ids=lambda vendor: vendor.title)
-def test_the_published_packages(vendor: Any, openmoji: Path, tmp_path: Path) -> None:
+def test_build_vendor_of_the_published_packages(vendor: Any, openmoji: Path, tmp_path: Path) -> None:
     build, _ = build_vendor(tmp_path / "set", vendor, **TRIAL)
     held = {each["concept"] for each in meta(openmoji, "heldout").values()}
     mine = {name: {each["concept"] for each in meta(tmp_path / "set", name).values()} for name in ("heldout", "train", "seen")}

@@ -21,7 +21,6 @@ from PIL import Image
 
 from flexiclip.__main__ import main
 from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, PatchStage, PreprocessConfig, parse_duration
-from flexiclip.export.agreement import EXACT, Disagreement, agreement, check, image_cases
 from flexiclip.export.encoders import ImageEncoder, bake
 from flexiclip.model_folder import LoadedModel, build_model, load_model, save_model
 from flexiclip.models.pi_resize import pi_resize
@@ -65,7 +64,9 @@ def test_onnx_image_encoders_at_five_lengths(folders: dict[str, Path], opened: d
 
 @pytest.mark.parametrize("name", ["ours", "siglip"])
 @torch.no_grad()
-def test_normalisation_inside(name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+def test_normalize_inside_takes_raw_pixels(
+    name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
+) -> None:
     path = tmp_path / "deep" / "image.onnx"
     assert main(["export", "image", str(folders[name]), "--normalize-inside", "--seqhw", "3", "--output", str(path)]) == 0
     assert session(path).get_inputs()[0].type == "tensor(uint8)"
@@ -100,7 +101,9 @@ def test_onnx_text_encoders(name: str, folders: dict[str, Path], opened: dict[st
 
 
 @torch.no_grad()
-def test_torch_programs(folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+def test_torch_programs_give_the_embeddings_of_the_model(
+    folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
+) -> None:
     model = opened["clip"].model
     for what, extra in (("image", ["--seqhw", "8"]), ("text", [])):
         file = tmp_path / f"{what}.pt2"
@@ -115,7 +118,9 @@ def test_torch_programs(folders: dict[str, Path], opened: dict[str, LoadedModel]
 
 
 @torch.no_grad()
-def test_int8(make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_int8_encoders_are_smaller_and_agree(
+    make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make("ours", image={"width": 64, "depth": 4}, text={"width": 64})
     shards = tmp_path / "photos"
     shards.mkdir()
@@ -154,20 +159,6 @@ def test_a_quantised_encoder_that_is_not_the_model_is_not_kept(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@torch.no_grad()
-def test_measurements(opened: dict[str, LoadedModel]) -> None:
-    a = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
-    b = torch.tensor([[6.0, 8.0], [1.0, 1.0]])
-    found = agreement("pairs", a, b)
-    assert found.difference == pytest.approx(0.5**0.5)
-    assert found.cosine == pytest.approx(0.5**0.5)
-    assert not agreement("nan", a, b * float("nan")).within(EXACT)
-    cases, model = image_cases(opened["ours"], 3), opened["ours"].model
-    check("itself", lambda x: model.encode_image(x, 3), cases, EXACT)
-    with pytest.raises(Disagreement, match="another length is not the model"):
-        check("another length", lambda x: model.encode_image(x, 4), cases, EXACT)
-
-
 def test_a_baked_tower_is_a_plain_one(opened: dict[str, LoadedModel]) -> None:
     tower = opened["ours"].model.image_tower
     before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
@@ -194,7 +185,7 @@ def test_a_baked_tower_is_a_plain_one(opened: dict[str, LoadedModel]) -> None:
         (["model", "MODEL", "--format", "big_vision"], "name it .npz"),
     ],
 )
-def test_mistakes(
+def test_export_names_mistakes_in_one_line(
     arguments: list[str], message: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [str(folders["siglip"]) if part == "MODEL" else part for part in arguments]

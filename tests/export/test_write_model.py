@@ -38,7 +38,9 @@ def tokens_of(loaded: LoadedModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 @torch.no_grad()
-def test_open_clip(name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+def test_export_to_open_clip_gives_the_same_features(
+    name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
+) -> None:
     assert export(folders[name], "open_clip", tmp_path / "m", "--seqhw", "4") == 0
     theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'm'}")
     ours, tokens = opened[name].model, tokens_of(opened[name])
@@ -54,7 +56,9 @@ def test_open_clip(name: str, folders: dict[str, Path], opened: dict[str, Loaded
 
 @pytest.mark.parametrize("name", ["ours", "clip", "siglip"])
 @torch.no_grad()
-def test_timm(name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+def test_export_to_timm_gives_the_same_features(
+    name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
+) -> None:
     assert export(folders[name], "timm", tmp_path / "m", "--seqhw", "3") == 0
     theirs = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     assert theirs.patch_embed.patch_size == (16, 16)
@@ -65,7 +69,9 @@ def test_timm(name: str, folders: dict[str, Path], opened: dict[str, LoadedModel
 
 @pytest.mark.parametrize(("name", "kind"), [("clip", transformers.CLIPModel), ("siglip", transformers.SiglipModel)])
 @torch.no_grad()
-def test_transformers(name: str, kind: type, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+def test_export_to_transformers_gives_the_same_features(
+    name: str, kind: type, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
+) -> None:
     assert export(folders[name], "transformers", tmp_path / "m", "--seqhw", "8") == 0
     theirs = kind.from_pretrained(tmp_path / "m").eval()  # type: ignore[attr-defined]
     ours, tokens = opened[name].model, tokens_of(opened[name])
@@ -210,7 +216,7 @@ def test_what_cannot_be_expressed_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_overwritten(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_overwrites_nothing(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "thesis.tex").write_text("In the beginning")
     assert export(folders["ours"], "timm", tmp_path / "m") == 2

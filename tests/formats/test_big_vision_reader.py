@@ -269,7 +269,7 @@ REFUSED: dict[str, tuple[Callable[[], Arrays], tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_of_big_vision_refuses_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make, options, message = REFUSED[case]
     options = tuple(str(vocabulary(tmp_path / "sp.model")) if option == "SPM" else option for option in options)
     assert message in refused(capsys, written(tmp_path / "w.npz", make()), "big_vision", tmp_path / "m", *options)

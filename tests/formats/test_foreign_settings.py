@@ -149,7 +149,9 @@ def test_timm_settings_that_our_tower_lacks(
     ],
     ids=str,
 )
-def test_open_clip_settings(whole: dict[str, Any], vision: dict[str, Any], text: dict[str, Any], tmp_path: Path) -> None:
+def test_import_of_open_clip_keeps_every_setting(
+    whole: dict[str, Any], vision: dict[str, Any], text: dict[str, Any], tmp_path: Path
+) -> None:
     model_cfg = {"embed_dim": 24, "vision_cfg": NATIVE | vision, "text_cfg": TEXT | text, **whole}
     theirs = folder_of(model_cfg, tmp_path / "oc")
     options = ("--text", vocabulary(tmp_path / "sp.model")) if "vocab_size" in text else ()
@@ -230,7 +232,9 @@ def test_siglip_of_open_clip_through_timm_has_the_settings_of_each_half(tmp_path
     ids=str,
 )
 @torch.no_grad()
-def test_transformers_settings(family: str, vision: dict[str, Any], text: dict[str, Any], tmp_path: Path) -> None:
+def test_import_of_transformers_keeps_every_setting(
+    family: str, vision: dict[str, Any], text: dict[str, Any], tmp_path: Path
+) -> None:
     settings = {"vision_config": VISION | vision, "text_config": HF_TEXT | {"eos_token_id": 59} | text}
     theirs: Any
     if family == "clip":

@@ -52,7 +52,9 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("pool", ["gap", "map"])
 @torch.no_grad()
-def test_golden_image_towers(pool: str, pixels: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_of_big_visions_image_towers_gives_the_golden_outputs(
+    pool: str, pixels: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = arrays(f"flexivit_{pool}_outputs")
     assert {int(name[1:].split("_")[0]) for name in expected if "pre_logits" in name} == set(PATCHES[pool])
     loaded = run_import(GOLDEN / f"flexivit_{pool}_params.npz", "big_vision", tmp_path / "m")
@@ -71,7 +73,9 @@ def test_golden_image_towers(pool: str, pixels: torch.Tensor, tmp_path: Path, ca
 
 
 @torch.no_grad()
-def test_golden_two_towers(pixels: torch.Tensor, vocabulary: Path, tmp_path: Path) -> None:
+def test_import_of_big_visions_two_towers_gives_the_golden_outputs(
+    pixels: torch.Tensor, vocabulary: Path, tmp_path: Path
+) -> None:
     image, text, rng = arrays("flexivit_gap_params"), arrays("text_params"), np.random.default_rng(0)
     kernel, bias = rng.normal(size=(64, 32)).astype(np.float32) / 8, rng.normal(size=32).astype(np.float32)
     image |= {"head/kernel": kernel, "head/bias": bias}
@@ -225,7 +229,9 @@ def test_damaged_and_foreign_files(
     assert [path.name for path in tmp_path.iterdir()] == [name], "no code was run, and nothing was written"
 
 
-def test_options_and_places(alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_refuses_wrong_options_and_occupied_places(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, occupied = str(GOLDEN / "flexivit_gap_params.npz"), tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "thesis.txt").write_text("mine")

@@ -65,7 +65,7 @@ def assert_equal(ours: LoadedModel, theirs: Any) -> None:
     [({}, False), ({}, True), ({"ls_init_value": 0.4, "mlp_ratio": 2.0}, False), ({"no_ln_pre": True}, False)],
     ids=["clip", "quickgelu", "layer scale", "no pre-norm"],
 )
-def test_native_towers(vision: dict[str, Any], quick_gelu: bool, tmp_path: Path) -> None:
+def test_import_of_open_clips_native_towers(vision: dict[str, Any], quick_gelu: bool, tmp_path: Path) -> None:
     model_cfg = {"embed_dim": 24, "quick_gelu": quick_gelu, "vision_cfg": NATIVE | vision, "text_cfg": TEXT}
     theirs = folder_of(
         model_cfg, tmp_path / "oc", mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], interpolation="bilinear", resize_mode="squash"
@@ -116,7 +116,7 @@ def test_a_text_tower_that_is_not_clips_stays_open_clips(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu", "ViT-B-16-SigLIP"])
-def test_published_models(name: str, tmp_path: Path) -> None:
+def test_import_of_open_clips_published_models(name: str, tmp_path: Path) -> None:
     siglip = "SigLIP" in name
     theirs = perturbed(open_clip.create_model(name), 0.02)
     save_file({key: tensor.contiguous() for key, tensor in theirs.state_dict().items()}, tmp_path / "w.safetensors")

@@ -42,7 +42,7 @@ def saved(model: torch.nn.Module, path: Path) -> Path:
     ],
 )
 @torch.no_grad()
-def test_published_architectures(arch: str, seqhw: int, pool: str, tmp_path: Path) -> None:
+def test_import_of_timms_published_architectures(arch: str, seqhw: int, pool: str, tmp_path: Path) -> None:
     theirs = perturbed(timm.create_model(arch, num_classes=0), 0.02)
     ours = imported(saved(theirs, tmp_path / "w.safetensors"), "timm", tmp_path / "m", "--arch", arch)
     image = ours.config.model.image

@@ -66,7 +66,7 @@ def features(output: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("make", [clip, siglip], ids=["clip", "siglip"])
 @torch.no_grad()
-def test_both_towers(make: Any, tmp_path: Path) -> None:
+def test_import_of_both_towers_gives_transformers_features(make: Any, tmp_path: Path) -> None:
     theirs = saved(make(), tmp_path / "hf")
     size = {"height": 48, "width": 48} if make is siglip else {"shortest_edge": 48}
     said = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.4, 0.3], "resample": 2, "size": size}
@@ -107,7 +107,7 @@ def test_siglip_with_its_sentencepiece_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."])
 @torch.no_grad()
-def test_image_towers_alone(prefix: str, tmp_path: Path) -> None:
+def test_import_of_an_image_tower_alone(prefix: str, tmp_path: Path) -> None:
     theirs = saved(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION)), tmp_path / "hf", tokenizer=False)
     path = tmp_path / "hf" / "model.safetensors"
     names = {f"{prefix}{name.removeprefix('vision_model.')}": tensor for name, tensor in load_file(path).items()}
@@ -126,7 +126,7 @@ def test_a_size_that_the_patches_do_not_cover(tmp_path: Path, capsys: pytest.Cap
     assert largest_difference(ours.model.encode_image(batch[..., :48, :48]), features(theirs.get_image_features(batch))) < 1e-5
 
 
-def test_shards_and_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_reads_shards_of_weights_and_refuses_damaged_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, target = tmp_path / "hf", tmp_path / "m"
     saved(siglip(), folder)
     whole = imported(folder, "siglip", tmp_path / "whole").model.state_dict()

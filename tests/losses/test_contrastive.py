@@ -29,7 +29,7 @@ SIGMOID = ("siglip_trainer", "sigmoid_2dev", "sigmoid_4dev", "chunked_sigmoid_4d
 @pytest.mark.parametrize("tile", [None, 1, 3, 8, 100])
 @pytest.mark.parametrize("variant", SOFTMAX + SIGMOID)
 @pytest.mark.parametrize("case", CASES)
-def test_equals_big_vision(case: str, variant: str, tile: int | None) -> None:
+def test_losses_equal_big_vision(case: str, variant: str, tile: int | None) -> None:
     """The arrays of 2 and 4 devices are those of the global batch: big_vision averages over devices what it computes on each."""
     zimg, ztxt, log_scale, bias = (
         torch.from_numpy(np.asarray(GOLDEN[name])) for name in ("zimg", "ztxt", f"{case}_t_param", f"{case}_b")
@@ -45,7 +45,7 @@ def test_equals_big_vision(case: str, variant: str, tile: int | None) -> None:
 
 
 @pytest.mark.parametrize("tile", [None, 5])
-def test_equals_open_clip(tile: int | None) -> None:
+def test_losses_equal_open_clip(tile: int | None) -> None:
     zimg, ztxt = rows(16, dtype=torch.float64)
     log_scale, bias = torch.tensor([2.5], dtype=torch.float64), torch.tensor([-3.0], dtype=torch.float64)
     clip, siglip = ClipLoss(), SigLipLoss()
@@ -58,7 +58,7 @@ def test_equals_open_clip(tile: int | None) -> None:
 @pytest.mark.parametrize("tile", [None, 1, 5])
 @pytest.mark.parametrize("ids", [None, IDS, torch.zeros(12, dtype=torch.int64)], ids=["plain", "twins", "all one"])
 @pytest.mark.parametrize("kind", LOSSES)
-def test_equals_a_loop_over_pairs(kind: str, ids: Tensor | None, tile: int | None) -> None:
+def test_losses_equal_a_loop_over_pairs(kind: str, ids: Tensor | None, tile: int | None) -> None:
     zimg, ztxt = rows(12)
     scalars = scalars_of(kind)
     expected = differentiate(slow_loss, zimg, ztxt, *scalars, ids=ids)
@@ -66,7 +66,7 @@ def test_equals_a_loop_over_pairs(kind: str, ids: Tensor | None, tile: int | Non
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_gradcheck(kind: str) -> None:
+def test_losses_pass_gradcheck(kind: str) -> None:
     inputs = [x.requires_grad_() for x in (*rows(5, dim=4), *scalars_of(kind, 1.0))]
     ids = torch.tensor([0, 1, 0, 2, 3])
     assert torch.autograd.gradcheck(lambda *x: 3 * LOSSES[kind](*x, caption_ids=ids, tile=2), inputs)

@@ -95,11 +95,11 @@ def assert_equal_to_the_definition(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equal_to_the_definition(name: str) -> None:
+def test_losses_are_equal_to_their_definition(name: str) -> None:
     assert_equal_to_the_definition(name)
 
 
-def test_similarities_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarity_kl_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flexiclip.losses.targets.CPU_TILE", 5 * N)  # 5, 5 and 2 rows at a time
     assert_equal_to_the_definition("similarity")
 

@@ -43,7 +43,7 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize(("pool", "patch"), [("gap", p) for p in PAPER_PATCHES if p != 10] + [("map", 16), ("map", 48)])
 @torch.no_grad()
-def test_equals_big_vision(pool: str, patch: int, images: torch.Tensor) -> None:
+def test_flexivit_equals_big_vision(pool: str, patch: int, images: torch.Tensor) -> None:
     tower, head = released(pool)
     expected = golden(f"flexivit_{pool}_outputs")
     features = tower(images, seqhw=240 // patch)

@@ -105,7 +105,7 @@ def test_side_by_side_it_is_a_plain_vit() -> None:
 
 
 @pytest.mark.parametrize("seqhw", [3, 4, 6, 12])
-def test_flops(seqhw: int) -> None:
+def test_flops_of_overlapping_patches(seqhw: int) -> None:
     tower = tower_of()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         tower.embed_patches(torch.zeros(1, 3, 24, 24), (seqhw, seqhw))

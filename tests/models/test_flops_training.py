@@ -118,7 +118,7 @@ def forward_of(tower: torch.nn.Module, length: int) -> int:
 
 @pytest.mark.parametrize("pool", ["last", "eos", "mean", "map"])
 @pytest.mark.parametrize("length", [3, 16])
-def test_our_text_tower(pool: str, length: int) -> None:
+def test_text_flops_of_our_text_tower(pool: str, length: int) -> None:
     config = replace(TEXT, pool=pool)  # type: ignore[arg-type]
     assert text_flops(config, length).forward == forward_of(build_text_tower(config).eval(), length)
 

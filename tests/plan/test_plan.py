@@ -39,7 +39,7 @@ def test_precision_auto_is_what_is_faster_there() -> None:
     assert replace(plan.device, bf16_flops=1e9).precision("auto") == "fp32"
 
 
-def test_known_sizes(flexiclip_b: Plan) -> None:
+def test_make_plan_counts_the_parameters_of_known_models(flexiclip_b: Plan) -> None:
     """CLIP's text tower has 63.1 M parameters without its projection, ViT-B 85.1 M in its blocks (arXiv 2103.00020, table 19)."""
     parts = {part.part: part for part in flexiclip_b.parameters}
     assert parts["text_tower"].trained == pytest.approx(63.17e6, rel=1e-3)

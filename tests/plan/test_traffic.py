@@ -103,7 +103,7 @@ CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL i
 
 
 @pytest.mark.parametrize(("engine", "micro", "world"), CASES)
-def test_traffic_and_shards(engine: str, micro: int, world: int, tmp_path: Path) -> None:
+def test_step_collectives_and_states_are_what_engines_send_and_hold(engine: str, micro: int, world: int, tmp_path: Path) -> None:
     """Bytes by kind of collective to 1 %: partitions are padded, and DeepSpeed sends a few flags and norms besides.
 
     ZeRO-3's gathers are an upper bound: what is still whole from the pass before is not gathered again.

@@ -101,7 +101,9 @@ def test_written_in_the_background_or_not_it_is_the_same(fit: Fit) -> None:
         ([10, 20, 100], 20, 1, None, [10]),  # 100 is of a run that was taken up again from an earlier checkpoint
     ],
 )
-def test_which_may_go(steps: list[int], step: int, last: int, every: int | None, gone: list[int]) -> None:
+def test_expendable_names_the_checkpoints_that_may_go(
+    steps: list[int], step: int, last: int, every: int | None, gone: list[int]
+) -> None:
     assert expendable(steps, step, last, every) == gone
 
 

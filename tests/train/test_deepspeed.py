@@ -46,7 +46,7 @@ def test_bfloat16_trains_alike_within_its_rounding(fit: Fit) -> None:
 SIGMOID = ["loss.kind=sigmoid", "model.logit_bias_init=-10"]
 
 
-def test_sigmoid_loss(fit: Fit) -> None:
+def test_sigmoid_loss_trains_alike_under_zero(fit: Fit) -> None:
     alone = fit(1, *SIGMOID)
     shared = fit(2, *SIGMOID, *ENGINES["zero2"], MICRO)
     assert_same_training(shared, alone)

@@ -74,7 +74,7 @@ MICRO = [12, 5]
 
 @pytest.mark.parametrize("micro", MICRO)
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_classification(recipe: list[str], kind: str, micro: int) -> None:
+def test_a_step_of_classification_equals_the_plain_graph(recipe: list[str], kind: str, micro: int) -> None:
     loaded, config = built(recipe, "objective=classification", "data.labels=cls", *ALONE_TOWER)
 
     def plain(model: FlexiCLIP, inputs: Inputs) -> Tensor:
@@ -99,7 +99,7 @@ def kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("micro", MICRO)
-def test_distillation_of_a_classifier(recipe: list[str], micro: int) -> None:
+def test_a_step_of_distilling_a_classifier_equals_the_plain_graph(recipe: list[str], micro: int) -> None:
     (loaded, config), (teacher, _) = (
         built(recipe, "objective=classification", "data.labels=cls", *ALONE_TOWER, f"seed={seed}") for seed in (0, 1)
     )
@@ -116,7 +116,7 @@ def test_distillation_of_a_classifier(recipe: list[str], micro: int) -> None:
 
 
 @pytest.mark.parametrize("micro", MICRO)
-def test_distillation_of_two_towers(recipe: list[str], micro: int) -> None:
+def test_a_step_of_distilling_two_towers_equals_the_plain_graph(recipe: list[str], micro: int) -> None:
     (loaded, config), (teacher, _) = (built(recipe, f"seed={seed}") for seed in (0, 1))
     teacher.model.requires_grad_(False).eval()
 

@@ -261,7 +261,7 @@ def test_cue_conflict_runs_where_there_is_a_folder_for_it() -> None:
     assert chosen(AnalysisOptions(only=["tokens", "cka"])) == ["cka", "tokens"]
 
 
-def test_mistakes_are_told(place: Path, tmp_path: Path) -> None:
+def test_analyze_names_mistakes_in_one_line(place: Path, tmp_path: Path) -> None:
     suite, model = str(place / "toys.yaml"), str(place / "model")
     for only, message in (
         (["ensemble"], r"--only ensemble: did you mean ensembles\? the analyses are cka, attention"),

@@ -174,7 +174,7 @@ def test_without_text_with_a_fixed_batch_and_without_the_package(
 
 
 @pytest.mark.slow
-def test_pixels_normalised_inside(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_open_model_of_an_encoder_that_normalizes_inside(loaded: LoadedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model", loaded)
     options = ["--normalize-inside", "--seqhw", "2", "--output", str(tmp_path / "out" / "i.onnx")]
     assert main(["export", "image", str(tmp_path / "model"), *options]) == 0

@@ -107,7 +107,7 @@ def test_size_is_bounded_caption_by_caption(tmp_path: Path) -> None:
     assert classification["rows"][0]["perClass"][0] == pytest.approx(1 / 8 + 0.03, abs=1e-4)
 
 
-def test_no_text_ends_the_script() -> None:
+def test_as_script_lets_no_text_end_the_script() -> None:
     text = as_script({"a": "</script><!--\u2028&"})
     assert re.search(r"[<>&\u2028]", text) is None
     assert json.loads(text) == {"a": "</script><!--\u2028&"}

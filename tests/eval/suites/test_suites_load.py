@@ -98,7 +98,7 @@ def test_mistakes_in_a_task(task: dict[str, Any], message: str) -> None:
         TaskConfig("classification", **task)
 
 
-def test_rows_must_stay_apart(tmp_path: Path) -> None:
+def test_tasks_and_data_sets_need_names_that_keep_rows_apart(tmp_path: Path) -> None:
     one = TaskConfig("classification", label="cls")
     with pytest.raises(UserError, match="need a name each"):
         DatasetConfig("a", "a.tar", (one, one))
@@ -128,7 +128,7 @@ def test_a_class_may_have_several_words_and_prompts_of_its_own() -> None:
         half.class_prompts(half.words)
 
 
-def test_names_that_stand_twice_on_purpose() -> None:
+def test_class_names_may_repeat_where_the_suite_says_so() -> None:
     task = TaskConfig("classification", label="cls", classes=("missile", "cat", "missile"), repeats=("missile",))
     assert task.words == {"missile": ("missile",), "cat": ("cat",), "missile #2": ("missile",)}
     _, prompts, labels = resolve_labels(task, [Record("s/0", (), {"cls": 2}, 0), Record("s/1", (), {"cls": 0}, 1)])

@@ -40,7 +40,7 @@ def tiny(**changes: object) -> TextTransformer:
 
 
 @torch.no_grad()
-def test_equals_big_vision() -> None:
+def test_text_transformer_equals_big_vision() -> None:
     arrays, head = split_head(read_npz(FOLDER / "text_params.npz"))
     config = TextTowerConfig(
         width=64,
@@ -168,7 +168,7 @@ def test_trim_padding_cuts_what_no_row_uses() -> None:
     assert trim_padding(torch.ones(2, 4, dtype=torch.int64), 0).shape == (2, 4)
 
 
-def test_every_parameter_learns() -> None:
+def test_every_parameter_of_a_text_transformer_learns() -> None:
     for pool in ("eos", "map"):
         tower = tiny(pool=pool).train()
         tower(captions(3, LENGTH)).square().sum().backward()
