@@ -59,7 +59,7 @@ def test_data_check_says_by_its_code_whether_all_is_good(tmp_path: Path, capsys:
     import tarfile
 
     import webdataset
-    from data.shardkit import good_sample
+    from kit.shards import good_sample
 
     with webdataset.TarWriter(str(tmp_path / "good.tar"), encoder=False) as writer:
         writer.write(good_sample(0))

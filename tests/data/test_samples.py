@@ -14,9 +14,6 @@ from kit.shards import good_sample, jpeg, write_samples
 from PIL import Image
 
 from flexiclip.data.check import check_shards
-from flexiclip.data.index import Place
-from flexiclip.data.members import read_members
-from flexiclip.data.reading import Retries
 from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import BadSample, Labels, SampleStore, class_names, open_samples, read_captions
 from flexiclip.errors import UserError
@@ -72,13 +69,6 @@ def test_captions_are_cut_and_texts_too_long_are_refused(tmp_path: Path) -> None
         else:
             with pytest.raises(BadSample, match="caption too long: txt has 16777217 bytes"):
                 read_captions("a.tar", "k", members, ("txt",))
-
-
-def test_members_that_are_too_large_together_are_not_read() -> None:
-    """Refused by their sizes alone: the shard is never opened."""
-    places = {"jpg": Place(512, 2**27, 0), "txt": Place(2**30, 2**27 + 1, 0)}
-    with pytest.raises(OSError, match="its members hold 268435457 bytes: too many to read"):
-        read_members("/no/such.tar", places, Retries(1, 1))
 
 
 BOM = b"\xef\xbb\xbf"

@@ -26,8 +26,6 @@ from kit.evaluation import (
     toy_model,
     toys,
     unit,
-    write_shards,
-    write_suite,
 )
 
 from flexiclip.cli import run
@@ -38,19 +36,6 @@ from flexiclip.model_folder import LoadedModel, load_model, save_model
 
 BROKEN = (2, 20)
 LENGTHS = [2, 3, 6]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model`, `toys.yaml` (23 images, two of them broken) and `cues`, images of two categories' names."""
-    folder = tmp_path_factory.mktemp("analyze")
-    save_model(folder / "model", toy_model(folder))
-    write_suite(folder / "toys.yaml", write_shards(folder / "data", toys(23, BROKEN), (9, 1, 13)))
-    for i, toy in enumerate(toys(12)):
-        shape, texture = CATEGORIES[i % 3], CATEGORIES[(i + 1 + i % 2) % 6]
-        (folder / "cues" / shape).mkdir(parents=True, exist_ok=True)
-        toy.image.save(folder / "cues" / shape / f"{shape}{i}-{texture}1.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -168,36 +153,6 @@ def test_cue_conflicts_are_answered_by_the_nearest_prompt(found: Path, place: Pa
         assert bias["images"] == len(kept)
         assert (bias["shape"], bias["texture"]) == (pytest.approx(shape / len(kept)), pytest.approx(texture / len(kept)))
         assert bias["bias"] == (pytest.approx(shape / (shape + texture)) if shape + texture else None)
-
-
-def test_a_sample_is_drawn_once_and_mixes_the_sets(place: Path) -> None:
-    datasets = load_datasets([str(place / "toys.yaml")])
-    transform = loaded(place).transform
-    everything = draw_sample(datasets, transform, 23)
-    part = draw_sample(datasets, transform, 9)
-    assert torch.equal(part.images, everything.images[: len(part.images)])
-    assert part.images.dtype == torch.uint8
-    captions = [toy.captions[0] for toy in toys(23, BROKEN) if not toy.broken]
-    assert sorted(map(str, everything.texts)) == sorted(captions)
-    assert everything.texts != captions
-
-
-def test_a_sample_is_drawn_from_all_data_sets_together(place: Path) -> None:
-    datasets = load_datasets([str(place / "toys.yaml")])
-    others = replace(datasets[0], name="others", shards=write_shards(place / "others", toys(43)[23:], (20,)))
-    own, other = ({toy.captions[0] for toy in items} for items in (toys(23), toys(43)[23:]))
-    drawn = draw_sample([datasets[0], others], loaded(place).transform, 12).texts
-    assert min(sum(text in captions for text in drawn) for captions in (own, other)) >= 3
-    assert [text in own for text in drawn] != sorted(text in own for text in drawn)
-    assert [text in other for text in drawn] != sorted(text in other for text in drawn)
-
-
-def test_without_captions_an_image_is_asked_for_by_the_first_prompt_of_its_class(place: Path) -> None:
-    (dataset,) = load_datasets([str(place / "toys.yaml")])
-    labelled = replace(dataset, tasks=dataset.tasks[1:])
-    texts = draw_sample([labelled], loaded(place).transform, 23).texts
-    categories = [toy.category for toy in toys(23, BROKEN) if not toy.broken]
-    assert sorted(map(str, texts)) == sorted(f"a photo of {category}" for category in categories)
 
 
 def test_tokens_are_averaged_over_images_and_not_over_batches(place: Path) -> None:

@@ -13,8 +13,7 @@ from clip_benchmark.metrics.zeroshot_classification import average_precision_per
 from flexiclip_eval import DatasetConfig, TaskConfig, evaluate_suites, make_evaluators
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.embeddings.embed import unit_rows
-from flexiclip_eval.tasks import search
-from flexiclip_eval.tasks.base import Context, found_examples
+from flexiclip_eval.tasks.base import Context
 from flexiclip_eval.tasks.classification import (
     accuracies,
     average_precision,
@@ -24,7 +23,6 @@ from flexiclip_eval.tasks.classification import (
     head_rows,
     largest_class,
 )
-from flexiclip_eval.tasks.retrieval import merged_pairs, retrieval_metrics
 from kit.evaluation import CATEGORIES, prepared, toys, unit, write_shards, write_suite
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
@@ -143,10 +141,6 @@ def test_five_of_fewer_than_five_classes_is_no_metric() -> None:
     assert classification_chance(4).keys() == got.keys()
 
 
-def _unit(rng: np.random.Generator, *shape: int) -> torch.Tensor:
-    return torch.from_numpy(unit(rng.normal(size=shape)).astype(np.float32))
-
-
 def test_average_precision_equals_scikit_learn_and_clip_benchmark() -> None:
     rng = np.random.default_rng(0)
     scores, member = torch.from_numpy(rng.normal(size=(101, 7)).astype(np.float32)), torch.from_numpy(rng.random((101, 7)) < 0.2)
@@ -159,23 +153,6 @@ def test_average_precision_equals_scikit_learn_and_clip_benchmark() -> None:
     knows_nothing = average_precision(torch.zeros(101, 7), member)
     assert knows_nothing.numpy() == pytest.approx(member.double().mean(0).numpy(), abs=1e-12)
     assert average_precision(scores[:, :1], torch.zeros(101, 1, dtype=torch.bool)).item() == 0.0  # as CLIP_benchmark counts it
-
-
-def test_examples_are_half_wrong_and_name_what_was_found() -> None:
-    rng = np.random.default_rng(4)
-    pairs = merged_pairs([[f"c{i}", f"d{i % 30}"] for i in range(60)])
-    image_z, text_z = _unit(rng, 60, 8), _unit(rng, len(pairs.captions), 8)
-    text_z[:40] = image_z[[int(pairs.by_caption.of(c, c + 1)[1][0]) for c in range(40)]]  # these find their image
-    ranks = retrieval_metrics(image_z, text_z, pairs)[1]
-    scores = search.texts_to_images(text_z, image_z)
-    examples = found_examples(scores, pairs.by_caption, ranks, pairs.captions)
-    assert len(examples) == 24
-    assert sum(example["rank"] > 1 for example in examples) == 12
-    assert examples == found_examples(scores, pairs.by_caption, ranks, pairs.captions)
-    for example in examples:
-        order = np.argsort(-(text_z[pairs.captions.index(example["caption"])] @ image_z.T).numpy())
-        assert example["ranked"] == order[:5].tolist()
-        assert example["rank"] == 1 + min(order.tolist().index(i) for i in example["positives"])
 
 
 CLASSES = ("ships", *reversed(CATEGORIES))  # one that the suite does not have, and another order
