@@ -15,7 +15,6 @@ from kit.evaluation import (
 
 from flexiclip.model_folder import save_model
 
-
 BROKEN = (2, 20)
 
 
