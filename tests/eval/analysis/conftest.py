@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kit.evaluation import (
-    CATEGORIES,
-    toy_model,
-    toys,
-    write_shards,
-    write_suite,
-)
+from kit.evaluation import CATEGORIES, toy_model, toys, write_shards, write_suite
 
 from flexiclip.model_folder import save_model
 

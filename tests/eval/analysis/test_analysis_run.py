@@ -17,16 +17,7 @@ from flexiclip_eval.analysis.cka import layer_cka
 from flexiclip_eval.analysis.run import ANALYSES, AnalysisOptions, analyze, chosen
 from flexiclip_eval.analysis.subject import Sample, Subject, draw_sample, subject_lengths
 from flexiclip_eval.suites.load import load_datasets
-from kit.evaluation import (
-    CATEGORIES,
-    Foreign,
-    encode_one_by_one,
-    slow_recall,
-    texts_one_by_one,
-    toy_model,
-    toys,
-    unit,
-)
+from kit.evaluation import CATEGORIES, Foreign, encode_one_by_one, slow_recall, texts_one_by_one, toy_model, toys, unit
 
 from flexiclip.cli import run
 from flexiclip.config import TokenizerConfig

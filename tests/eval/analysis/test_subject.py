@@ -8,10 +8,7 @@ from pathlib import Path
 import torch
 from flexiclip_eval.analysis.subject import draw_sample
 from flexiclip_eval.suites.load import load_datasets
-from kit.evaluation import (
-    toys,
-    write_shards,
-)
+from kit.evaluation import toys, write_shards
 
 from flexiclip.model_folder import LoadedModel, load_model
 

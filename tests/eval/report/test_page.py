@@ -19,10 +19,7 @@ from flexiclip_eval import Row
 from flexiclip_eval.report.files import write_report
 from flexiclip_eval.report.page import render_page
 from flexiclip_eval.report.page_data import add_thumbnails, as_script, page_data
-from flexiclip_eval.report.table import (
-    ModelInfo,
-    Report,
-)
+from flexiclip_eval.report.table import ModelInfo, Report
 from flexiclip_eval.rows import TaskInfo
 from flexiclip_eval.tradeoffs import CascadeCurve, CascadePoint, choose, parse_budget, sentence
 from kit.reports import HOSTILE, full_report

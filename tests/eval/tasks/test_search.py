@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flexiclip_eval.data.images import Record
-from flexiclip_eval.tasks.classification import (
-    classify,
-)
+from flexiclip_eval.tasks.classification import classify
 from flexiclip_eval.tasks.search import first_twins, hit_probability, mean_rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
