@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flexiclip_eval.report.files import write_report
@@ -15,20 +16,28 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """disk(room): after as many bytes in files of Path.write_bytes the disk is full; what fits is written, as a disk does."""
+    """disk(room): after as many bytes in files that Path.open writes the disk is full; what fits is written, as a disk does."""
 
     def limit(room: int) -> None:
-        write = Path.write_bytes
+        opened = Path.open
         left = [room]
 
-        def limited(path: Path, data: bytes) -> int:
-            written = write(path, data[: left[0]])
-            left[0] -= written
-            if written < len(data):
-                raise FULL
-            return written
+        def limited(path: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+            file = opened(path, mode, *arguments, **named)
+            if mode == "wb":
+                write = file.write
 
-        monkeypatch.setattr(Path, "write_bytes", limited)
+                def until_full(data: bytes) -> int:
+                    written = write(data[: left[0]])
+                    left[0] -= written
+                    if written < len(data):
+                        raise FULL
+                    return written
+
+                file.write = until_full  # type: ignore[method-assign]
+            return file
+
+        monkeypatch.setattr(Path, "open", limited)
 
     return limit
 
