@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shardkit import good_sample, word_tokenizer, write_samples
+from kit.shards import good_sample, word_tokenizer, write_samples
 
 from flexiclip.config import DataConfig
 

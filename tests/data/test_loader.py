@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from shardkit import good_sample, word_tokenizer, write_samples
+from kit.shards import good_sample, word_tokenizer, write_samples
 
 from flexiclip.config import DataConfig, SourceConfig
-from flexiclip.data.batch import caption_id
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import iter_captions, train_loader
 from flexiclip.errors import UserError
@@ -88,12 +87,6 @@ def test_a_batch_is_what_it_says(uneven: str, loader_of: Any) -> None:
         assert name.startswith("train-000")
     assert batch.tokens.shape == (6, 3)  # three words each, trimmed from eight
     assert next(iter(loader_of(uneven, trim=False))).tokens.shape == (6, 8)
-
-
-def test_caption_ids_are_stable_and_positive() -> None:
-    """Written down: ids must agree between ranks, machines and versions."""
-    assert caption_id("a dog") == 9151722581430185315
-    assert 0 <= caption_id("ein Hund") < 2**63
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from overrides import load_last
+from kit.overrides import load_last
+from kit.train_shards import sample, write_shard
 from PIL import Image
 from test_model_keys import CLASSIFY
 from torch import Tensor
-from train_shards import sample, write_shard
 
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import train_loader

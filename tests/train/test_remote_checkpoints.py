@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alike import ENGINES
-from launch import ENVIRONMENT, Command, Trained, flexiclip_main, free_port, run_ranks
-from s3 import BUCKET, Road, S3Server, credentials
+from kit.alike import ENGINES
+from kit.launch import ENVIRONMENT, Command, Trained, flexiclip_main, free_port, run_ranks
+from kit.s3 import BUCKET, Road, S3Server, credentials
 
 PLACE = f"train.checkpoint_dir=s3://{BUCKET}/run"
 KEEP = ("train.save_every=5", "train.keep_last=1", "train.keep_every=10")

@@ -144,7 +144,7 @@ def test_latest_names_a_complete_one_wherever_a_put_is_killed(kind: str, others:
     assert line > 20
 
 
-def test_dropped_is_gone(store: Store) -> None:
+def test_drop_removes_a_checkpoint(store: Store) -> None:
     put(store, 5, "five")
     put(store, 10, "ten")
     store.drop("step-5")
