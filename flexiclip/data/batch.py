@@ -109,13 +109,10 @@ def caption_id(caption: str) -> int:
 class Collate:
     """Makes a Batch of Items.
 
-    `tokenizer`: None if no captions are read. `trim`: drop the last columns if they hold `pad_id` in every caption of
-    the batch.
+    `tokenizer`: None if no captions are read.
     """
 
     tokenizer: Tokenize | None
-    trim: bool = False
-    pad_id: int = 0
     mixup: Mixup | None = None
 
     def __call__(self, step: int, items: Sequence[Item], before: Item | None = None) -> Batch:
@@ -149,11 +146,7 @@ class Collate:
     def _tokens(self, captions: list[str]) -> torch.Tensor:
         if self.tokenizer is None:
             return torch.empty(len(captions), 0, dtype=torch.int64)
-        tokens = self.tokenizer(captions).long()
-        if not self.trim:
-            return tokens
-        used = (tokens != self.pad_id).any(dim=0).nonzero()
-        return tokens[:, : int(used[-1]) + 1 if len(used) else 1].contiguous()
+        return self.tokenizer(captions).long().contiguous()  # cut columns would be copied to shared memory too
 
 
 def _labels(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -166,8 +166,6 @@ def train_loader(
     image_size: tuple[int, int],
     interpolation: str,
     tokenizer: Tokenize | None,
-    trim: bool,
-    pad_id: int,
     seed: int,
     rank: int,
     world: int,
@@ -188,7 +186,7 @@ def train_loader(
     transform = TrainTransform(
         image_size, config.crop_scale, config.crop_ratio, config.flip, interpolation, config.scaled_decoding
     )
-    collate = Collate(tokenizer, trim, pad_id, Mixup(config.mixup, seed) if config.mixup else None)
+    collate = Collate(tokenizer, Mixup(config.mixup, seed) if config.mixup else None)
     if config.sequential:
         from flexiclip.data.sequential import SequentialDataset
 

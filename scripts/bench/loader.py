@@ -86,8 +86,6 @@ def flexiclip_batches(task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
         image_size=(SIDE, SIDE),
         interpolation="bicubic",
         tokenizer=ClipTokenizer(settings, ClipTokenizer.collect(settings)),
-        trim=False,
-        pad_id=0,
         seed=0,
         rank=0,
         world=1,

@@ -36,6 +36,7 @@ def broken(tmp_path: Path) -> str:
 def loader_of() -> Callable[..., Any]:
     """train_loader with small defaults; any of its arguments, and any key of DataConfig, by name."""
     from flexiclip.data.loader import train_loader
+    from flexiclip.models.text.base import TrimmingTokenizer
 
     def make(train: Any, **given: Any) -> Any:
         keys = {"workers": 0, "prefetch": 2, "window_shards": 2} | {
@@ -44,9 +45,7 @@ def loader_of() -> Callable[..., Any]:
         defaults: dict[str, Any] = {
             "image_size": (16, 16),
             "interpolation": "bilinear",
-            "tokenizer": word_tokenizer,
-            "trim": True,
-            "pad_id": 0,
+            "tokenizer": TrimmingTokenizer(word_tokenizer, pad_id=0),
             "seed": 3,
             "rank": 0,
             "world": 1,

@@ -195,7 +195,7 @@ def batches(sequential: bool = False, mixup: float = 0.3) -> list[Any]:
             train=train, captions=("json:c",), workers=0, window_shards=1, flip=True, mixup=mixup, sequential=sequential
         )
         loader = train_loader(
-            config, image_size=(24, 16), interpolation="bicubic", tokenizer=None, trim=False, pad_id=0, seed=11, rank=0, world=1,
+            config, image_size=(24, 16), interpolation="bicubic", tokenizer=None, seed=11, rank=0, world=1,
             global_batch_size=24, start_step=2, steps=2,
         )  # fmt: skip
         rows = []

@@ -81,7 +81,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def batches(shard: str, rank: int = 0, world: int = 1, **data: Any) -> list[Batch]:
     config = DataConfig(train=shard, captions=(), **{"workers": 0, **data})
-    given = {"image_size": (16, 16), "interpolation": "bicubic", "tokenizer": None, "trim": False, "pad_id": 0, "seed": 3}
+    given = {"image_size": (16, 16), "interpolation": "bicubic", "tokenizer": None, "seed": 3}
     run = {"global_batch_size": BATCH, "start_step": 0, "steps": 4}
     return list(train_loader(config, rank=rank, world=world, labels=Labels("json:kind", NAMES), **given, **run))  # type: ignore[arg-type]
 

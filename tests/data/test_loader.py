@@ -87,7 +87,7 @@ def test_a_batch_is_what_it_says(uneven: str, loader_of: Any) -> None:
         assert caption == f"caption number {number}"
         assert name.startswith("train-000")
     assert batch.tokens.shape == (6, 3)  # three words each, trimmed from eight
-    assert next(iter(loader_of(uneven, trim=False))).tokens.shape == (6, 8)
+    assert next(iter(loader_of(uneven, tokenizer=word_tokenizer))).tokens.shape == (6, 8)
 
 
 def test_caption_ids_are_stable_and_positive() -> None:
@@ -154,7 +154,7 @@ def test_sources_are_opened_once_and_shared(uneven: str) -> None:
     assert sources.samples == 23
     assert sorted(iter_captions(config)) == sorted(f"caption number {n}" for n in range(23))
     loader = train_loader(
-        config, image_size=(8, 8), interpolation="bicubic", tokenizer=word_tokenizer, trim=False, pad_id=0,
+        config, image_size=(8, 8), interpolation="bicubic", tokenizer=word_tokenizer,
         seed=3, rank=0, world=1, global_batch_size=2, start_step=10**6, steps=1, sources=sources,
     )  # fmt: skip
     assert [batch.step for batch in loader] == [10**6]

@@ -25,7 +25,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes; a batch 
 for workers, sequential in ((0, False), (1, False), (1, True)):
     config = DataConfig(train=sys.argv[1], workers=workers, sequential=sequential)
     batches = train_loader(
-        config, image_size=(64, 64), interpolation="bilinear", tokenizer=word_tokenizer, trim=False, pad_id=0, seed=0, rank=0,
+        config, image_size=(64, 64), interpolation="bilinear", tokenizer=word_tokenizer, seed=0, rank=0,
         world=1, global_batch_size=40, start_step=0, steps=3,
     )
     try:

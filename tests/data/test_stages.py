@@ -177,7 +177,7 @@ sources = open_sources(config, 0)
 os.remove(sys.argv[1])
 os.mkfifo(sys.argv[1])
 batches = train_loader(
-    config, image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, trim=False, pad_id=0, seed=0, rank=0,
+    config, image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, seed=0, rank=0,
     world=1, global_batch_size=2, start_step=0, steps=9, sources=sources,
 )
 """
@@ -255,8 +255,8 @@ from torch.utils.data import DataLoader
 
 assert list(DataLoader([1, 2], batch_size=None, num_workers=1)) == [1, 2]
 batches = train_loader(
-    DataConfig(train=sys.argv[1], workers=1), image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, trim=False,
-    pad_id=0, seed=0, rank=0, world=1, global_batch_size=2, start_step=0, steps=900,
+    DataConfig(train=sys.argv[1], workers=1), image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer,
+    seed=0, rank=0, world=1, global_batch_size=2, start_step=0, steps=900,
 )
 passing = iter(batches)
 next(passing)
