@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import get_worker_info
 
-from flexiclip.data.samples import BadSample
+from flexiclip.data.samples import BadSample, Labels
 from flexiclip.draws import Draw, stream
-from flexiclip.errors import RunError
+from flexiclip.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,52 @@ def mix(images: torch.Tensor, before: torch.Tensor, kept: float) -> None:
 Tokenize = Callable[[list[str]], torch.Tensor]
 TENSORS = ("images", "tokens", "caption_ids", "labels", "shares")
 """The tensor fields of a batch, which are moved to the device."""
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What the batches hold besides what `data` in the recipe says.
+
+    `image_size`: (H, W) in pixels. `interpolation`: how images are resized, `bilinear` or `bicubic`. `tokenizer`: maps
+    list[str] to int64 [N, L], or None if no captions are wanted. `labels`: where the class labels are, or None if none
+    are wanted.
+    """
+
+    image_size: tuple[int, int]
+    interpolation: str
+    tokenizer: Tokenize | None = None
+    labels: Labels | None = None
+
+
+@dataclass(frozen=True)
+class RankSteps:
+    """The steps start_step to start_step + steps - 1 of a run with this seed, and the rank whose part of them is loaded.
+
+    Raises UserError if the ranks cannot share the batch evenly.
+    """
+
+    seed: int
+    global_batch_size: int
+    start_step: int
+    steps: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size % self.world:
+            raise UserError(
+                f"train.global_batch_size={self.global_batch_size} does not divide by the {self.world} ranks of this run"
+            )
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the steps."""
+        return range(self.start_step, self.start_step + self.steps)
+
+    @property
+    def size(self) -> int:
+        """The number of samples of each step that this rank loads."""
+        return self.global_batch_size // self.world
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 
 from flexiclip.config import Config, DataConfig
 from flexiclip.config.schema import pair
+from flexiclip.data.batch import BatchSpec, RankSteps
 from flexiclip.data.dataset import TrainSources, open_sources
 from flexiclip.data.loader import Batches, iter_captions, train_loader
 from flexiclip.data.samples import Labels
@@ -63,20 +64,21 @@ class Run:
     def batches(self) -> Batches:
         """The batches of the steps that are left."""
         config, tower = self.config, self.loaded.model.text_tower
-        return train_loader(
-            data_of(config),
+        spec = BatchSpec(
             image_size=pair(config.model.image.image_size),
             interpolation=config.model.preprocess.interpolation,
             tokenizer=None if config.model.text is None else tower.trimming(self.loaded.tokenizer),
+            labels=labels_of(config),
+        )
+        steps = RankSteps(
             seed=config.seed,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
             global_batch_size=config.train.global_batch_size,
             start_step=self.step,
             steps=self.horizon.steps - self.step,
-            sources=self.sources,
-            labels=labels_of(config),
+            rank=self.ranks.rank,
+            world=self.ranks.world,
         )
+        return train_loader(data_of(config), spec, steps, self.sources)
 
 
 def data_of(config: Config) -> DataConfig:

@@ -12,7 +12,7 @@ import torch
 from shardkit import good_sample, write_samples
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch, Mixup
+from flexiclip.data.batch import Batch, BatchSpec, Mixup, RankSteps
 from flexiclip.data.loader import train_loader
 from flexiclip.data.samples import BadSample, Labels, class_names
 from flexiclip.errors import UserError
@@ -81,9 +81,9 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def batches(shard: str, rank: int = 0, world: int = 1, **data: Any) -> list[Batch]:
     config = DataConfig(train=shard, captions=(), **{"workers": 0, **data})
-    given = {"image_size": (16, 16), "interpolation": "bicubic", "tokenizer": None, "seed": 3}
-    run = {"global_batch_size": BATCH, "start_step": 0, "steps": 4}
-    return list(train_loader(config, rank=rank, world=world, labels=Labels("json:kind", NAMES), **given, **run))  # type: ignore[arg-type]
+    spec = BatchSpec((16, 16), "bicubic", labels=Labels("json:kind", NAMES))
+    steps = RankSteps(seed=3, global_batch_size=BATCH, start_step=0, steps=4, rank=rank, world=world)
+    return list(train_loader(config, spec, steps))
 
 
 def dense(batch: Batch) -> np.ndarray:

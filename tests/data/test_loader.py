@@ -12,7 +12,7 @@ import torch
 from shardkit import good_sample, word_tokenizer, write_samples
 
 from flexiclip.config import DataConfig, SourceConfig
-from flexiclip.data.batch import caption_id
+from flexiclip.data.batch import BatchSpec, RankSteps, caption_id
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import iter_captions, train_loader
 from flexiclip.errors import UserError
@@ -153,10 +153,8 @@ def test_sources_are_opened_once_and_shared(uneven: str) -> None:
     sources = open_sources(config, seed=3)
     assert sources.samples == 23
     assert sorted(iter_captions(config)) == sorted(f"caption number {n}" for n in range(23))
-    loader = train_loader(
-        config, image_size=(8, 8), interpolation="bicubic", tokenizer=word_tokenizer,
-        seed=3, rank=0, world=1, global_batch_size=2, start_step=10**6, steps=1, sources=sources,
-    )  # fmt: skip
+    steps = RankSteps(seed=3, global_batch_size=2, start_step=10**6, steps=1)
+    loader = train_loader(config, BatchSpec((8, 8), "bicubic", word_tokenizer), steps, sources)
     assert [batch.step for batch in loader] == [10**6]
 
 

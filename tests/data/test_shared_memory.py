@@ -17,6 +17,7 @@ from flexiclip.errors import RunError
 TRAINER = """
 import resource, sys
 from flexiclip.config import DataConfig
+from flexiclip.data.batch import BatchSpec, RankSteps
 from flexiclip.data.loader import train_loader
 from flexiclip.errors import RunError
 from shardkit import word_tokenizer
@@ -25,8 +26,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes; a batch 
 for workers, sequential in ((0, False), (1, False), (1, True)):
     config = DataConfig(train=sys.argv[1], workers=workers, sequential=sequential)
     batches = train_loader(
-        config, image_size=(64, 64), interpolation="bilinear", tokenizer=word_tokenizer, seed=0, rank=0,
-        world=1, global_batch_size=40, start_step=0, steps=3,
+        config, BatchSpec((64, 64), "bilinear", word_tokenizer), RankSteps(seed=0, global_batch_size=40, start_step=0, steps=3)
     )
     try:
         print(len(list(batches)))
