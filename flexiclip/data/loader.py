@@ -172,20 +172,21 @@ def train_loader(config: DataConfig, spec: BatchSpec, steps: RankSteps, sources:
     )
     collate = Collate(spec.tokenizer, Mixup(config.mixup, steps.seed) if config.mixup else None)
     if config.sequential:
-        return _batches(SequentialDataset(config, spec.labels, transform, collate, steps), None, config)
+        stream = SequentialDataset(config, spec.labels, transform, collate, steps)
+        return _batches(stream, None, config.workers, config.prefetch)
     dataset = TrainDataset(sources or open_sources(config, steps.seed, spec.labels), transform, steps.seed)
-    return _batches(_StepBatches(dataset, collate, steps), steps.numbers, config)
+    return _batches(_StepBatches(dataset, collate, steps), steps.numbers, config.workers, config.prefetch)
 
 
-def _batches(dataset: Dataset[Any], sampler: Sequence[int] | None, config: DataConfig) -> Batches:
-    """Wrap a dataset of ready batches in torch's DataLoader. With data.workers=0 it runs in this process."""
-    stages = StageBoard(config.workers)
+def _batches(dataset: Dataset[Any], sampler: Sequence[int] | None, workers: int, prefetch: int) -> Batches:
+    """Wrap a dataset of ready batches in torch's DataLoader. With `workers` = 0 it runs in this process."""
+    stages = StageBoard(workers)
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=sampler,
-        num_workers=config.workers,
-        prefetch_factor=config.prefetch if config.workers else None,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
         collate_fn=_unchanged,
         worker_init_fn=functools.partial(_start_worker, stages),
         pin_memory=torch.cuda.is_available(),

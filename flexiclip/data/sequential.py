@@ -44,7 +44,7 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
         self.config, self.labels, self.transform, self.collate, self.steps = config, labels, transform, collate, steps
         self._notes: Notes | None = None
         self.note: Note = silent  # called with what is about to be done
-        sources = source_configs(config)
+        sources = source_configs(config.train)
         self.urls = [expand_shards(source.shards, allow_shell=config.allow_shell) for source in sources]
         largest = max(source.weight for source in sources)
         self.weights = [source.weight / largest for source in sources]  # relative to the largest, so that their sum is finite
@@ -105,7 +105,7 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
 
 def stream_captions(config: DataConfig) -> Iterator[str]:
     """Yield every readable caption of the shards once, in order."""
-    for source in source_configs(config):
+    for source in source_configs(config.train):
         reader = _Reader(config.allow_shell)
         raw = reader.samples({"url": url} for url in expand_shards(source.shards, allow_shell=config.allow_shell))
         for captions in reader.keep(raw, lambda url, key, members: read_captions(url, key, members, config.captions)):

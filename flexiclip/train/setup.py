@@ -113,7 +113,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None =
     folder = Path(config.run_dir)
     store = run_store(config, folder)
     found = shared(ranks, ranks.main, lambda: enter_run_folder(config, store, course, lock, ranks.say))
-    _check_shared(config, folder, store, ranks)
+    _check_shared(config.train.checkpoint_dir, folder, store, ranks)
     checkpoint = fetch_checkpoint(found, folder, ranks) if found is not None else None
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))
@@ -174,12 +174,12 @@ def _flops(course: Course, checkpoint: Checkpoint | None) -> int:
     return course.flops(range(checkpoint.step)) if checkpoint.facts.flops is None else checkpoint.facts.flops
 
 
-def _check_shared(config: Config, folder: Path, store: Store, ranks: Ranks) -> None:
+def _check_shared(checkpoint_dir: str | None, folder: Path, store: Store, ranks: Ranks) -> None:
     """UserError unless all ranks see the folders of a run. With checkpoints in an object store each host may have its own."""
     if not isinstance(store, LocalStore):
         return
     check_shared_folder(folder, ranks)
-    if config.train.checkpoint_dir is not None:
+    if checkpoint_dir is not None:
         check_shared_folder(store.root, ranks, "train.checkpoint_dir")
 
 
