@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from shardkit import good_sample, word_tokenizer, write_samples
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.batch import BatchSpec, RankSteps, caption_id
@@ -117,6 +119,18 @@ def test_data_without_captions_is_the_users_mistake(uneven: str, loader_of: Any,
     with pytest.raises(UserError, match=r"100 samples in a row.*no caption: none of json:caption") as caught:
         list(loader_of(uneven, captions=("json:caption",), workers=workers))
     assert "Traceback" not in str(caught.value)
+
+
+def test_an_error_leaves_no_pass_to_the_garbage_collector(uneven: str, loader_of: Any) -> None:
+    """torch's iterator, were it collected later in the worker of another loader, would print a traceback there."""
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(UserError, match="100 samples in a row"):
+            list(loader_of(uneven, captions=("none",), workers=1))
+        assert not any(isinstance(kept, _MultiProcessingDataLoaderIter) for kept in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_a_batch_that_ranks_cannot_share(uneven: str, loader_of: Any) -> None:
