@@ -19,7 +19,7 @@ import torch
 from kit.shards import good_sample, write_samples
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch, Mixup, caption_id
+from flexiclip.data.batch import Batch, BatchSpec, Mixup, RankSteps, caption_id
 from flexiclip.data.loader import train_loader
 from flexiclip.data.samples import Labels
 from flexiclip.errors import RunError
@@ -41,9 +41,9 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def batches(shard: str, rank: int = 0, world: int = 1, **data: Any) -> list[Batch]:
     config = DataConfig(train=shard, captions=(), **{"workers": 0, **data})
-    given = {"image_size": (16, 16), "interpolation": "bicubic", "tokenizer": None, "trim": False, "pad_id": 0, "seed": 3}
-    run = {"global_batch_size": BATCH, "start_step": 0, "steps": 4}
-    return list(train_loader(config, rank=rank, world=world, labels=Labels("json:kind", NAMES), **given, **run))  # type: ignore[arg-type]
+    spec = BatchSpec((16, 16), "bicubic", labels=Labels("json:kind", NAMES))
+    steps = RankSteps(seed=3, global_batch_size=BATCH, start_step=0, steps=4, rank=rank, world=world)
+    return list(train_loader(config, spec, steps))
 
 
 def dense(batch: Batch) -> np.ndarray:
@@ -105,6 +105,7 @@ def test_caption_ids_are_stable_and_positive() -> None:
 TRAINER = """
 import resource, sys
 from flexiclip.config import DataConfig
+from flexiclip.data.batch import BatchSpec, RankSteps
 from flexiclip.data.loader import train_loader
 from flexiclip.errors import RunError
 from kit.shards import word_tokenizer
@@ -113,8 +114,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes; a batch 
 for workers, sequential in ((0, False), (1, False), (1, True)):
     config = DataConfig(train=sys.argv[1], workers=workers, sequential=sequential)
     batches = train_loader(
-        config, image_size=(64, 64), interpolation="bilinear", tokenizer=word_tokenizer, trim=False, pad_id=0, seed=0, rank=0,
-        world=1, global_batch_size=40, start_step=0, steps=3,
+        config, BatchSpec((64, 64), "bilinear", word_tokenizer), RankSteps(seed=0, global_batch_size=40, start_step=0, steps=3)
     )
     try:
         print(len(list(batches)))

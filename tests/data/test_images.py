@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from kit.shards import encode
-from PIL import Image
+from PIL import Image, ImageOps
 
 from flexiclip.config import PreprocessConfig
 from flexiclip.data import images
@@ -40,6 +40,16 @@ def test_exif_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(np.asarray(decode_image(encode(stored, "PNG", exif=exif))), GRADIENT)
+
+
+def test_exif_that_pillow_cannot_write_again_still_turns_the_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, (72, 1)
+    damaged = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")  # the resolution, as a text
+    stored = encode(Image.fromarray(GRADIENT).transpose(Image.Transpose.ROTATE_90), "PNG", exif=damaged)
+    with pytest.raises(TypeError):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+    assert np.array_equal(np.asarray(decode_image(stored)), GRADIENT)
 
 
 def test_transparency_becomes_white() -> None:

@@ -168,6 +168,7 @@ def test_a_worker_that_is_killed_ends_the_pass(uneven: str, loader_of: Any) -> N
 HANGING = """
 import os, sys, time
 from flexiclip.config import DataConfig
+from flexiclip.data.batch import BatchSpec, RankSteps
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import train_loader
 from kit.shards import word_tokenizer
@@ -176,10 +177,8 @@ config = DataConfig(train=sys.argv[1], workers=int(sys.argv[2]))
 sources = open_sources(config, 0)
 os.remove(sys.argv[1])
 os.mkfifo(sys.argv[1])
-batches = train_loader(
-    config, image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, trim=False, pad_id=0, seed=0, rank=0,
-    world=1, global_batch_size=2, start_step=0, steps=9, sources=sources,
-)
+steps = RankSteps(seed=0, global_batch_size=2, start_step=0, steps=9)
+batches = train_loader(config, BatchSpec((8, 8), "bilinear", word_tokenizer), steps, sources)
 """
 """A trainer whose so many workers will hang in their first read: the shard has become a FIFO since it was indexed."""
 
@@ -249,15 +248,14 @@ def alive(pid: int) -> bool:
 BESIDE_ANOTHER_LOADER = """
 import os, signal, sys
 from flexiclip.config import DataConfig
+from flexiclip.data.batch import BatchSpec, RankSteps
 from flexiclip.data.loader import train_loader
 from kit.shards import word_tokenizer
 from torch.utils.data import DataLoader
 
 assert list(DataLoader([1, 2], batch_size=None, num_workers=1)) == [1, 2]
-batches = train_loader(
-    DataConfig(train=sys.argv[1], workers=1), image_size=(8, 8), interpolation="bilinear", tokenizer=word_tokenizer, trim=False,
-    pad_id=0, seed=0, rank=0, world=1, global_batch_size=2, start_step=0, steps=900,
-)
+steps = RankSteps(seed=0, global_batch_size=2, start_step=0, steps=900)
+batches = train_loader(DataConfig(train=sys.argv[1], workers=1), BatchSpec((8, 8), "bilinear", word_tokenizer), steps)
 passing = iter(batches)
 next(passing)
 os.kill(batches.stages.read()[0].pid, signal.SIGKILL)

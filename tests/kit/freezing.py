@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from flexiclip.config import Config, DataConfig, SourceConfig, from_dict
-from flexiclip.data.batch import Mixup
+from flexiclip.data.batch import BatchSpec, Mixup, RankSteps
 from flexiclip.data.dataset import make_item
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.order import Plan, Source
@@ -194,10 +194,8 @@ def batches(sequential: bool = False, mixup: float = 0.3) -> list[Any]:
         config = DataConfig(
             train=train, captions=("json:c",), workers=0, window_shards=1, flip=True, mixup=mixup, sequential=sequential
         )
-        loader = train_loader(
-            config, image_size=(24, 16), interpolation="bicubic", tokenizer=None, trim=False, pad_id=0, seed=11, rank=0, world=1,
-            global_batch_size=24, start_step=2, steps=2,
-        )  # fmt: skip
+        steps = RankSteps(seed=11, global_batch_size=24, start_step=2, steps=2)
+        loader = train_loader(config, BatchSpec((24, 16), "bicubic"), steps)
         rows = []
         for batch in loader:
             means = batch.images.float().mean((2, 3)).round().int().tolist()

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 from torch.utils.data import Dataset
 
-from flexiclip.config import DataConfig
 from flexiclip.data.loader import Batches, _batches
 from flexiclip.data.worker_watch import Notes
 from flexiclip.errors import RunError, UserError
@@ -37,7 +36,7 @@ class Slow(Dataset[object]):
 @pytest.fixture
 def slow() -> Iterator[tuple[Slow, Batches]]:
     dataset = Slow(slow_from=2)
-    yield dataset, _batches(dataset, range(10), DataConfig(train="a.tar", workers=0))
+    yield dataset, _batches(dataset, range(10), workers=0, prefetch=4)
     dataset.go_on.set()
 
 

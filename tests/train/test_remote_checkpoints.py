@@ -143,7 +143,7 @@ def test_a_store_out_of_reach_is_one_line_within_a_minute(recipe: list[str], tmp
     assert f"checkpoints at {url} cannot be reached: EndpointConnectionError" in refused(recipe, tmp_path, free_port(), url)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         said = refused(recipe, tmp_path, int(silent.getsockname()[1]), url)
-    assert f"checkpoints at {url} cannot be reached: no answer within 60 s" in said
+    assert f"checkpoints at {url} cannot be reached: no answer, or not the whole of it, within 60 s" in said
 
 
 @pytest.mark.slow

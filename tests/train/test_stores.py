@@ -230,7 +230,10 @@ def test_a_store_that_never_answers_is_one_line_in_bounded_time(tmp_path: Path, 
     store = open_store("silent://bucket/run", tmp_path)
     began = time.monotonic()
     for question in (store.latest, store.check_writable, lambda: store.state("step-5")):
-        with pytest.raises(UserError, match=r"^checkpoints at silent://bucket/run cannot be reached: no answer within 1 s$"):
+        with pytest.raises(
+            UserError,
+            match=r"^checkpoints at silent://bucket/run cannot be reached: no answer, or not the whole of it, within 0\.6 s$",
+        ):
             question()
     assert time.monotonic() - began < 30
 

@@ -168,6 +168,16 @@ def test_trim_padding_cuts_what_no_row_uses() -> None:
     assert trim_padding(torch.ones(2, 4, dtype=torch.int64), 0).shape == (2, 4)
 
 
+def test_trimming_cuts_padding_only_for_a_tower_that_allows_it() -> None:
+    def tokenizer(texts: list[str]) -> torch.Tensor:
+        return captions(*map(len, texts))
+
+    trims, whole = tiny(), tiny(pad_id=EOS)
+    assert (trims.trims, whole.trims) == (True, False)
+    assert torch.equal(trims.trimming(tokenizer)(["four", "twelve"]), captions(4, 6)[:, :6])
+    assert whole.trimming(tokenizer) is tokenizer
+
+
 def test_every_parameter_of_a_text_transformer_learns() -> None:
     for pool in ("eos", "map"):
         tower = tiny(pool=pool).train()
