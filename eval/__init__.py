@@ -1,8 +1,9 @@
-"""The harness: zero-shot retrieval and classification of an image-text model at every sequence length.
+"""The evaluation harness: it scores an image-text model on retrieval and classification at every sequence length.
 
     flexiclip eval MODEL --suite openmoji --seqhw 5,8,15 --output runs/eval
 
-The folder is `eval/`, the package `flexiclip_eval`: a module named `eval` would shadow Python's own `eval` for its readers.
+The folder is `eval/`, but the package is `flexiclip_eval`, because a module named `eval` would shadow Python's built-in `eval`
+for people who read the code.
 """
 
 if __name__ == "eval":

@@ -1,8 +1,8 @@
-"""What a person sees of a long evaluation: a bar on a terminal, a plain line now and then in a log.
+"""Shows the progress of a long evaluation on stderr: a bar on a terminal, or a plain line every ten seconds in a log.
 
     runs/big · imagenet1k: 6,400 of 50,000 images, 212 images/s, 206 s left
 
-Only the command line watches: a training run that evaluates has a panel of its own, and a terminal has room for one.
+Only the command line shows it. A training run that evaluates has its own panel, and a terminal has room for only one.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import Tensor
 
 Watch = Callable[[Iterable[Tensor], int], Iterator[Tensor]]
-"""(batches [b, ...], images in all of them) -> the same batches, seen going by."""
+"""A function (batches [b, ...], number of images in all of them) -> the same batches; it shows how many have passed."""
 
-EVERY = 10.0  # seconds between the lines of a log; quicker work says nothing
+EVERY = 10.0  # seconds between the lines in a log; work that takes less time prints none
 
 
 def silent(batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
-    """A Watch that shows nothing."""
+    """Pass the batches on and show nothing."""
     return iter(batches)
 
 
 def watch(title: str) -> Watch:
-    """A Watch on stderr, for one rank: a bar where a person looks on, else lines. title: the model and the data set."""
+    """Return a Watch for one rank: it shows a bar if stderr is a terminal, else lines. title: the model and the data set."""
 
     def show(batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
         return _bar(title, batches, total) if sys.stderr.isatty() else _lines(title, batches, total)

@@ -1,7 +1,7 @@
-"""The two entries: evaluate_suites for the command line, make_evaluators for the training loop.
+"""The two entry points of the harness: evaluate_suites for the command line, make_evaluators for the training loop.
 
-Both run every task of a data set on one pass over its images, at every length, sharded over the ranks, and give every rank the
-same numbers.
+Both score every task of a data set at every length from one pass over its images. The images are sharded over the ranks, and
+every rank gets the same numbers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from flexiclip.errors import UserError
 
 log = logging.getLogger("flexiclip.eval")
 
-CACHE_BYTES = 1 << 30  # of decoded images a split and rank, kept between the evaluations of a training run
+CACHE_BYTES = 1 << 30  # decoded images kept per split and rank between the evaluations of a training run
 
 
 def evaluate_suites(
@@ -66,16 +66,23 @@ def evaluate_suites(
     cascade: tuple[int, int] | None = None,
     widths: Sequence[int] = (),
 ) -> list[Row]:
-    """Score models on suites (names or files); on rank 0 print a table and, given `output`, write the files of report/.
+    """Score models on suites and return the rows of all models; every rank gets the same rows.
 
-    models: sources as open_model takes them, each opened when its turn comes and let go after it, or (what it is called, the
-    model); the name fills `model` and `pretrained` of the rows. seqhw: lengths, default those a model was made for; beside other
-    models one of a single length keeps its own. command: the line shown in the report, default this process's own. workers:
-    threads that decode. embeddings: a folder where they are kept, and read by the next evaluation of the same model and images.
-    tolerance, budget: of the lengths chosen (choices/length.py). cascade: its two lengths (choices/cascade.py), default the ends.
-    widths: of prefixes of the embeddings, which are scored beside the whole ones as if they were other models, without cascades.
+    Every rank must call this. Rank 0 prints a table and, if `output` is given, writes the files that report/files.py lists.
 
-    A data set that cannot be read does not stop the others: what they gave is shown and written, then UserError names it.
+    - `models`: sources as `flexiclip eval` takes them, or pairs of a name and an opened model. A source is opened when its turn
+      comes, and released before the next one. The name fills `model` and `pretrained` of the rows.
+    - `suites`: names of suites, YAML files, or folders or URLs of single data sets (see `load_suite`).
+    - `seqhw`: the lengths to score; default: those that each model was made for. Next to other models, a model with a single
+      length keeps that length.
+    - `batch_size`, `workers`: images per batch and rank, and threads that decode images.
+    - `output`, `command`: the folder of the report, and the command line that it shows (default: that of this process).
+    - `embeddings`: a folder that keeps the embeddings; the next evaluation of the same model on the same images reads them.
+    - `tolerance`, `budget`: the rules that choose a length for each task (tradeoffs.py). `tolerance` is in percentage points.
+    - `cascade`: the short and the long length of the cascade (tradeoffs.py); default: the shortest and the longest.
+    - `widths`: also score the first N columns of the embeddings, for each N, as if these were further models, without cascades.
+
+    If a data set cannot be read, the others are still scored, shown and written; then a UserError names the data set.
     """
     from flexiclip_eval.report.files import check_output
 
@@ -87,12 +94,12 @@ def evaluate_suites(
     datasets = _readable(suites, report)
     main = rank() == 0
     if main and output is not None:
-        check_output(output)  # now, not after hours
+        check_output(output)  # before the work, which may take hours
     plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade, widths)
     try:
         for model in models:
             _score_model(model, plan, report, gallery)
-    finally:  # a later model that fails takes nothing of the earlier ones with it
+    finally:  # if a model fails, the results of the earlier models are still shown and written
         report.choices = choose(report.rows, tolerance=tolerance, budget=budget)
         report.fronts = fronts(report.rows)
         if main and report.rows:
@@ -105,7 +112,7 @@ def evaluate_suites(
 
 
 def _readable(suites: Sequence[str], report: Report) -> list[DatasetConfig]:
-    """The data sets that every rank can read; the others are reported. Raises UserError for a suite of which none can be read."""
+    """Return the data sets that every rank can read, and report the others. Raises UserError if none can be read."""
     datasets, failed = load_readable(suites)
     anywhere: dict[str, UserError] = {}
     for part in gather_objects({name: str(error) for name, error in failed.items()}):
@@ -119,7 +126,7 @@ def _readable(suites: Sequence[str], report: Report) -> list[DatasetConfig]:
 
 
 def _leave_out(name: str, error: UserError, report: Report) -> None:
-    """Say it now, and again at the end."""
+    """Log that a data set is left out, and put it into the report, which names it again at the end."""
     if name not in report.unscored and rank() == 0:
         log.error("data set %s is left out, the others are scored: %s", name, error)
     report.unscored.setdefault(name, str(error))
@@ -136,11 +143,11 @@ def _show(report: Report, output: Path | None, gallery: Gallery) -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is done with every model of a command."""
+    """The arguments of evaluate_suites that are the same for every model."""
 
     datasets: list[DatasetConfig]
     seqhw: Sequence[int] | None
-    several: bool  # models
+    several: bool  # whether there are several models
     device: torch.device
     batch_size: int
     workers: int
@@ -150,7 +157,7 @@ class _Plan:
 
 
 def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report, gallery: Gallery) -> None:
-    """Add the rows of one model. A model that is opened here is let go at the end, so that two are never held."""
+    """Add the rows of one model to the report. A model that is opened here is released at the end, so two are never in memory."""
     source, loaded = (model, open_model(model, str(plan.device))) if isinstance(model, str) else model
     _require_text(loaded, source, plan.datasets)
     lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
@@ -183,7 +190,7 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
 
 
 def _open(dataset: DatasetConfig, loaded: EvalModel, workers: int) -> Splits | UserError:
-    """The splits of a data set, or what is wrong with it on any rank."""
+    """Return the splits of a data set, or the error if any rank cannot open it."""
     found: Splits | UserError
     try:
         found = open_splits(dataset, loaded.transform, workers=workers, cache_bytes=0)
@@ -194,7 +201,11 @@ def _open(dataset: DatasetConfig, loaded: EvalModel, workers: int) -> Splits | U
 
 
 def _widths(loaded: EvalModel, source: str, plan: _Plan, length: Length) -> list[Width]:
-    """Those that are asked for and that of the whole embeddings, which a model of another library says only in these."""
+    """Return the widths asked for and the width of the whole embeddings; [None] if no widths are asked for.
+
+    The whole width is measured on an embedding, because a model of another library states it nowhere else. Raises UserError for
+    a classifier, and for a width that the embeddings do not have.
+    """
     if not plan.widths:
         return [None]
     if head_classes(loaded) is not None:
@@ -214,10 +225,12 @@ def make_evaluators(
     batch_size: int = 128,
     workers: int = 2,
 ) -> Callable[[EvalModel], dict[str, float]]:
-    """A callable for the training loop: all ranks call it with the model, and each gets the same numbers.
+    """Return a function for the training loop that scores a model on suites: {"DATASET/TASK/METRIC/seqhw=S": value}.
 
-    Keys: DATASET/TASK/METRIC/seqhw=S. Suites are read now, so that a typo stops a run before its first step; images are decoded
-    at the first call and kept, up to CACHE_BYTES a split, for the next ones: the transform must stay the same.
+    All ranks call the function with the model, and all get the same numbers. The arguments are those of `evaluate_suites`.
+
+    The suites are read at once, so that a typo stops a run before its first step. The images are decoded at the first call and
+    kept for later calls, up to 1 GiB per split and rank. For this reason the model's transform must stay the same.
     """
     datasets = load_datasets(suites)
     opened: list[Splits] = []
@@ -245,7 +258,7 @@ def _refuse_twice(sources: Sequence[str]) -> None:
 
 
 def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConfig]) -> None:
-    """UserError for an image tower alone, where a task compares images with texts."""
+    """Raise UserError if a task compares images with texts and the model is an image tower alone."""
     possible = WITHOUT_TEXT if head_classes(loaded) is None else WITH_A_HEAD
     kinds = {task.kind for dataset in datasets for task in dataset.tasks if task.kind not in possible}
     if kinds and not has_text(loaded):
@@ -256,7 +269,7 @@ def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConf
 
 
 def _names(loaded: EvalModel, source: str) -> tuple[str, str]:
-    """model_names, as text that can be written."""
+    """Return `model` and `pretrained` of the rows (model_names) as text that can be printed and written."""
     model, pretrained = model_names(loaded, source)
     return printable(model), printable(pretrained)
 

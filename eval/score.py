@@ -1,4 +1,4 @@
-"""Every task of a data set at every length, from one pass over its images: what both entries of run.py go through."""
+"""Scores every task of a data set at every length, from one pass over its images. Both entry points of run.py use it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from flexiclip_eval.tasks.registry import TASKS
 from flexiclip_eval.tradeoffs import Reranked
 from torch import Tensor
 
-Embedded = tuple[dict[Length, Tensor], dict[Length, float | None]]  # unit rows [N, D] and images/s by length
+Embedded = tuple[dict[Length, Tensor], dict[Length, float | None]]  # by length: unit rows [N, D], and images/s
 
 EmbedTexts = Callable[[Sequence[str]], Tensor]  # texts -> unit rows [T, D]
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What turns images and texts into embeddings, at which lengths, and where these are kept."""
+    """A model with all that encodes images and texts: the lengths, the batch size, the device and the store of embeddings.
+
+    `seen` watches the images go by, to show progress. Without a `store`, no embedding is read from or written to disk.
+    """
 
     loaded: EvalModel
     lengths: Sequence[Length]
@@ -37,33 +40,34 @@ class Encoding:
     store: EmbeddingStore | None = None
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit rows [T, D]."""
+        """Return the embeddings of texts: unit rows [T, D] float32."""
         return embed_texts(self.loaded, texts, batch_size=self.batch_size, device=self.device, store=self.store)
 
     def images(self, images: ImageBlock, lengths: Sequence[Length]) -> Embedded:
-        """Of one pass over the images, past the store."""
+        """Encode images at `lengths` in one pass, without the store. Returns unit rows [N, D] float32 and images/s, by length."""
         return embed_images(self.loaded, images, lengths, batch_size=self.batch_size, device=self.device, watch=self.seen)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A task at one length."""
+    """The result of one task at one length and width."""
 
     info: TaskInfo
     length: Length
     width: Width
     result: Result
-    n: int
+    n: int  # images scored
     images_per_s: float | None
-    reranked: tuple[Reranked, ...] = ()  # retrieval at the long length of a cascade: what it finds
+    reranked: tuple[Reranked, ...] = ()  # results of the cascade; only for retrieval at the cascade's long length
 
 
 def score_tasks(
     encoding: Encoding, splits: Splits, pair: tuple[int, int] | None = None, widths: Sequence[Width] = (None,)
 ) -> Iterator[Score]:
-    """The scores of every task, width and length of a data set, from one pass over its images, or none where the store has them.
+    """Yield the scores of every task, width and length of a data set, from one pass over its images.
 
-    pair: the lengths of a cascade, if there is one. widths: of the embeddings that are compared.
+    No pass is made if the store has all embeddings. pair: the short and the long length of a cascade, if there is one. widths:
+    how many columns of the embeddings are compared; None: all. All ranks call this, and all get the same scores.
     """
     device = encoding.device
     for prepared, images, taught in prepare_tasks(encoding, splits, widths):
@@ -79,7 +83,7 @@ def score_tasks(
 
 @dataclass(frozen=True)
 class EmbeddedSplit:
-    """A split at every length: unit rows [N, D] of its records, and images/s."""
+    """The embeddings of a split by length: unit rows [N, D] float32, one per record, and images/s."""
 
     records: list[Record]
     rows: dict[Length, Tensor]
@@ -87,14 +91,17 @@ class EmbeddedSplit:
     width: Width = None
 
     def narrow(self, width: Width) -> EmbeddedSplit:
-        """The same with the first `width` columns of its rows."""
+        """Return the split with the first `width` columns of its rows, normalised again. None: with all columns."""
         return self if width is None else replace(self, rows={at: _prefix(z, width) for at, z in self.rows.items()}, width=width)
 
 
 def prepare_tasks(
     encoding: Encoding, splits: Splits, widths: Sequence[Width] = (None,)
 ) -> Iterator[tuple[Prepared, EmbeddedSplit, EmbeddedSplit | None]]:
-    """(a task, the images' embeddings, the training split's if a task trains) for every task and width, after one pass."""
+    """Embed a data set in one pass, then yield each task at each width as (task, images, training split).
+
+    The last two are embeddings; the training split is None if no task of the data set trains.
+    """
     loaded = encoding.loaded
     with evaluating(loaded.model):
         taught = _embed(encoding, splits.training) if splits.training is not None else None
@@ -108,7 +115,7 @@ def prepare_tasks(
 
 
 def _prefix(z: Tensor, width: Width) -> Tensor:
-    """The first `width` columns of unit rows, as unit rows; None: all of them."""
+    """Return the first `width` columns of unit rows [N, D] as unit rows [N, width]; with None, return the rows unchanged."""
     return z if width is None else unit_rows(z[:, :width])
 
 
@@ -117,7 +124,7 @@ def _narrowed(embed: EmbedTexts, width: Width) -> EmbedTexts:
 
 
 def _asked_once(embed: EmbedTexts) -> EmbedTexts:
-    """`embed`, which remembers what it was asked for last: a task asks for the same texts at every width."""
+    """Return `embed` with its last answer remembered, because a task asks for the same texts at every width."""
     last: tuple[Sequence[str], Tensor] | None = None
 
     def once(texts: Sequence[str]) -> Tensor:
@@ -139,7 +146,10 @@ def _embed(encoding: Encoding, images: ImageBlock) -> EmbeddedSplit:
 def _kept_or_made(
     images: ImageBlock, lengths: Sequence[Length], sweep: Callable[[Sequence[Length]], Embedded], store: EmbeddingStore
 ) -> Embedded:
-    """The store's embeddings, and those that it lacks; all anew where the pass for these read other samples."""
+    """Return the store's embeddings, and encode the lengths that it lacks.
+
+    If the pass for the missing lengths could read other samples than the kept embeddings have, all lengths are encoded again.
+    """
     kept = store.read_images(images, lengths)
     missing = [length for length in lengths if length not in kept.rows]
     if not missing:

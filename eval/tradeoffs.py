@@ -1,29 +1,22 @@
-"""The Pareto front of length and width: what an image costs to encode, what its embedding costs to keep, and how good it is.
+"""Trade-offs between quality and compute: Pareto fronts, the choice of a length, and cascades of two lengths.
+
+A Pareto front compares lengths and embedding widths: what an image costs to encode, what its embedding costs to store, and how
+good it is. A (length, width) is on the front if no other is at least as good in all three and better in one.
 
     flexiclip eval MODEL --suite S --widths 64,128,256
 
-A pair of the two is on the front when no other is at least as good for no more GFLOPs an image and no wider an embedding.
-
-Choosing a length from a curve: the shortest that is nearly as good as the best, and the best that a budget pays for.
+The choice of a length follows two rules: the shortest length that is nearly as good as the best, and the best length that a
+budget allows. One metric represents each task (PRIMARY). A difference below the noise of the data set means nothing: with n
+queries, a share p has a standard error of sqrt(p(1-p)/n), and a tolerance far below this error chooses by luck.
 
     flexiclip eval MODEL --suite S --tolerance 0.5 --budget "5 GFLOPs"
 
-One metric stands for a task (PRIMARY). A difference below the noise of the data set is no difference: with n queries a share p
-has a standard error of sqrt(p(1-p)/n), so a tolerance much below it chooses by luck.
-
-A cascade: captions rank the images by short embeddings, and long ones re-rank the first K. One model, no extra training.
+A cascade retrieves images in two steps: short embeddings rank all images for a caption, then long embeddings re-rank the first
+K. Both come from the same model, without extra training. The cost is counted in GFLOPs of the image tower, because the text
+tower costs the same at every length (CascadePoint has both costs). The other direction, captions for an image, gains nothing
+from a cascade: the only image to encode is the query, and it would be encoded twice.
 
     flexiclip eval MODEL --suite S --cascade 5:15
-
-What it costs is counted in GFLOPs of the image tower, the text tower being the same at every length:
-
-- `gflops_per_image`, of a gallery image when all captions of the data set are asked once and long embeddings are kept: the short
-  length for every image, and the long one for those that stand in ANY caption's shortlist. At K = 0 that is the short length
-  alone; at large K it is MORE than the long length alone, which needs no short pass. A cascade pays below that.
-- `gflops_per_query`: K times the long length, what one more caption adds when no long embedding has been kept. The short
-  embeddings of the gallery are not in it: they are the index, made once.
-
-Captions that are searched with an image gain nothing: the only image to encode is the query, and it would be encoded twice.
 """
 
 from __future__ import annotations
@@ -41,19 +34,19 @@ from flexiclip.errors import UserError
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """A length and a width that no other beats."""
+    """A length and a width that no other pair beats."""
 
     model: str
     pretrained: str
     seqhw: int | None
-    width: int  # columns
-    gflops: float  # of one image
+    width: int  # columns of the embedding
+    gflops: float  # of the image tower for one image
     value: float  # of the metric, in 0..1
 
 
 @dataclass(frozen=True)
 class Front:
-    """Of one task, over all models that were scored at several widths; cheapest first."""
+    """The Pareto front of one task over all models that were scored at several widths, cheapest point first."""
 
     dataset: str
     task: str
@@ -62,7 +55,7 @@ class Front:
 
 
 def fronts(rows: Sequence[Row]) -> list[Front]:
-    """One for each task whose rows have widths and say what they cost, in the order of the rows."""
+    """Return the front of each task that has rows with a width and a known cost, in the order of the rows."""
     tasks: dict[tuple[str, str], list[FrontPoint]] = {}
     metrics: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -79,16 +72,16 @@ def _unbeaten(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
 
 
 def _beats(one: FrontPoint, other: FrontPoint) -> bool:
-    """Whether `one` is as good as the other in all three and better in one."""
+    """True if `one` is at least as good as `other` in value, GFLOPs and width, and better in at least one of them."""
     gains = one.value - other.value, other.gflops - one.gflops, other.width - one.width
     return min(gains) >= 0 and max(gains) > 0
 
 
 PRIMARY = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc", "lp_acc1")
-"""The metric that stands for a task: the first of these that its rows have."""
+"""The metric that represents a task is the first of these that its rows have."""
 
 TOLERANCE = 1.0
-"""Points, of the two curves' percentages."""
+"""The default tolerance, in percentage points of the primary metric."""
 
 _UNITS: dict[str, tuple[Literal["GFLOPs", "ms"], float]] = {
     "mflops": ("GFLOPs", 1e-3),
@@ -102,7 +95,7 @@ _UNITS: dict[str, tuple[Literal["GFLOPs", "ms"], float]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A length chosen for one model on one task. seqhw, value and cost are None when no length keeps to the budget."""
+    """The length that a rule chose for one model on one task. seqhw, value and costs are None if no length fits the budget."""
 
     dataset: str
     task: str
@@ -110,24 +103,27 @@ class Choice:
     pretrained: str
     metric: str
     rule: str  # in words: `shortest within 1 point of the best`, `best within 5 GFLOPs`
-    best_seqhw: int  # of the whole curve
+    best_seqhw: int  # the best length of the whole curve
     best_value: float
     seqhw: int | None = None
     value: float | None = None  # of the metric, in 0..1
-    gflops: float | None = None  # of one image
-    ms: float | None = None  # an image takes, in this evaluation's batches
-    width: int | None = None  # of the embeddings, see Row
+    gflops: float | None = None  # of the image tower for one image
+    ms: float | None = None  # time per image in the batches of this evaluation
+    width: int | None = None  # columns of the embeddings, as in Row
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one image may cost. GFLOPs: of the image tower. ms: 1000 / images_per_s of a row, so in batches, over all ranks."""
+    """An upper bound on the cost of one image.
+
+    GFLOPs are those of the image tower. ms is 1000 / images_per_s of a row, so it is the time in batches over all ranks.
+    """
 
     limit: float
     unit: Literal["GFLOPs", "ms"]
 
     def cost(self, row: Row) -> float | None:
-        """What an image costs at the row's length, in `unit`; None where the row does not know."""
+        """Return the cost of an image at the length of a row, in `unit`; None if the row does not have it."""
         return row.gflops if self.unit == "GFLOPs" else _ms(row)
 
     def __str__(self) -> str:
@@ -135,7 +131,7 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """`5 GFLOPs`, `300 MFLOPs`, `20 ms`, `0.1 s`; a space is optional, letter case does not count. Raises UserError."""
+    """Parse `5 GFLOPs`, `300 MFLOPs`, `20 ms` or `0.1 s`. The space is optional and case is ignored. Raises UserError."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*([a-z]+)\s*", text.lower())
     unit = _UNITS.get(match[2] if match[2] in ("us", "ms", "s") else match[2].removesuffix("s") + "s") if match else None
     if match is None or unit is None or not 0 < float(match[1]) < math.inf:
@@ -144,14 +140,15 @@ def parse_budget(text: str) -> Budget:
 
 
 def choose(rows: Sequence[Row], *, tolerance: float = TOLERANCE, budget: Budget | None = None) -> list[Choice]:
-    """The choices for every (data set, task, model) of the rows that has at least two lengths, in the order of the rows.
+    """Choose lengths for every (data set, task, model, width) that has at least two lengths, in the order of the rows.
 
-    tolerance: points of the primary metric below the best that are still good enough. Raises UserError for a negative one.
+    tolerance: accept lengths whose primary metric is within this many percentage points of the best. budget: also choose the
+    best length within this cost. Raises UserError for a negative tolerance.
     """
     check_tolerance(tolerance)
     curves: dict[tuple[str, str, str, str, int | None], list[Row]] = {}
     for row in rows:
-        if row.seqhw is not None:  # a length without a number has no neighbours to choose from
+        if row.seqhw is not None:  # a model that does not state its length has only that one
             curves.setdefault((row.dataset, row.task, row.model, row.pretrained, row.width), []).append(row)
     choices = []
     for curve in curves.values():
@@ -162,21 +159,21 @@ def choose(rows: Sequence[Row], *, tolerance: float = TOLERANCE, budget: Budget 
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Raise UserError for what is no number of points."""
+    """Raise UserError unless the tolerance is a finite number of points, 0 or more."""
     if not 0 <= tolerance < math.inf:
         raise UserError(f"--tolerance {tolerance:g}: write points of the metric, 0 or more, for example 0.5")
 
 
 def shortest_within(curve: Sequence[Row], tolerance: float) -> Choice:
-    """The shortest length whose primary metric is at most `tolerance` points below the best of the curve."""
+    """Choose the shortest length whose primary metric is at most `tolerance` percentage points below the best of the curve."""
     metric = primary_metric(curve[0])
-    enough = max(row.metrics[metric] for row in curve) - tolerance / 100 - 1e-9  # 50 % is within 1 point of 51 %, in floats too
+    enough = max(row.metrics[metric] for row in curve) - tolerance / 100 - 1e-9  # 50 % is within 1 point of 51 % in floats too
     chosen = min((row for row in curve if row.metrics[metric] >= enough), key=lambda row: row.seqhw or 0)
     return _choice(curve, chosen, f"shortest within {tolerance:g} {'point' if tolerance == 1 else 'points'} of the best")
 
 
 def best_within(curve: Sequence[Row], budget: Budget) -> Choice:
-    """The length with the best primary metric among those that keep to the budget; of equals the shortest."""
+    """Choose the length with the best primary metric among those within the budget; among equals, the shortest."""
     metric = primary_metric(curve[0])
     fitting = [row for row in curve if (cost := budget.cost(row)) is not None and cost <= budget.limit]
     chosen = max(fitting, key=lambda row: (row.metrics[metric], -(row.seqhw or 0))) if fitting else None
@@ -184,12 +181,12 @@ def best_within(curve: Sequence[Row], budget: Budget) -> Choice:
 
 
 def primary_metric(row: Row) -> str:
-    """The metric that stands for the row's task."""
+    """Return the metric that represents the task of a row: the first of PRIMARY that it has, else its first metric."""
     return next((name for name in PRIMARY if name in row.metrics), next(iter(row.metrics)))
 
 
 def sentence(choice: Choice) -> str:
-    """The choice as a line: what, where, how good, by which rule."""
+    """Return a choice as one line of text: data set, metric, length, value, cost, rule and the best length."""
     where = f"{choice.dataset} · {choice.metric}"
     if choice.seqhw is None or choice.value is None:
         return f"{where}: no length keeps to the rule ({choice.rule}), or none says what it costs"
@@ -214,40 +211,45 @@ def _ms(row: Row) -> float | None:
 
 
 SHORTLISTS = (5, 10, 20, 50, 100, 200, 500, 1000)
-"""The K of a curve, as far as the gallery reaches; 0 and the whole gallery, the two lengths alone, are its ends."""
+"""The values of K on a curve, as far as they are below the size of the gallery; `shortlists` adds 0 and that size as the ends."""
 
 
 @dataclass(frozen=True)
 class CascadePoint:
-    """A cascade at one K."""
+    """The recall and the cost of a cascade at one K. Both costs are None if the cost of the model is unknown."""
 
     shortlist: int
-    """K, the images that are re-ranked; 0 is the short length alone, the size of the gallery the long one alone."""
+    """K, the number of images that are re-ranked. 0 is the short length alone, the size of the gallery the long length alone."""
     metrics: dict[str, float]
     """image_retrieval_recall@k in 0..1."""
     reranked: float
-    """Share of the gallery that stands in any caption's shortlist."""
+    """Share of the gallery that is in the shortlist of any caption."""
     gflops_per_image: float | None
-    """See the module; None where the model's cost is unknown. At the last point the long length alone, without a short pass."""
+    """GFLOPs per gallery image if all captions of the data set are asked once and long embeddings are kept: the short length for
+    every image, and the long length for the images in the shortlist of ANY caption. At K = 0 this is the short length alone. At
+    a large K it is MORE than the long length alone, which needs no short pass; a cascade is worth it only below that. The last
+    point is the long length alone, without a short pass."""
     gflops_per_query: float | None
+    """GFLOPs that one more caption adds if no long embedding has been kept: K times the long length. The short embeddings of the
+    gallery are not counted, because they are the index and are computed once."""
 
 
 @dataclass(frozen=True)
 class CascadeCurve:
-    """Recall against the compute of one (short, long) pair of lengths, in the order of K."""
+    """Recall against compute for the cascade of a short and a long length; the points are in ascending order of K."""
 
     dataset: str
     task: str
     model: str
     pretrained: str
     short: int  # seqhw
-    long: int
+    long: int  # seqhw
     points: tuple[CascadePoint, ...]
 
 
 @dataclass(frozen=True)
 class Reranked:
-    """What re-ranking K images gave, before it is priced. reranked: see CascadePoint."""
+    """The result of re-ranking K images, without its cost. The fields are those of CascadePoint."""
 
     shortlist: int
     metrics: dict[str, float]
@@ -255,7 +257,7 @@ class Reranked:
 
 
 def parse_cascade(text: str) -> tuple[int, int]:
-    """`5:15` -> (5, 15), the short and the long seqhw. Raises UserError."""
+    """Parse `5:15` into the short and the long seqhw, (5, 15). Raises UserError."""
     match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", text.strip())
     if match is None or not 0 < int(match[1]) < int(match[2]):
         raise UserError(f"--cascade {text!r}: write SHORT:LONG, two of the lengths evaluated, for example 5:15")
@@ -263,9 +265,9 @@ def parse_cascade(text: str) -> tuple[int, int]:
 
 
 def cascade_pair(lengths: Sequence[int | None], wanted: tuple[int, int] | None) -> tuple[int, int] | None:
-    """(short, long) of the lengths evaluated: those wanted, else the shortest and the longest; None for a single length.
+    """Return (short, long): the pair that is wanted, else the shortest and the longest length; None if there is only one length.
 
-    Raises UserError when a wanted length is not evaluated.
+    Raises UserError if a wanted length is not evaluated.
     """
     known = sorted(length for length in lengths if length is not None)
     if wanted is not None and not set(wanted) <= set(known):
@@ -278,12 +280,12 @@ def cascade_pair(lengths: Sequence[int | None], wanted: tuple[int, int] | None) 
 
 
 def shortlists(gallery: int) -> list[int]:
-    """The K of a curve over `gallery` images: 0, the steps of SHORTLISTS, and all of them."""
+    """Return the values of K for a gallery of `gallery` images: 0, those of SHORTLISTS below `gallery`, and `gallery` itself."""
     return [0, *(k for k in SHORTLISTS if k < gallery), gallery]
 
 
 def priced(found: Sequence[Reranked], gallery: int, short: float | None, long: float | None) -> tuple[CascadePoint, ...]:
-    """The points of a curve. short, long: GFLOPs of an image at the two lengths; None where they are unknown."""
+    """Add the costs to the results of a cascade. short, long: GFLOPs per image at the two lengths, or None if unknown."""
     points = []
     for each in found:
         per_image = per_query = None

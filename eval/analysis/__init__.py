@@ -2,6 +2,6 @@
 
     flexiclip analyze MODEL --suite openmoji --output runs/analysis [--only cka,attention] [--cue-conflict DIR]
 
-run.py is the entry. subject.py holds what the analyses look at. Each analysis is a module that returns a Finding (finding.py):
-numbers, a table and pictures.
+run.py is the entry point. Each analysis is a module whose `analyse` takes a Subject (the model and its data) and returns a
+Finding (numbers, a table and pictures); both are defined in subject.py.
 """

@@ -1,11 +1,11 @@
-"""The outputs of the layers of an image tower, read by hooks while the tower runs unchanged.
-
-Minibatch CKA between layers and lengths: do two layers see the same similarities between images?
+"""Minibatch CKA between layers and lengths: do two layers see the same similarities between images?
 
 This is the minibatch CKA of Nguyen et al. (arXiv 2010.15327): centered kernel alignment (Kornblith et al., arXiv 1905.00414) with
 a linear kernel, from the unbiased HSIC of Song et al. (JMLR 13, 2012) summed over minibatches. Its expectation does not depend on
-the size of the batch, and no Gram matrix of the whole sample is held. Layers of different widths and numbers of tokens can be
-compared, because CKA compares B x B similarities between images.
+the size of the batch, and no Gram matrix of the whole sample is in memory. Layers of different widths and numbers of tokens can
+be compared, because CKA compares B x B similarities between images.
+
+Hooks read the outputs of the layers while the tower runs unchanged.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""report.html of the analyses: one section each with its sentence, picture, table and method, in the style of `eval`'s page.
+"""Renders the results of the analyses: the page report.html and its pictures, in the style of the other reports.
 
-The pictures of the analyses, in the look of the other reports (report/drawing.py).
+The page has one section per analysis, with its sentence, pictures, table and method (report/page_data.py has the frame). The
+pictures use the colours and axes of report/drawing.py.
 """
 
 from __future__ import annotations

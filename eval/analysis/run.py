@@ -1,8 +1,10 @@
-"""The entry of `flexiclip analyze`: opens the model, draws the sample, runs the analyses, and writes after each one.
+"""The entry point of `flexiclip analyze`: opens the model, draws the sample, runs the analyses, and writes after each one.
 
-OUTPUT/analysis.json   command, model, lengths, and the numbers of each analysis by its name
-OUTPUT/*.png           their pictures
-OUTPUT/report.html     all of it on one page that loads nothing
+The folder OUTPUT gets these files:
+
+    OUTPUT/analysis.json   command, model, lengths, and the numbers of each analysis by its name
+    OUTPUT/*.png           the pictures of the analyses
+    OUTPUT/report.html     all of it on one page that loads nothing
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def analyze(
     model, suites: as for `flexiclip eval`. command: the line shown in the report; default: that of this process.
     """
     names = chosen(options)
-    check_folder(output, f"--output {output}")  # now, not after hours
+    check_folder(output, f"--output {output}")  # before the work, which may take hours
     datasets = load_datasets(suites)
     loaded = open_model(model, options.device)
     lengths = subject_lengths(loaded, model, options.seqhw)

@@ -1,6 +1,7 @@
-"""The result of an analysis: a sentence, numbers for analysis.json, a table and pictures for report.html.
+"""The input of an analysis (Subject) and its result (Finding).
 
-What the analyses look at: a model in our towers, its lengths, the data sets of a suite, and a sample of their images.
+A Subject is a model in the towers of flexiclip, its lengths, the data sets of a suite, and a sample of their images. A Finding is
+a sentence, numbers for analysis.json, and a table and pictures for report.html.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Samples that are the user's own image files: a folder a class, or a table of paths and captions (as open_clip's --csv-...).
+"""Reads samples from the user's own image files: a folder with one folder per class, or a table of paths and captions.
 
-images: data/pets            data/pets/CLASS/**/*.jpg; the label is `folder`
-csv: data/captions.csv       columns filepath and title, or as image_column and caption_column say; a label is a column
+    images: data/pets            data/pets/CLASS/**/*.jpg; the label is called `folder`
+    csv: data/captions.csv       the columns filepath and title, or image_column and caption_column; other columns are labels
+
+The columns of a table have the same meaning as in open_clip (--csv-img-key, --csv-caption-key).
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from flexiclip.data.reading import read_whole
 from flexiclip.data.samples import BadSample
 from flexiclip.errors import UserError
 
-_LARGEST = 2**28  # bytes of an image file
+_LARGEST = 2**28  # bytes; a larger image file is not read
 
 
 class FolderSource:
-    """See Source. Raises UserError for a class of a task without a folder, or a folder without an image."""
+    """A Source of the images below a folder with one folder per class, in the order of classes and paths.
+
+    Raises UserError if a class of a task has no folder, or if a folder has no image.
+    """
 
     def __init__(self, config: DatasetConfig, folder: str) -> None:
         names = class_folders(folder)
@@ -43,20 +48,20 @@ class FolderSource:
         return len(self.files)
 
     def item(self, number: int, label_keys: Sequence[str]) -> Item:
-        """See Source."""
+        """Read and decode one image; its label `folder` is the name of its class folder. Raises BadSample."""
         path, name = self.files[number]
         image = read_image(self.folder, path)
         sample = printable(f"{name}/{os.path.basename(path)}")
         return Item(sample, image, (), {key: name if key == "folder" else None for key in label_keys})
 
     def fingerprint(self) -> str:
-        """See Source."""
+        """Return a hash of the files' paths below the folder, their sizes and modification times."""
         return files_hash([path for path, _ in self.files], self.folder)
 
 
 @dataclass
 class _Entry:
-    """An image of a table: its path as written, its captions, and the other columns of its first line."""
+    """An image of a table: its path as written, the captions of all its lines, and the columns of its first line."""
 
     written: str
     captions: list[str]
@@ -64,12 +69,15 @@ class _Entry:
 
 
 class TableSource:
-    """See Source: an item for each path, in the order of their first lines. Raises UserError for a line without its image."""
+    """A Source of the images in a table: one item per path, in the order of the first lines of the paths.
+
+    Raises UserError for a line whose image does not exist, and for an empty caption if a task needs captions.
+    """
 
     def __init__(self, config: DatasetConfig, table: str) -> None:
         self.table = table
         self.folder = os.path.dirname(os.path.expanduser(table))
-        entries: dict[str, _Entry] = {}  # by place: `a.jpg` and `./a.jpg` are one image
+        entries: dict[str, _Entry] = {}  # by normalised path, because `a.jpg` and `./a.jpg` are one image
         for line, row in _rows(table, [config.image_column, *([config.caption_column] if config.has_captions else [])]):
             written, caption = row[config.image_column].strip(), row.get(config.caption_column, "").strip()
             where = f"{table}: line {line}"
@@ -85,14 +93,14 @@ class TableSource:
         return len(self.entries)
 
     def item(self, number: int, label_keys: Sequence[str]) -> Item:
-        """See Source."""
+        """Read and decode one image, with its captions; each label is the cell of the column of that name. Raises BadSample."""
         entry = self.entries[number]
         image = read_image(self.table, self._path(entry.written))
         labels: dict[str, Label] = {key: text_label(entry.columns.get(key, "")) for key in label_keys}
         return Item(entry.written, image, tuple(entry.captions), labels)
 
     def fingerprint(self) -> str:
-        """See Source."""
+        """Return a hash of the table's cells and of the files' paths, sizes and modification times."""
         rows = json.dumps([[entry.written, entry.captions, entry.columns] for entry in self.entries])
         return hashlib.sha256(
             (rows + files_hash([self._path(e.written) for e in self.entries], self.folder)).encode()
@@ -103,19 +111,22 @@ class TableSource:
 
 
 def files_hash(paths: Sequence[str], folder: str) -> str:
-    """A hash of the files' places below the folder, their sizes and times of change: reading them would cost the pass itself."""
+    """Return a hash of the files' paths below the folder, their sizes and modification times.
+
+    The contents are not read, because this would cost as much as the pass over the images that a hash is meant to save.
+    """
     digest = hashlib.sha256()
     for path in paths:
         try:
             stat = os.stat(path)
             digest.update(os.fsencode(f"{os.path.relpath(path, folder or os.curdir)} {stat.st_size} {stat.st_mtime_ns}\n"))
-        except OSError:  # gone meanwhile: it will be a bad sample
+        except OSError:  # the file was removed in the meantime and will be reported as a bad sample
             digest.update(os.fsencode(f"{path} is gone\n"))
     return digest.hexdigest()
 
 
 def read_image(source: str, path: str) -> Image:
-    """An image file, decoded. Raises BadSample."""
+    """Read an image file and decode it: RGB, upright. Raises BadSample with `source` and `path` in its message."""
     try:
         return decode_image(read_whole(path, _LARGEST))
     except ImageError as error:
@@ -125,15 +136,16 @@ def read_image(source: str, path: str) -> Image:
 
 
 def _rows(table: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(the line where it begins, its cells by column) for each row of a table with a heading; blank lines are left out.
+    """Yield (number of its first line, {column: cell}) for each row of a table with a heading. Blank lines are left out.
 
-    Cells end at tabs where the heading then has the first wanted column, else at commas. A row may have fewer cells than the
-    heading, the rest being empty, but not more: what follows an unquoted comma or tab would be lost, or be in another column.
+    wanted: the columns that the table must have. Cells are separated by tabs if the heading then has the first of these columns,
+    else by commas. A row may have fewer cells than the heading; the missing ones are empty. It may not have more, because the
+    text after an unquoted comma or tab would be lost or get into another column. Raises UserError.
     """
     text = require_text(table)
     try:
         tabs = _heading(table, text, "\t")
-    except UserError:  # quotes end at commas there
+    except UserError:  # a heading with quoted cells and commas is not valid with tabs
         tabs = []
     delimiter = "\t" if wanted[0] in tabs else ","
     heading = tabs if delimiter == "\t" else _heading(table, text, ",")
@@ -155,14 +167,14 @@ def _rows(table: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, st
 
 
 def _heading(table: str, text: str, delimiter: str) -> list[str]:
-    """The first row. Raises UserError for a table without one."""
+    """Return the cells of the first row. Raises UserError if the table is empty."""
     for _, cells in _records(table, text, delimiter):
         return cells
     raise UserError(f"{table}: is empty; its first line names the columns")
 
 
 def _records(table: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(the line where it begins, its cells) for each row that is not blank; a quoted cell may go over several lines."""
+    """Yield (number of its first line, its cells) for each row that is not blank. A quoted cell may span several lines."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
     try:

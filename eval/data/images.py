@@ -1,6 +1,6 @@
-"""The images of a data set: this rank's block, decoded once by threads, kept as uint8 while that is cheap.
+"""Decodes the images of a data set: each rank has a block of them, which threads decode and a cache of bounded size keeps.
 
-A sample that cannot be read is counted and named, never replaced: it is absent from n on every rank.
+A sample that cannot be read is counted and named, but never replaced: `n` in the rows does not include it, on any rank.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from flexiclip.errors import UserError
 
 log = logging.getLogger("flexiclip.eval")
 
-TIMED_BATCHES = 3  # at least, for a speed that one hiccup of the machine does not decide
+TIMED_BATCHES = 3  # at least this many, so that a single slow batch does not decide the measured speed
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the metrics need of an image: its texts, and its label for each classification task by the task's `label` key."""
+    """The facts about an image that the metrics need: its captions, and its labels by the `label` keys of the tasks."""
 
-    sample: str  # shard and key, for messages
+    sample: str  # its name in messages, such as shard and key
     captions: tuple[str, ...]
     labels: dict[str, Label]
-    number: int  # of the sample in its source, by which the report reads it anew
+    number: int  # its number in the source, with which the report reads the image again
 
 
 class ImageBlock:
-    """This rank's images of a data set, in the order of the shards.
+    """The block of a data set's images that belongs to this rank, in the order of the source.
 
-    transform: PIL -> float32 [3, H, W]; when it has `pixels` (PIL -> uint8) that is used instead, and the caller normalises.
-    cache_bytes: images are kept up to this size for the next pass; 0 decodes anew.
+    transform: PIL image -> float32 [3, H, W]. If it has a method `pixels` (PIL image -> uint8 [3, H, W]), this is used instead,
+    and the caller normalises. workers: threads that decode. cache_bytes: decoded images are kept for the next pass up to this
+    size in total; with 0, every pass decodes them again.
     """
 
     def __init__(self, config: DatasetConfig, transform: Callable[[Any], Tensor], *, workers: int, cache_bytes: int) -> None:
@@ -62,24 +63,25 @@ class ImageBlock:
         self._cache: dict[int, Tensor] = {}
         self._records: dict[int, Record] = {}
         self._bad: dict[int, dict[str, str]] = {}
-        self._gathered: tuple[list[Record], list[dict[str, str]]] | None = None  # of the last pass, or adopted
+        self._gathered: tuple[list[Record], list[dict[str, str]]] | None = None  # of the last pass, or given to `adopt`
         self._transform = transform
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what decides pixels, captions and labels: the samples, how they are read, and the transform."""
+        """A hash of everything that determines pixels, captions and labels: the samples, how they are read, and the transform."""
         pixels = transform_fingerprint(self._transform)
         parts = [self._source.fingerprint(), self.config.captions, self.config.image_keys, self._label_keys, pixels]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def batch_size(self, wanted: int) -> int:
-        """At most `wanted`, and small enough for TIMED_BATCHES and the one before them that warms up."""
+        """Return a batch size of at most `wanted` that leaves enough batches: one that warms up, and TIMED_BATCHES after it."""
         return min(wanted, max(1, -(-largest_block(self.total) // (TIMED_BATCHES + 1))))
 
     def batches(self, size: int, ahead: int) -> Iterator[Tensor]:
-        """Images [b, 3, H, W], uint8 or float32, b <= size, with as many batches on every rank, so b may be 0.
+        """Yield the images of this rank in batches [b, 3, H, W], uint8 or float32, with b <= size.
 
-        ahead: batches decoded while the caller works on this one.
+        Every rank yields the same number of batches. An empty batch is torch.empty(0). ahead: how many batches are decoded while
+        the caller works on the current one.
         """
         self._gathered = None
         mine = block(self.total)
@@ -94,17 +96,23 @@ class ImageBlock:
                 yield _stack([future.result() for future in waiting.popleft()])
 
     def pick(self, numbers: Sequence[int]) -> tuple[Tensor, list[Record]]:
-        """(images [b, 3, H, W], their records) of these samples, for this rank alone; those that cannot be read are left out."""
+        """Return (images [b, 3, H, W], their records) of the samples with these numbers, on this rank alone.
+
+        Samples that cannot be read are left out.
+        """
         with ThreadPoolExecutor(self._workers) as pool:
             images = list(pool.map(self._image, numbers))
         return _stack(images), [self._records[i] for i, image in zip(numbers, images, strict=True) if image is not None]
 
     def bad_samples(self) -> list[dict[str, str]]:
-        """What this rank could not read so far: dataset, shard, key, reason."""
+        """Return the samples that this rank could not read so far, as dicts with dataset, shard, key and reason."""
         return [entry for _, entry in sorted(self._bad.items())]
 
     def gather(self) -> tuple[list[Record], list[dict[str, str]]]:
-        """The records of all ranks in order, and the bad samples (dataset, shard, key, reason). Call after a pass."""
+        """Return the records of all ranks in order, and the bad samples as dicts with dataset, shard, key and reason.
+
+        All ranks must call this, after a pass over the batches. Raises UserError if no sample can be read.
+        """
         if self._gathered is not None:
             return self._gathered
         mine = (sorted(self._records.items()), sorted(self._bad.items()))
@@ -117,11 +125,14 @@ class ImageBlock:
         return records, bad
 
     def adopt(self, records: list[Record], bad: list[dict[str, str]]) -> None:
-        """Take what `gather` gave after a pass of an earlier evaluation, in the place of a pass."""
+        """Set the result of `gather` to that of an earlier evaluation, whose embeddings were kept, so that no pass is needed."""
         self._gathered = records, bad
 
     def _image(self, index: int) -> Tensor | None:
-        """The image of sample `index`, or None when it is broken. Runs in threads: each index is touched by one of them."""
+        """Return the image of sample `index`, or None if it cannot be read.
+
+        This runs in threads without a lock, because only one thread at a time handles an index.
+        """
         if index in self._bad:
             return None
         if index in self._cache:
@@ -129,7 +140,7 @@ class ImageBlock:
         try:
             item = self._source.item(index, self._label_keys)
         except BadSample as bad:
-            self._records.pop(index, None)  # it was good in an earlier pass
+            self._records.pop(index, None)  # an earlier pass may have been able to read it
             self._bad[index] = {"dataset": self.config.name, **bad.as_dict()}
             log.warning("data set %s: bad sample, not counted: %s", self.config.name, bad)
             return None
@@ -142,7 +153,10 @@ class ImageBlock:
 
 
 def transform_fingerprint(transform: Callable[[Any], Tensor]) -> str:
-    """What a transform says of itself, and a hash of what it makes of two pictures: a function says no more than its name."""
+    """Return a hash of a transform's repr and of its output for two fixed images.
+
+    The repr alone is not enough, because that of a function is only its name.
+    """
     digest = hashlib.sha256(repr_without_addresses(transform).encode())
     noise = np.random.default_rng(0).bit_generator
     for height, width in ((331, 257), (48, 96)):
@@ -154,7 +168,7 @@ def transform_fingerprint(transform: Callable[[Any], Tensor]) -> str:
 
 
 def repr_without_addresses(thing: object) -> str:
-    """What another library's transform or module says of itself, the same in every process."""
+    """Return the repr of an object without memory addresses, so that it is the same in every process."""
     return _ADDRESS.sub("", repr(thing))
 
 

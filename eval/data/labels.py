@@ -1,6 +1,7 @@
-"""The splits of a data set: the images that are scored, and beside them those that a probe is trained on.
+"""Opens the splits of a data set, and turns the labels of its images into classes.
 
-The classes of a classification task, and which of them each image is of.
+Splits holds the images that are scored and, for a linear probe, the images of the training split. resolve_labels and resolve_many
+return the classes of a task, their prompts, and the class or classes of each image.
 """
 
 from __future__ import annotations
@@ -21,23 +22,27 @@ from flexiclip.errors import UserError
 
 @dataclass(frozen=True)
 class Splits:
-    """training: None where no task of the data set trains."""
+    """The images that are scored, and those of the training split (None if no task of the data set trains)."""
 
     images: ImageBlock
     training: ImageBlock | None
 
     @property
     def config(self) -> DatasetConfig:
-        """The data set."""
+        """The configuration of the data set."""
         return self.images.config
 
     def bad_samples(self) -> list[dict[str, str]]:
-        """Of both, as ImageBlock.gather gives them. Call after the passes, on all ranks."""
+        """Return the bad samples of both splits, as ImageBlock.gather does. All ranks must call this, after the passes."""
         return [entry for block in (self.images, self.training) if block is not None for entry in block.gather()[1]]
 
 
 def open_splits(config: DatasetConfig, transform: Callable[[Any], Tensor], *, workers: int, cache_bytes: int) -> Splits:
-    """Both splits, of the training one what the tasks that train need. Arguments: ImageBlock; errors: suites.dataset.training."""
+    """Open both splits of a data set; the training split has only the tasks that train.
+
+    transform, workers, cache_bytes: as for ImageBlock. Raises UserError if samples cannot be opened, or if a task trains and the
+    training split is not given.
+    """
     images = ImageBlock(config, transform, workers=workers, cache_bytes=cache_bytes)
     tasks = tuple(task for task in config.tasks if task.trains)
     if not tasks:
@@ -46,14 +51,15 @@ def open_splits(config: DatasetConfig, transform: Callable[[Any], Tensor], *, wo
     return Splits(images, ImageBlock(trained, transform, workers=workers, cache_bytes=cache_bytes))
 
 
-_DIGITS = 10  # of a label that is a number
+_DIGITS = 10  # a label with this many digits, or more, is not read as a number
 
 
 def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[list[str]], Tensor]:
-    """(classes, the prompts of each, label of each record int64 [N]) of a task whose images have one class each.
+    """Return (C classes, the prompts of each class, the class of each record as int64 [N] in 0..C-1).
 
-    Classes come from the suite, or are the labels found, sorted. A list that names one class is that class. UserError names the
-    sample whose label is missing, unknown or several classes.
+    This is for tasks whose images have one class each. The classes come from the suite, or are the sorted labels of the records.
+    A label that is a list of one class counts as this class. Raises UserError that names the sample if its label is missing or
+    unknown, or is a list of several classes.
     """
     several = [label if isinstance(label, tuple) else (label,) for label in _labels(task, records)]
     for record, labels in zip(records, several, strict=True):
@@ -70,7 +76,10 @@ def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[st
 
 
 def resolve_many(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[list[str]], Tensor]:
-    """(classes, the prompts of each, which classes each record is of: bool [N, C]) of a task with many classes an image."""
+    """Return (C classes, the prompts of each class, whether each record belongs to each class as bool [N, C]).
+
+    This is for tasks whose images may have several classes. The classes and the errors are those of resolve_labels.
+    """
     labels = [label if isinstance(label, tuple) else (label,) for label in _labels(task, records)]
     classes, prompts, number = _classes(task, [label for several in labels for label in several])
     member = torch.zeros(len(records), len(classes), dtype=torch.bool)
@@ -93,23 +102,27 @@ def _labels(task: TaskConfig, records: Sequence[Record]) -> list[Label]:
 
 
 def _classes(task: TaskConfig, labels: Sequence[Label]) -> tuple[list[str], list[list[str]], dict[Label, int]]:
-    """(classes, the prompts of each, the number of each label that is known)."""
+    """Return (the classes, the prompts of each class, {label: number of its class})."""
     words = task.words or {name: (name,) for name in sorted({str(label) for label in labels})}
     classes = list(words)
     if not classes or (task.classes is None and not all(classes)):
         raise UserError(f"{_where(task)}: {task.label} names no class, or nothing as a class; name another label in the suite")
     number: dict[Label, int] = {name: i for i, name in enumerate(classes)}
     if isinstance(task.classes, dict) and any(name.isdecimal() for name in classes):
-        number |= {int(name): i for i, name in enumerate(classes) if name.isdecimal()}  # it says itself what numbers mean
+        number |= {int(name): i for i, name in enumerate(classes) if name.isdecimal()}  # the names themselves are numbers
     elif task.classes is not None:
-        number |= {i: i for i in range(len(classes))}  # an order in the suite gives numbers a meaning
+        number |= {i: i for i in range(len(classes))}  # numeric labels refer to the order of the classes in the suite
     else:
         number |= {label: number[str(label)] for label in labels}
     return classes, task.class_prompts(words), number
 
 
 def _known(task: TaskConfig, number: dict[Label, int], record: Record, label: Label) -> int:
-    """The class of a label. As in training, `"3"` that is no name is a number, and 2020 that is no number here may be a name."""
+    """Return the number of the class of a label. Raises UserError for an unknown label.
+
+    As in training, the text "3" is read as a number if no class is named "3", and the number 2020 is read as a name if no class
+    has that number.
+    """
     other: Label = str(label)
     if isinstance(label, str) and label.isdecimal() and len(label) < _DIGITS:
         other = int(label)

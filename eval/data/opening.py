@@ -1,4 +1,4 @@
-"""Opens the samples of a data set, whatever kind its keys name."""
+"""Opens the samples of a data set: shards, a root in CLIP_benchmark's layout, a folder of images or a table."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from flexiclip.errors import UserError
 
 
 def open_source(config: DatasetConfig) -> Source:
-    """The samples that a data set names. Raises UserError for none at all and for what cannot be read as a whole.
+    """Open the samples of a data set. Raises UserError if there are none, or if they cannot be opened.
 
-    The training split of a data set: `open_source(suites.dataset.training(config))`.
+    For the training split, use `open_source(suites.dataset.training(config))`.
     """
     source: Source
     if config.images is not None:

@@ -1,10 +1,10 @@
-"""Where samples come from. A source hands out samples by number: shards.py, files.py (a folder a class, a table of captions).
+"""Defines a source of samples (Source, Item), and reads samples from webdataset shards.
 
-All kinds give the same Item, so that tasks and embeddings never know which one they serve; opening.py opens one.
+A source returns samples by number. ShardSource reads the shards that a suite names and those of CLIP_benchmark's layout; files.py
+has the sources for folders and tables, and opening.py opens the right one. All of them return the same Item, so that tasks and
+embeddings do not depend on the kind of source.
 
-Samples in webdataset shards, read by offset: shards that a suite names, and those of CLIP_benchmark's layout.
-
-Keys and members only choose bytes inside a shard; they never become paths.
+Samples are read from a shard by offset. Keys and members only select bytes inside a shard; they are never used as paths.
 """
 
 from __future__ import annotations
@@ -27,38 +27,41 @@ from flexiclip.errors import UserError
 from flexiclip.tensor_files import read_npy
 
 Label = str | int | tuple[str | int, ...] | None
-"""A class by name or number, several of them for an image of many classes, or none."""
+"""The label of an image: a class by its name or number, a tuple of several classes, or None."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sample. image: RGB, upright; labels: by the `label` key of the tasks, None where the sample has none."""
+    """One decoded sample."""
 
-    name: str  # of the sample, for messages
-    image: Image
+    name: str  # its name in messages
+    image: Image  # RGB, upright
     captions: tuple[str, ...]
-    labels: dict[str, Label]
+    labels: dict[str, Label]  # by the `label` keys of the tasks; None if the sample has no such label
 
 
 class Source(Protocol):
-    """Samples by number, 0..len-1, in an order that never changes. Called from threads."""
+    """A source of samples by number, 0..len-1, in an order that never changes. Its methods are called from several threads."""
 
     def __len__(self) -> int: ...
 
     def item(self, number: int, label_keys: Sequence[str]) -> Item:
-        """Read and decode one sample. Raises flexiclip.data.samples.BadSample."""
+        """Read and decode one sample, with its labels by `label_keys`. Raises flexiclip.data.samples.BadSample."""
         ...
 
     def fingerprint(self) -> str:
-        """A hash that changes with the samples, for embeddings that are kept: names and sizes, not where they lie."""
+        """Return a hash that changes with the samples, such as one of names and sizes. Kept embeddings are found by it.
+
+        It does not depend on the folder or server that holds the samples.
+        """
         ...
 
 
-_DIGITS = 18  # of a label that is a number; int() refuses some thousand of them
+_DIGITS = 18  # a label with more digits is not read as a number; int() raises an error for several thousand digits
 
 
 class ShardSource:
-    """See Source. Raises UserError for a shard that cannot be read, or a sample without any image."""
+    """A Source of the samples in webdataset shards. Raises UserError if a shard cannot be read or a sample has no image."""
 
     def __init__(self, config: DatasetConfig) -> None:
         captions = config.captions if config.has_captions else ()
@@ -71,13 +74,17 @@ class ShardSource:
         return len(self.store)
 
     def item(self, number: int, label_keys: Sequence[str]) -> Item:
-        """See Source."""
+        """Read and decode one sample, with its labels by `label_keys`. Raises BadSample."""
         sample = self.store[number]
         labels = {key: self._label(number, sample.meta if key.startswith("json:") else {}, key) for key in label_keys}
         return Item(sample.name, sample.image, sample.captions, labels)
 
     def fingerprint(self) -> str:
-        """Of the shards' names, sizes and times of change (or entity tags) and indices: every member's name, place and header."""
+        """Return a hash of the shards and of their indices.
+
+        It covers the names, sizes and modification times (or entity tags) of the shards, and the name, place and header of every
+        member.
+        """
         digest = hashlib.sha256()
         for index in self.store.indices:
             about = f"\n{shard_name(index.url)} {shard_stamp(index.url)} {index.extensions}"
@@ -87,7 +94,7 @@ class ShardSource:
         return digest.hexdigest()
 
     def _label(self, number: int, meta: dict[str, Any], key: str) -> Label:
-        """The label under `json:FIELD` (`json:a.b` descends), or in a member. None when there is none."""
+        """Return the label in a JSON field (`json:FIELD`; `json:a.b` is field b of a) or in a member; None if there is none."""
         if not key.startswith("json:"):
             return member_label(key, self.store.member(*self.store.locate(number), key))
         value: Any = meta
@@ -97,7 +104,7 @@ class ShardSource:
 
 
 def require_images(index: ShardIndex, image_keys: Sequence[str]) -> None:
-    """Raise UserError for a sample that has captions or labels and no image: that is a shard written wrongly, not a bad image."""
+    """Raise UserError if a sample has no image member, since the shard was then written wrongly; a bad image is another case."""
     if len(index) == 0:
         return
     wanted = [number for number, name in enumerate(index.extensions) if name in image_keys]
@@ -110,7 +117,10 @@ def require_images(index: ShardIndex, image_keys: Sequence[str]) -> None:
 
 
 def json_label(value: Any) -> Label:
-    """A name, a number, or a list of them; None for anything else. As in training, true is the name `True` and 1.5 `1.5`."""
+    """Return a JSON value as a label: a name, a number, or a tuple of them; None for anything else.
+
+    As in training, true is the name `True` and 1.5 is the name `1.5`.
+    """
     if isinstance(value, list):
         several = [json_label(each) for each in value]
         return tuple(each for each in several if isinstance(each, (str, int))) if None not in several else None
@@ -120,14 +130,17 @@ def json_label(value: Any) -> Label:
 
 
 def member_label(key: str, raw: bytes | None) -> Label:
-    """A name, or a number, as text; of a member `npy` the classes where its vector is not 0. None when there is none."""
+    """Return the content of a member as a label: a number or a name from its text; None if there is none.
+
+    A member `npy` holds a vector; its label is the tuple of the classes where the vector is not 0.
+    """
     if raw is None or key.rpartition(".")[2] == "npy":
         return None if raw is None else _classes_of_vector(raw)
     return text_label(raw.decode("utf-8-sig", "replace"))
 
 
 def text_label(text: str) -> Label:
-    """A number where the text is one, else the text, None for nothing."""
+    """Return a text as a label: a number if it consists of at most 18 digits, else the text itself; None for an empty text."""
     text = text.strip()
     return int(text) if text.isdecimal() and len(text) <= _DIGITS else text or None
 

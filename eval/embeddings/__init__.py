@@ -1,1 +1,1 @@
-"""Embeddings of images at every length and of texts, computed once and shared over the ranks."""
+"""Computes the embeddings of images and texts (embed.py) and keeps them on disk (store.py)."""

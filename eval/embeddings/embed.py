@@ -1,10 +1,10 @@
-"""Texts: prompts from templates, and the embeddings of captions and classes, computed once and shared over the ranks.
+"""Computes the embeddings of images at every length and of texts, once for all ranks, and measures the speed.
 
-Image embeddings at every length from one pass over the images.
+Images are embedded in one pass: a batch is decoded and moved to the device once, and is encoded there at each length. On a GPU
+the next batch is decoded meanwhile. On a CPU it is not, because decoding and encoding need the same cores: two thread pools that
+share them take longer than one after the other (by 20 % and more on two cores), and neither speed could be measured.
 
-A batch is decoded and moved to the device once, then encoded at each seqhw while it is resident there. The next one is decoded
-meanwhile on a GPU alone: on a CPU decoding and encoding want the same cores, and two pools of threads that share them take longer
-(by 20 % and more on two cores) than one after the other, besides that neither speed could be measured.
+Texts are shared over the ranks: each rank encodes a block of them, and all ranks get all embeddings.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from flexiclip.distributed import block, gather_objects, gather_rows, largest_bl
 
 
 def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], prompts: Sequence[Sequence[str]]) -> Tensor:
-    """Unit rows [C, D] float32: for each class the mean of its prompts' unit embeddings, normalised again, as CLIP does.
+    """Return the embeddings of classes, unit rows [C, D] float32: the normalised mean of their prompts' embeddings, as in CLIP.
 
-    prompts: of each class, at least one and as many as it has.
+    embed_texts: texts -> unit rows [T, D]. prompts: those of each class, at least one; their number may differ between classes.
     """
     each = embed_texts([prompt for several in prompts for prompt in several]).split([len(several) for several in prompts])
     return F.normalize(torch.stack([rows.mean(0) for rows in each]), dim=-1)
@@ -39,7 +39,10 @@ def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], prompts: Se
 def embed_texts(
     loaded: EvalModel, texts: Sequence[str], *, batch_size: int, device: torch.device, store: EmbeddingStore | None = None
 ) -> Tensor:
-    """Unit rows [T, D] float32 in the order of `texts`, on every rank; each rank encodes its block, or all read the store's."""
+    """Return the embeddings of `texts` on every rank: unit rows [T, D] float32, in the order of `texts`.
+
+    Each rank encodes a block of the texts, unless the store has the rows. All ranks must call this.
+    """
     if store is None:
         return _encode_texts(loaded, texts, batch_size, device)
     tokens = torch.cat([loaded.tokenizer(list(texts[i : i + batch_size])) for i in range(0, len(texts), batch_size)])
@@ -53,7 +56,7 @@ def embed_texts(
 def _encode_texts(loaded: EvalModel, texts: Sequence[str], batch_size: int, device: torch.device) -> Tensor:
     mine = [texts[i] for i in block(len(texts))]
     count = len(mine)
-    mine += [texts[0]] * (largest_block(len(texts)) - count)  # as many passes on every rank; the extra rows are dropped
+    mine += [texts[0]] * (largest_block(len(texts)) - count)  # all ranks run equally many passes; the extra rows are dropped
     parts = []
     with torch.no_grad():
         for start in range(0, len(mine), batch_size):
@@ -63,7 +66,10 @@ def _encode_texts(loaded: EvalModel, texts: Sequence[str], batch_size: int, devi
 
 
 def unit_rows(z: Tensor) -> Tensor:
-    """Unit rows in float32. A row with a NaN or an infinity becomes 0: tied with everything, it scores chance and not luck."""
+    """Return the rows normalised to length 1, in float32: [N, D] -> [N, D].
+
+    A row with a NaN or an infinity becomes 0. It is then tied with everything, so that it scores chance.
+    """
     z = F.normalize(z.float(), dim=-1)
     return torch.where(z.isfinite().all(-1, keepdim=True), z, torch.zeros_like(z))
 
@@ -77,7 +83,11 @@ def embed_images(
     device: torch.device,
     watch: Watch = silent,
 ) -> tuple[dict[Length, Tensor], dict[Length, float | None]]:
-    """(unit rows [N, D] float32 of the whole data set by length, images/s over all ranks by length), on every rank."""
+    """Encode a data set at every length in one pass; return (embeddings by length, images/s by length) on every rank.
+
+    The embeddings are unit rows [N, D] float32 of all images that can be read, over all ranks. The speed is that of all ranks
+    together, or None if it could not be measured. All ranks must call this.
+    """
     rows: dict[Length, list[Tensor]] = {length: [] for length in lengths}
     seconds: dict[Length, list[float]] = {length: [] for length in lengths}
     sizes = []
@@ -99,14 +109,14 @@ def embed_images(
 
 
 def embedding_width(loaded: EvalModel, length: Length, device: torch.device) -> int:
-    """Columns of the image embeddings, from a blank image."""
+    """Return the number of columns of the image embeddings, measured with a blank image."""
     with torch.no_grad():
         return int(loaded.model.encode_image(to_device(loaded, torch.empty(0), device), seqhw=length).shape[1])
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for every module, and each module's own mode back afterwards (a locked tower stays in evaluation)."""
+    """Set every module to evaluation mode, and restore the mode of each one afterwards (a locked tower stays in evaluation)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -117,7 +127,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_device(loaded: EvalModel, decoded: Tensor, device: torch.device) -> Tensor:
-    """Normalised float32 images on the device. An empty batch becomes one blank image, because all ranks must run the model."""
+    """Return decoded images [b, 3, H, W], uint8 or float32, as normalised float32 images on the device.
+
+    An empty batch becomes one blank image, because all ranks must run the model.
+    """
     if len(decoded) == 0:
         return loaded.transform(Image.new("RGB", (64, 64)))[None].to(device)
     batch = decoded.to(device)
@@ -128,20 +141,20 @@ def to_device(loaded: EvalModel, decoded: Tensor, device: torch.device) -> Tenso
 
 
 def _wait(device: torch.device) -> None:
-    """Kernels on a GPU run behind the caller's back; a clock must wait for them."""
+    """Wait for the GPU, because its kernels run asynchronously and would be missing from the measured time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _speed(sizes: Sequence[int], seconds: Sequence[float]) -> float | None:
-    """Images/s of the median batch, which a hiccup of the machine does not move; None when there is but one batch.
+    """Return the images/s of the median batch, which a single slow batch does not change; None if there is only one batch.
 
-    The first batch is left out: it pays for allocation and the choice of kernels.
+    The first batch is left out, because it includes memory allocation and the choice of kernels.
     """
     speeds = [size / spent for size, spent in zip(sizes[1:], seconds[1:], strict=True) if size]
     return statistics.median(speeds) if speeds else None
 
 
 def _total(speeds: Sequence[float | None]) -> float | None:
-    """Ranks work side by side: their speeds add up. None when one of them could not be measured."""
+    """Return the sum of the ranks' speeds, because they work in parallel; None if one of them could not be measured."""
     return None if any(speed is None for speed in speeds) else sum(speed for speed in speeds if speed is not None)

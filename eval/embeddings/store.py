@@ -1,10 +1,11 @@
-"""Embeddings on disk: a second evaluation of the same model and images decodes and encodes nothing.
+"""Keeps embeddings on disk, so that a second evaluation of the same model and images decodes and encodes nothing.
 
     flexiclip eval MODEL --suite NAME --embeddings DIR
 
-A file holds the images of one data set at one length, or a list of texts, of one model. Its name is a hash of all that decides
-its numbers: the weights and settings of the model (not its path), the samples and how they become pixels, the length. Speeds,
-records and bad samples are kept with the rows. What is damaged, or not what it should be, is computed anew, and a line says so.
+A file holds the embeddings of one model: those of the images of one data set at one length, or those of a list of texts. Its name
+is a hash of everything that determines the numbers: the weights and settings of the model (not its path), the samples, how they
+become pixels, and the length. Speeds, records and bad samples are kept with the rows. A file that is damaged, or does not fit the
+others, is computed again, with a warning.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ log = logging.getLogger("flexiclip.eval")
 
 
 class StoreError(UserError):
-    """The folder of the embeddings cannot be written: nothing that another data set could mend."""
+    """The folder of the embeddings cannot be written, which stops the evaluation because it affects every data set."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is found of a data set: unit rows [N, D] float32 and images/s by length, and the samples that all of them are of."""
+    """The embeddings that the store has of a data set: unit rows [N, D] float32 and images/s by length.
+
+    `samples` holds the records and the bad samples, which are the same for all of these lengths.
+    """
 
     rows: dict[Length, Tensor] = field(default_factory=dict)
     speeds: dict[Length, float | None] = field(default_factory=dict)
@@ -49,13 +53,13 @@ class Kept:
 
 
 class EmbeddingStore:
-    """The embeddings of one model in a folder. Every rank reads; the main one writes. UserError where it cannot."""
+    """The embeddings of one model in a folder. Every rank reads; rank 0 writes. Raises StoreError if it cannot write there."""
 
     def __init__(self, folder: Path, loaded: EvalModel) -> None:
         self.folder, self._loaded = folder, loaded
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):  # a folder that is there may be read-only
+            with tempfile.TemporaryFile(dir=folder):  # an existing folder may be read-only
                 pass
         except OSError as error:
             raise StoreError(f"--embeddings {folder}: cannot write there: {error.strerror}") from None
@@ -66,9 +70,10 @@ class EmbeddingStore:
         return model_fingerprint(self._loaded)
 
     def read_images(self, images: ImageBlock, lengths: Sequence[Length]) -> Kept:
-        """Those of the lengths that all ranks find. Where these are all: `images` knows its records.
+        """Return the embeddings of those lengths that all ranks find. All ranks must call this.
 
-        Nothing, and a line that says so, where the lengths were kept by passes that could not read the same samples.
+        If all lengths are found, `images` takes over the kept records, so that no pass is needed. If the lengths were kept by
+        passes that could not read the same samples, nothing is returned, with a warning.
         """
         found: dict[Length, tuple[Tensor, dict[str, Any]]] = {}
         for length in lengths:
@@ -90,9 +95,9 @@ class EmbeddingStore:
         return Kept(rows, speeds, samples)
 
     def fits(self, images: ImageBlock, kept: Kept) -> bool:
-        """Whether a pass over `images` read the samples that what is kept was made of; else a line says that it is of no use.
+        """Return whether a pass over `images` could read the same samples as those of the kept embeddings; warn if not.
 
-        All ranks call it.
+        All ranks must call this, after the pass.
         """
         same = not kept.rows or kept.samples == _samples(images)
         if not all(gather_objects(same)):
@@ -101,18 +106,18 @@ class EmbeddingStore:
         return True
 
     def write_images(self, images: ImageBlock, rows: dict[Length, Tensor], speeds: dict[Length, float | None]) -> None:
-        """Keep what a pass over `images` gave. All ranks call it."""
+        """Keep the embeddings and speeds of a pass over `images`. All ranks must call this; rank 0 writes. Raises StoreError."""
         about = _samples(images)
         for length, z in rows.items():
             self._write(self._image_file(images, length), z, {**about, "images_per_s": speeds[length]})
 
     def read_texts(self, tokens: Tensor) -> Tensor | None:
-        """The rows [T, D] float32 of tokens [T, L], where every rank has them."""
+        """Return the unit rows [T, D] float32 of tokens [T, L], or None if a rank has not found them. All ranks call this."""
         held = self._read(self._text_file(tokens))
         return held[0] if all(gather_objects(held is not None)) and held is not None else None
 
     def write_texts(self, tokens: Tensor, rows: Tensor) -> None:
-        """Keep the rows of some texts."""
+        """Keep the unit rows [T, D] of texts with tokens [T, L]; rank 0 writes. Raises StoreError."""
         self._write(self._text_file(tokens), rows, {})
 
     def _say_anew(self, images: ImageBlock) -> None:
@@ -143,7 +148,7 @@ class EmbeddingStore:
             return None
 
     def _write(self, path: Path, rows: Tensor, about: dict[str, Any]) -> None:
-        """Whole or not at all, by the main rank."""
+        """Write a file on rank 0: aside first and then renamed, so that no reader sees half a file. Raises StoreError."""
         if rank() != 0:
             return
         rows = rows.detach().cpu().contiguous()
@@ -158,14 +163,14 @@ class EmbeddingStore:
 
 
 def _samples(images: ImageBlock) -> dict[str, Any]:
-    """What a pass read and could not read, as JSON gives it back."""
+    """Return the records and the bad samples of a pass as plain data, just as they come back from JSON."""
     records, bad = images.gather()
     plain: dict[str, Any] = json.loads(json.dumps({"records": [dataclasses.asdict(record) for record in records], "bad": bad}))
     return plain
 
 
 def model_fingerprint(loaded: EvalModel) -> str:
-    """sha256 (hexadecimal) over every parameter and buffer by name, the settings, and this library's version."""
+    """Return the sha256 (hexadecimal) of all parameters and buffers by name, the model's settings, and flexiclip's version."""
     module = loaded.model
     settings = _said_by(module) if loaded.config is None else repr_without_addresses(loaded.config.model)
     digest = hashlib.sha256(f"{flexiclip.__version__}\n{settings}".encode())
@@ -175,7 +180,10 @@ def model_fingerprint(loaded: EvalModel) -> str:
 
 
 def _said_by(module: torch.nn.Module) -> str:
-    """What another library's modules say of themselves, and their plain attributes: a number of heads is in no repr."""
+    """Return the settings of another library's model as text: the repr of its modules and their plain attributes.
+
+    The repr alone is not enough; for example, it does not contain the number of attention heads.
+    """
     plain = (bool, int, float, str, tuple, type(None))
     found = [
         (name, key, repr_without_addresses(value))
@@ -187,7 +195,7 @@ def _said_by(module: torch.nn.Module) -> str:
 
 
 def _record(data: dict[str, Any]) -> Record:
-    """A record out of JSON, which has lists for tuples."""
+    """Return a record from its JSON data, with tuples in place of JSON's lists."""
     labels = {key: tuple(label) if isinstance(label, list) else label for key, label in data["labels"].items()}
     return Record(**{**data, "captions": tuple(data["captions"]), "labels": labels})
 

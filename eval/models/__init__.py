@@ -1,9 +1,9 @@
-"""The models that the harness scores: what it asks of one (protocol.py), and a module for each kind that is not ours.
+"""Opens the models that the harness scores. protocol.py says what a model must have; the other modules open one kind each.
 
     flexiclip eval runs/NAME open_clip:ViT-B-16/openai open_clip:ViT-B-16/openai+pi --suite openmoji
 
-A fixed-patch ViT of any kind may end in `+pi`, `+bilinear`, `+bicubic`, `+area` or `+norm` (flex.py): it is then scored at every
-length. A model of ours that was trained with exits may end in `+exitN`: it is then left after block N.
+A suffix of the source changes the model. With `+pi`, `+bilinear`, `+bicubic`, `+area` or `+norm`, a ViT with a fixed patch size
+is scored at every length (flex.py). With `+exitN`, a model of flexiclip that was trained with exits is left after block N.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KINDS = (
 
 
 def open_model(source: str, device: str) -> EvalModel:
-    """The model that a user names, in evaluation mode on `device`. Raises UserError that lists the kinds for none of them."""
+    """Open the model that a source names, in evaluation mode on `device`. Raises UserError, which lists the kinds of sources."""
     from flexiclip_eval.models.flex import open_flexed, split_suffix
     from flexiclip_eval.models.readers import fixed, is_open_clip, is_ours, read_model
 
@@ -44,7 +44,7 @@ def open_model(source: str, device: str) -> EvalModel:
 
 
 def _exported(source: str) -> list[Path]:
-    """The encoders that a source names, where it is no other library's folder that holds .onnx files beside its own."""
+    """Return the exported encoders (.onnx) that a source names; none for other models that have .onnx files in their folder."""
     from flexiclip_eval.models.onnx import exported_files
     from flexiclip_eval.models.readers import is_open_clip, is_ours
 
@@ -54,5 +54,5 @@ def _exported(source: str) -> list[Path]:
 
 
 def no_model(source: str) -> UserError:
-    """What is said of a source of no kind."""
+    """Return the error for a source that is not a model of any kind."""
     return UserError(f"{source} is no model folder, nor another kind of model; give {_KINDS}")

@@ -1,4 +1,7 @@
-"""What an image costs a model of another library: matrix products counted while it runs once, as models/flops.py has them."""
+"""Measures the GFLOPs per image of another library's model, by counting the matrix products while it runs once.
+
+The counted products are those that flexiclip/models/flops.py counts for models of flexiclip.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def measured_gflops(encode: Callable[[Tensor], Tensor], image: Tensor) -> float | None:
-    """GFLOPs of `encode` on one image [1, 3, H, W], a multiply-add counting 2; None where no product can be seen.
+    """Return the GFLOPs of `encode` on one image [1, 3, H, W], where a multiply-add counts 2; None if no product can be seen.
 
-    torch counts what its dispatcher sees: attention fused into one kernel it does not know on a CPU, so the plain products are
-    asked for, and the fused encoder layer of nn.MultiheadAttention's inference is switched off meanwhile.
+    torch counts what its dispatcher sees, and on a CPU it does not see inside a fused attention kernel. Attention is therefore
+    computed with plain products meanwhile, and the fused inference path of nn.MultiheadAttention is switched off.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

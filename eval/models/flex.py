@@ -1,18 +1,19 @@
-"""Fixed-patch models at other lengths: `MODEL+pi`, and the heuristics that FlexiViT compares it with (arXiv 2212.08013, 3.4).
+"""Runs models with a fixed patch size at other lengths, by resizing their patch kernel (FlexiViT, arXiv 2212.08013, section 3.4).
 
     flexiclip eval open_clip:ViT-B-16/openai+pi open_clip:ViT-B-16/openai+bilinear --suite openmoji --seqhw 7,14,28
 
-The patch kernel is resized from its own size, in one of these ways (FLEXES):
+`MODEL+pi` uses PI-resize; the other suffixes are the heuristics with which the paper compares it (FLEXES). The kernel is resized
+from its own size:
 
-pi         PI-resize
-bilinear   as if it were a picture: half-pixel centres, no antialias (F.interpolate)
-bicubic    the same with the cubic of F.interpolate
-area       bilinear, times old area / new area: an even patch keeps its embedding, however many pixels it has
-norm       bilinear, then each filter [3, p, q] scaled back to the Frobenius norm that it had
+    pi         PI-resize
+    bilinear   as if it were a picture, with half-pixel centres and without antialiasing (F.interpolate)
+    bicubic    the same with the cubic of F.interpolate
+    area       bilinear, times old area / new area, so that a patch of one colour keeps its embedding at any number of pixels
+    norm       bilinear, then each filter [3, p, q] is scaled back to the Frobenius norm that it had
 
-The position grid is resampled bilinearly with antialias in all of them. Any source that our towers can take may be flexed, our
-own folders too. One that was trained at a single length is first made the ViT of that patch size that it is: its base kernel is
-larger, and what the one length never looked at of it is still as it was drawn at random.
+The grid of positions is resampled bilinearly with antialiasing in all cases. Every model that runs in the towers of flexiclip may
+be flexed, model folders of flexiclip too. A model that was trained at a single length is first turned into the plain ViT of that
+patch size: its base kernel is larger, and the part of it that this length never used still has its random initial values.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT, resizers
 from flexiclip.models.pi_resize import AxisMatrix, AxisResize, interpolation_matrix
 
-SHORTEST, LONGEST = 5, 30  # grids of the paper, to which those that are scored by default are held
+SHORTEST, LONGEST = 5, 30  # the range of seqhw in the paper, which limits the lengths that are scored by default
 
 
 def split_suffix(source: str) -> tuple[str, str | None]:
-    """(source, how to flex it): `A+pi` -> ("A", "pi"). A path that exists is no suffix's."""
+    """Split the suffix from a source: `A+pi` -> ("A", "pi"), `A` -> ("A", None). A path that exists is not split."""
     plain, plus, flex = source.rpartition("+")
     if not plus or flex not in FLEXES or Path(source).exists():
         return source, None
@@ -45,7 +46,10 @@ def split_suffix(source: str) -> tuple[str, str | None]:
 
 
 def open_flexed(source: str, flex: str, device: str) -> ForeignModel:
-    """The model at every length that divides its images. Raises UserError for one that is no plain ViT, or has no weights."""
+    """Open a model that runs at every length that divides its images.
+
+    Raises UserError if the model is not a plain ViT, or has no weights, or if its patches overlap.
+    """
     loaded = read_model(source, device)
     if loaded.config.model.image.flexible == "stride":
         raise UserError(f"{source}+{flex}: its patches overlap (model.image.flexible=stride), and no kernel of them is resized")
@@ -61,7 +65,7 @@ def open_flexed(source: str, flex: str, device: str) -> ForeignModel:
 
 
 def fix_patch(tower: FlexiViT, seqhw: int) -> None:
-    """Have the tower hold its kernel in the size that it has at one length, and PI-resize that one."""
+    """Replace the kernel of a tower by the kernel that it uses at one length, from which PI-resize then starts."""
     height, width = pair(tower.config.image_size)
     own = (height // seqhw, width // seqhw)
     kernel = tower.resize_kernel(tower.kernel.detach(), own)
@@ -71,14 +75,14 @@ def fix_patch(tower: FlexiViT, seqhw: int) -> None:
 
 
 class NormPreserving(nn.Module):
-    """Resizes kernels with `resize`, then gives each filter the norm that it had."""
+    """Resizes kernels with `resize`, then scales each filter back to the Frobenius norm that it had."""
 
     def __init__(self, resize: AxisResize) -> None:
         super().__init__()
         self.resize = resize
 
     def forward(self, kernel: Tensor, size: tuple[int, int]) -> Tensor:
-        """kernel [D, C, H, W] -> [D, C, *size] float32, autocast off. A filter that is resized to nothing but zeros stays so."""
+        """Resize a kernel [D, C, H, W] to [D, C, *size], float32, autocast off. A filter that becomes all zeros stays zero."""
         with torch.autocast(kernel.device.type, enabled=False):
             resized = self.resize(kernel, size)
             before, after = (x.float().flatten(1).norm(dim=1) for x in (kernel, resized))
@@ -90,11 +94,11 @@ def _area_matrix(old: int, new: int) -> Tensor:
 
 
 def _keep(tower: FlexiViT) -> None:
-    """PI-resize is what our towers do by themselves."""
+    """Leave the tower as it is, because PI-resize is what towers of flexiclip do."""
 
 
 def _resize_by(tower: FlexiViT, matrix: AxisMatrix) -> None:
-    """Have the tower resize its kernel with `matrix` on either axis."""
+    """Make the tower resize its kernel with `matrix` along both axes."""
     tower.resize_kernel = _axis_resize(tower, matrix)
 
 
@@ -103,7 +107,7 @@ def _keep_norm(tower: FlexiViT) -> None:
 
 
 def _axis_resize(tower: FlexiViT, matrix: AxisMatrix) -> AxisResize:
-    """From the size of the tower's kernel to that of every length of its images."""
+    """Return the resizer from the size of the tower's kernel to its sizes at all lengths that divide the images."""
     kernel, (height, width) = pair(tower.config.base_patch_size), pair(tower.config.image_size)
     patches = [{side // grid for grid in valid_seqhw(side)} for side in (height, width)]
     return AxisResize(matrix, kernel, patches[0], patches[1]).to(tower.kernel.device)
@@ -116,4 +120,4 @@ FLEXES: dict[str, Callable[[FlexiViT], None]] = {
     "area": partial(_resize_by, matrix=_area_matrix),
     "norm": _keep_norm,
 }
-"""The suffix of a source -> what makes its tower resize the kernel in that way."""
+"""{suffix of a source: the function that makes a tower resize its kernel in this way}."""

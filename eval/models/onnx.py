@@ -1,11 +1,11 @@
-"""Exported encoders as a model: the .onnx files of `flexiclip export image|text`, run by onnxruntime on the CPU.
+"""Runs exported encoders as a model: the .onnx files of `flexiclip export image|text`, with onnxruntime on the CPU.
 
     flexiclip export image MODEL --seqhw 5,8,15 --output out/m.onnx && flexiclip export text MODEL --output out/m-text.onnx
-    flexiclip eval out --suite openmoji                      every .onnx of the folder; out/m: those whose names begin so
+    flexiclip eval out --suite openmoji         # every .onnx file of the folder; out/m takes those whose names begin with m
 
-Each image file is one length. What a file is, how its images are prepared and which tokenizer its text wants stand in the facts
-that it carries (flexiclip/export/encoder_facts.py). They are read first, and a file is loaded when it is first used: a length
-that nobody asks for takes no memory.
+Each image file has one length. The metadata of a file say what it is, how its images are prepared and which tokenizer its texts
+need (flexiclip/export/encoder_facts.py). They are read first. The graph is loaded when it is first used, so a length that is not
+evaluated takes no memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def exported_files(source: str) -> list[Path]:
-    """The .onnx files of a folder, or else those whose names begin with the source's last part; sorted."""
+    """Return the sorted .onnx files of a folder, or else those in the parent folder whose names begin with the last part."""
     path = Path(source)
     if path.is_dir():
         return sorted(file for file in path.glob("*.onnx") if file.is_file())
@@ -42,7 +42,7 @@ def exported_files(source: str) -> list[Path]:
 
 
 def load_onnx(source: str, files: list[Path]) -> ForeignModel:
-    """The model of exported files: image encoders of different lengths, at most one text encoder. Raises UserError."""
+    """Open exported files as one model: image encoders of different lengths, and at most one text encoder. Raises UserError."""
     _require(source)
     encoders = [_Encoder(file, _read_facts(file)) for file in files]
     images: dict[Length, _Encoder] = {}
@@ -92,7 +92,7 @@ def _tokenizer(text: _Encoder) -> Tokenizer:
 
 
 def _check_kinship(encoders: list[_Encoder]) -> None:
-    """All of one model, and all images prepared alike: they are decoded once."""
+    """Raise UserError unless all files come from one model and take equally prepared images, which are decoded only once."""
     first = encoders[0]
     for other in encoders[1:]:
         if (other.facts.weights_sha256, other.facts.embed_dim) != (first.facts.weights_sha256, first.facts.embed_dim):
@@ -110,14 +110,14 @@ def _check_kinship(encoders: list[_Encoder]) -> None:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """One file, and what it says of itself."""
+    """An exported file and the facts in its metadata."""
 
     path: Path
     facts: EncoderFacts
 
     @functools.cached_property
     def run(self) -> Run:
-        """A function from a batch to its embeddings [B, D] float32, on the batch's device. UserError for a damaged graph."""
+        """A function from a batch [B, ...] to its embeddings [B, D] float32 on the same device. Raises UserError."""
         session = _open(self)
         batch = session.get_inputs()[0].shape[0]
         fixed = batch if isinstance(batch, int) else None
@@ -130,24 +130,27 @@ class _Encoder:
 
 
 class _Encoders(nn.Module):
-    """The files as a model. Its repr names their content, by which kept embeddings are known."""
+    """The files as a torch module. Its repr has the hashes of the files, so that kept embeddings are found by their content."""
 
     def __init__(self, images: dict[Length, _Encoder], text: _Encoder | None) -> None:
         super().__init__()
         self._images, self._text = images, text
 
     def encode_image(self, images: Tensor, seqhw: Length = None, normalize: bool = True) -> Tensor:
-        """images [B, 3, H, W] as the transform gives them -> unit rows [B, D]. seqhw: one of the files', None: the first's."""
+        """Encode images [B, 3, H, W], prepared by the transform: unit rows [B, D] float32.
+
+        seqhw: a length that one of the files has; None: the length of the first file.
+        """
         length = next(iter(self._images)) if seqhw is None else seqhw
         return self._images[length].run(images)
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        """tokens [B, L] -> unit rows [B, D]."""
+        """Encode tokens [B, L]: unit rows [B, D] float32."""
         assert self._text is not None, "the harness asks has_text first"
         return self._text.run(tokens)
 
     def extra_repr(self) -> str:
-        """sha256 of every file."""
+        """Return the sha256 of every file, one per line."""
         files = [*self._images.values(), *([] if self._text is None else [self._text])]
         return "\n".join(sorted(hashlib.sha256(encoder.path.read_bytes()).hexdigest() for encoder in files))
 
@@ -163,12 +166,12 @@ def _require(source: str) -> None:
 
 
 def _read_facts(path: Path) -> EncoderFacts:
-    """The facts that a file carries, without loading it into onnxruntime."""
+    """Read the facts from the metadata of a file, without loading it into onnxruntime. Raises UserError."""
     import onnx
 
     try:
         properties = onnx.load_model(str(path), load_external_data=False).metadata_props
-    except Exception as error:  # protobuf's, the disk's
+    except Exception as error:  # errors of protobuf and of the disk
         raise UserError(f"{path}: cannot be read as ONNX ({_line(error)}); export it again") from None
     found = [entry.value for entry in properties if entry.key == KEY]
     if not found:
@@ -180,15 +183,15 @@ def _read_facts(path: Path) -> EncoderFacts:
 
 
 def _open(encoder: _Encoder) -> Any:
-    """An onnxruntime session, its input and output as the facts have them."""
+    """Open an onnxruntime session. Raises UserError if the input or output of the graph differs from the facts."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # what is wrong is raised
+    options.log_severity_level = 4  # errors are raised, so onnxruntime need not log them
     try:
         session = onnxruntime.InferenceSession(str(encoder.path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of its own kinds, all unlike
+    except Exception as error:  # onnxruntime's exceptions share no base class
         raise UserError(f"{encoder.path}: onnxruntime cannot load it ({_line(error)}); export it again") from None
     facts, given, found = encoder.facts, session.get_inputs(), session.get_outputs()
     wanted: tuple[object, ...] = ("tensor(int64)", 2, facts.embed_dim)
@@ -202,13 +205,13 @@ def _open(encoder: _Encoder) -> Any:
 
 
 def _call(session: Any, path: Path, batch: Tensor, rows: int) -> Tensor:
-    """The embeddings of a batch [B, ...] that is filled up to `rows`, which a file of a fixed batch size wants."""
+    """Return the embeddings [B, D] of a batch [B, ...], padded to `rows` for the run, as a file of a fixed batch size needs."""
     given = batch.detach().cpu()
     if len(given) < rows:
         given = torch.cat([given, given[:1].expand(rows - len(given), *given.shape[1:])])
     try:
         (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
-    except Exception as error:  # of its own kinds, all unlike
+    except Exception as error:  # onnxruntime's exceptions share no base class
         raise UserError(f"{path}: onnxruntime cannot run it ({_line(error)}); export it again") from None
     return torch.from_numpy(found)[: len(batch)]
 

@@ -1,7 +1,7 @@
-"""Models of open_clip as the harness takes them: `open_clip:NAME[/PRETRAINED]` or a folder of open_clip's, at their one length.
+"""Opens models of open_clip at their one length: `open_clip:NAME[/PRETRAINED]`, or a folder that open_clip has written.
 
-open_clip builds and runs them, so that any of its image towers can be scored and the numbers are its own; what a ViT's patches
-and grid are is read from its modules.
+open_clip itself builds and runs the model, so every one of its image towers can be scored, and the numbers are those of
+open_clip. The patch size and the grid of a ViT are read from its modules.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ from flexiclip.tensor_files import read_state
 
 
 class _Encoders(nn.Module):
-    """open_clip's two encoders with our arguments."""
+    """open_clip's two encoders with the arguments that the harness uses."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.inner = model
 
     def encode_image(self, images: Tensor, seqhw: Length = None, normalize: bool = False) -> Tensor:
-        """images [B, 3, H, W] -> [B, D]. seqhw: the model's own, or None; the patch size is fixed."""
+        """Encode images [B, 3, H, W] as rows [B, D]. seqhw: the length of the model or None, because its patch size is fixed."""
         return self.inner.encode_image(images, normalize=normalize)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """tokens [B, L] -> [B, D]."""
+        """Encode tokens [B, L] as rows [B, D]."""
         return self.inner.encode_text(tokens, normalize=normalize)
 
 
 def load_open_clip(source: str, device: str | torch.device) -> ForeignModel:
-    """Open `open_clip:NAME[/PRETRAINED]`, PRETRAINED a tag or a file, else random weights; or a folder. Raises UserError."""
+    """Open `open_clip:NAME[/PRETRAINED]` or a folder of open_clip, in evaluation mode on `device`. Raises UserError.
+
+    PRETRAINED is a tag of open_clip or a file; without it the weights are random.
+    """
     import open_clip
 
     refuse_foreign_code()
@@ -48,7 +51,7 @@ def load_open_clip(source: str, device: str | torch.device) -> ForeignModel:
         tokenizer = open_clip.get_tokenizer(name)
     except UserError:
         raise
-    except Exception as error:  # open_clip checks little of what it reads: each nonsense has an error of its own
+    except Exception as error:  # open_clip checks little of what it reads, so bad input raises errors of any kind
         raise UserError(f"{source}: open_clip cannot load it: {str(error)[:400]}") from None
     model.eval()
     length, geometry = _describe(model)
@@ -56,7 +59,7 @@ def load_open_clip(source: str, device: str | torch.device) -> ForeignModel:
 
 
 def _named(source: str) -> tuple[str, str]:
-    """(open_clip's name, tag or file), after the looks that open_clip does not take at what it is handed."""
+    """Return (open_clip's name of the model, tag or file), after the checks that open_clip does not make itself."""
     import open_clip
 
     if not source.startswith(OPEN_CLIP):
@@ -67,7 +70,7 @@ def _named(source: str) -> tuple[str, str]:
     if name not in open_clip.list_models():
         raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")
     if Path(pretrained).is_file() and not pretrained.endswith(".npz"):
-        read_state(Path(pretrained))  # unpickles nothing, and keeps within bounds
+        read_state(Path(pretrained))  # checks the file without unpickling anything, and within limits of size
     return name, pretrained
 
 
@@ -76,7 +79,7 @@ def _described(name: str, source: str) -> dict[str, Any]:
 
     try:
         described = open_clip.get_model_config(name)
-    except Exception as error:  # of its JSON
+    except Exception as error:  # errors of the JSON in its configuration
         raise UserError(f"{source}: open_clip cannot read its configuration: {error!r}") from None
     if not isinstance(described, dict):
         raise UserError(f"{source}: open_clip finds no configuration there")
@@ -84,7 +87,7 @@ def _described(name: str, source: str) -> dict[str, Any]:
 
 
 def _describe(model: Any) -> tuple[Length, Geometry]:
-    """Its one length, where it is a ViT with square patches on a square grid, and what it is there."""
+    """Return the one length of a model and its geometry there. The length is None unless it is a ViT with a square grid."""
     visual = model.visual
     height, width = pair(visual.image_size if isinstance(visual.image_size, int) else tuple(visual.image_size))
     device = next(model.parameters()).device
@@ -97,7 +100,7 @@ def _describe(model: Any) -> tuple[Length, Geometry]:
 
 
 def _patch_size(visual: Any) -> tuple[int, int] | None:
-    """(height, width) of a ViT's patches in pixels, open_clip's own or timm's; None for other towers."""
+    """Return (height, width) of the patches in pixels for a ViT of open_clip or timm; None for other towers."""
     from open_clip.transformer import VisionTransformer
 
     if isinstance(visual, VisionTransformer):

@@ -1,7 +1,7 @@
-"""What the harness asks of a model, and what it can say about one: the lengths it takes, its names and its cost.
+"""The interface of a model in the harness (EvalModel, ForeignModel), and functions for its lengths, names, sizes and cost.
 
-flexiclip.LoadedModel is such a model; so is anything with these four attributes, such as a wrapper around another library's. One
-that knows more of itself than its encoders is a ForeignModel.
+flexiclip.LoadedModel has this interface. Any object with the same four attributes has it too, such as a wrapper around a model of
+another library. A wrapper that also knows its lengths and costs is a ForeignModel.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ from flexiclip.errors import UserError
 from flexiclip.models.variants import tower_name
 
 OPEN_CLIP = "open_clip:"
-"""How a source begins that names a model of open_clip's."""
+"""The prefix of a source that names a model of open_clip."""
 
 Length = int | None
-"""A seqhw; None: the model's own, for a model that has but one and does not name it."""
+"""A seqhw; None for a model that has only one length and does not state it."""
 
 Width = int | None
-"""Columns of the embeddings that are compared, the first ones; None: all."""
+"""How many columns of the embeddings are compared, starting with the first; None: all."""
 
 
 class EvalModel(Protocol):
-    """Attributes are read, never set. config is None for a foreign model, which is then scored at its one length."""
+    """A model that can be scored. Its attributes are only read.
+
+    `config` is None for a model of another library, which is then scored at its one length.
+    """
 
     @property
     def model(self) -> Any:
-        """A torch module: encode_image(images [B, 3, H, W], seqhw=None) -> [B, D], encode_text(tokens [B, L]) -> [B, D]."""
+        """A torch module: encode_image(images [B, 3, H, W], seqhw=None) -> [B, D] and encode_text(tokens [B, L]) -> [B, D]."""
 
     @property
     def transform(self) -> Callable[[Image], Tensor]:
-        """PIL image -> float32 [3, H, W]; with a method `pixels` (-> uint8) beside config, images are kept as uint8."""
+        """PIL image -> float32 [3, H, W]. If it has a method `pixels` (-> uint8) and config is set, images are kept as uint8."""
 
     @property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
@@ -48,55 +51,56 @@ class EvalModel(Protocol):
 
     @property
     def config(self) -> Config | None:
-        """The resolved recipe."""
+        """The resolved recipe, or None."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A model at one length; None where its architecture does not say."""
+    """The sizes and the cost of a model at one length. A field is None if it is unknown, or does not apply to the model."""
 
     image_size: Side | None = None  # pixels
     patch_size: Side | None = None  # pixels
-    gflops: float | None = None  # image tower, one image, a multiply-add counting 2
+    gflops: float | None = None  # of the image tower for one image; a multiply-add counts 2
 
 
 @dataclass
 class ForeignModel:
-    """An EvalModel that is no model folder of ours as it stands: another library's, a file's, or one whose patches are flexed.
+    """An EvalModel with known lengths and costs: one of another library, exported files, or one whose patches are flexed.
 
-    lengths: where it can be run, and what it is there. default: those that it is scored at unless others are asked for. config:
-    for a model whose towers are ours. name: of its architecture, for one that says it. trained: the lengths that it was made for,
-    where these are not its default ones.
+    A model of flexiclip that was trained at a single length becomes one too, so that it is scored at that length.
     """
 
     model: Any
     transform: Callable[[Image], Tensor]
     tokenizer: Callable[[list[str]], Tensor]
-    lengths: dict[Length, Geometry]
-    default: tuple[Length, ...]
-    config: Config | None = None
-    name: str | None = None
-    trained: tuple[int, ...] | None = None
+    lengths: dict[Length, Geometry]  # all lengths at which it can run
+    default: tuple[Length, ...]  # the lengths at which it is scored if none are asked for
+    config: Config | None = None  # only for a model in the towers of flexiclip
+    name: str | None = None  # of its architecture, if it states one
+    trained: tuple[int, ...] | None = None  # the lengths that it was made for, if these are not the default ones
 
 
 def has_text(loaded: EvalModel) -> bool:
-    """False for an image tower alone."""
+    """Return whether the model has a text tower; False for an image tower alone."""
     return not isinstance(loaded.tokenizer, AbsentTokenizer)
 
 
 def head_classes(loaded: EvalModel) -> tuple[str, ...] | None:
-    """What the outputs of encode_image stand for, of a classifier; None for every other model."""
+    """Return the classes of a classifier, whose encode_image returns their logits in this order; None for every other model."""
     classes = loaded.config.model.classes if loaded.config is not None else None
     return classes if isinstance(classes, tuple) else None
 
 
 def is_fixed(loaded: EvalModel) -> bool:
-    """Whether it has one length and no choice."""
+    """Return whether the model has only one length."""
     return len(loaded.lengths) == 1 if isinstance(loaded, ForeignModel) else loaded.config is None
 
 
 def choose_lengths(loaded: EvalModel, seqhw: Sequence[int] | None) -> list[Length]:
-    """The lengths to evaluate: those asked for, else all that the model was made for. UserError names the valid ones."""
+    """Return the lengths to evaluate: those in `seqhw`, else all that the model was made for.
+
+    Raises UserError, which lists the valid lengths, if the model does not run at a length.
+    """
     if isinstance(loaded, ForeignModel):
         return _known_lengths(loaded, seqhw)
     if loaded.config is None:
@@ -131,7 +135,7 @@ def _listed(lengths: Sequence[int]) -> str:
 
 
 def trained_lengths(loaded: EvalModel) -> tuple[int, ...]:
-    """The lengths that the model was made for, as far as it names them."""
+    """Return the lengths that the model was made for, as far as they are known."""
     if loaded.config is not None:
         return loaded.config.trained_seqhw
     if not isinstance(loaded, ForeignModel):
@@ -141,7 +145,10 @@ def trained_lengths(loaded: EvalModel) -> tuple[int, ...]:
 
 
 def model_names(loaded: EvalModel, source: str) -> tuple[str, str]:
-    """(model, pretrained) of the rows: the two halves of open_clip:NAME/PRETRAINED, else the tower's shape and the folder."""
+    """Return `model` and `pretrained` of the rows.
+
+    These are NAME and PRETRAINED of open_clip:NAME/PRETRAINED, else the name of the architecture and the source.
+    """
     if source.startswith(OPEN_CLIP):
         name, _, pretrained = source.removeprefix(OPEN_CLIP).partition("/")
         return name, pretrained
@@ -152,7 +159,7 @@ def model_names(loaded: EvalModel, source: str) -> tuple[str, str]:
 
 
 def geometry(loaded: EvalModel, length: Length) -> Geometry:
-    """Sizes and cost at one length."""
+    """Return the sizes and the cost of a model at one length, as far as they are known."""
     if isinstance(loaded, ForeignModel):
         return loaded.lengths[length]
     if loaded.config is None or length is None:
@@ -161,7 +168,7 @@ def geometry(loaded: EvalModel, length: Length) -> Geometry:
 
 
 def geometry_of(config: Config, length: int) -> Geometry:
-    """Of an image tower of ours at one length."""
+    """Return the sizes and the cost of a flexiclip image tower at one length."""
     from flexiclip.models.flops import image_model_flops
 
     height, width = pair(config.model.image.image_size)
@@ -170,5 +177,5 @@ def geometry_of(config: Config, length: int) -> Geometry:
 
 
 def side(height: int, width: int) -> Side:
-    """A size as the rows have it."""
+    """Return a size as in the rows: the side of a square, or [height, width]."""
     return height if height == width else [height, width]

@@ -1,7 +1,8 @@
-"""Models whose weights our own towers take: model folders, and folders of transformers, timm and open_clip, big_vision's .npz.
+"""Opens models that run in the towers of flexiclip: model folders, folders of transformers, timm and open_clip, and .npz files.
 
-The readers of flexiclip/formats are strict (a tensor left over is an error) and unpickle nothing; what they cannot express
-they refuse with the reason. The result computes what the original computes, and our towers run it at any length.
+The .npz files are those of big_vision. The readers in flexiclip/formats are strict (a tensor that is left over is an error) and
+unpickle nothing. They refuse a model that the towers cannot express, and give the reason. The result computes what the original
+computes, and can run at any length.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flexiclip.tensor_files import read_json
 
 
 def read_model(source: str, device: str) -> LoadedModel:
-    """The model with our towers, in evaluation mode on `device`. Raises UserError."""
+    """Open a model in the towers of flexiclip, in evaluation mode on `device`. Raises UserError."""
     if is_ours(source):
         return load_model(source, device)
     try:
@@ -33,18 +34,21 @@ def read_model(source: str, device: str) -> LoadedModel:
 
 
 def is_ours(source: str) -> bool:
-    """Whether it is a model folder or a run folder of flexiclip, or one of its exits."""
+    """Return whether a source is a model folder or a run folder of flexiclip, or one of its exits (`+exitN`)."""
     path = Path(split_exit(source)[0])
     return is_model_folder(path) or is_model_folder(path / "model")
 
 
 def is_open_clip(source: str) -> bool:
-    """Whether it names a model of open_clip's, or is a folder of one."""
+    """Return whether a source names a model of open_clip, or is a folder that open_clip has written."""
     return source.startswith(OPEN_CLIP) or (Path(source) / "open_clip_config.json").is_file()
 
 
 def fixed(loaded: LoadedModel) -> EvalModel:
-    """The model at its own length alone, where it was made for one: any other would be flexed, and that is said by a suffix."""
+    """Restrict a model that was made for a single length to that length; return any other model unchanged.
+
+    At other lengths the model would be flexed, which a user asks for with a suffix such as `+pi`.
+    """
     if len(loaded.config.trained_seqhw) > 1:
         return loaded
     (own,) = loaded.config.trained_seqhw

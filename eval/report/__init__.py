@@ -1,1 +1,1 @@
-"""What an evaluation leaves behind: rows, tables, plots and a page."""
+"""Writes the results of an evaluation: files of rows, tables, plots and a page."""

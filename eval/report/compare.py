@@ -1,9 +1,9 @@
-"""Several evaluations in one picture, for example a flexible model beside one trained at a single length.
+"""Draws several evaluations in one picture, for example a flexible model and a model that was trained at a single length.
 
     python -m flexiclip_eval.report.compare flexible=runs/flexible/eval "fixed at seqhw 6=runs/fixed/eval" \
         --metric image_retrieval_recall@5 --output flexible_vs_fixed.png
 
-The chance level and a fixed model's training length come from the report.json beside each results.json.
+The chance level and the training length of a fixed model come from the report.json next to each results.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from flexiclip.errors import UserError
 
 
 def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | None = None) -> None:
-    """Draw `metric` of every run against the sequence length. runs: label -> results.json or its folder. Raises UserError."""
+    """Draw `metric` of every run against the sequence length, and write the picture to `output`.
+
+    runs: {label: results.json or its folder}. dataset: needed if several data sets have the metric. Raises UserError if the rows
+    cannot be compared or the picture cannot be written.
+    """
     chosen = {label: _choose(read_rows(path), metric, dataset, path) for label, path in runs.items()}
     datasets = sorted({row.dataset for rows in chosen.values() for row in rows})
     if len(datasets) > 1:
@@ -49,7 +53,7 @@ def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | Non
 
 
 def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -> list[Row]:
-    """The rows that have the metric, of one data set when it is named, in the order of their lengths."""
+    """Return the rows with the metric, in the order of their lengths. dataset: only its rows. Raises UserError for no rows."""
     chosen = [row for row in rows if metric in row.metrics and dataset in (None, row.dataset) and row.seq_len is not None]
     if not chosen:
         names = sorted({f"{row.dataset} {name}" for row in rows for name in row.metrics})
@@ -58,7 +62,7 @@ def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
+    """Run the command with `arguments` (default: those of the process), and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m flexiclip_eval.report.compare", description="Draw several evaluations in one picture."
     )

@@ -1,4 +1,4 @@
-"""Tables and plots of pages in Markdown, as docs/ has them: what the scripts that write those pages share."""
+"""Tables and plots for the Markdown pages in docs/, which the scripts that write these pages share."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from pathlib import Path
 from flexiclip_eval.report import drawing
 
 Points = Sequence[Sequence[float]]
-"""Pairs: (x, y), or (lowest, highest)."""
+"""Pairs of numbers: (x, y), or (lowest, highest)."""
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Of a plot of lines."""
+    """The title and the axes of a plot of lines."""
 
     title: str
-    x: str
-    y: str
+    x: str  # label of the axis
+    y: str  # label of the axis
     log_x: bool = True
     log_y: bool = False
     ticks_at_points: bool = False
-    """Below, a number for each x; else round ones."""
+    """True: the x axis has a tick at the x of every point. False: its ticks are round numbers."""
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
-    """The lines of a table: its first `left` columns to the left, the others to the right."""
+    """Return the lines of a Markdown table. The first `left` columns are left-aligned, the others right-aligned."""
     rules = ["---" if i < left else "---:" for i in range(len(columns))]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, rules, *rows)]
 
 
 def draw_lines(series: Mapping[str, Points], axes: Axes, path: Path, ranges: Mapping[str, Points] | None = None) -> None:
-    """A picture of curves, (x, y) by their labels; ranges: a band (lowest, highest) around the points of a label."""
+    """Draw curves into a PNG file at `path`, whose folder is made if needed.
+
+    series: {label: (x, y) of its points}. ranges: {label: (lowest, highest) at each point}, drawn as a band around the curve.
+    """
     figure, ((axis,),) = drawing.grid(1, 1, (6.4, 3.6))
     for number, (label, points) in enumerate(series.items()):
         colour, marker = drawing.look(number)

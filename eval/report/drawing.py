@@ -1,6 +1,6 @@
-"""What all pictures share: frames, curves, the chance line, and axes of tokens or of GFLOPs.
+"""The building blocks of all plots: panels, curves, the chance line, and axes of tokens or GFLOPs.
 
-Both axes are logarithmic, because attention's cost and a token's worth change by factors, not by steps.
+Both axes are logarithmic, because the cost of attention and the value of a token change by factors, not by steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Against = Literal["tokens", "gflops"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by any eyes
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for colour-blind readers
 MARKERS = "osD^vP"
 INK = "#333333"
 _STYLE: Any = {
@@ -33,13 +33,16 @@ _STYLE: Any = {
 
 
 def frames(panels: int) -> tuple[Figure, list[Axes]]:
-    """Panels in a row that share their value axis."""
+    """Return a figure with `panels` panels in a row that share the axis of values, and the panels."""
     figure, axes = grid(1, panels, (1.5 + 5.6 * panels, 4.2), sharey=True)
     return figure, axes[0]
 
 
 def grid(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> tuple[Figure, list[list[Axes]]]:
-    """Panels in rows, on a figure of `size` inches, without pyplot: no global state, no display."""
+    """Return a figure of `size` inches with rows of panels, and the panels.
+
+    pyplot is not used, because it keeps global state and may need a display.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -52,17 +55,17 @@ def grid(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = F
 
 
 def look(number: int) -> tuple[str, str]:
-    """(colour, marker) of the curve of this number."""
+    """Return (colour, marker) of the curve of this number."""
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
 
 
 def place(row: Row, against: Against) -> float | None:
-    """Where a row stands on the axis; None where it does not say."""
+    """Return the position of a row on the axis: its tokens or its GFLOPs; None if it does not have them."""
     return row.seq_len if against == "tokens" else row.gflops
 
 
 def curve(axis: Axes, rows: Sequence[Row], metric: str, against: Against, number: int, label: str) -> None:
-    """A metric of one model. Rows that do not know where they stand become a dashed line across: one value at a cost unknown."""
+    """Draw a metric of one model as a curve. A row without a position on the axis becomes a dashed line across the panel."""
     colour, marker = look(number)
     label = brief(label)
     points = sorted((x, row.metrics[metric]) for row in rows if (x := place(row, against)) is not None)
@@ -75,12 +78,12 @@ def curve(axis: Axes, rows: Sequence[Row], metric: str, against: Against, number
 
 
 def chance_line(axis: Axes, level: float, colour: str = INK) -> None:
-    """The score of a model that knows nothing."""
+    """Draw a dotted line at the chance level."""
     axis.axhline(level, linestyle=":", color=colour, linewidth=1.2, zorder=1)
 
 
 def finish(axis: Axes, rows: Sequence[Row], against: Against, title: str = "") -> None:
-    """Log axis below, tokens with patch sizes where a label finds room; percent from 0 upwards; a legend under the frame."""
+    """Set up the axes: below, a log axis of tokens (with patch sizes, if a label has room) or GFLOPs; left, percents from 0."""
     from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
     axis.set_xscale("log", base=2 if against == "tokens" else 10)
@@ -92,8 +95,8 @@ def finish(axis: Axes, rows: Sequence[Row], against: Against, title: str = "") -
         axis.set_xlabel("tokens an image (patch size in pixels below)")
     else:
         gflops_axis(axis)
-    axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])  # air for the star of a training length
-    axis.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents, as the labels are
+    axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])  # room for the star at a training length
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents, like the labels
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axis.set_axisbelow(True)
@@ -102,13 +105,13 @@ def finish(axis: Axes, rows: Sequence[Row], against: Against, title: str = "") -
 
 
 def gflops_axis(axis: Axes) -> None:
-    """A log axis of GFLOPs."""
+    """Make the x axis a log axis of GFLOPs, with its label."""
     log_axis(axis)
     axis.set_xlabel("GFLOPs an image")
 
 
 def log_axis(axis: Axes) -> None:
-    """Plain numbers at 1, 2 and 5 on a log axis, and no more of them than fit."""
+    """Make the x axis a log axis with plain numbers at 1, 2 and 5; only at powers of 10 if the range is wide."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_xscale("log")
@@ -119,14 +122,14 @@ def log_axis(axis: Axes) -> None:
 
 
 def legend(axis: Axes, columns: int) -> None:
-    """Under the frame, the chance line last."""
+    """Put a legend below the panel, with the chance line as its last entry."""
     axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
     style: Any = {"frameon": False, "loc": "upper left", "borderaxespad": 0, "columnspacing": 1.2, "handlelength": 1.8}
     axis.legend(bbox_to_anchor=(0, -0.3), ncols=columns, **style)
 
 
 def _tick_labels(rows: Sequence[Row]) -> list[str]:
-    """Tokens and patch size of each length; empty where the label would run into the one before it."""
+    """Return the tokens and patch size of each length as a label; empty if the label would overlap the one before it."""
     labels: list[str] = []
     span = (rows[-1].seq_len or 1) / (rows[0].seq_len or 1) if rows else 1.0
     last = 0.0

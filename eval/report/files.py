@@ -1,10 +1,14 @@
-"""What an evaluation leaves behind.
+"""Writes the files of an evaluation, and reads its rows again. The folder OUTPUT of `flexiclip eval` gets these files:
 
-OUTPUT/results.json   a list of rows (table.Row)       OUTPUT/rows/*.json   one row a file: `clip_benchmark build OUTPUT/rows`
-OUTPUT/results.csv    the same, a metric a column      OUTPUT/*.png         each task against tokens and GFLOPs
-OUTPUT/report.json    command, models, tasks, choices, cascades, fronts of length and width, bad samples
-OUTPUT/details.json   one object a row: recall of each class, what sampled captions found
-OUTPUT/report.html    all of it on one page that loads nothing
+    OUTPUT/results.json   a list of rows (rows.py)
+    OUTPUT/results.csv    the same rows with one column per metric
+    OUTPUT/rows/*.json    one file per row, for `clip_benchmark build OUTPUT/rows`
+    OUTPUT/report.json    command, models, tasks, choices, cascades, fronts of length and width, bad samples
+    OUTPUT/details.json   one object per row: the recall of each class, and the images that sampled captions found
+    OUTPUT/*.png          plots of each task against tokens and GFLOPs
+    OUTPUT/report.html    all of it on one page that loads nothing
+
+A file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -33,9 +37,12 @@ from flexiclip.errors import UserError
 
 
 def write_report(report: Report, output: Path, gallery: Gallery | None = None) -> None:
-    """Write all the files into `output`, in place of those of an earlier evaluation. gallery: the images that the page shows."""
+    """Write all files into `output`, in place of those of an earlier evaluation. Raises UserError if they cannot be written.
+
+    gallery: the images that the page may show.
+    """
     rows_folder = make_folder(output)
-    for old in rows_folder.glob("*.json"):  # a row of a length no longer evaluated would live on in clip_benchmark's table
+    for old in rows_folder.glob("*.json"):  # clip_benchmark's table would contain rows of lengths that are no longer evaluated
         remove(old)
     rows = [as_json(row) for row in report.rows]
     write_whole(output / "results.json", json.dumps(rows, indent=2, ensure_ascii=False))
@@ -53,7 +60,7 @@ def write_report(report: Report, output: Path, gallery: Gallery | None = None) -
 
 
 def make_folder(output: Path) -> Path:
-    """The folder of an evaluation and, in it, that of its rows, which is returned. UserError where they cannot be written."""
+    """Make the folder of an evaluation and the folder of its rows in it; return the latter. Raises UserError."""
     rows_folder = output / "rows"
     for folder in (output, rows_folder):
         require_folder(folder, f"--output {output}")
@@ -61,13 +68,13 @@ def make_folder(output: Path) -> Path:
 
 
 def check_output(output: Path) -> None:
-    """See that an evaluation's folder can be written, before any work, and leave nothing there. Raises UserError."""
+    """Check before any work that the folder of an evaluation can be written, and leave nothing there. Raises UserError."""
     for folder in (output, output / "rows"):
         check_folder(folder, f"--output {output}")
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """As require_folder, but a folder that was not there is removed again."""
+    """Check that a folder can be made and written, and remove it again if it is new. Raises UserError that names `option`."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         require_folder(folder, option)
@@ -78,7 +85,10 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def require_folder(folder: Path, option: str) -> None:
-    """Make a folder, and see that a file can be written in it: one that is there may be read-only. Raises UserError."""
+    """Make a folder, and check that a file can be written in it, because an existing folder may be read-only.
+
+    Raises UserError that names `option`.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -88,7 +98,10 @@ def require_folder(folder: Path, option: str) -> None:
 
 
 def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
-    """A task's PNGs: against the tokens, against GFLOPs, and its cascades; fewer where a model does not say what it costs."""
+    """Write the plots of a task and return their files: against tokens, against GFLOPs, the front, and the cascades.
+
+    A plot is left out if no row has a place on its axis, for example if no costs are known.
+    """
     from flexiclip_eval.report.plots import drawn, plot_cascades, plot_front, plot_task
 
     runs = runs_of(report, task)
@@ -109,7 +122,7 @@ def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """results.csv: the top-level keys, then one column a metric; empty where a row has no such value."""
+    """Write rows as a CSV file: first the top-level keys, then one column per metric. A cell without a value is empty."""
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     keys = [key for key in dict.fromkeys(key for row in rows for key in as_json(row)) if key != "metrics"]
     file = io.StringIO(newline="")
@@ -122,7 +135,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row as plain data. Numbers are finite, or JSON could not hold them."""
+    """Return a row as plain data. Its metrics must be finite, because JSON has no other numbers."""
     data = dataclasses.asdict(row)
     if row.width is None:
         del data["width"]
@@ -131,7 +144,7 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results.json, or of the folder that holds one. Raises UserError."""
+    """Read the rows of a results.json, given as a file or as its folder. Raises UserError."""
     file = path / "results.json" if path.is_dir() else path
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -143,7 +156,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """report.json beside a results.json: chance levels and trained lengths; {} when the rows travelled without it."""
+    """Read the report.json next to a results.json, with chance levels and trained lengths; {} if the file is not there."""
     file = (path if path.is_dir() else path.parent) / "report.json"
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
@@ -153,7 +166,10 @@ def _stem(dataset: str, task: str) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Whole or not at all: a reader never sees half a file. Text is UTF-8 with a newline at its end. Raises UserError."""
+    """Write a file atomically, so that a reader never sees half of it. Raises UserError.
+
+    Text is written as UTF-8 with a newline at the end.
+    """
     try:
         files.write_whole(path, content if isinstance(content, bytes) else printable(content) + "\n")
     except OSError as error:
@@ -161,7 +177,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file of an earlier evaluation, if there is one. Raises UserError."""
+    """Remove a file of an earlier evaluation, if it exists. Raises UserError."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

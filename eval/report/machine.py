@@ -1,4 +1,4 @@
-"""What a figure was measured on, for the documents that scripts write."""
+"""Describes the machine on which numbers were measured, for the documents that scripts write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "open_clip_torch", "timm", "clip_benchmark", "webdataset",
 
 
 def describe() -> dict[str, str]:
-    """Processor, cores, memory, system, versions and commit, each in a few words."""
+    """Return the processor, cores, memory, system, commit and versions of libraries, each as a short text by its name."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = {
         "processor": _processor(),

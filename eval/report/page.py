@@ -1,7 +1,7 @@
-"""report.html: everything of an evaluation on one page that loads nothing from anywhere.
+"""Renders report.html: all results of an evaluation on one page that loads nothing from elsewhere.
 
-The tables and pictures are in the page itself and read without a script; page/*.js turns them into curves to ask. A policy
-allows the page its own script and style, by their hashes, and nothing else, so that no caption, key or class name can run.
+The tables and pictures are in the page itself and can be read without its script. The script (page/*.js) adds interactive
+curves. A policy allows only the page's own script and style, by their hashes, so that no caption, key or class name can run.
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ from flexiclip_eval.tradeoffs import sentence
 from flexiclip.config import dump
 
 SCRIPTS = ("chart.js", "curves.js", "details.js", "main.js")
-BAD_SHOWN = 200
+BAD_SHOWN = 200  # bad samples that the page lists
 
 Pictures = Mapping[tuple[str, str], Sequence[Path]]
 
 
 def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = None) -> str:
-    """The page. pictures: (dataset, task) -> PNG files, put inside while there is room; gallery: the images it may show."""
+    """Return the page as HTML.
+
+    pictures: {(dataset, task): PNG files}, which are embedded while there is room. gallery: the images that the page may show;
+    None: it shows no images.
+    """
     script = '"use strict";\n(() => {\n' + "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS) + "})();\n"
     data = page_data(report)
     room = PAGE_BYTES - len(as_script(data).encode()) - len(style()) - len(script)
@@ -45,7 +49,7 @@ def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = No
         room -= len(section.encode())
         sections.append(section)
     if gallery is not None:
-        add_thumbnails(data, gallery, room - (64 << 10))  # the rest of the page: command, configs, bad samples
+        add_thumbnails(data, gallery, room - (64 << 10))  # 64 KiB for the rest of the page: command, configs, bad samples
     fields = {
         "tasks": "\n".join(sections),
         "bad": _bad_samples(report),
@@ -99,7 +103,7 @@ def _section(report: Report, task: TaskInfo, number: int, pictures: Sequence[Pat
 
 
 def _table(report: Report, task: TaskInfo, rows: Sequence[Row]) -> str:
-    """Sortable by the `data-value` of the cells."""
+    """Return a table of rows that the script can sort by the `data-value` of the cells."""
     names = list(rows[0].metrics)
     several = len(report.models) > 1
     headings = ([*["model"] * several, "seqhw", "tokens", "patch", "GFLOPs", "images/s"], map(short_name, names))

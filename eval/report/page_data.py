@@ -1,12 +1,7 @@
-"""What every page of the harness shares: its style, a policy that lets nothing else run, and pictures inside the file.
+"""The frame and the data of report.html: style and policy, embedded pictures, thumbnails, and the numbers that its script draws.
 
-Small pictures of the few images that a report shows, read anew from their data sets once the scores are known.
-
-Nothing is kept of the images that are not shown: a data set of 50,000 costs the report no memory.
-
-What the page's script draws, as plain data: curves, choices, cascades, classes, and the images that captions found.
-
-The page is one file for a mail or a web server, so its size has a bound: classes and pictures stop where the bound is reached.
+The page is a single file that can be mailed or put on a web server, so its size has a bound (PAGE_BYTES): the recalls of classes,
+pictures and thumbnails are left out once it is reached.
 """
 
 from __future__ import annotations
@@ -34,34 +29,44 @@ from flexiclip_eval.tradeoffs import primary_metric, sentence
 from flexiclip.data.samples import BadSample
 
 FOLDER = Path(__file__).with_name("page")
-PAGE_BYTES = 4 << 20
+PAGE_BYTES = 4 << 20  # largest size of a page
 
 
 def style() -> str:
-    """The style sheet."""
+    """Return the style sheet of the pages."""
     return (FOLDER / "page.css").read_text(encoding="utf-8")
 
 
 def policy(script: str | None = None) -> str:
-    """A Content-Security-Policy that allows the page its own style and script, by their hashes, and nothing else."""
+    """Return a Content-Security-Policy that allows only the page's own style and script, by their hashes, and embedded images."""
     scripts = "" if script is None else f"script-src '{_hash(script)}'; "
     return f"default-src 'none'; img-src data:; style-src '{_hash(style())}'; {scripts}base-uri 'none'; form-action 'none'"
 
 
 def frame(body: str, *, title: str, lead: str, contents: str, script: str | None = None) -> str:
-    """A whole page around `body`, which may hold that script alone. title, lead: plain text; contents: links."""
+    """Return a whole HTML page around `body`.
+
+    title, lead: plain text, which is escaped. contents: HTML with the links to the sections. script: the only script that the
+    page may run; `body` has to contain it.
+    """
     texts = {"title": escape(title), "lead": escape(lead)}
     return fill("frame.html", {"policy": policy(script), "style": style(), "contents": contents, "body": body.rstrip()} | texts)
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """A file of page/ with its `<!-- name -->` replaced, in one pass: a filled text is never a field."""
+    """Return a file of page/ with each `<!-- name -->` replaced by its field.
+
+    All fields are replaced in one pass, so that a text that looks like a field is not replaced again.
+    """
     text = (FOLDER / template).read_text(encoding="utf-8")
     return re.sub(r"<!-- (\w+) -->", lambda match: fields[match[1]], text)
 
 
 def inline_pictures(pictures: Sequence[tuple[Path, str]], room: int) -> str:
-    """(PNG file, what it shows) as img elements that hold the file, until `room` bytes are full; then the file's name."""
+    """Return (PNG file, what it shows) as img elements that contain the file, up to `room` bytes in total.
+
+    Further pictures are mentioned by the names of their files.
+    """
     parts = []
     for file, alt in pictures:
         encoded = base64.b64encode(file.read_bytes()).decode("ascii")
@@ -75,12 +80,16 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-SIDE = 96  # pixels of the longer side
-QUALITY = 72  # of the JPEG: 2 to 4 KB a picture
+SIDE = 96  # pixels on the longer side of a thumbnail
+QUALITY = 72  # of the JPEG, which then has 2 to 4 KB
 
 
 class Gallery:
-    """The images by the `dataset` of the rows and the record numbers that a result's details speak of."""
+    """Thumbnails of images, by the `dataset` of the rows and the positions of the records that the details of a result mention.
+
+    The few images that a page shows are read again from their data sets when the scores are known. Until then only the numbers of
+    the samples are kept, so that a data set of 50,000 images costs hardly any memory.
+    """
 
     def __init__(self) -> None:
         self._configs: dict[str, DatasetConfig] = {}
@@ -88,13 +97,13 @@ class Gallery:
         self._sources: dict[str, Source] = {}
 
     def add(self, rows: Iterable[str], config: DatasetConfig, records: Sequence[Record]) -> None:
-        """A data set under the names that its rows have. records: of the images that could be read, in their order."""
+        """Add a data set under the names that its rows have in `dataset`. records: those of the images that could be read."""
         numbers = array("q", (record.number for record in records))
         for name in rows:
             self._configs[name], self._numbers[name] = config, numbers
 
     def thumbnail(self, dataset: str, record: int) -> str | None:
-        """A JPEG as base64; None for a data set that was not added, or an image that can no longer be read."""
+        """Return a JPEG in base64; None if the data set was not added or the image can no longer be read."""
         from PIL import Image
 
         config = self._configs.get(dataset)
@@ -112,11 +121,15 @@ class Gallery:
         return base64.b64encode(data.getvalue()).decode("ascii")
 
 
-CLASS_BYTES = 1 << 20  # of all classes' recalls; details.json has every one
+CLASS_BYTES = 1 << 20  # for the recalls of all classes; details.json has every one
 
 
 def page_data(report: Report) -> dict[str, Any]:
-    """Models and tasks. A row's `values` follow the task's `metrics`; `model` counts in `models`."""
+    """Return what the script of the page draws, as plain data: models, tasks with their rows, and no thumbnails yet.
+
+    The `values` of a row are in the order of the task's `metrics`, and its `model` is an index into `models`. The recalls of the
+    classes are left out for tasks that do not fit into CLASS_BYTES.
+    """
     labels = [label_of(model) for model in report.models]
     left = CLASS_BYTES
     tasks = []
@@ -133,9 +146,10 @@ def page_data(report: Report) -> dict[str, Any]:
 
 
 def add_thumbnails(data: dict[str, Any], gallery: Gallery, room: int) -> None:
-    """Fill data["thumbs"], dataset -> record -> base64, caption by caption, every length of one before the next caption.
+    """Fill data["thumbs"], {dataset: {record: JPEG in base64}}, with the images that the captions found.
 
-    room: bytes for all data sets together; captions that find none are taken out of the data.
+    This goes caption by caption, with all lengths of a caption before the next caption. room: bytes for all data sets together;
+    captions whose images do not fit are removed from the data.
     """
     tasks = [task for task in data["tasks"] if any(row["found"] for row in task["rows"])]
     for task in tasks:
@@ -155,7 +169,7 @@ def add_thumbnails(data: dict[str, Any], gallery: Gallery, room: int) -> None:
 
 
 def as_script(data: dict[str, Any]) -> str:
-    """JSON that may stand inside a script element: no text of a user can end the element or begin a comment."""
+    """Return data as JSON for a script element, escaped so that no text can end the element or begin a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     text = printable(text)
     for letter in "<>&\u2028\u2029":

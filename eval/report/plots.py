@@ -1,4 +1,4 @@
-"""Pictures: metrics against the sequence length or GFLOPs, for one model and for several, and a cascade beside its lengths."""
+"""Plots metrics against the sequence length or GFLOPs, for one model or several, and plots cascades and Pareto fronts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Runs = Mapping[str, Sequence[Row]]
-"""label -> the rows of one task."""
+"""{label of a model: its rows of one task}."""
 
 
 def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure | None:
-    """A task's metrics, a frame for each family: of one model all of them, of several models one (recall@5, acc1) of each.
+    """Plot the metrics of a task, with one panel per family of metrics.
 
-    None when no row stands anywhere on the axis, or no metric is a share.
+    For one model all metrics are drawn; for several models, one metric of each family (recall@5, acc1). Returns None if no row
+    has a place on the axis, or if no metric is a share.
     """
     everything = [row for rows in runs.values() for row in rows]
     families: dict[str, list[str]] = {}
@@ -49,9 +50,10 @@ def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure
 def plot_runs(
     runs: Runs, metric: str, *, chance: float | None, own: Mapping[str, Sequence[int]], against: Against = "tokens"
 ) -> Figure:
-    """Several runs' curves of one metric in one frame.
+    """Plot one metric of several runs in one panel.
 
-    runs: label -> rows of one task. chance: in 0..1. own: label -> the seqhw a fixed model was trained at, starred.
+    chance: the chance level in 0..1; None: not drawn. own: {label: the seqhw at which a fixed model was trained}, marked with a
+    star.
     """
     figure, (axis,) = frames(1)
     everything = [row for rows in runs.values() for row in rows]
@@ -67,7 +69,10 @@ def plot_runs(
 
 
 def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str) -> Figure | None:
-    """Recall against GFLOPs a gallery image: each model's cascade beside its own lengths. None where no cost is known."""
+    """Plot recall against GFLOPs per gallery image: the cascade of each model, together with its single lengths.
+
+    cascades: {label: its cascade}. Returns None if the costs of all cascades are unknown.
+    """
     known = {label: [p for p in each.points if p.gflops_per_image is not None] for label, each in cascades.items()}
     if not any(known.values()):
         return None
@@ -92,7 +97,7 @@ def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str)
 
 
 def plot_front(front: Front, runs: Runs) -> Figure:
-    """A metric against GFLOPs, a curve for each model and width; what the front beats is hollow."""
+    """Plot a metric against GFLOPs, with one curve per model and width. The points that are not on the front are hollow."""
     figure, (axis,) = frames(1)
     best = {(p.model, p.pretrained, p.width, p.seqhw) for p in front.points}
     for i, (label, rows) in enumerate(runs.items()):
@@ -111,14 +116,14 @@ def plot_front(front: Front, runs: Runs) -> Figure:
 
 
 def drawn(figure: Figure, kind: str = "png", dpi: int = 150) -> bytes:
-    """The content of a picture's file. kind: what matplotlib knows, such as png, svg and pdf."""
+    """Return a figure as the bytes of a file. kind: a format of matplotlib, such as png, svg or pdf."""
     data = io.BytesIO()
     figure.savefig(data, format=kind, dpi=dpi, facecolor="white")
     return data.getvalue()
 
 
 def _metrics(axis: Axes, rows: Sequence[Row], names: Sequence[str], task: TaskInfo, against: Against) -> None:
-    """One model: a curve a metric, each with its own chance."""
+    """Draw one curve per metric of one model, each with its chance level."""
     for i, name in enumerate(names):
         curve(axis, rows, name, against, i, f"recall@{name.partition('@')[2]}" if "@" in name else long_name(name))
         if name in task.chance:
@@ -128,7 +133,7 @@ def _metrics(axis: Axes, rows: Sequence[Row], names: Sequence[str], task: TaskIn
 def _models(
     axis: Axes, runs: Runs, metric: str, chance: float | None, own: Mapping[str, Sequence[int]], against: Against
 ) -> None:
-    """Several models: a curve each, starred at the length that a fixed model was trained at."""
+    """Draw one curve per model, with a star at the length at which a fixed model was trained."""
     for i, (label, rows) in enumerate(runs.items()):
         curve(axis, rows, metric, against, i, label)
         home = [row for row in rows if row.seqhw in own.get(label, ()) and place(row, against) is not None]

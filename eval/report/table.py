@@ -1,8 +1,7 @@
-"""How metrics are called and written (which are shares, which are better when lower), and how a model's name is cut.
+"""Holds all results of an evaluation (Report), and prints them as tables.
 
-All that an evaluation found, and its rows by task and by model.
-
-What an evaluation prints: a table a task, the lengths it would choose, and how many samples are missing.
+The first part defines how metrics are named and written: which are shares, and which are better when they are lower. The tables
+are followed by the lengths that the rules would choose, and by the number of samples that could not be read.
 """
 
 from __future__ import annotations
@@ -32,41 +31,41 @@ _FAMILIES = {
     "lp_acc5": ("probe acc5", "linear probe accuracy@5"),
     "lp_mean_per_class_recall": ("probe mean/class", "linear probe mean per class recall"),
 }
-"""metric, less its @k -> (heading of a column, words)."""
+"""{metric without its @k: (heading of its column, its name in words)}."""
 
 
 def brief(label: str, room: int = 48) -> str:
-    """A label of at most `room` characters: the end of a long one, where folders differ."""
+    """Shorten a label to at most `room` characters. The end of a long label is kept, because that is where folders differ."""
     return label if len(label) <= room else "…" + label[1 - room :]
 
 
 def short_name(metric: str) -> str:
-    """A metric's name as a column's heading: which side is asked for which."""
+    """Return the heading of a metric's column, for example text→image R@5."""
     return _name(metric, 0)
 
 
 def long_name(metric: str) -> str:
-    """A metric in words, for an axis or a menu."""
+    """Return the name of a metric in words, for an axis or a menu."""
     return _name(metric, 1)
 
 
 def family_of(metric: str) -> str:
-    """What may share a picture's frame: a retrieval direction at its several k, or all accuracies."""
+    """Return the family of a metric, which shares a panel of a plot: the recalls of one direction at all k, or all accuracies."""
     return metric.partition("@")[0] if "@" in metric else "accuracy"
 
 
 def is_share(metric: str) -> bool:
-    """Whether the metric lies in 0..1 and is written in percent; a rank is neither."""
+    """Return whether a metric is a share in 0..1, which is written in percent. All metrics except ranks are shares."""
     return not metric.endswith("_rank")
 
 
 def best_of(metric: str, values: list[float]) -> float:
-    """The best of the values: the highest share, the lowest rank."""
+    """Return the best of the values of a metric: the highest share, or the lowest rank."""
     return max(values) if is_share(metric) else min(values)
 
 
 def show(metric: str, value: float | None) -> str:
-    """The value as a text: percent, or a rank; a dash for none."""
+    """Return a value as text: a share in percent, a rank as a number, None as a dash."""
     if value is None:
         return "–"
     return f"{value:.1%}" if is_share(metric) else f"{value:,.1f}"
@@ -79,49 +78,49 @@ def _name(metric: str, column: int) -> str:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that was scored; (model, pretrained) are those of its rows."""
+    """A model that was scored; `model` and `pretrained` are those of its rows."""
 
     model: str
     pretrained: str
-    config: dict[str, Any] = field(default_factory=dict)  # resolved; {} for a foreign model
+    config: dict[str, Any] = field(default_factory=dict)  # the resolved recipe; {} for a model of another library
     trained_seqhw: tuple[int, ...] = ()
-    width: int | None = None  # of its embeddings, where prefixes of them are scored too
+    width: int | None = None  # columns of the embeddings that were compared, with --widths
 
 
 @dataclass
 class Report:
-    """Everything that one evaluation leaves: the rows, and beside them what a reader needs to judge them."""
+    """All results of an evaluation: the rows, and what a reader needs to judge them."""
 
     command: str
     rows: list[Row] = field(default_factory=list)
     models: list[ModelInfo] = field(default_factory=list)
     tasks: list[TaskInfo] = field(default_factory=list)
     bad_samples: list[dict[str, str]] = field(default_factory=list)  # dataset, shard, key, reason
-    details: list[dict[str, Any]] = field(default_factory=list)  # one a row, see tasks/base.py Result
+    details: list[dict[str, Any]] = field(default_factory=list)  # one per row: Result.details of tasks/base.py
     choices: list[Choice] = field(default_factory=list)
     cascades: list[CascadeCurve] = field(default_factory=list)
     fronts: list[Front] = field(default_factory=list)
     unscored: dict[str, str] = field(default_factory=dict)  # data set -> why it, or a task of it, has no rows
 
     def add(self, row: Row, task: TaskInfo, details: dict[str, Any]) -> None:
-        """One more row, and its task where it is new."""
+        """Add a row with its details, and its task if that is new."""
         self.rows.append(row)
         self.details.append(details)
         if (task.dataset, task.task) not in {(known.dataset, known.task) for known in self.tasks}:
             self.tasks.append(task)
 
     def add_bad_samples(self, bad: list[dict[str, str]]) -> None:
-        """Samples that could not be read; those that another model met already are not counted again."""
+        """Add samples that could not be read. A sample that an earlier model could not read either is not added again."""
         self.bad_samples += [entry for entry in bad if entry not in self.bad_samples]
 
 
 def rows_of(report: Report, task: TaskInfo) -> list[Row]:
-    """The rows of one task, a model after the other, in the order of their lengths."""
+    """Return the rows of one task, model by model, in the order of their lengths."""
     return [row for row in report.rows if (row.dataset, row.task) == (task.dataset, task.task)]
 
 
 def runs_of(report: Report, task: TaskInfo) -> dict[str, list[Row]]:
-    """A task's rows by the label of their model, in the order in which the models were scored."""
+    """Return {label of a model: its rows of one task}, in the order in which the models were scored."""
     runs: dict[str, list[Row]] = {}
     for row in rows_of(report, task):
         runs.setdefault(label_of(row), []).append(row)
@@ -129,26 +128,29 @@ def runs_of(report: Report, task: TaskInfo) -> dict[str, list[Row]]:
 
 
 def label_of(named: Row | ModelInfo | Choice | CascadeCurve) -> str:
-    """A model's name for a reader; the width of its embeddings ends it, where several are scored."""
+    """Return the label of a model: `model` and `pretrained`, and the width of its embeddings if several widths are scored."""
     name = f"{named.model} {named.pretrained}".strip()
     width = None if isinstance(named, CascadeCurve) else named.width
     return name if width is None else f"{name} [:{width}]"
 
 
 def cells(row: Row) -> list[str]:
-    """seqhw, tokens, patch, GFLOPs and images/s as texts; a dash where unknown."""
+    """Return seqhw, tokens, patch size, GFLOPs and images/s of a row as texts; a dash for an unknown value."""
     cost = "–" if row.gflops is None else f"{row.gflops:.3g}"
     speed = "–" if row.images_per_s is None else f"{row.images_per_s:,.0f}"
     patch = "×".join(map(str, row.patch_size)) if isinstance(row.patch_size, list) else str(row.patch_size or "–")
     return [str(row.seqhw or "–"), str(row.seq_len or "–"), patch, cost, speed]
 
 
-WIDTH = 80  # columns, the narrowest terminal that is still met
+WIDTH = 80  # columns of the narrowest terminal that is still common
 _COST = ("seqhw", "tokens", "patch", "GFLOPs", "images/s")
 
 
 def print_report(report: Report) -> None:
-    """Tables of at most 80 columns: lengths down, a table for each model; cost and metrics across; chance as the last line."""
+    """Print the results of every task: one table per model, then the choices, and what could not be read.
+
+    A table has at most 80 columns. It has one line per length, with costs and metrics, and the chance level as its last line.
+    """
     from rich.console import Console
 
     console = Console()
@@ -184,7 +186,7 @@ def _table(rows: Sequence[Row], names: Sequence[str], task: TaskInfo) -> RichTab
 
 
 def _parts(rows: Sequence[Row], names: Sequence[str]) -> list[list[str]]:
-    """The metrics in as many tables as the width needs."""
+    """Divide the metrics among as many tables as the width of 80 columns needs."""
     used = sum(1 + max(len(heading), *(len(cells(row)[i]) for row in rows)) for i, heading in enumerate(_COST))
     parts: list[list[str]] = [[]]
     left = WIDTH - used
@@ -200,5 +202,5 @@ def _parts(rows: Sequence[Row], names: Sequence[str]) -> list[list[str]]:
 
 
 def _broken(heading: str) -> str:
-    """A heading over several lines: narrow columns."""
+    """Break a heading into several lines, so that its column is narrow."""
     return heading.replace("→", "→\n").replace(" ", "\n")

@@ -1,1 +1,1 @@
-"""Suites in YAML, what they may say (task.py, dataset.py), and how one is read (load.py)."""
+"""The suites of flexiclip (*.yaml), the keys of a suite (dataset.py and task.py), and the code that reads one (load.py)."""

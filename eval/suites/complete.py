@@ -1,6 +1,7 @@
-"""What a suite leaves to files is filled in here: the tasks, classes and templates of a data set, before any model is asked.
+"""Fills in what a suite leaves to other files: the tasks, classes, templates and prompts of a data set.
 
-So a typo in a file stops an evaluation before its first image. A file of the suite goes before one beside the samples.
+This happens before a model is opened, so a typo in a file stops an evaluation before its first image. The classes, templates and
+prompts that the suite gives, itself or in a file that it names, take precedence over the files next to the samples.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from flexiclip.errors import UserError
 log = logging.getLogger("flexiclip.eval")
 
 LABELS = {"classification": "cls", "multilabel": "npy"}
-"""The member that holds an image's class in CLIP_benchmark's layout."""
+"""The member of a sample that holds the class of the image in CLIP_benchmark's layout, by the kind of the task."""
 
 
 def complete(config: DatasetConfig) -> DatasetConfig:
-    """The data set with its tasks, and their classes, templates and prompts as texts. Raises UserError."""
+    """Return the data set with its tasks, whose classes, templates and prompts are texts, not files. Raises UserError."""
     if config.root is not None:
         config = _complete_root(config, config.root)
     elif config.images is not None:
@@ -60,7 +61,7 @@ def complete(config: DatasetConfig) -> DatasetConfig:
 
 
 def _require_training(config: DatasetConfig) -> None:
-    """Raise UserError where the training split, or what learns from it, is missing."""
+    """Raise UserError if the training split is missing, or scikit-learn, which learns from it."""
     split = training(config)
     if split.root is not None:
         shard_places(split.root, split.split)
@@ -69,7 +70,10 @@ def _require_training(config: DatasetConfig) -> None:
 
 
 def read_files(task: TaskConfig, dataset: str) -> TaskConfig:
-    """The task with the contents of the files that it names in their place."""
+    """Return the task with the contents of the files that it names in place of their names. Raises UserError.
+
+    dataset: the name of the data set, which selects its part of a file that holds several data sets.
+    """
     changes: dict[str, Any] = {}
     if isinstance(task.classes, str):
         place = task.classes
@@ -90,7 +94,7 @@ def read_files(task: TaskConfig, dataset: str) -> TaskConfig:
 
 
 def _of_dataset(found: dict[str, Any], dataset: str) -> Any:
-    """The part of one data set, where a file holds those of several, as CLIP_benchmark's own do."""
+    """Return the part of one data set if a file holds several data sets, as CLIP_benchmark's own files do; else the whole."""
     part = found.get(dataset.rpartition("/")[2])
     if isinstance(part, dict) and all(isinstance(each, dict) for each in found.values()):
         return part
@@ -98,7 +102,7 @@ def _of_dataset(found: dict[str, Any], dataset: str) -> Any:
 
 
 def _complete_root(config: DatasetConfig, root: str) -> DatasetConfig:
-    shard_places(root, config.split)  # read now, so that an address that is wrong is met first
+    shard_places(root, config.split)  # checked first, so that a wrong address is reported as such
     kind = dataset_type(root)
     alone = not config.tasks
     if alone:
@@ -114,14 +118,14 @@ def _complete_root(config: DatasetConfig, root: str) -> DatasetConfig:
 
 
 def _task_of_root(kind: Type) -> TaskConfig:
-    """Counted as CLIP_benchmark counts it, whose layout it is."""
+    """Return the task of a root that has none in the suite, scored as CLIP_benchmark scores it, because the layout is theirs."""
     if kind == "retrieval":
         return TaskConfig(kind, merge_captions=False, ties="topk")
     return TaskConfig(kind, label=LABELS[kind], ties="topk" if kind == "classification" else "chance")
 
 
 def _require_distinct(names: Sequence[str], task: TaskConfig, root: str) -> None:
-    """Raise UserError for a name that a root without tasks has twice, with the suite file that says that it is meant."""
+    """Raise UserError if a root without tasks has a class name twice; the message shows a suite that allows it."""
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         listed = json.dumps(twice, ensure_ascii=False)
@@ -152,12 +156,13 @@ def _complete_task(task: TaskConfig, root: str, names: tuple[str, ...] | None, t
 
 
 def _complete_folder(config: DatasetConfig, folder: str) -> DatasetConfig:
-    """Folders are classes, by their names with spaces for underscores; a class of the suite needs its folder."""
+    """Fill in the classes of a folder of images: the names of its class folders, with underscores replaced by spaces."""
     names = class_folders(folder)
     tasks = config.tasks or (TaskConfig("classification", label="folder"),)
     completed = []
     for task in tasks:
-        if task.label == "folder" and task.classes is None and not task.trains:  # whose training split may have others too
+        # the classes of a task that trains stay open, because the training split may have further ones
+        if task.label == "folder" and task.classes is None and not task.trains:
             task = replace(task, classes={name: name.replace("_", " ") for name in names})
         completed.append(task)
     return replace(config, tasks=tuple(completed))

@@ -1,7 +1,7 @@
-"""A data set of a suite: where its samples lie, how one is read, and the tasks on it.
+"""A data set of a suite: where its samples are, how they are read, and the tasks on them.
 
-Exactly one key says where they lie: `shards` (webdataset), `root` (CLIP_benchmark's layout), `images` (a folder a class) or `csv`
-(a table of paths). What a suite leaves to files beside the samples is filled in by complete.py.
+Exactly one key gives the place of the samples: `shards` (webdataset), `root` (CLIP_benchmark's layout), `images` (one folder per
+class) or `csv` (a table of paths). complete.py fills in what a suite leaves to the files next to the samples.
 """
 
 from __future__ import annotations
@@ -16,22 +16,39 @@ from flexiclip.errors import UserError
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """The samples, how one is read, and the tasks on them."""
+    """The samples of a data set, how they are read, and the tasks on them.
 
-    name: str = ""  # default: that of `root`, `images` or `csv`
+    Raises UserError if not exactly one of `shards`, `root`, `images` and `csv` is given, or if the keys contradict each other.
+    """
+
+    name: str = ""
+    """The `dataset` of the rows; default: the last part of `root`, `images` or `csv`."""
     shards: str | tuple[str, ...] | None = None
-    tasks: tuple[TaskConfig, ...] = ()  # default: of `root` what its files say, of `images` classification, of `csv` retrieval
+    """Paths or URLs of webdataset shards, with braces or wildcards for several: `data/test-{0000..0003}.tar`."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """The tasks. Default: the task that the files of `root` describe, classification for `images`, retrieval for `csv`."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
-    captions: tuple[str, ...] = ("txt",)  # members or json fields with the captions that retrieval uses
+    """The members of a sample that may hold its image."""
+    captions: tuple[str, ...] = ("txt",)
+    """The members or JSON fields that hold the captions, for retrieval and choice."""
     language: str = "en"
-    index_cache: str | None = None  # folder for shard indices; default: beside the shard, else a user cache folder
-    root: str | None = None  # folder or URL: SPLIT/nshards.txt, SPLIT/0.tar, ..., classnames.txt and so on
-    split: str = "test"  # of root
-    images: str | None = None  # folder: CLASS/*.jpg
-    csv: str | None = None  # a line an image and caption, with a heading; tabs or commas
-    image_column: str = "filepath"  # of csv; relative paths start from the folder of the csv
-    caption_column: str = "title"  # of csv; several lines of one path are several captions
-    train: str | tuple[str, ...] | None = None  # the training split: shards, a split of root, a folder or a csv; root: train
+    """The language of the captions and prompts, which is copied into the rows."""
+    index_cache: str | None = None
+    """The folder for the indices of the shards; default: the folder of the shard, else a cache folder of the user."""
+    root: str | None = None
+    """A folder or URL in CLIP_benchmark's layout: SPLIT/nshards.txt, SPLIT/0.tar, ..., classnames.txt and so on."""
+    split: str = "test"
+    """The split of `root` that is scored."""
+    images: str | None = None
+    """A folder of images with one folder per class: CLASS/*.jpg."""
+    csv: str | None = None
+    """A table with a heading and one line per image and caption; its cells are separated by tabs or commas."""
+    image_column: str = "filepath"
+    """The column of `csv` with the paths of the images; relative paths start from the folder of the table."""
+    caption_column: str = "title"
+    """The column of `csv` with the captions; several lines with the same path are several captions of one image."""
+    train: str | tuple[str, ...] | None = None
+    """The training split, for a linear probe: shards, a split of `root` (default: train), a folder or a table."""
 
     def __post_init__(self) -> None:
         places = [key for key in ("shards", "root", "images", "csv") if getattr(self, key) is not None]
@@ -57,12 +74,12 @@ class DatasetConfig:
         return any(task.reads_captions for task in self.tasks)
 
     def row_name(self, task: TaskConfig) -> str:
-        """The `dataset` of a task's rows."""
+        """Return the `dataset` of the rows of a task: the name of the data set, with that of the task if it has one."""
         return f"{self.name}-{task.name}" if task.name else self.name
 
 
 def default_name(place: str) -> str:
-    """What a data set at a path or URL is called: its folder, without the `wds_` and branch of a published one."""
+    """Return the name of a data set at a path or URL: its last part, without `wds_`, a branch on the hub, `.csv` and `.tsv`."""
     parts = [part for part in place.split("/") if part]
     if len(parts) > 2 and parts[-2] in ("resolve", "tree"):
         parts = parts[:-2]
@@ -70,7 +87,7 @@ def default_name(place: str) -> str:
 
 
 def training(config: DatasetConfig) -> DatasetConfig:
-    """The training split of a data set, as a data set with the same tasks. Raises UserError where `train` is not given."""
+    """Return the training split as a data set with the same tasks. Raises UserError if `train` is missing or has another kind."""
     if config.root is not None:
         if config.train is not None and not isinstance(config.train, str):
             raise UserError(f"data set {config.name}: train names one split of {config.root}, not a list")

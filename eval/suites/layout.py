@@ -1,18 +1,17 @@
-"""The small text files beside samples: class names, templates, prompts. Paths or URLs, read whole.
+"""The layouts of data sets on disk or behind a URL, and the small text files in them: class names, templates and prompts.
 
-CLIP_benchmark's layout of a data set, in a folder or behind a URL:
+CLIP_benchmark's layout, in a folder or behind a URL:
 
-    ROOT/SPLIT/nshards.txt                          how many shards the split has
-    ROOT/SPLIT/0.tar ...                            webp, png, jpg or jpeg with cls (a class's number), npy (0/1 a class) or txt
-    ROOT/dataset_type.txt                           retrieval or multilabel; absent: classification
-    ROOT/classnames.txt                             a class a line, in the order of their numbers
-    ROOT/zeroshot_classification_templates.txt      a template a line, {c} for the class
+    ROOT/SPLIT/nshards.txt                          the number of shards in the split
+    ROOT/SPLIT/0.tar ...                            webp, png, jpg or jpeg with cls (class number), npy (0/1 per class) or txt
+    ROOT/dataset_type.txt                           retrieval or multilabel; if it is missing: classification
+    ROOT/classnames.txt                             one class per line, in the order of their numbers
+    ROOT/zeroshot_classification_templates.txt      one template per line, with {c} for the class
 
-Published ones are https://huggingface.co/datasets/clip-benchmark/wds_NAME.
+Published data sets in this layout are at https://huggingface.co/datasets/clip-benchmark/wds_NAME.
 
-A folder of images with a folder a class, read as torchvision's ImageFolder reads it: ROOT/CLASS/**/*.jpg.
-
-Unlike ImageFolder this leaves out what no one means as data: hidden files and folders, a Mac's `._` files and `__MACOSX`.
+A folder of images with one folder per class is read as torchvision's ImageFolder reads it: ROOT/CLASS/**/*.jpg. Unlike
+ImageFolder, it leaves out files that are not meant as data: hidden files and folders, the `._` files of macOS, and `__MACOSX`.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from typing import Any, Literal
 from flexiclip.data.reading import read_whole
 from flexiclip.errors import UserError
 
-_LARGEST = 2**26  # bytes: CuPL's prompts for ImageNet are 10 MB
+_LARGEST = 2**26  # bytes; CuPL's prompts for ImageNet have 10 MB
 
 
 def read_text(place: str) -> str | None:
-    """The UTF-8 text at a path or URL; None where there is no such file. Raises UserError when it cannot be reached or read."""
+    """Return the UTF-8 text at a path or URL, or None if there is no file. Raises UserError if it cannot be reached or read."""
     try:
         return read_whole(place, _LARGEST).decode("utf-8-sig")
     except FileNotFoundError:
@@ -41,7 +40,7 @@ def read_text(place: str) -> str | None:
 
 
 def require_text(place: str) -> str:
-    """The text at a path or URL. Raises UserError where there is none."""
+    """Return the UTF-8 text at a path or URL. Raises UserError if there is no file, or if it cannot be reached or read."""
     text = read_text(place)
     if text is None:
         raise UserError(f"{place}: no such file")
@@ -49,12 +48,15 @@ def require_text(place: str) -> str:
 
 
 def lines(text: str) -> tuple[str, ...]:
-    """The lines, stripped, without the empty ones at the end."""
+    """Return the lines of a text without surrounding spaces, and without the empty lines at the end."""
     return tuple(line.strip() for line in text.rstrip().splitlines())
 
 
 def read_json(place: str) -> Any:
-    """The JSON at a path or URL. A key that stands twice in an object is a UserError: a class would be lost in silence."""
+    """Return the JSON value at a path or URL. Raises UserError if it is not JSON.
+
+    A key that an object has twice is an error too, because one of the two classes would be lost silently.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -72,7 +74,7 @@ def read_json(place: str) -> Any:
 
 
 def printable(text: str) -> str:
-    """A name, path or address as text that can be written: a path's bytes that are not UTF-8 become `\\udcff` and the like."""
+    """Return a name, path or address as text that can be written: bytes that are not UTF-8 become escapes such as `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -81,14 +83,15 @@ _HUB = "https://huggingface.co/datasets/"
 
 
 def at(root: str, *parts: str) -> str:
-    """A place below the root; of a data set on Hugging Face's hub, the address of the file."""
+    """Return the path or URL of a file below the root. For a data set on the Hugging Face hub this is the URL of the file."""
     return "/".join((_on_hub(root).rstrip("/") or "/", *parts))
 
 
 def _on_hub(root: str) -> str:
-    """A data set's page (`datasets/OWNER/NAME`, `.../tree/BRANCH`) as where its files are (`.../resolve/BRANCH`, default main).
+    """Turn the page of a data set on the hub into the URL of its files; return any other root unchanged.
 
-    HF_ENDPOINT puts another hub in the place of huggingface.co, as it does for Hugging Face's own tools.
+    `datasets/OWNER/NAME` and `.../tree/BRANCH` become `.../resolve/BRANCH`; the default branch is main. HF_ENDPOINT replaces
+    huggingface.co by another hub, as it does for Hugging Face's own tools.
     """
     owner, _, rest = root.removeprefix(_HUB).partition("/")
     name, *branch = rest.rstrip("/").split("/")
@@ -102,7 +105,7 @@ def _on_hub(root: str) -> str:
 
 
 def shard_places(root: str, split: str) -> list[str]:
-    """The split's shards in the order of their numbers. Raises UserError for a missing or wrong nshards.txt."""
+    """Return the paths or URLs of the shards of a split, in order. Raises UserError if nshards.txt is missing or wrong."""
     place = at(root, split, "nshards.txt")
     text = read_text(place)
     if text is None:
@@ -117,7 +120,7 @@ _TYPES: dict[str, Type] = {"classification": "classification", "retrieval": "ret
 
 
 def dataset_type(root: str) -> Type:
-    """What dataset_type.txt says; classification without one. Raises UserError for any other word."""
+    """Return the type in dataset_type.txt, or classification if there is no such file. Raises UserError for an unknown type."""
     text = read_text(at(root, "dataset_type.txt"))
     kind = "classification" if text is None else text.strip().lower()
     if kind not in _TYPES:
@@ -126,13 +129,16 @@ def dataset_type(root: str) -> Type:
 
 
 def class_names(root: str) -> tuple[str, ...] | None:
-    """The lines of classnames.txt, None without one. As in CLIP_benchmark, an empty line is a class too, also the last one."""
+    """Return the lines of classnames.txt, or None if there is no such file.
+
+    As in CLIP_benchmark, an empty line is a class too, also at the end of the file.
+    """
     text = read_text(at(root, "classnames.txt"))
     return None if text is None else tuple(line.strip() for line in text.splitlines())
 
 
 def class_templates(root: str) -> tuple[str, ...] | None:
-    """The lines of zeroshot_classification_templates.txt, None without one."""
+    """Return the lines of zeroshot_classification_templates.txt, or None if there is no such file."""
     text = read_text(at(root, "zeroshot_classification_templates.txt"))
     return None if text is None else lines(text)
 
@@ -141,7 +147,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".pgm", ".ppm", ".
 
 
 def class_folders(folder: str) -> list[str]:
-    """The names of the class folders, sorted; a link to a folder is one. Raises UserError."""
+    """Return the sorted names of the class folders; a link to a folder counts. Raises UserError if there are none."""
     root = os.path.expanduser(folder)
     try:
         names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_junk(entry.name))
@@ -156,7 +162,10 @@ def class_folders(folder: str) -> list[str]:
 
 
 def class_images(folder: str, name: str) -> list[str]:
-    """The image files of a class, sorted, in its folder and those inside it, also behind links. Raises UserError for none."""
+    """Return the sorted image files of a class, in its folder and all folders below it. Links are followed.
+
+    Raises UserError if there are none or if a folder cannot be read.
+    """
     root = os.path.join(os.path.expanduser(folder), name)
     try:
         files = [path for path in _files(root, ()) if path.lower().endswith(SUFFIXES)]
@@ -168,7 +177,7 @@ def class_images(folder: str, name: str) -> list[str]:
 
 
 def _files(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """All files below a folder. above: the folders that hold it, so that a link to one of them ends the way down."""
+    """Yield all files below a folder. above: (device, inode) of its parent folders; a link back to one is not followed."""
     stat = os.stat(folder)
     here = (stat.st_dev, stat.st_ino)
     if here in above:

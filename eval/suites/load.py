@@ -1,7 +1,9 @@
-"""Suites: what a model is scored on, in YAML.
+"""Reads suites: YAML files that list what a model is scored on.
 
-A suite lists data sets; a data set names its shards and the tasks that its images serve, so that one pass over the images serves
-them all. `flexiclip eval MODEL --suite NAME|FILE|FOLDER|URL`; the names are those of the files in suites/.
+    flexiclip eval MODEL --suite NAME|FILE|FOLDER|URL
+
+A suite lists data sets. A data set gives the place of its samples and the tasks on them, so that one pass over the images serves
+all tasks. The names of suites are those of the YAML files in this folder.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ SUITES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """A list of data sets."""
+    """A suite: a list of data sets whose rows can be told apart. Raises UserError for an empty list or for equal names."""
 
     datasets: tuple[DatasetConfig, ...]
+    """The data sets in the order in which they are scored."""
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -38,9 +41,10 @@ class SuiteConfig:
 
 
 def load_suite(suite: str) -> SuiteConfig:
-    """Read a suite given by file or by name, or the one data set at a folder or URL in CLIP_benchmark's layout (see layout.py).
+    """Read a suite from its name or from a YAML file.
 
-    Raises UserError with the nearest key for a typo, or the nearest name and all of them.
+    A folder or URL in CLIP_benchmark's layout (layout.py) becomes a suite of this one data set. Raises UserError: for a typo in
+    a key it suggests the nearest key, and for an unknown name the nearest name, with a list of all names.
     """
     path = Path(suite)
     if not path.is_file():
@@ -65,7 +69,7 @@ def load_suite(suite: str) -> SuiteConfig:
 
 
 def load_datasets(suites: Sequence[str]) -> list[DatasetConfig]:
-    """The data sets of several suites together, held to distinct names and completed from their files. Raises UserError."""
+    """Return the data sets of several suites, completed from their files. Raises UserError for equal names or a bad file."""
     found, failed = load_readable(suites)
     for error in failed.values():
         raise error
@@ -73,9 +77,9 @@ def load_datasets(suites: Sequence[str]) -> list[DatasetConfig]:
 
 
 def load_readable(suites: Sequence[str]) -> tuple[list[DatasetConfig], dict[str, UserError]]:
-    """(load_datasets of those whose files can be read, name -> what is wrong with each of the others).
+    """Return (the data sets of several suites whose files can be read, {name: error} of the others).
 
-    Raises UserError for a suite that cannot be read itself, and for two data sets of one name.
+    Raises UserError for a suite that cannot be read itself, and for two data sets of the same name.
     """
     if not suites:
         raise UserError("no suite to evaluate: give --suite NAME or eval.suites")

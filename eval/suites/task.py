@@ -1,4 +1,4 @@
-"""A task of a suite: what the images of a data set are asked."""
+"""A task of a suite: what a model is scored on with the images of a data set, and the keys of each kind of task."""
 
 from __future__ import annotations
 
@@ -22,35 +22,47 @@ _KEYS: dict[str, set[str]] = {
     "choice": {"label"},
     "linear_probe": {"label", "classes", "repeats"},
 }
-"""The keys that each kind reads, besides name."""
+"""The keys that each kind of task reads, in addition to kind and name."""
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """retrieval: captions find images and images captions. classification: an image finds its class among prompts. multilabel:
-    each class finds its images. choice: an image finds its caption among wrong ones. linear_probe: logistic regression learns the
-    classes from the embeddings of the data set's `train`.
+    """A task on the images of a data set. Raises UserError for a key that its kind does not read, or for a wrong value.
+
+    The kinds are:
+
+    - `retrieval`: captions find their images, and images find their captions.
+    - `classification`: an image finds its class among the prompts of all classes.
+    - `multilabel`: each class finds its images.
+    - `choice`: an image finds its caption among wrong captions.
+    - `linear_probe`: logistic regression learns the classes from the embeddings of the data set's training split (`train`).
     """
 
     kind: Kind
-    name: str | None = None  # tells two tasks of one kind apart; joins the data set's name in the rows
+    """The kind of task; the kinds are listed above."""
+    name: str | None = None
+    """Tells two tasks of the same kind apart; it is appended to the name of the data set in the rows."""
     label: str | None = None
-    """`json:FIELD`, or a member. classification, linear_probe: holds a class name or its number, such as cls. multilabel: the
-    classes of an image, a list in JSON or a 0/1 vector in a member such as npy. choice: what the images of one instance share."""
+    """The field that holds the label: `json:FIELD`, or the name of a member. For classification and linear_probe it holds the
+    name of a class or its number (such as cls). For multilabel it holds the classes of an image: a list in JSON, or a 0/1 vector
+    in a member such as npy. For choice it holds what the images of one instance share."""
     classes: str | tuple[str, ...] | dict[str, Any] | None = None
-    """Names in the order of their numbers, or label -> its words (a text or several), or a file or URL with either, a name a line
-    or JSON; default: those beside the samples, else the labels found, sorted."""
-    repeats: tuple[str, ...] = ()  # names that may stand twice among classes, told apart by number alone
+    """The names of the classes in the order of their numbers; or {label: its words}, one text or several; or a file or URL with
+    either, as JSON or with one name per line. Default: the names next to the samples, else the sorted labels of all samples."""
+    repeats: tuple[str, ...] = ()
+    """Names that may occur several times among the classes, which are then told apart by their numbers alone."""
     templates: str | tuple[str, ...] = DEFAULT_TEMPLATES
-    """Averaged prompts, in which {c} becomes the class's words; or a file or URL of them, one a line."""
+    """Templates of prompts, in which {c} is replaced by the words of the class, or a file or URL with one template per line. The
+    embeddings of all prompts of a class are averaged."""
     prompts: str | dict[str, Any] | None = None
-    """Class -> its whole prompts, any number of them, in place of templates (as CuPL has it); or a JSON file or URL of that."""
+    """{class: its prompts}, any number of them, in place of templates, as in CuPL; or a JSON file or URL that holds this."""
     merge_captions: bool = True
-    """retrieval: captions of equal text are one query with the images of all of them; false: each stands alone, as CLIP_benchmark
-    has it, and another image's equal caption is wrong. A `root` without tasks has false."""
+    """For retrieval. True: captions of equal text are one query, and the images of all of them are right. False: each caption is
+    its own query, and an equal caption of another image is wrong, as in CLIP_benchmark. A `root` without tasks uses False."""
     ties: Literal["chance", "topk"] = "chance"
-    """What items of equal score are worth. chance: the mean over every order, so that a model that knows nothing scores chance.
-    topk: the one order in which torch.topk leaves them, which is in CLIP_benchmark's numbers; so of a `root` without tasks."""
+    """How items of equal score count. `chance`: the mean over every order, so that a model that knows nothing scores exactly
+    chance. `topk`: the order in which torch.topk leaves them, as in CLIP_benchmark's numbers; a `root` without tasks uses it for
+    retrieval and classification."""
 
     def __post_init__(self) -> None:
         where = f"task {self.name or self.kind}"
@@ -59,7 +71,7 @@ class TaskConfig:
                 raise UserError(f"{where}: {key.name} is not for kind: {self.kind}; remove it")
         if not self.label and self.kind not in ("retrieval", "choice"):
             raise UserError(f"{where}: name the field that holds the class, for example label: json:category")
-        if isinstance(self.templates, str) and "{c}" in self.templates:  # one template without its brackets
+        if isinstance(self.templates, str) and "{c}" in self.templates:  # a single template that is not in a list
             object.__setattr__(self, "templates", (self.templates,))
         if not isinstance(self.templates, str):
             check_templates(self.templates, where)
@@ -72,29 +84,29 @@ class TaskConfig:
 
     @property
     def reads_captions(self) -> bool:
-        """Whether the captions of the images matter to it."""
+        """Whether the task needs the captions of the images."""
         return self.kind in ("retrieval", "choice")
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether its classes are texts that are embedded."""
+        """Whether the task embeds prompts for its classes."""
         return self.kind in ("classification", "multilabel")
 
     @property
     def row_kind(self) -> str:
-        """What its rows are told apart by, beside their name: those of a multilabel task are called classification too."""
+        """The kind that tells the rows of two tasks of one name apart; multilabel counts as classification."""
         return "classification" if self.kind == "multilabel" else self.kind
 
     @property
     def trains(self) -> bool:
-        """Whether it needs the training split."""
+        """Whether the task needs the training split."""
         return self.kind == "linear_probe"
 
     @property
     def words(self) -> dict[str, tuple[str, ...]]:
-        """Class -> the words that stand for it in a prompt; empty when the classes are derived from the labels.
+        """{class: the words for it in a prompt}; empty if the classes are taken from the labels of the samples.
 
-        A name that stands twice among the classes is told apart: `missile`, `missile #2`.
+        A name that occurs twice among the classes is numbered: `missile`, `missile #2`.
         """
         assert not isinstance(self.classes, str), "complete.py reads files"
         if isinstance(self.classes, dict):
@@ -106,7 +118,10 @@ class TaskConfig:
         return words
 
     def class_prompts(self, words: dict[str, tuple[str, ...]]) -> list[list[str]]:
-        """The prompts of each class, as many as it has; words: see `words`. Raises UserError for a class without any."""
+        """Return the prompts of each class, in the order of `words`. Raises UserError for a class without prompts.
+
+        words: {class: the words for it in a prompt}, like the property `words`.
+        """
         assert not isinstance(self.templates, str), "complete.py reads files"
         assert not isinstance(self.prompts, str), "complete.py reads files"
         if self.prompts is None:
@@ -125,7 +140,7 @@ def _several(texts: Any) -> tuple[str, ...]:
 
 
 def check_texts(texts: dict[str, Any], where: str, what: str) -> None:
-    """Raise UserError unless each value is a text or a list of them."""
+    """Raise UserError unless each key is a text and each value is a text or a list of texts."""
     for label, value in texts.items():
         right = isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value))
         if not isinstance(label, str) or not right or not value:
@@ -133,7 +148,7 @@ def check_texts(texts: dict[str, Any], where: str, what: str) -> None:
 
 
 def check_templates(templates: Sequence[str], where: str) -> None:
-    """Raise UserError for no templates, or one without {c}."""
+    """Raise UserError if there are no templates, or if one has no {c} for the class."""
     if not templates:
         raise UserError(f"{where}: templates is empty; write at least one, such as 'a photo of a {{c}}.'")
     for template in templates:
@@ -142,9 +157,9 @@ def check_templates(templates: Sequence[str], where: str) -> None:
 
 
 def check_classes(classes: Sequence[str], where: str, repeats: Sequence[str] = ()) -> None:
-    """Raise UserError for an empty list of classes, what is no text, or a name that stands twice and not among `repeats`.
+    """Raise UserError for an empty list of classes, a name that is not a text, or a repeated name that is not in `repeats`.
 
-    An empty text is a name, as in CLIP_benchmark: clevr_closest_object_distance has one, between "near" and "distant".
+    An empty text is a valid name, as in CLIP_benchmark: clevr_closest_object_distance has one between "near" and "distant".
     """
     if not classes:
         raise UserError(f"{where}: the list of classes is empty")

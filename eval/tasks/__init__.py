@@ -1,1 +1,1 @@
-"""What a model is scored on: one module a task, functions of embeddings alone (registry.py lists them)."""
+"""The tasks that a model is scored on, one module per kind (registry.py lists them). Their metrics depend on embeddings alone."""

@@ -1,6 +1,6 @@
-"""What every task is: prepared once for a data set and a model, then measured at each length from image embeddings alone.
+"""The interface of a task (Context, Prepared, Result), and examples of retrieval for the report.
 
-A few captions and the images that they found, right and wrong, for a reader's eyes.
+A task is prepared once for a data set and a model, and is then measured at each length from image embeddings alone.
 """
 
 from __future__ import annotations
@@ -21,56 +21,58 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """What a task may use. embed_texts: texts -> unit rows [T, D] float32, on every rank; captions and prompts alike."""
+    """Everything that a task may use when it is prepared."""
 
     dataset: DatasetConfig
     task: TaskConfig
     records: Sequence[Record]
-    """Of the images that could be read, in the order of the rows of embeddings."""
+    """The records of the images that could be read, in the order of the rows of embeddings."""
     unread: int
-    """Images that could not be read, and so have no record."""
+    """The number of images that could not be read and so have no record."""
     embed_texts: Callable[[Sequence[str]], Tensor]
+    """Captions or prompts -> unit rows [T, D] float32. All ranks must call it, and all get the same rows."""
     head: tuple[str, ...] | None = None
-    """The classes of a model that is a classifier: its rows of images are logits, scaled to length 1."""
+    """The classes if the model is a classifier, else None. The rows of a classifier's images are logits scaled to length 1."""
     training: Sequence[Record] = ()
-    """Those of the training split, where a task of the data set trains."""
+    """The records of the training split, if a task of the data set trains."""
 
     @property
     def name(self) -> str:
-        """The `dataset` of the task's rows."""
+        """The `dataset` of the rows of this task."""
         return self.dataset.row_name(self.task)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A task at one length."""
+    """The result of a task at one length."""
 
     metrics: dict[str, float]
-    """In 0..1 where they are shares; the names are CLIP_benchmark's where it has one."""
+    """Shares in 0..1, and median ranks from 1. The names are those of CLIP_benchmark for the metrics that it has."""
     details: dict[str, Any] = field(default_factory=dict)
-    """For the report alone, plain data: `per_class` {class: recall}; `found` [{caption, positives, ranked, rank}],
-    images by their place among the records."""
+    """Plain data for the report: `per_class` is {class: recall}, and `found` is a list of {caption, positives, ranked, rank},
+    where images are given by their positions among the records."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task of one data set and model. Each callable must be called by all ranks, and gives all of them the same."""
+    """A task that is ready to be measured. All ranks must call its functions, which return the same on every rank."""
 
     info: TaskInfo
     measure: Callable[[Tensor, Tensor], Result]
-    """(unit rows of the images [N, D], those of the training split [M, D], M = 0 where no task trains) -> its result."""
+    """(unit rows of the images [N, D], those of the training split [M, D]) -> the result. M is 0 if no task trains."""
     rerank: Callable[[Tensor, Tensor], list[Reranked]] | None = None
-    """Retrieval: unit rows of the images at a short and at a long length -> what a cascade of the two finds."""
+    """Only for retrieval: (unit rows of the images at a short length [N, D], at a long length [N, D]) -> results of a cascade."""
 
 
-EXAMPLES, SHOWN = 24, 5
+EXAMPLES, SHOWN = 24, 5  # captions in the report, and images shown for each
 
 
 def found_examples(scores: Block, known: Answers, ranks: Tensor, captions: list[str]) -> list[dict[str, Any]]:
-    """At most EXAMPLES captions, spread over the data set, half of them wrong at rank 1 where there are as many.
+    """Choose at most EXAMPLES captions for the report, spread over the data set; half of them failed, if enough have failed.
 
-    scores: of captions with images; ranks: of each caption's best image [T], ties included. Each entry: caption, positives and
-    ranked (the SHOWN best) as rows of the embeddings, and rank, from 1.
+    scores: captions with images. ranks: the rank of each caption's best image [T], where ties count by their mean rank. A caption
+    failed if its rank is above 1. Each entry has the caption, its positives and the SHOWN best images (`ranked`) as rows of the
+    embeddings, and the rank from 1.
     """
     wrong, right = (ranks > 1).nonzero()[:, 0], (ranks <= 1).nonzero()[:, 0]
     half = EXAMPLES // 2
@@ -86,5 +88,5 @@ def found_examples(scores: Block, known: Answers, ranks: Tensor, captions: list[
 
 
 def _spread(numbers: Tensor, count: int) -> Tensor:
-    """`count` of the numbers, at equal distances."""
+    """Return `count` of the numbers at equal distances."""
     return numbers[[i * len(numbers) // count for i in range(count)]] if count else numbers[:0]

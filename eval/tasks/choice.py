@@ -1,9 +1,12 @@
-"""Choosing between captions: SugarCrepe's right and wrong caption of one image, Winoground's two images with two captions.
+"""Choosing between captions: a right and a wrong caption of one image (SugarCrepe), or two images with two captions (Winoground).
 
-An image's first caption is its own, further ones are wrong. Images that share the task's `label` are one instance, two of them at
-most, and each one's own caption is wrong for the other. The names are those of CLIP_benchmark's image_caption_selection:
-text_acc, every image of the instance prefers its own caption; image_acc, every caption prefers its own image; acc, both
-(Winoground's text, image and group scores). Instances of one image have no image_acc: there is nothing to prefer.
+The first caption of an image is its own, and further captions are wrong. Images that share the task's `label` form an instance
+of at most two images, and the own caption of each is wrong for the other. The metrics are named as in CLIP_benchmark's
+image_caption_selection, and are Winoground's text, image and group scores:
+
+- text_acc: every image of the instance prefers its own caption.
+- image_acc: every caption prefers its own image. It is left out if all instances have one image, because there is no choice.
+- acc: both.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from flexiclip.errors import UserError
 log = logging.getLogger(__name__)
 
 Instance = tuple[list[int], list[int]]
-"""Rows of its images, and of its captions: those of the images, in their order, then wrong ones."""
+"""The rows of the images of an instance, and the rows of its captions: first those of the images, in order, then wrong ones."""
 
 
 def prepare_choice(context: Context) -> Prepared:
-    """An image, or two, among captions. Raises UserError for an instance that leaves no choice."""
+    """Prepare the task: find the instances and embed their captions. Raises UserError for an instance without a choice."""
     name = context.task.name or "choice"
     instances, captions = find_instances(context.records, context.task.label, name, context.unread)
     text_z = context.embed_texts(captions)
@@ -36,7 +39,12 @@ def prepare_choice(context: Context) -> Prepared:
 
 
 def find_instances(records: Sequence[Record], label: str | None, name: str, unread: int = 0) -> tuple[list[Instance], list[str]]:
-    """(instances, the captions that they refer to, each text once). unread: images left out, whose instances go with them."""
+    """Return (instances, captions); the instances refer to the captions, of which each text occurs once.
+
+    label: the key of the label that joins images into instances; None: each image is one. name: of the task, for messages.
+    unread: the number of images that could not be read. If there are any, the instances that lost an image are left out, with a
+    warning. Raises UserError for an image without a caption or label, and for an instance without a choice.
+    """
     groups: dict[tuple[bool, Label | int], list[int]] = {}
     for number, record in enumerate(records):
         if not record.captions:
@@ -45,7 +53,7 @@ def find_instances(records: Sequence[Record], label: str | None, name: str, unre
         if label is not None and shared is None:
             raise UserError(f"task {name}: {record.sample} has no {label}, by which images join into an instance")
         groups.setdefault((label is not None, shared if label is not None else number), []).append(number)
-    if unread and max(map(len, groups.values())) == 2:  # what has lost its other image would be scored by easier rules
+    if unread and max(map(len, groups.values())) == 2:  # one image alone would be an easier instance
         broken = [key for key, images in groups.items() if len(images) == 1]
         log.warning("task %s: %d instances have lost an image and are left out", name, len(broken))
         groups = {key: images for key, images in groups.items() if key not in broken}
@@ -66,11 +74,14 @@ def find_instances(records: Sequence[Record], label: str | None, name: str, unre
 
 
 def choice_metrics(image_z: Tensor, text_z: Tensor, instances: Sequence[Instance]) -> dict[str, float]:
-    """text_acc, image_acc and acc in 0..1 from unit rows [N, D] and [T, D]. Of equal scores each is chosen as often."""
+    """Return text_acc, image_acc and acc in 0..1, from unit rows of images [N, D] and of captions [T, D].
+
+    Items of equal score are chosen equally often. image_acc is left out if no instance has two images.
+    """
     pairs = any(len(images) == 2 for images, _ in instances)
     total = torch.zeros(3, dtype=torch.float64)
     for images, texts in instances:
-        scores = image_z[images].double() @ text_z[texts].double().T  # exact enough that equal embeddings score the same
+        scores = image_z[images].double() @ text_z[texts].double().T  # in float64, so that equal embeddings have equal scores
         text = _chosen(scores).prod()
         image = _chosen(scores.T[: len(images)]).prod()
         total += torch.stack([text, image, text * image]).cpu()
@@ -79,7 +90,11 @@ def choice_metrics(image_z: Tensor, text_z: Tensor, instances: Sequence[Instance
 
 
 def choice_chance(instances: Sequence[Instance]) -> dict[str, float]:
-    """The same numbers for scores drawn at random: of 4 in a square, both of the diagonal are the largest once in 6 times."""
+    """Return the metrics that random scores have.
+
+    For two images and two captions, acc is 1/6: of 4 random scores in a square, the two on the diagonal are the two largest once
+    in 6 times.
+    """
     count = len(instances)
     text = sum((1 / len(texts)) ** len(images) for images, texts in instances) / count
     image = sum((1 / len(images)) ** len(images) for images, _ in instances) / count
@@ -89,7 +104,7 @@ def choice_chance(instances: Sequence[Instance]) -> dict[str, float]:
 
 
 def _chosen(scores: Tensor) -> Tensor:
-    """Probability that row i chooses column i, [R] float64; rounding does not part equal scores."""
+    """Return the probability that row i chooses column i, [R] float64. Scores that differ by rounding alone count as equal."""
     best = scores.max(1).values - 1e-12
     tied = scores >= best[:, None]
     return tied.diagonal().double() / tied.sum(1)

@@ -1,11 +1,11 @@
-"""Classification, zero-shot or by a classifier's own head: acc1, acc5 and mean_per_class_recall.
+"""Classification, zero-shot or with the head of a classifier, of images that have one class or several.
 
-The metrics are named and meant as CLIP_benchmark has them. mean_per_class_recall averages over the classes that own at least one
-image, as scikit-learn's balanced accuracy does. acc5 is left out when there are fewer than 5 classes, where it says nothing.
+If each image has one class, the metrics are acc1, acc5 and mean_per_class_recall, with CLIP_benchmark's names and definitions.
+mean_per_class_recall is the mean over the classes that have at least one image, as in scikit-learn's balanced accuracy. acc5 is
+left out for fewer than 5 classes, where it means nothing.
 
-Classification of images with many classes each: mean average precision, as CLIP_benchmark computes it.
-
-A class ranks all images; its average precision is the mean, over its own images, of the precision at each one's rank. Images of
+If an image may have several classes (multilabel), the metric is mean_average_precision, as CLIP_benchmark computes it. A class
+ranks all images, and its average precision is the mean, over its own images, of the precision at the rank of each. Images of
 equal score are one step of the ranking, as in scikit-learn, so that a model that knows nothing scores the share of the class. A
 class without an image counts as 0, as in CLIP_benchmark.
 """
@@ -25,9 +25,9 @@ from flexiclip.errors import UserError
 
 
 def prepare_classification(context: Context) -> Prepared:
-    """An image finds its class among prompts, or by the head of a classifier, which has no text tower.
+    """Prepare the classification of images with one class each, from prompts, or from the head of a classifier.
 
-    Raises UserError for a label that is no class, and for a class that the head does not know.
+    Raises UserError for a label that is not a class, and for a class that the head does not have.
     """
     classes, prompts, label = resolve_labels(context.task, context.records)
     zero_shot = context.head is None
@@ -39,7 +39,7 @@ def prepare_classification(context: Context) -> Prepared:
 
 
 def head_rows(context: Context, classes: list[str]) -> Tensor:
-    """Of each class the unit row that picks its logit out of a head's, [len(classes), len(head)] float32."""
+    """Return the one-hot row that selects the logit of each class from those of the head: [len(classes), len(head)] float32."""
     assert context.head is not None, "asked of a classifier"
     number = {name: i for i, name in enumerate(context.head)}
     unknown = [name for name in classes if name not in number]
@@ -52,9 +52,12 @@ def head_rows(context: Context, classes: list[str]) -> Tensor:
 
 
 def classify(image_z: Tensor, class_z: Tensor, label: Tensor, classes: list[str], ties: Ties = "chance") -> Result:
-    """Accuracies in 0..1 from unit rows: image_z [N, D], class_z [C, D]; label int64 [N] in 0..C-1. Called by all ranks."""
+    """Return the accuracies in 0..1, and the recall of each class, from unit rows. All ranks must call this.
+
+    image_z: [N, D]. class_z: [C, D]. label: int64 [N] in 0..C-1. ties: how equal scores count (TaskConfig.ties).
+    """
     twins = first_twins(class_z) if ties == "chance" else None
-    weights = class_z.T.contiguous()  # with the factor, CLIP_benchmark's own product: other orders differ in the last bit
+    weights = class_z.T.contiguous()  # with the factor below, CLIP_benchmark's own product: another order differs in the last bit
     label = label.to(image_z.device)
 
     def search(start: int, stop: int) -> Tensor:
@@ -66,9 +69,10 @@ def classify(image_z: Tensor, class_z: Tensor, label: Tensor, classes: list[str]
 
 
 def class_hits(scores: Tensor, label: Tensor, ties: Ties) -> Tensor:
-    """The worth of the first class, of the first five and of the one that is named, float64 [N, 3]. scores: [N, C].
+    """Return for each image whether the first class, one of the first five, and the predicted class are right: float64 [N, 3].
 
-    With ties `topk` the first is that of torch.topk's five, and the one that is named that of argmax, as CLIP_benchmark has them.
+    scores: [N, C]; label: int64 [N] in 0..C-1. A value between 0 and 1 is the probability under a random order of ties. With ties
+    `topk`, the first class is that of torch.topk and the predicted class that of argmax, as in CLIP_benchmark.
     """
     number = torch.arange(len(scores), device=scores.device)
     counted = counts(scores, number, label)
@@ -84,7 +88,10 @@ def class_hits(scores: Tensor, label: Tensor, ties: Ties) -> Tensor:
 
 
 def accuracies(hits: Tensor, label: Tensor, classes: list[str], prefix: str = "") -> Result:
-    """The metrics, named `prefix`acc1 and so on, and the recall of each class that has images. hits: see class_hits."""
+    """Return the metrics from the hits [N, 3] of class_hits, and the recall of each class that has images.
+
+    label: int64 [N] in 0..C-1. prefix: put before the names of the metrics.
+    """
     count = torch.bincount(label, minlength=len(classes)).numpy()
     total = np.bincount(label.numpy(), weights=hits[:, 2].numpy(), minlength=len(classes))
     present = count > 0
@@ -98,18 +105,18 @@ def accuracies(hits: Tensor, label: Tensor, classes: list[str], prefix: str = ""
 
 
 def classification_chance(classes: int, prefix: str = "") -> dict[str, float]:
-    """The same numbers for a uniform guess among `classes` classes."""
+    """Return the metrics of a uniform guess among `classes` classes."""
     chance = {"acc1": 1 / classes, "mean_per_class_recall": 1 / classes} | ({"acc5": 5 / classes} if classes >= 5 else {})
     return {prefix + name: value for name, value in chance.items()}
 
 
 def largest_class(label: Tensor) -> float:
-    """Share of the most frequent class: the acc1 of a model that always names it, which on uneven sets is far above 1/C."""
+    """Return the share of the most frequent class: the acc1 of always naming it, which on uneven data sets is far above 1/C."""
     return (torch.bincount(label).max() / len(label)).item()
 
 
 def prepare_multilabel(context: Context) -> Prepared:
-    """Each class finds its images. Raises UserError for a label that is no class."""
+    """Prepare the classification of images with several classes, zero-shot. Raises UserError for a label that is not a class."""
     classes, prompts, member = resolve_many(context.task, context.records)
     class_z = class_embeddings(context.embed_texts, prompts)
     chance = {"mean_average_precision": member.double().mean(0).mean().item()}
@@ -126,7 +133,7 @@ def prepare_multilabel(context: Context) -> Prepared:
 
 
 def average_precision(scores: Tensor, member: Tensor) -> Tensor:
-    """Of each class, float64 [C]. scores: [N, C]; member: bool [N, C], which classes an image is of."""
+    """Return the average precision of each class, float64 [C]. scores: [N, C]; member: bool [N, C], the classes of each image."""
     return torch.stack([_of_class(scores[:, c], member[:, c]) for c in range(scores.shape[1])])
 
 

@@ -1,8 +1,8 @@
-"""A linear probe: scikit-learn's logistic regression on frozen features, which are the unit embeddings of images.
+"""The linear probe: scikit-learn's logistic regression on frozen features, which are the unit embeddings of images.
 
-How hard it is regularised is decided at every length anew: of C the smallest that does best on a fifth of the training split,
-which then joins the rest for the fit that is scored. The metrics are classification's, named as CLIP_benchmark names a probe's.
-Needs no text tower.
+The strength of regularisation is chosen separately at every length: the smallest C that does best on a held-out fifth of the
+training split. The fit that is scored then uses the whole training split. The metrics are those of classification, with
+CLIP_benchmark's names for a linear probe. No text tower is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flexiclip.errors import UserError
 log = logging.getLogger("flexiclip.eval")
 
 CS = (0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Inverse strengths of regularisation that are tried. Features of length 1 want larger ones than raw features do."""
+"""The inverse strengths of regularisation that are tried. Features of length 1 need larger values than raw features."""
 
 ITERATIONS = 1000
 
@@ -33,7 +33,10 @@ PREFIX = "lp_"
 
 
 def prepare_linear_probe(context: Context) -> Prepared:
-    """Learn the classes from the training split. Raises UserError for a label that is no class, and for too few to learn from."""
+    """Prepare a probe that learns the classes from the training split.
+
+    Raises UserError for a label that is not a class, and for a training split of one class or of too few images.
+    """
     classes, _, labels = resolve_labels(context.task, [*context.records, *context.training])
     label, taught = labels[: len(context.records)], labels[len(context.records) :].numpy()
     where = f"data set {context.name}: the training split"
@@ -52,13 +55,13 @@ def prepare_linear_probe(context: Context) -> Prepared:
 
 
 def held_out(label: np.ndarray) -> np.ndarray:
-    """Which training images choose C, bool [M]: a fifth of them, spread over the classes, of which each keeps one.
+    """Return which training images are held out to choose C, bool [M]: a fifth of them, spread over the classes.
 
-    So each class is learned, and gives its share, whatever the order of the samples.
+    Each class keeps at least one image to learn from and contributes its share, whatever the order of the samples is.
     """
     order = np.random.default_rng(0).permutation(len(label))
     order = order[np.argsort(label[order], kind="stable")]
-    rest = order[1:][label[order][1:] == label[order][:-1]]  # all but the first of each class
+    rest = order[1:][label[order][1:] == label[order][:-1]]  # all images except the first of each class
     count = min(len(label) // 5, len(rest))
     held = np.zeros(len(label), dtype=bool)
     held[rest[np.arange(count) * len(rest) // max(count, 1)]] = True
@@ -66,22 +69,23 @@ def held_out(label: np.ndarray) -> np.ndarray:
 
 
 def probe(training: np.ndarray, taught: np.ndarray, images: np.ndarray, classes: int, name: str) -> np.ndarray:
-    """Scores float64 [N, classes], -inf for a class without training images. training [M, D], images [N, D]: float64 rows.
+    """Choose C, fit the probe, and return scores float64 [N, classes]; a class without training images has -inf.
 
-    taught: int [M], the class of each training image. The ranks share the values of C; the last fit is the first rank's, so that
-    all have the same scores to the last bit.
+    training: float64 rows [M, D]. taught: int [M], the class of each training image. images: float64 rows [N, D]. name: the name
+    of the data set, for messages. The ranks share the values of C. The last fit runs on the first rank, so that all ranks get
+    exactly the same scores. All ranks must call this.
     """
     held = held_out(taught)
     mine = [_fit(training[~held], taught[~held], CS[i]).score(training[held], taught[held]) for i in block(len(CS))]
     shares = [share for part in gather_objects(mine) for share in part]
-    best = CS[int(np.argmax(shares))]  # of equals the first
+    best = CS[int(np.argmax(shares))]  # the first, and so the smallest, among equals
     found = None
     if rank() == 0:
         model = _fit(training, taught, best)
         if model.n_iter_.max() >= ITERATIONS:
             log.warning("data set %s: the linear probe (C = %g) did not converge in %d iterations", name, best, ITERATIONS)
         scores = model.decision_function(images)
-        scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # of two classes it gives the second's alone
+        scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # two classes have one score, the second's
         found = np.full((len(images), classes), -np.inf)
         found[:, model.classes_] = scores
     shared = gather_objects(found)[0]
@@ -94,10 +98,10 @@ def _fit(features: np.ndarray, label: np.ndarray, c: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said once, of the fit that counts
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the caller warns once, about the final fit
         return LogisticRegression(C=c, max_iter=ITERATIONS).fit(features, label)
 
 
 def _features(z: Tensor) -> np.ndarray:
-    """In float64, in which L-BFGS stops where the gradient says so and not where rounding does."""
+    """Return rows as float64, so that L-BFGS stops when the gradient is small enough and not because of rounding."""
     return z.double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""The tasks by the `kind` that a suite gives them."""
+"""The function that prepares each kind of task, by the `kind` in a suite, and the kinds that need no text tower."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TASKS: dict[str, Callable[[Context], Prepared]] = {
 }
 
 WITHOUT_TEXT = ("linear_probe",)
-"""The kinds that an image tower alone can be scored on."""
+"""The kinds on which an image tower alone can be scored."""
 
 WITH_A_HEAD = (*WITHOUT_TEXT, "classification")
-"""Those of a classifier."""
+"""The kinds on which a classifier can be scored."""

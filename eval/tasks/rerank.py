@@ -1,7 +1,7 @@
-"""What a cascade finds: short embeddings choose K images for each caption, long ones put those K in order (choices/cascade.py).
+"""The recall of a cascade: short embeddings choose K images for each caption, and long embeddings order these K (tradeoffs.py).
 
-Behind the K, the images stay in the order of the short embeddings. Ties inside the shortlist are worth their probability;
-which of tied images enter it is torch.topk's.
+The images after the first K stay in the order of the short embeddings. Ties inside the shortlist count by their probability. If
+images are tied at the end of the shortlist, torch.topk decides which of them enter it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from flexiclip.distributed import gather_rows
 
 
 def rerank(text_z: Tensor, short_z: Tensor, long_z: Tensor, known: Answers) -> list[Reranked]:
-    """Recalls at every K of choices.cascade.shortlists. text_z [T, D]; short_z, long_z [N, D]: unit rows. Called by all ranks."""
+    """Return the image retrieval recalls at every K of tradeoffs.shortlists. All ranks must call this.
+
+    text_z: unit rows of the captions [T, D]. short_z, long_z: unit rows of the images [N, D] at the two lengths. known: the
+    images that answer each caption.
+    """
     short, long = texts_to_images(text_z, short_z), texts_to_images(text_z, long_z)
     sizes = shortlists(known.gallery)
     inner = sizes[1:-1]  # the ends are the two lengths alone
@@ -48,7 +52,11 @@ def rerank(text_z: Tensor, short_z: Tensor, long_z: Tensor, known: Answers) -> l
 def _shortlisted(
     by_short: tuple[Tensor, Tensor, Tensor], by_long: Tensor, listed: Tensor, query: Tensor, item: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """search.counts of the long order of the images `listed` [Q, K], then the short order, counted already, of all others."""
+    """Return what search.counts returns for a cascade: the images in `listed` [Q, K] by the long scores, then all others.
+
+    by_short: the counts for the short scores alone, which hold for the captions without an answer in their shortlist. by_long:
+    the long scores [Q, G]. query, item: the answers of these captions, as in search.counts.
+    """
     raised = torch.full_like(by_long, -torch.inf).scatter_(1, listed, by_long.gather(1, listed))
     inside = torch.zeros(len(by_long), dtype=torch.bool, device=by_long.device)
     inside[query[torch.isfinite(raised[query, item])]] = True  # queries with an answer in their shortlist
@@ -59,5 +67,5 @@ def _shortlisted(
 
 
 def _hits(counted: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Float64 [Q, KS]."""
+    """Return the probability of a hit among the first k, for each k of KS: float64 [Q, len(KS)]."""
     return torch.stack([hit_probability(*counted, k) for k in KS], dim=1)

@@ -1,9 +1,9 @@
-"""Zero-shot retrieval: recall@k and the median rank in both directions, as CLIP_benchmark counts them.
+"""Zero-shot retrieval: recall@k and the median rank in both directions, counted as in CLIP_benchmark.
 
-A query is a hit when ANY of its positives stands among the first k. An image may own several captions and a caption several
-images: where equal captions are merged (TaskConfig.merge_captions), a caption that stands under three images is one query with
-three positives. `image_retrieval_*` is text -> image, `text_retrieval_*` image -> text; the median rank is that of the best
-positive, counted from 1.
+A query is a hit if ANY of its positives is among the first k. An image may have several captions, and a caption several images:
+if equal captions are merged (TaskConfig.merge_captions), a caption of three images is one query with three positives.
+`image_retrieval_*` is text -> image, and `text_retrieval_*` is image -> text. The median rank is that of the best positive,
+counted from 1.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from flexiclip.errors import UserError
 
 @dataclass(frozen=True)
 class Pairs:
-    """Who belongs to whom: pair p joins image `image[p]` and caption `caption[p]`, int64 [P]; captions: their texts."""
+    """The pairs of images and captions that belong together: pair p is image `image[p]` with caption `caption[p]`."""
 
-    captions: list[str]
-    image: Tensor
-    caption: Tensor
-    images: int
+    captions: list[str]  # the texts
+    image: Tensor  # int64 [P]
+    caption: Tensor  # int64 [P]
+    images: int  # number of images
 
     @property
     def by_caption(self) -> Answers:
@@ -52,12 +52,12 @@ class Pairs:
         return answers(self.image, self.caption, self.images, len(self.captions))
 
     def to(self, device: torch.device) -> Pairs:
-        """The same with its tensors on `device`."""
+        """Return the pairs with their tensors on `device`."""
         return Pairs(self.captions, self.image.to(device), self.caption.to(device), self.images)
 
 
 def prepare_retrieval(context: Context) -> Prepared:
-    """Captions find images, and images captions. Raises UserError for an image without a caption."""
+    """Prepare the task: pair captions with images, and embed the captions. Raises UserError for an image without a caption."""
     for record in context.records:
         if not record.captions:
             raise UserError(
@@ -79,7 +79,7 @@ def prepare_retrieval(context: Context) -> Prepared:
 
 
 def merged_pairs(captions: Sequence[Sequence[str]]) -> Pairs:
-    """The pairs of a data set whose equal captions are one; captions[i] are the texts of image i."""
+    """Return the pairs of a data set where equal captions count as one; captions[i] are the texts of image i."""
     number: dict[str, int] = {}
     pairs = [(i, number.setdefault(text, len(number))) for i, texts in enumerate(captions) for text in dict.fromkeys(texts)]
     image, caption = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
@@ -87,15 +87,15 @@ def merged_pairs(captions: Sequence[Sequence[str]]) -> Pairs:
 
 
 def plain_pairs(captions: Sequence[Sequence[str]]) -> Pairs:
-    """The pairs of a data set in which every caption stands alone, whatever its text."""
+    """Return the pairs of a data set where every caption counts separately, even if its text occurs elsewhere."""
     image = torch.tensor([i for i, texts in enumerate(captions) for _ in texts], dtype=torch.int64)
     return Pairs([text for texts in captions for text in texts], image, torch.arange(len(image)), len(captions))
 
 
 def retrieval_metrics(image_z: Tensor, text_z: Tensor, pairs: Pairs, ties: Ties = "chance") -> tuple[dict[str, float], Tensor]:
-    """(recalls in 0..1 and median ranks, rank of each caption's best image float64 [T]).
+    """Return (recalls in 0..1 and median ranks from 1, the rank of each caption's best image float64 [T]).
 
-    image_z [N, D], text_z [T, D]: unit rows.
+    image_z [N, D], text_z [T, D]: unit rows. ties: how equal scores count (TaskConfig.ties). All ranks must call this.
     """
     images = find(texts_to_images(text_z, image_z), image_z, pairs.by_caption, ties)
     texts = find(images_to_texts(image_z, text_z), text_z, pairs.by_image, ties)
@@ -108,7 +108,7 @@ def retrieval_metrics(image_z: Tensor, text_z: Tensor, pairs: Pairs, ties: Ties 
 
 
 def retrieval_chance(pairs: Pairs) -> dict[str, float]:
-    """The same numbers for a model that knows nothing: every item of the gallery tied."""
+    """Return the metrics of a model that knows nothing, for which every item of the gallery is tied."""
     chance = {}
     ranks = {}
     for side, known in (("image", pairs.by_caption), ("text", pairs.by_image)):
@@ -121,5 +121,5 @@ def retrieval_chance(pairs: Pairs) -> dict[str, float]:
 
 
 def _median(ranks: Tensor) -> float:
-    """Between the two middle ones where their number is even (torch.median takes the lower)."""
+    """Return the median, which is between the two middle ranks if their number is even (torch.median takes the lower one)."""
     return float(np.median(ranks.cpu().numpy()))

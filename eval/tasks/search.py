@@ -1,16 +1,14 @@
-"""Ranks without a bias from ties.
+"""Searches a gallery with every query, in blocks over the ranks, and computes hits and ranks that ties do not bias.
 
-A sort breaks ties by position, and positions follow the data: a model that maps everything to one point can then score 100 %.
-Here a hit is the PROBABILITY of a positive among the first k when tied items stand in random order, so that such a model scores
-chance, exactly, and without ties the number is the ordinary one.
+Ties. A sort breaks ties by position, and positions follow the data, so a model that maps everything to one point could score
+100 %. Here a hit is the PROBABILITY that a positive is among the first k when tied items are in random order. Such a model then
+scores exactly chance, and without ties the number is the usual one. Scores are tied if they are equal to the last bit. Items with
+equal embeddings must then have equal scores. A matrix product does not guarantee this, because it sums in another order at its
+edges, so `first_twins` gives such items the same score.
 
-Scores are tied when they are equal to the last bit. Items with equal embeddings must then have equal scores, which a matrix
-product does not promise (its edges sum in another order): `first_twins` gives them one score.
-
-Searching a gallery with every query, in blocks: nothing of the size queries x gallery is ever held.
-
-The ranks share whole blocks, whose size does not depend on their number: each score then comes from the same matrix product, and
-1, 2 and 3 ranks give the same numbers. A data set of a single block is searched by one rank.
+Blocks. No array of the size queries x gallery is ever in memory. The ranks share whole blocks, whose size does not depend on the
+number of ranks. Each score then comes from the same matrix product, and 1, 2 and 3 ranks give the same numbers. A data set of a
+single block is searched by one rank.
 """
 
 from __future__ import annotations
@@ -26,33 +24,39 @@ from flexiclip.distributed import block, gather_rows
 
 
 def hit_probability(above: Tensor, tied: Tensor, positive: Tensor, k: int) -> Tensor:
-    """Probability that the first k items hold a positive, [N] float64 in 0..1.
+    """Return the probability that a positive is among the first k items, [N] float64 in 0..1.
 
-    above: [N], items that score higher than the query's best positive. tied: [N], items that score the same, itself included.
-    positive: [N], the positives among the tied ones, at least 1.
+    above: [N], the number of items that score higher than the query's best positive. tied: [N], the number of items with the same
+    score, the best positive included. positive: [N], the number of positives among the tied items, at least 1.
     """
     assert bool((positive >= 1).all()), "every query has a positive"
     assert bool((tied >= positive).all()), "and it is tied with itself"
     tied, negative = tied.double(), (tied - positive).double()
     slots = k - above
     miss = torch.ones_like(tied)
-    for j in range(k):  # draw the free slots one by one, without replacement: all of them negatives
+    for j in range(k):  # probability that the free slots, drawn one by one without replacement, all get negatives
         draw = (negative - j).clamp(min=0) / (tied - j).clamp(min=1)
         miss = torch.where(j < slots, miss * draw, miss)
     return 1 - miss
 
 
 def mean_rank(above: Tensor, tied: Tensor, positive: Tensor) -> Tensor:
-    """Rank of the best positive from 1, [N] float64; of tied items the mean over every order. Arguments: hit_probability."""
+    """Return the rank of the best positive from 1, [N] float64, as the mean over every order of the tied items.
+
+    The arguments are those of hit_probability.
+    """
     return above + (tied + 1).double() / (positive + 1)
 
 
 def first_twins(rows: Tensor) -> Tensor | None:
-    """The number of the first row that equals each bit by bit, int64 [N]; None when no two are equal. rows: float32 [N, D]."""
+    """Return for each row the number of the first row that equals it bit by bit, int64 [N]; None if no two rows are equal.
+
+    rows: float32 [N, D].
+    """
     assert rows.dtype == torch.float32, "the bits of a row are read as int32"
     bits = rows.contiguous().view(torch.int32)
     code = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    for column in bits.T:  # a polynomial hash modulo 2^64, column by column: nothing of the size of the rows is held
+    for column in bits.T:  # a polynomial hash modulo 2^64, by columns: it needs no array of the size of the rows
         code = code * 6364136223846793005 + column
     _, group = torch.unique(code, return_inverse=True)
     number = torch.arange(len(rows), device=rows.device)
@@ -63,59 +67,65 @@ def first_twins(rows: Tensor) -> Tensor | None:
     return first if bool(same.any()) else None
 
 
-KS = (1, 5, 10)
-CHUNK = 1 << 24  # scores held at once: 64 MB, whatever the size of the data set
+KS = (1, 5, 10)  # the k of recall@k
+CHUNK = 1 << 24  # scores that are in memory at once: 64 MB, whatever the size of the data set
 
 Ties = Literal["chance", "topk"]
 Block = Callable[[int, int], Tensor]
-"""The scores of queries start..stop with the whole gallery, float32 [stop - start, G]."""
+"""(start, stop) -> the scores of the queries start..stop-1 with the whole gallery, float32 [stop - start, G]."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Which items answer which query: pair p says that item[p] answers query[p], int64 [P], sorted by query."""
+    """The items that answer each query: item[p] answers query[p]. The pairs are sorted by query."""
 
-    query: Tensor
-    item: Tensor
-    queries: int
-    gallery: int
+    query: Tensor  # int64 [P]
+    item: Tensor  # int64 [P]
+    queries: int  # number of queries
+    gallery: int  # number of items
 
     def of(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """(query, item) of the pairs of queries start..stop, the queries counted from start."""
+        """Return (query, item) of the pairs of the queries start..stop-1, with the queries counted from start."""
         first, last = torch.searchsorted(self.query, torch.tensor([start, stop], device=self.query.device)).tolist()
         return self.query[first:last] - start, self.item[first:last]
 
 
 @dataclass(frozen=True)
 class Found:
-    """hits: for each query the worth of its first k, k of KS, in 0..1; rank: of its best positive, from 1. Float64."""
+    """The result of a search: for each query, its hits and the rank of its best positive."""
 
-    hits: Tensor
-    rank: Tensor
+    hits: Tensor  # float64 [Q, len(KS)] in 0..1: the probability of a hit among the first k
+    rank: Tensor  # float64 [Q], from 1
 
     def recalls(self) -> dict[int, float]:
-        """Mean hit at each k."""
+        """Return {k: recall@k in 0..1}, the mean of the hits."""
         return {k: self.hits[:, i].mean().item() for i, k in enumerate(KS)}
 
 
 def answers(query: Tensor, item: Tensor, queries: int, gallery: int) -> Answers:
-    """Answers of pairs in any order."""
+    """Return the Answers for pairs (query[p], item[p]) in any order, int64 [P]."""
     order = torch.argsort(query, stable=True)
     return Answers(query[order], item[order], queries, gallery)
 
 
 def texts_to_images(text_z: Tensor, image_z: Tensor) -> Block:
-    """Scores of captions with all images. text_z [T, D], image_z [N, D] unit rows."""
+    """Return the scores of captions with all images, by blocks of captions. text_z [T, D], image_z [N, D]: unit rows."""
     return lambda start, stop: text_z[start:stop] @ image_z.T
 
 
 def images_to_texts(image_z: Tensor, text_z: Tensor) -> Block:
-    """Scores of images with all captions: the same product as the other direction, so that both see the same bits."""
+    """Return the scores of images with all captions, by blocks of images. image_z [N, D], text_z [T, D]: unit rows.
+
+    The product is the same as in the other direction, so that both directions see the same bits.
+    """
     return lambda start, stop: (text_z @ image_z[start:stop].T).T
 
 
 def find(scores: Block, gallery_z: Tensor, known: Answers, ties: Ties) -> Found:
-    """Search with every query. gallery_z: unit rows [G, D], to see which items are the same. Called by all ranks."""
+    """Search the gallery with every query. All ranks must call this, and all get the same result.
+
+    gallery_z: unit rows [G, D], which show which items are the same. ties: how equal scores count (TaskConfig.ties).
+    """
     twins = first_twins(gallery_z) if ties == "chance" else None
 
     def search(start: int, stop: int) -> Tensor:
@@ -129,7 +139,11 @@ def find(scores: Block, gallery_z: Tensor, known: Answers, ties: Ties) -> Found:
 
 
 def over_blocks(search: Callable[[int, int], Tensor], queries: int, gallery: int, columns: int, like: Tensor) -> Tensor:
-    """float64 [Q, columns] from `search`, which gives the rows of queries start..stop; the ranks share the blocks."""
+    """Call `search` for blocks of queries, and return its rows for all queries on every rank: float64 [Q, columns].
+
+    search: (start, stop) -> the rows of the queries start..stop-1. The ranks share the blocks. like: a tensor on the device of
+    the rows. All ranks must call this.
+    """
     step = max(1, CHUNK // gallery)
     starts = range(0, queries, step)
     mine = [search(starts[i], min(queries, starts[i] + step)) for i in block(len(starts))]
@@ -137,9 +151,9 @@ def over_blocks(search: Callable[[int, int], Tensor], queries: int, gallery: int
 
 
 def counts(scores: Tensor, query: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Items above the best positive, tied with it, and the positives among those, int64 [Q] each. No sort: counting is linear.
+    """Return the numbers of items above the best positive, of items tied with it, and of positives among these, int64 [Q] each.
 
-    scores: [Q, G]; item[p] answers query[p], and every query has an answer.
+    scores: [Q, G]; item[p] answers query[p], and every query has an answer. Counting takes linear time and needs no sort.
     """
     mine = scores[query, item]
     best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, query, mine, "amax")
@@ -150,7 +164,7 @@ def counts(scores: Tensor, query: Tensor, item: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _standing(scores: Tensor, query: Tensor, item: Tensor, ties: Ties) -> Tensor:
-    """The hits at KS and the rank of each query, float64 [Q, KS + 1]."""
+    """Return the hits at KS and the rank of the best positive for each query, float64 [Q, len(KS) + 1]."""
     counted = counts(scores, query, item)
     hits = [hit_probability(*counted, k) for k in KS]
     if ties == "topk":
@@ -161,7 +175,10 @@ def _standing(scores: Tensor, query: Tensor, item: Tensor, ties: Ties) -> Tensor
 
 
 def topk_hits(scores: Tensor, rows: Tensor, query: Tensor, item: Tensor, k: int) -> Tensor:
-    """1 where torch.topk puts an answer among the first k, else 0: float64 [R]. scores: [R, G] of the queries `rows`."""
+    """Return 1 for each query whose answer torch.topk puts among the first k, else 0: float64 [R].
+
+    scores: [R, G], those of the queries `rows`. query, item: item[p] answers query[p].
+    """
     first = scores.topk(min(k, scores.shape[1])).indices
     place = {int(row): i for i, row in enumerate(rows)}
     hit = torch.zeros(len(rows), dtype=torch.float64, device=scores.device)

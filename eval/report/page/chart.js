@@ -1,11 +1,11 @@
-// Elements, numbers as texts, and a chart of curves: log axis below, one stop of the tab key, arrows from point to point.
+// Makes elements, writes numbers as texts, and draws a chart of curves on a log axis that can be used with the keyboard.
 
 const SVG = "http://www.w3.org/2000/svg";
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children); // texts are texts: nothing of the data is ever read as markup
+  made.append(...children); // the texts of the data are appended as text, never as markup
   return made;
 }
 
@@ -20,7 +20,7 @@ const percent = (value) => `${(100 * value).toFixed(1)}%`;
 const shown = (metric, value) => (value === null ? "–" : metric.share ? percent(value) : value.toFixed(1));
 const compact = (value) => (value === null ? "–" : value >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(3)));
 
-// The marker of a model's number, so that curves are told apart without colours.
+// The marker of the model with this number, so that curves can be told apart without colours.
 function marker(number, x, y, size = 5) {
   const shapes = [
     () => drawn("circle", { cx: x, cy: y, r: size }),
@@ -40,7 +40,7 @@ function niceStep(span, count) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= raw);
 }
 
-// Ticks of a log axis: 1, 2 and 5, or whole powers where those would be too many.
+// The ticks of a log axis: 1, 2 and 5, or only whole powers of 10 if these would be too many.
 function logTicks(low, high) {
   const ticks = [];
   const factors = high / low < 400 ? [1, 2, 5] : [1];
@@ -50,7 +50,8 @@ function logTicks(low, high) {
   return ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
 }
 
-// curves: [{model, dashed, points: [{x or null, y, hollow, text}]}]. A point without an x becomes a line across.
+// Draws curves into `host`. A point without an x becomes a line across the chart.
+// curves: [{model, dashed, ordered, points: [{x or null, y, hollow, text}]}].
 // axis: {label, ticks: [[x, text, second line]] or null}. y: {share, chance, label}.
 function drawChart(host, curves, axis, y) {
   const width = Math.max(280, host.clientWidth);
@@ -74,7 +75,7 @@ function drawChart(host, curves, axis, y) {
   const ticks = xs.length ? axis.ticks ?? logTicks(low, high).map((tick) => [tick, compact(tick)]) : [];
   for (const [x, text, second] of ticks) {
     const half = 4 * Math.max(text.length, (second ?? "").length) + 4;
-    if (across(x) - half < free) continue; // the label would run into the one before it
+    if (across(x) - half < free) continue; // the label would overlap the one before it
     free = across(x) + half;
     svg.append(drawn("line", { class: "grid", x1: across(x), x2: across(x), y1: box.bottom, y2: box.bottom + 5 }));
     svg.append(drawn("text", { x: across(x), y: box.bottom + 18, "text-anchor": "middle" }, text));
@@ -117,7 +118,7 @@ function drawCurve(svg, curve, across, up, box, tip, host) {
   });
 }
 
-// One stop of the tab key for a whole chart; the arrows lead from point to point.
+// Makes a whole chart one stop of the tab key; the arrow keys move from point to point.
 function walk(points) {
   if (points.length) points[0].setAttribute("tabindex", 0);
   points.forEach((point, i) => {

@@ -1,4 +1,4 @@
-// A task's curves against tokens, GFLOPs or images/s, its cascade, and its table, sorted by a click.
+// Draws the curves of a task against tokens, GFLOPs or images/s, and its cascade, and makes its table sortable by a click.
 
 const AXES = { tokens: "tokens an image (patch size below)", gflops: "GFLOPs an image", speed: "images/s (faster is to the right)" };
 
@@ -68,7 +68,7 @@ function addCascade(section, data, task, state) {
     const cascades = curves.filter((curve) => state.visible.has(curve.model)).map((curve) => ({
       model: curve.model,
       dashed: true,
-      ordered: true, // by K: the end, the long length alone, may cost less than the point before it
+      ordered: true, // by K, because the last point, the long length alone, may cost less than the point before it
       points: curve.points.map((point) => ({
         x: point.gflops,
         y: point.values[metric],
@@ -100,7 +100,7 @@ function makeSortable(table) {
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = [...body.rows].map((row) => [row.cells[column].dataset.value, row]);
       rows.sort(([a], [b]) => {
-        if (a === "" || b === "") return a === b ? 0 : a === "" ? 1 : -1; // the unknown stands last either way
+        if (a === "" || b === "") return a === b ? 0 : a === "" ? 1 : -1; // unknown values come last in both orders
         const order = Number.isNaN(+a) || Number.isNaN(+b) ? a.localeCompare(b) : a - b;
         return down ? -order : order;
       });

@@ -1,8 +1,8 @@
-// What stands behind a number: the recall of each class, and the images that sampled captions found.
+// Shows the details behind a number: the recall of each class, and the images that sampled captions found.
 
 const rowName = (data, row) => `${data.models.length > 1 ? `${data.models[row.model].name} · ` : ""}${row.seqhw === null ? "one length" : `seqhw ${row.seqhw}`}`;
 
-// The row to begin with: the first length that a rule chose, else the longest.
+// The row that is shown first: the first length that a rule chose, else the longest length.
 function chosenRow(task, rows) {
   const choice = task.choices.find((each) => each.seqhw !== null);
   const chosen = choice && rows.find((row) => row.model === choice.model && row.seqhw === choice.seqhw);

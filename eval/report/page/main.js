@@ -1,4 +1,4 @@
-// The page comes alive: one state (axis, models shown) for all charts, drawn anew when the window changes its width.
+// Starts the page's script. All charts share one state (axis, models shown) and are redrawn when the window changes its width.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const state = { axis: "tokens", visible: new Set(data.models.keys()) };
