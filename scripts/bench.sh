@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Every benchmark, ours beside the peers' real code, and docs/explanation/benchmarks.md out of what they found.
+# Runs the benchmarks, which compare flexiclip with the real code of other libraries, and writes docs/explanation/benchmarks.md.
 #
-#   scripts/bench.sh                            all subjects: some hours on 2 CPU cores, which should do nothing else meanwhile
-#   scripts/bench.sh losses loader              these subjects; the page keeps what docs/explanation/benchmarks holds of the others
-#   scripts/bench.sh --quick                    small sizes, into build/bench-quick and its own page: that everything runs
+#   scripts/bench.sh                            all subjects; takes hours on 2 CPU cores, which should be otherwise idle
+#   scripts/bench.sh losses loader              these subjects; the page keeps the records of the others
+#   scripts/bench.sh --quick                    checks that everything runs, with small sizes and a page in build/bench-quick
 #
-# A subject that fails is named at the end; the page keeps its last record.
+# Subjects that fail are listed at the end, and the page keeps their last records.
 
 EXTRAS="bench"
 # shellcheck source=scripts/_env.sh

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The curves of docs/explanation/results.md: a flexible model, one trained at a single length, and that one with its kernel resized in two ways,
-# on concepts never trained and in a drawing style never trained.
+# Makes the curves of docs/explanation/results.md. They compare a flexible model with one that was trained at a single length,
+# also after its kernel was resized in two ways. They are scored on concepts that no model was trained on, and in a drawing style
+# that no model was trained on.
 #
-#   scripts/curves.sh                              some 15 minutes on 2 CPU cores; what is there already is not made again
+#   scripts/curves.sh                              about 15 minutes on 2 CPU cores; existing data and runs are reused
 #
-# Needs the npm registry once, for Noto. Writes runs/curves: report.html, results.csv and the plots.
+# The first run needs the npm registry, for Noto. The results are in runs/curves: report.html, results.csv and the plots.
 
 EXTRAS=quickstart
 # shellcheck source=scripts/_env.sh

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The documentation as a site, in the folder site/. A link, an anchor or a name in the code that does not exist is an error.
+# Builds the documentation as a site, in the folder site/. A link to a page, an anchor or a name in the code that does not exist
+# is an error.
 #
 #   scripts/docs.sh             build it once, strictly, as continuous integration does
-#   scripts/docs.sh --serve     build it again whenever a page changes, and show it at http://127.0.0.1:8000
+#   scripts/docs.sh --serve     show it at http://127.0.0.1:8000, and build it again when a page changes
 
-EXTRAS=${EXTRAS:-docs} # scripts/test.sh has an environment that holds more
+EXTRAS=${EXTRAS:-docs} # scripts/test.sh sets EXTRAS, because its environment has more packages
 # shellcheck source=scripts/_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
-export NO_MKDOCS_2_WARNING=1 # an announcement of the theme's, in red
+export NO_MKDOCS_2_WARNING=1 # hides an announcement of the theme, printed in red
 case ${1:-} in
   --serve) exec mkdocs serve --strict ;;
   "") ;;

@@ -1,12 +1,13 @@
-"""Fuzz what reads files from elsewhere; exit 1 if anything is found.
+"""Fuzz the readers of files from other sources. The exit code is 1 if anything is found.
 
-    python scripts/fuzz.py index --minutes 10 --seed 1        tar shards, their index caches, reads of what they name
+    python scripts/fuzz.py index --minutes 10 --seed 1        tar shards, their index caches, and the members that they name
     python scripts/fuzz.py samples | recipe | weights         a sample's members; recipes and overrides; weight files and folders
-    python scripts/fuzz.py index --smoke 300                   seeds, past findings and 300 mutations, in seconds
-    python scripts/fuzz.py weights --replay FILE               a saved input again, alone
+    python scripts/fuzz.py index --smoke 300                  the seeds, past findings and 300 mutations, in seconds
+    python scripts/fuzz.py weights --replay FILE              run one saved input again
 
-Guided by coverage where atheris is installed (`pip install -e ".[fuzz]"`), by outcomes otherwise. A finding is an undocumented
-error, a crash, more than 10 s or 1 GB for one input, a file touched outside the input's folder, a pickle, process or socket.
+Coverage guides the search if atheris is installed (`pip install -e ".[fuzz]"`); otherwise the outcomes do. A finding is an
+undocumented error, a crash, more than 10 s or 1 GB for one input, access to a file outside the input's folder, or the use of
+pickle, a process or a socket.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/fuzz"), help="folder for findings")
     parser.add_argument("--smoke", type=int, metavar="N", help="all seeds, all past findings and N mutations, once, blind")
     parser.add_argument("--replay", help="a saved input to run again")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)  # these two: how the command calls itself, a job in JSON
+    # With the next two options the command calls itself. Each takes a job in JSON.
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--minimise", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker or arguments.minimise or (arguments.replay and not arguments.target):

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Mutation tests of the core: mutmut changes one expression at a time, and a test has to fail.
+# Mutation tests of the core: mutmut changes one expression at a time, and a test has to fail for each change.
 #
-#   scripts/mutation.sh                         every module of scripts/mutation/core.yaml that changed since its entry in record.yaml
+#   scripts/mutation.sh                         every module in scripts/mutation/core.yaml that changed since its last record
 #   scripts/mutation.sh pi_resize schedules     the modules whose path contains one of the words
-#   scripts/mutation.sh --report                what the record says, nothing is run
-#   scripts/mutation.sh --help                  --workers, --patience, --retest, --fresh
+#   scripts/mutation.sh --report                only print the record
+#   scripts/mutation.sh --help                  the options --workers, --patience, --retest and --fresh
 #
-# Stop it at any time: the next run goes on where this one was. Results are kept in .mutation/, and for each module that is done in
-# scripts/mutation/record.yaml. There every mutant that no test noticed has a verdict: `open`, or `equivalent: reason`, written by hand.
+# You can stop it at any time; the next run continues there. Results are kept in .mutation/, and those of finished modules in
+# scripts/mutation/record.yaml. That file has a verdict for every mutant that no test noticed: `open`, or `equivalent: reason`.
+# Verdicts are written by hand.
 
 EXTRAS="test,mutation"
 # shellcheck source=scripts/_env.sh

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The FlexiViT paper's methods on real data: trains, scores, and writes docs/explanation/paper.md with its plots.
+# Tests the FlexiViT paper's methods on real data: trains, evaluates, and writes docs/explanation/paper.md with its plots.
 #
-#   scripts/paper.sh                              ten studies, three seeds: some four hours on 2 CPU cores
-#   scripts/paper.sh curricula --seeds 1          one study, one seed; the page keeps what docs/explanation/paper holds of the others
-#   scripts/paper.sh --quick --seeds 1            tiny runs into build/paper-quick and its own page: that everything works
-#   scripts/paper.sh --jobs 4                     commands at a time, which share the cores; default: 2
+#   scripts/paper.sh                              ten studies with three seeds; about four hours on 2 CPU cores
+#   scripts/paper.sh curricula --seeds 1          one study with one seed; the page keeps the records of the others
+#   scripts/paper.sh --quick --seeds 1            checks that everything works, with tiny runs and a page in build/paper-quick
+#   scripts/paper.sh --jobs 4                     runs four commands at a time, which share the cores (default: 2)
 #
-# Stopped, it goes on where it was: build/paper holds every run and evaluation. A command that fails is named at the end, with its log.
-# Needs the npm registry once, for Noto and Fluent.
+# If it is stopped, the next run continues there, because build/paper keeps every run and evaluation. Commands that fail are listed
+# at the end, with their logs. The first run needs the npm registry, for Noto and Fluent.
 
 EXTRAS=analysis
 # shellcheck source=scripts/_env.sh

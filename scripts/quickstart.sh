@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained and evaluated model: real images, a frozen pretrained text encoder, every sequence length.
+# From a fresh clone to a trained and evaluated model, with real images and a frozen pretrained text encoder, at every length.
 #
-#   scripts/quickstart.sh                                       made for 2 CPU cores; a GPU is used where there is one
+#   scripts/quickstart.sh                                       suits 2 CPU cores; uses a GPU if there is one
 #   scripts/quickstart.sh run_dir=runs/short train.steps=50     arguments are overrides of the recipe
 #
-# Builds OpenMoji shards (CC BY-SA 4.0) under $FLEXICLIP_DATA (default data/), trains recipes/openmoji_flexilit.yaml under DeepSpeed and
-# evaluates on concepts it never saw. A second run reuses the environment and the shards, and resumes or finishes the training.
+# It builds OpenMoji shards (CC BY-SA 4.0) in $FLEXICLIP_DATA (default: data/), trains recipes/openmoji_flexilit.yaml under
+# DeepSpeed, and evaluates the model on concepts that it has not seen. A second run reuses the environment and the shards, and
+# resumes the training if it is not complete.
 
 EXTRAS=quickstart
 # shellcheck source=scripts/_env.sh

@@ -1,4 +1,4 @@
-"""The tables of docs/guides/scaling.md: one recipe planned on 1 to 1,024 GPUs.
+"""Print the tables of docs/guides/scaling.md: plans of one recipe on 1 to 1,024 GPUs.
 
 python scripts/scaling_tables.py flexiclip_b --device h100 --samples 400000000
 python scripts/scaling_tables.py flexiclip_b model.image.variant=L ... --device a100
@@ -12,7 +12,7 @@ from flexiclip.config import load
 from flexiclip.plan.plan import make_plan
 from flexiclip.plan.result import Cluster, Plan
 
-SIZES = ((1, 1), (1, 8), (8, 8), (32, 8), (128, 8))  # nodes, GPUs of a node
+SIZES = ((1, 1), (1, 8), (8, 8), (32, 8), (128, 8))  # number of nodes, GPUs per node
 COLUMNS = (
     "GPUs",
     "pairs a rank",
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def cells(plan: Plan) -> list[str]:
-    """One row: the recipe's engine at its worst length, and the average over its lengths."""
+    """Return the cells of one row: the recipe's engine at its worst length, and averages over its lengths."""
     own = next(stage for stage in plan.stages if stage.own)
     world, hours = plan.cluster.world, plan.hours or 0.0
     network = sum(length.share * length.network_s for length in plan.lengths) / plan.mean_step_s

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Style, types, the documentation site and tests, as continuous integration runs them.
+# Checks style and types, builds the documentation, and runs the tests, as continuous integration does.
 #
-#   scripts/test.sh                             all but the slow tests
-#   scripts/test.sh -m slow                     the slow ones; arguments go to pytest
-#   scripts/test.sh tests/models -k resize
+#   scripts/test.sh                             all tests except the slow ones
+#   scripts/test.sh -m slow                     the slow tests; arguments go to pytest
+#   scripts/test.sh tests/models -k resize      some of the tests
 
 EXTRAS="test"
 # shellcheck source=scripts/_env.sh
@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 # shellcheck source=scripts/_browser.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_browser.sh"
 
-# Two files of tests side by side, and up to three ranks in a test: one thread each, or they fight over the cores.
+# Two test files run at the same time, and a test may start three ranks. With one thread each they do not compete for the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
 say "ruff"
@@ -20,7 +20,7 @@ ruff format --check .
 say "mypy"
 mypy
 EXTRAS=$EXTRAS scripts/docs.sh
-export FLEXICLIP_SITE=$ROOT/site # tests/test_site.py need not build it once more
+export FLEXICLIP_SITE=$ROOT/site # so that tests/test_site.py does not build it again
 say "pytest"
 pytest -n 2 --dist loadfile "$@"
 say "done"

@@ -38,7 +38,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Model:
-    """What the formulas need to know about a model. In `text_config`, the values from the tokenizer are filled in."""
+    """What the formulas need to know about a model. `text_config` includes the values that come from the tokenizer."""
 
     config: Config
     text_config: TextTowerConfig
@@ -64,7 +64,10 @@ class Model:
         return cost
 
     def pair_flops(self, seqhw: int, several: bool = False, checkpointing: bool = False) -> PairFlops:
-        """FLOPs of a pair in a step; see training_flops.py."""
+        """FLOPs of a pair in a step, by flexiclip/models/flops.py.
+
+        several: the step has several micro-batches. checkpointing: blocks are recomputed.
+        """
         return pair_flops(self.config.model, self.text_cost(), seqhw, several=several, checkpointing=checkpointing)
 
     def pixels(self) -> int:

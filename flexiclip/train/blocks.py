@@ -1,14 +1,12 @@
-"""How the blocks of a model that is built run while it trains: compiled, or with their activations recomputed, or both.
+"""How the blocks of a model run while it trains: compiled, or with their activations recomputed, or both.
 
-A block's `forward` is replaced on the instance: towers of any library are treated alike, parameters keep their names, and neither
-the model's config nor its saved state knows of it. The hooks by which ZeRO-3 gathers a block's parameters stay outside.
+The keys are `train.compile` and `train.activation_checkpointing`.
 
-Memory that a step on a CPU frees, and the next one asks for again, stays with the process (glibc).
+A block's `forward` is replaced on the instance. So towers of any library are treated alike, parameters keep their names, and the
+model's config and its saved state do not change. The hooks with which ZeRO-3 gathers a block's parameters remain outside of the
+replaced function.
 
-An activation of a large batch is beyond glibc's largest threshold (32 MB), from which on every allocation is mapped anew and
-given back when it is freed; the kernel then clears its pages in every step, amid the arithmetic. Kept, it is the same memory from
-step to step. Between its largest steps the process stays as large as they made it.
-`scripts/bench/training_step.py` measures it.
+The file also holds `keep_freed_memory`, a setting of glibc's malloc that makes steps on CPUs faster.
 """
 
 from __future__ import annotations
@@ -34,16 +32,19 @@ from flexiclip.errors import UserError
 from flexiclip.models.locks import blocks_of
 
 GRAPHS = 64
-"""Graphs that one kind of block may need: for each tower, all tokens or one, with gradients, autocast, many rows or one."""
+"""Number of graphs that one kind of block may need.
+
+Graphs differ by the tower, by whether all tokens or only one are computed, by gradients, by autocast, and by many rows or one.
+"""
 
 _WRITTEN_S = 3.0
-"""Seconds without a change after which a file of torch's cache is not being written any more."""
+"""After this many seconds without a change, a file of torch's cache counts as completely written."""
 
 
 def prepare_blocks(towers: list[nn.Module], config: Config, device: torch.device) -> None:
     """Compile and recompute the blocks of the towers as `train.compile` and `train.activation_checkpointing` say.
 
-    Blocks that are frozen are compiled too, and never recomputed. Raises UserError for what the user must mend.
+    Frozen blocks are compiled too, but never recomputed. Raises UserError if the compiler does not work or a tower has no blocks.
     """
     if config.train.compile:
         check_compiler(device)
@@ -55,7 +56,7 @@ def prepare_blocks(towers: list[nn.Module], config: Config, device: torch.device
 
 
 def towers_blocks(tower: nn.Module) -> list[nn.Module]:
-    """The tower's blocks. Raises UserError for a tower that has none."""
+    """Return the tower's blocks. Raises UserError if it has none."""
     blocks = blocks_of(tower)
     if not blocks:
         raise UserError(
@@ -65,10 +66,10 @@ def towers_blocks(tower: nn.Module) -> list[nn.Module]:
 
 
 def recompute_blocks(tower: nn.Module) -> None:
-    """Keep only the input of each block that trains, and compute the rest again in backward, under the same random state.
+    """Keep only the input of each block that trains, and recompute the rest in the backward pass under the same random state.
 
-    Compile the blocks first, if at all: the compiled forward is then what is recomputed. Raises UserError for a tower without
-    blocks.
+    If blocks are also compiled, compile them first, so that the compiled forward is what is recomputed. Raises UserError if the
+    tower has no blocks.
     """
     for block in towers_blocks(tower):
         if any(p.requires_grad for p in block.parameters()):
@@ -82,16 +83,16 @@ def _recomputed(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwa
 
 
 def compile_blocks(tower: nn.Module, backend: str = "inductor") -> None:
-    """Let torch.compile make one graph of each block for all lengths and batch sizes, shared by blocks of one shape.
+    """Compile each block with torch.compile, as one graph for all lengths and batch sizes that blocks of the same shape share.
 
-    The first step that meets a kind of graph takes its time for it. Raises UserError for a tower without blocks.
+    The first step that needs a new graph is slow, because it compiles the graph. Raises UserError if the tower has no blocks.
     """
     import torch._dynamo
     import torch.fx.experimental._config
 
-    torch._dynamo.config.cache_size_limit = max(GRAPHS, torch._dynamo.config.cache_size_limit)  # beyond it blocks would run eager
-    torch._dynamo.config.optimize_ddp = False  # splits graphs by DDP's buckets; a block is less than one
-    torch.fx.experimental._config.use_duck_shape = False  # a batch as large as its length is no reason for another graph
+    torch._dynamo.config.cache_size_limit = max(GRAPHS, torch._dynamo.config.cache_size_limit)  # beyond it, blocks run uncompiled
+    torch._dynamo.config.optimize_ddp = False  # it splits graphs at DDP's buckets, but a block is smaller than one
+    torch.fx.experimental._config.use_duck_shape = False  # no extra graph when the batch size happens to equal the length
     compiled: dict[type, Callable[..., Any]] = {}
     for block in towers_blocks(tower):
         kind = type(block)
@@ -101,14 +102,14 @@ def compile_blocks(tower: nn.Module, backend: str = "inductor") -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile one addition. Raises UserError where the compiler that torch.compile needs is missing or does not work."""
+    """Compile one addition. Raises UserError if the compiler that torch.compile needs is missing or does not work."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     cache = Path(cache_dir())
     remove_cut_off(cache)
     try:
         torch.compile(_add_one)(torch.ones(2, device=device))
-    except Exception as error:  # whatever compilers, drivers and headers may do
+    except Exception as error:  # compilers, drivers and headers fail in many ways
         raise UserError(
             f"train.compile: torch.compile does not work here ({_first_line(error)}): install a C++ compiler "
             f"(apt install g++ python3-dev), delete {cache}, or set train.compile=false"
@@ -116,9 +117,10 @@ def check_compiler(device: torch.device) -> None:
 
 
 def remove_cut_off(cache: Path) -> list[Path]:
-    """Remove the libraries in torch's cache that a kill has cut off: torch would load them for ever, and builds what is missing.
+    """Remove the libraries in torch's cache that are incomplete because a process was killed, and return their paths.
 
-    One that is being written has changed in the last seconds, and stays. Returns what was removed.
+    torch would try to load such a library in every run, but it rebuilds one that is missing. A library that changed in the last
+    few seconds may still be being written, and is kept.
     """
     removed = []
     for path in cache.rglob("*.so"):
@@ -126,13 +128,16 @@ def remove_cut_off(cache: Path) -> list[Path]:
             if time.time() - path.stat().st_mtime > _WRITTEN_S and not _is_whole(path):
                 path.unlink()
                 removed.append(path)
-        except OSError:  # another process has removed it, or it is somebody else's
+        except OSError:  # another process has removed it, or it belongs to another user
             continue
     return removed
 
 
 def _is_whole(library: Path) -> bool:
-    """Whether a shared library has its end: in an ELF file of 64 bits the table of sections comes last. Others count as whole."""
+    """Whether a shared library is complete. Only 64-bit ELF files, where the table of sections comes last, can be judged.
+
+    Files in other formats count as complete, unless they begin with zeros only.
+    """
     with library.open("rb") as file:
         head = file.read(64)
         size = file.seek(0, os.SEEK_END)
@@ -151,19 +156,19 @@ def _add_one(x: torch.Tensor) -> torch.Tensor:
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong; torch's "backend='inductor' raised:" comes before it."""
+    """The line of the message that says what went wrong. torch puts "backend='inductor' raised:" before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.rstrip().endswith("raised:")]
     return lines[0] if lines else type(error).__name__
 
 
 def _function(block: nn.Module) -> Callable[..., Any]:
-    """The block's forward as a function whose first argument is the block."""
+    """Return the block's forward as a function whose first argument is the block."""
     bound: Any = block.forward
     return bound.__func__  # type: ignore[no-any-return]
 
 
 def _replace(block: nn.Module, forward: Callable[..., Any]) -> None:
-    block.forward = MethodType(forward, block)  # a bound method, which deepcopy binds to the copy
+    block.forward = MethodType(forward, block)  # deepcopy binds a bound method to the copy
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3), from malloc.h
@@ -171,9 +176,13 @@ _ENVIRONMENT = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRES
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc map nothing and give nothing back, in this process and not in its forked children; whether it does now.
+    """Make malloc keep the memory that a step frees, for the next step. Returns whether the setting was made.
 
-    False where the C library is not glibc, or where the environment says how malloc is to be.
+    Activations of a large batch exceed glibc's largest threshold (32 MB), above which each allocation is mapped separately and
+    returned to the system when it is freed. The kernel then has to clear the pages again in every step. With this setting every
+    step uses the same memory, and the process stays as large as its largest step. scripts/bench/training_step.py measures it.
+
+    Forked children are not affected. Returns False if the C library is not glibc, or if environment variables configure malloc.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _ENVIRONMENT):
         return False
@@ -184,16 +193,22 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """glibc's own ways, with the thresholds that it comes to where large arrays are freed; whether they are set."""
+    """Undo `keep_freed_memory`, with the thresholds that glibc reaches by itself after large arrays were freed.
+
+    Returns whether the setting was made.
+    """
     if platform.libc_ver()[0] != "glibc":
         return False
-    most = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX; glibc trims beyond twice as much
+    most = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX; glibc trims above twice this size
     return _set(_MMAP_MAX, 65536) and _set(_MMAP_THRESHOLD, most) and _set(_TRIM_THRESHOLD, 2 * most)
 
 
 @functools.cache
 def _give_back_in_children() -> None:
-    """A data worker that has met one huge picture need not stay as large. Once: a handler cannot be taken back."""
+    """Restore the default in forked children, so that a data worker does not stay large after one huge picture.
+
+    The handler is registered only once, because it cannot be removed.
+    """
     os.register_at_fork(after_in_child=give_back_freed_memory)
 
 

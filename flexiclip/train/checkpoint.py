@@ -1,12 +1,13 @@
-"""Checkpoints that any number of ranks, any engine and any ZeRO stage can go on from.
+"""The format of a checkpoint, which does not depend on the number of ranks, the engine or the ZeRO stage.
 
     step-N/model/                  a model folder (model_folder.py): flexiclip eval opens it
     step-N/optimizer.safetensors   moments by parameter name, float32
     step-N/state.json              written last: the step, how many steps were skipped, the recipe, the order of the data, the
                                    size of every other file
 
-Data, lengths and augmentation follow from the step and the seed. Where checkpoints lie and which of them is the newest is the
-business of stores.py; writing them while training goes on, of writer.py. Nothing is unpickled: safetensors and JSON only.
+The order of the data, the lengths and the augmentation follow from the step and the seed, so they are not stored. All files are
+safetensors or JSON; nothing is unpickled. stores.py decides where checkpoints are kept and which one is the newest, and
+checkpoint_writer.py writes them while training goes on.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """What state.json says besides the sizes of the files."""
+    """The contents of state.json, except for the sizes of the files."""
 
-    step: int
-    skipped: int = 0  # steps among them that updated nothing: the optimisers count the others
-    recipe: dict[str, Any] | None = None  # resolved, as plain data; None: written before recipes were kept
-    data_order: str | None = None  # see data_order.py; None: a sequential source
-    flops: int | None = None  # of all steps so far; None: written before they were kept
+    step: int  # finished steps
+    skipped: int = 0  # finished steps that updated nothing, which the optimizers do not count
+    recipe: dict[str, Any] | None = None  # resolved, as plain data; None if the checkpoint is older than this field
+    data_order: str | None = None  # the hash that data_order in ranks.py returns; None for a sequential source
+    flops: int | None = None  # of all steps so far; None if the checkpoint is older than this field
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint will hold, on the CPU. `loaded` gives the config and the tokenizer; its weights are not read."""
+    """The contents of a checkpoint before it is written, on the CPU.
+
+    Only the config and the tokenizer of `loaded` are used. The weights come from `weights`.
+    """
 
     loaded: LoadedModel
     weights: dict[str, Tensor]
@@ -49,20 +53,20 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """The name of the checkpoint's folder."""
         return f"step-{self.facts.step}"
 
     def owned(self) -> Snapshot:
-        """The same with tensors of its own, so that training may go on. Empties this one, tensor by tensor.
+        """Return a snapshot with copies of the tensors, so that training can go on. Empties this one, tensor by tensor.
 
-        `.cpu()` would hand back the live parameter itself where training runs on the CPU, and the next step would write into it.
+        `.cpu()` is not enough: if training runs on the CPU, it returns the parameter itself, which the next step changes.
         """
         return replace(self, weights=_copies(self.weights), moments=_copies(self.moments))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint in a local folder. where: what it was opened as, for people; a URL that was fetched, say."""
+    """A complete checkpoint in a local folder. `where` is its name in messages, for example the URL it was fetched from."""
 
     folder: Path
     where: str
@@ -70,25 +74,25 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Finished steps."""
+        """Number of finished steps."""
         return self.facts.step
 
     @property
     def skipped(self) -> int:
-        """Steps among them that updated nothing."""
+        """Number of finished steps that updated nothing."""
         return self.facts.skipped
 
     @property
     def model(self) -> Path:
-        """Its model folder."""
+        """Path of the model folder inside the checkpoint."""
         return self.folder / "model"
 
     def weights(self) -> dict[str, Tensor]:
-        """Every parameter of the model, float32, by name."""
+        """Read every parameter of the model, float32, by name."""
         return read_weights(self.model / "model.safetensors")
 
     def moments(self) -> dict[str, Tensor]:
-        """The optimisers' moments: "exp_avg/NAME" for the towers, "scalars/exp_avg/INDEX" for the loss's scalars."""
+        """Read the optimizers' moments: "exp_avg/NAME" for the towers, "scalars/exp_avg/INDEX" for the scalars of the loss."""
         return read_weights(self.folder / OPTIMIZER)
 
 
@@ -103,7 +107,10 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
 
 
 def open_checkpoint(folder: Path, where: str | None = None) -> Checkpoint:
-    """A checkpoint in a local folder, all of its files there. where: see Checkpoint; default: the folder. Raises UserError."""
+    """Open a checkpoint in a local folder. where: its name in messages, by default the folder.
+
+    Raises UserError if a file is missing or does not have the size that state.json states.
+    """
     where = where or str(folder)
     try:
         text = (folder / STATE).read_text(encoding="utf-8")
@@ -119,7 +126,10 @@ def open_checkpoint(folder: Path, where: str | None = None) -> Checkpoint:
 
 
 def read_state(text: str, where: str) -> tuple[Facts, dict[str, int]]:
-    """The facts of a state.json, and the size in bytes of every other file of the checkpoint. Raises UserError."""
+    """Parse the text of a state.json into its facts and the size in bytes of every other file of the checkpoint.
+
+    Raises UserError if the text is not valid, or if it names a file outside of the checkpoint.
+    """
     try:
         data = json.loads(text)
         files = {str(name): int(size) for name, size in data.get("files", {}).items()}
@@ -134,13 +144,13 @@ def read_state(text: str, where: str) -> tuple[Facts, dict[str, int]]:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise incomplete(where, f"{STATE}: {error!r}") from None
     outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name]
-    if outside:  # the names become paths when the checkpoint is fetched
+    if outside:  # the names are used as paths when the checkpoint is fetched
         raise incomplete(where, f"{STATE} names {outside[0]!r}, which lies outside of it")
     return facts, files
 
 
 def incomplete(where: str, why: str) -> UserError:
-    """The error for what is no checkpoint, or half of one."""
+    """Return the error for a checkpoint that is missing or incomplete."""
     return UserError(f"{where} is no complete checkpoint ({why}): give train.resume another one, or never")
 
 

@@ -1,7 +1,7 @@
 """Writes checkpoints while training goes on: one thread, one checkpoint at a time.
 
-A write that fails is said at once and the run goes on, for the next one may succeed; the one that a run ends with must succeed.
-Whatever was written of a checkpoint that failed is removed, so that a full disk is no fuller than before.
+If writing a checkpoint fails, the run reports it at once and goes on, because the next one may succeed. Only the last checkpoint
+of a run must succeed. A partly written checkpoint is removed, so that it does not fill a full disk further.
 """
 
 from __future__ import annotations
@@ -20,33 +20,39 @@ from flexiclip.train.stores import Store, expendable
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the newest few, and the first of every so many steps."""
+    """Which checkpoints are kept: the newest ones, and the first one in each period of steps."""
 
-    last: int
-    every: int | None
+    last: int  # number of newest checkpoints to keep
+    every: int | None  # the period in steps; None keeps only the newest
 
 
 class CheckpointWriter:
-    """Only the main rank has one. say: prints a line, from any thread. newest: the checkpoint that the run went on from."""
+    """Writes a run's checkpoints. Only the main rank has a writer.
+
+    say: prints a line, from any thread. newest: the name of the checkpoint that the run went on from, if there is one.
+    """
 
     def __init__(self, store: Store, run: Path, keep: Keep, say: Callable[[str], None], newest: str | None) -> None:
         self.store, self.run, self.keep, self.say, self.newest = store, run, keep, say, newest
         self._thread: Thread | None = None
 
     def write(self, snapshot: Snapshot) -> None:
-        """Begin to write, when the one before is written. What fails is said. The snapshot's tensors must be its own."""
+        """Wait for the checkpoint before this one, then start to write this one in a thread, which reports a failure with `say`.
+
+        The snapshot must own its tensors (Snapshot.owned), because training changes the model meanwhile.
+        """
         self.wait()
         self._thread = Thread(target=self._write_and_say, args=(snapshot,), name="writes a checkpoint", daemon=True)
         self._thread.start()
 
     def write_last(self, snapshot: Snapshot) -> None:
-        """Write the checkpoint that the run ends with, unless it has just been written. Raises RunError."""
+        """Write the last checkpoint of the run, unless it has just been written. Raises RunError if that fails."""
         self.wait()
         if self.newest != snapshot.name:
             self._write(snapshot)
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until no checkpoint is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -58,7 +64,10 @@ class CheckpointWriter:
             self.say(f"{error}")
 
     def _write(self, snapshot: Snapshot) -> None:
-        """Raises RunError with the reason; each backend of a remote store has exceptions of its own."""
+        """Write a checkpoint, link its model into the run folder and remove old checkpoints. Raises RunError with the reason.
+
+        Every Exception counts as a failure to write, because each backend of a remote store has its own exceptions.
+        """
         name = snapshot.name
         aside: Path | None = None
         try:
@@ -77,14 +86,14 @@ class CheckpointWriter:
         except Exception as error:
             raise RunError(f"checkpoint {name} is written, but not {self.run / 'model'}: {system_reason(error)}") from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)  # there still when the store is remote
+            shutil.rmtree(aside, ignore_errors=True)  # a remote store leaves the local copy there
 
     def _remove(self, aside: Path | None, snapshot: Snapshot) -> None:
-        """What was written of a checkpoint that failed; not a complete one of the same name that stood there before."""
+        """Remove a partly written checkpoint, but not a complete one of the same name that existed before."""
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
         try:
             if snapshot.facts.step not in self.store.steps():
                 self.store.drop(snapshot.name)
         except Exception:
-            return  # unreachable as it was; the next upload to this name begins by removing what is there
+            return  # the store is still unreachable; the next upload to this name first removes what is there

@@ -1,4 +1,4 @@
-"""The course of a run, known before its first step: how many steps, of which lengths, and the FLOPs that each takes."""
+"""What is known about the steps of a run before the first one: their number, the length of each, and its FLOPs."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from flexiclip.schedules import Horizon, SeqhwSchedule, horizon_of
 
 @dataclass(frozen=True)
 class Course:
-    """The steps of a run."""
+    """The steps of a run: how many there are, their lengths (`seqhw(step)`), and their FLOPs."""
 
     horizon: Horizon
     seqhw: SeqhwSchedule
     pair_flops: dict[int, int] | None = None
-    """seqhw -> FLOPs of training on a pair; None where those of a text tower of another library cannot be counted."""
+    """seqhw -> FLOPs of training on a pair. None if the FLOPs of another library's text tower cannot be counted."""
 
     @classmethod
     def of(cls, config: Config, samples: int | None) -> Course:
-        """Of a recipe. samples: of an epoch, None where unknown. Raises UserError where train.steps says no number of steps."""
+        """Return the course of a recipe. samples: per epoch, None if unknown.
+
+        Raises UserError if the number of steps cannot be computed from train.steps.
+        """
         cost = partial(image_model_flops, config.model)
         counted = _pair_flops(config, samples) if config.train.steps.unit == "TFLOPs" else {}
         horizon = horizon_of(config, samples, cost, counted.__getitem__)
         return cls(horizon, SeqhwSchedule(config.patch, config.seed, horizon, cost))
 
     def counted(self, config: Config, tower: TextTower) -> Course:
-        """The same with the FLOPs of its lengths. tower: the model's text tower, while its parameters are whole."""
+        """Return the course with the FLOPs of its lengths. tower: the model's text tower, before an engine shards it."""
         try:
             return replace(self, pair_flops=_pair_flops(config, self.horizon.samples, tower))
         except UserError:
             return self
 
     def flops(self, steps: range) -> int:
-        """What those steps (from 0) take, over all ranks; 0 where it cannot be counted."""
+        """FLOPs of these steps (counted from 0) over all ranks; 0 if they cannot be counted."""
         if self.pair_flops is None:
             return 0
         return self.horizon.batch * sum(self.pair_flops[self.seqhw(step)] for step in steps)

@@ -1,8 +1,8 @@
 """The DeepSpeed engine: ZeRO 0-3, on GPUs or on CPUs over gloo.
 
-Parameters stay float32 and bf16 is an autocast inside Towers, so that every stage and plain torch train alike (with
-`bf16.enabled` DeepSpeed would train on a bf16 grid). State is read and written whole and by parameter name, which DeepSpeed's
-own checkpoints do not allow across numbers of ranks or stages.
+Parameters remain float32 and bf16 is an autocast inside Towers, so that every stage trains like plain torch. With `bf16.enabled`
+DeepSpeed would round the weights to bf16. State is read and written unsharded and by parameter name, because DeepSpeed's own
+checkpoints cannot be resumed with another number of ranks or another stage.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ OFFLOADED: dict[str, dict[str, Any]] = {
     "optimizer": {"offload_optimizer": _CPU},
     "parameters": {"offload_optimizer": _CPU, "offload_param": _CPU},
 }
-"""engine.offload -> the part of DeepSpeed's zero_optimization that asks for it."""
+"""engine.offload -> its entries in DeepSpeed's zero_optimization section."""
 
 
 class DeepSpeedEngine:
-    """See engine.Engine. Weights must be in `towers` before it is made."""
+    """The Engine (engine.py) that runs DeepSpeed. `towers` must have their weights before the engine is made."""
 
     def __init__(self, towers: Trained, config: Config, ranks: Ranks) -> None:
         deepspeed = _import_deepspeed()
@@ -46,16 +46,19 @@ class DeepSpeedEngine:
         )
 
     def embed(self, inputs: Tensors, seqhw: int, last: bool) -> Tensors:
-        """See Engine."""
+        """Run the towers on one micro-batch. DeepSpeed reduces gradients after the step's last one."""
         self.engine.set_gradient_accumulation_boundary(last)
         return self.engine(*inputs, seqhw)
 
     def backward(self, loss: Tensor) -> None:
-        """See Engine."""
+        """Add the gradients of `loss`."""
         self.engine.backward(loss)
 
     def step(self, lr: float) -> float:
-        """See Engine. At stages 1-3 the norm is known inside DeepSpeed's step alone, which then refuses it by itself."""
+        """Clip, update and clear the gradients. Returns the norm of the gradients before clipping, or inf.
+
+        At stages 1-3 only DeepSpeed's own step knows the norm, and it refuses one that is not finite by itself.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.stage == 0:
@@ -68,12 +71,12 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See Engine."""
+        """Yield every parameter unsharded, float32, with its name."""
         whole = _gathered if self.stage == 3 else torch.Tensor.detach
         yield from ((name, whole(p)) for name, p in self.towers.named_parameters())
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """See Engine."""
+        """Yield the optimizer's moments, unsharded, by name. Before the first step they are made, as zeros."""
         if self.stage == 0:
             yield from moments_of(self.towers, self._inner())
             return
@@ -87,7 +90,7 @@ class DeepSpeedEngine:
                 yield f"{key}/{name}", _to_cpu(safe_get_full_optimizer_state(p, key))
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
-        """See Engine."""
+        """Go on from these moments, as after `updates` updates."""
         if self.stage == 0:
             load_moments_into(self.towers, self._inner(), moments, updates)
             return
@@ -104,8 +107,11 @@ class DeepSpeedEngine:
                     safe_set_full_optimizer_state(p, moment, key)
 
     def _prime(self, updates: int) -> None:
-        """Stages 1-3 make moments in the first step, so one is taken at lr 0 on gradients of zero, and counted as `updates`."""
-        hooks = [p.register_hook(torch.zeros_like) for _, p in self._trained()]  # zeros also where a weight is NaN
+        """Make the moments exist, as after `updates` updates.
+
+        Stages 1-3 create the moments in the first step, so this takes one step with learning rate 0 on gradients of zero.
+        """
+        hooks = [p.register_hook(torch.zeros_like) for _, p in self._trained()]  # zeros even if a weight is NaN
         outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
         self.backward(torch.stack([output.sum() for output in outputs]).sum())
         for hook in hooks:
@@ -115,13 +121,16 @@ class DeepSpeedEngine:
             state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(updates))
 
     def _link_moments(self) -> None:
-        """DeepSpeed 0.19 links moments to parameters after the first group's first step, when the second group has none yet."""
+        """Link all moments to their parameters.
+
+        DeepSpeed 0.19 does this after the first step of the first parameter group, when the second group has no moments yet.
+        """
         if self.stage in (1, 2):
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _inner(self) -> torch.optim.Optimizer:
-        """The AdamW that DeepSpeed wraps at stages 1-3 and uses as it is at stage 0."""
+        """The AdamW that DeepSpeed wraps at stages 1-3 and uses directly at stage 0."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
@@ -130,21 +139,21 @@ class DeepSpeedEngine:
 
 
 def shard(tensor: Tensor, rank: int, world: int) -> Tensor:
-    """A rank's part of a tensor under ZeRO-3: [ceil(numel / world)], the last one padded with zeros.
+    """Return a rank's part of a tensor under ZeRO-3, [ceil(numel / world)]. The part of the last rank is padded with zeros.
 
-    DeepSpeed 0.19's safe_set_full_optimizer_state cuts the tensor without padding it and raises when it does not divide.
+    DeepSpeed 0.19's safe_set_full_optimizer_state splits the tensor without padding, and raises if it does not divide evenly.
     """
     padding = -tensor.numel() % world
     return torch.nn.functional.pad(tensor.flatten(), (0, padding)).chunk(world)[rank]
 
 
 def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
-    """The DeepSpeed config of a recipe, with `engine.deepspeed` merged over it.
+    """Return the DeepSpeed config of a recipe, with `engine.deepspeed` merged over it.
 
-    Accumulation is ours (step.py sets the boundary), so DeepSpeed is told of one micro-batch a step.
+    step.py accumulates gradients itself and sets the boundary, so the config names one micro-batch per step.
     """
     local = config.train.global_batch_size // world
-    clip = config.optimizer.grad_clip if config.engine.zero_stage else None  # stage 0 would clip without telling the norm
+    clip = config.optimizer.grad_clip if config.engine.zero_stage else None  # stage 0 would clip without reporting the norm
     generated: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": local,
         "gradient_accumulation_steps": 1,
@@ -161,7 +170,10 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
 
 
 def _gathered(parameter: torch.nn.Parameter) -> Tensor:
-    """A parameter under ZeRO-3, whole. The optimiser knows those that train; a frozen one is gathered from the module."""
+    """Return a parameter of ZeRO-3 unsharded, on the CPU.
+
+    A trained parameter comes from the optimizer's float32 copy, a frozen one is gathered from the module.
+    """
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -183,6 +195,6 @@ def _import_deepspeed() -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed calls torch by older names
-    # On CPUs DeepSpeed compiles a shared-memory all-reduce at start, a minute with g++ and ninja, that only its inference calls.
+    # At start on CPUs, DeepSpeed would compile a shared-memory all-reduce, which takes a minute and which only inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

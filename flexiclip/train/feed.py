@@ -1,8 +1,8 @@
-"""Waiting for data by the clock: a loader that hangs is reported by stage, and ends the run before it burns a cluster.
+"""Waiting for batches with a time limit, so that a loader that hangs is reported and does not waste a cluster's time.
 
-A read that hangs cannot be interrupted, so batches are fetched in a thread and the trainer waits for the thread. Every
-`data.stall_s` without a batch it says what each data worker is at; after ten times that the run ends. A signal to stop is
-obeyed while it waits.
+A read that hangs cannot be interrupted, so a thread fetches the batches and the trainer waits for the thread. After every
+`data.stall_s` seconds without a batch, the trainer prints what each data worker is doing. After ten times that, the run ends.
+A signal to stop the run also works while the trainer waits.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from flexiclip.errors import RunError
 from flexiclip.train.signals import StopSignal
 
 PATIENCE = 10
-"""Times data.stall_s without a batch after which the run ends."""
+"""The run ends after PATIENCE times data.stall_s seconds without a batch."""
 
-_LEAVE_S = 10.0  # for a batch that is being read when the run ends
-_POLL_S = 0.1  # how soon a signal to stop is noticed while there is no batch
+_LEAVE_S = 10.0  # seconds that the end of a run waits for a batch that is being read
+_POLL_S = 0.1  # seconds until a signal to stop is noticed while there is no batch
 
 
 class Feed:
-    """The batches of a run, one at a time, for the time of a `with` block."""
+    """The batches of a run, one at a time, inside a `with` block."""
 
     def __init__(self, batches: Batches, rank: int, stall_s: float, stop: StopSignal) -> None:
         self.rank, self.stall_s, self.stop = rank, stall_s, stop
         self._batches = batches
-        self._iterator = iter(batches)  # here, because workers are children of the main thread
+        self._iterator = iter(batches)  # here, so that the main thread starts the workers
         self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._fetched: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         self._fetching = False
@@ -44,13 +44,15 @@ class Feed:
         self._wanted.put(False)
         if self._fetching:
             self._batches.end_workers()
-        # An interpreter that ends under a thread inside of torch aborts. One that hangs in a read ends with the process.
+        # The interpreter aborts if it ends while a thread is inside of torch, so wait for one that makes a batch. A thread that
+        # hangs in a read ends with the process.
         self._thread.join(min(_LEAVE_S, self.stall_s))
 
     def take(self, step: int) -> Batch | None:
-        """The next batch, which is that of `step`; None when a signal asked to stop before there was one.
+        """Return the next batch. None if a signal to stop arrived before the batch did.
 
-        Raises what the loader raises, and RunError after PATIENCE x data.stall_s.
+        step: the number of the batch's step, for messages. Raises what the loader raises, and RunError after
+        PATIENCE x data.stall_s.
         """
         if self.stop.asked:
             return None
@@ -83,5 +85,5 @@ class Feed:
         while self._wanted.get():
             try:
                 self._fetched.put(next(self._iterator))
-            except BaseException as error:  # handed over: it is raised where the batch is waited for
+            except BaseException as error:  # `take` raises it in the main thread
                 self._fetched.put(error)

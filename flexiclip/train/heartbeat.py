@@ -1,13 +1,12 @@
-"""Signs of life between the ranks: when one is lost or leaves with an error, the others name it and leave within a minute.
+"""A heartbeat between the ranks: if one is lost or fails, the others print which one it was and end within a minute.
 
-The collectives cannot do this. NCCL keeps waiting for a peer that is gone, gloo only says that some connection was closed, and
-neither ends a rank that is reading data or writing a file at that moment. So each rank keeps one TCP connection to rank 0, on
-which both send a line every two seconds from a thread of their own, whatever the main thread does. A connection that closes
-without a farewell is a process that died; one that stays silent for `train.rank_timeout_s` is a host or a network that did.
-Rank 0 tells the others.
+The collectives cannot do this. NCCL keeps waiting for a peer that is gone, gloo only reports that some connection was closed, and
+neither ends a rank that is just reading data or writing a file. So each rank keeps one TCP connection to rank 0, and a thread on
+both ends sends a line every two seconds, whatever the main thread does. If a connection closes without a farewell, the process
+died. If it is silent for `train.rank_timeout_s`, the host or the network failed. Rank 0 then tells the other ranks.
 
-A rank that is slow is not lost: compiling, saving and evaluating leave the thread its turn, and silence is counted in the waking
-time of the one that listens, so that a machine that was suspended as a whole wakes up whole.
+A slow rank does not count as lost, because the thread keeps running while the main thread compiles, saves or evaluates. Silence
+is counted only while the listening process runs itself, so that suspending and resuming a whole machine does not end a run.
 """
 
 from __future__ import annotations
@@ -33,44 +32,44 @@ from flexiclip.train.signals import Stopped, leave, stopped_code
 
 BEAT_S = 2.0
 JOIN_S = 600.0
-"""Seconds for every rank to join: hosts of one job may start minutes apart."""
+"""Seconds that ranks have to join. The hosts of a job may start minutes apart."""
 GRACE_S = 10
-"""Seconds from the news of a loss that a rank may take to leave by itself, for example to finish a file. Then it is ended."""
+"""Seconds that a rank has to end by itself after it hears of a loss, for example to finish a file. Then its process is ended."""
 
 _FAREWELL_S = 1.0
 _KEY = "flexiclip/heartbeat"
 _NETWORK = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|c10d", re.IGNORECASE)
-_MAX_LINE = 1 << 16  # bytes that a peer may send without ending its line
+_MAX_LINE = 1 << 16  # most bytes that a peer may send in one line
 
 
 class Heartbeat:
-    """The watch of one rank among `world` > 1, for the time of a `with` block.
+    """The heartbeat of one rank, inside a `with` block. `world` must be above 1.
 
-    Whatever ends the block is told to the other ranks. An exception that a lost rank has caused leaves it as a RunError that
-    names that rank; where the main thread does not come out, the process is ended with the same line and code 1. A rank that
-    a signal has stopped before the first step stops all.
+    The other ranks hear how the block ends. If a lost rank caused an exception in the block, a RunError that names that rank
+    is raised instead. If the main thread does not leave the block, the process is ended with the same line and exit code 1. If a
+    signal stops one rank before the first step, all ranks stop.
     """
 
     def __init__(self, store: Any, rank: int, world: int, timeout_s: float) -> None:
-        """store: a c10d store that all ranks share. Raises RunError when rank 0 cannot be reached."""
+        """store: a c10d store that all ranks share. Raises RunError if rank 0 cannot be reached."""
         self.rank, self.timeout_s = rank, timeout_s
         self.beat_s = min(BEAT_S, timeout_s / 5)
         self.name = f"rank {rank} ({socket.gethostname()}, pid {os.getpid()})"
-        self.loss: str | None = None  # which rank the run has lost, and how
-        self._stopped = False  # by a signal that it was sent
+        self.loss: str | None = None  # which rank was lost, and how
+        self._stopped = False  # whether a signal stopped the lost rank
         self._links: list[_Link] = []
         self._awaited = set(range(1, world)) if rank == 0 else set()
         self._listener: socket.socket | None = None
         self._token = secrets.token_hex(16)
         self._selector = selectors.DefaultSelector()
         self._known, self._over = threading.Event(), threading.Event()
-        self._told = False  # the main thread says the loss, or has
+        self._told = False  # whether the main thread reports the loss itself
         self._end_at = float("inf")
         if rank == 0:
             self._listen(store)
         else:
             self._connect(store)
-        os.register_at_fork(after_in_child=self._let_go)  # or a data worker would hold the connection of a dead rank open
+        os.register_at_fork(after_in_child=self._let_go)  # otherwise a data worker would keep a dead rank's connection open
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -81,24 +80,27 @@ class Heartbeat:
         if error is None:
             self._leave({"done": True})
             return
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of the launcher, which has seen it too: we leave, but not without a word
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher may send it, but this rank first reports why it leaves
         caused = self._lies_behind(error)
         self._told = True
-        # Nothing is left to do but to say the line: what hangs on the way out, a library's threads perhaps, must not keep us.
+        # Only the message is left to print. The alarm ends the process if something, perhaps a library's thread, hangs meanwhile.
         signal.alarm(GRACE_S)
         self._leave({"lost": f"{self.name} left: {_in_one_line(error)}", "stopped": isinstance(error, Stopped)})
         if caused:
             raise (Stopped() if self._stopped else RunError(str(self.loss))) from None
 
     def say_stopped(self) -> None:
-        """Tell the others, from any thread, that a signal stops this rank, which is about to end without leaving the block."""
+        """Tell the other ranks that a signal stops this rank. May be called from any thread.
+
+        It is for a process that is about to end without leaving the block.
+        """
         for link in list(self._links):
             link.send({"lost": f"{self.name} left: {Stopped()}", "stopped": True})
             link.hang_up()
         time.sleep(_FAREWELL_S / 4)
 
     def _lies_behind(self, error: BaseException) -> bool:
-        """Whether a lost rank caused the error. One of the network waits for the news, which may come later than the error."""
+        """Whether a lost rank caused the error. After a network error this waits, because the news may come after the error."""
         if isinstance(error, (UserError, RunError)) or not isinstance(error, Exception):
             return False
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _NETWORK.search(str(error))):
@@ -118,7 +120,7 @@ class Heartbeat:
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.bind((address, 0))
-        except OSError:  # a service's address, which is not this host's own
+        except OSError:  # the address belongs to a service, not to this host
             listener.bind(("", 0))
         listener.listen(1024)
         listener.setblocking(False)
@@ -154,7 +156,7 @@ class Heartbeat:
                 link.send({})
             self._read_until(time.monotonic() + self.beat_s)
             now = time.monotonic()
-            slept, last = min(now - last, 2 * self.beat_s), now  # not the time in which this process was stopped itself
+            slept, last = min(now - last, 2 * self.beat_s), now  # without the time in which this process itself was suspended
             for link in list(self._links):
                 link.silent += slept
                 if link.silent > self.timeout_s and not link.name:
@@ -167,7 +169,7 @@ class Heartbeat:
                 )
             if now > self._end_at:
                 self._end()
-        for link in self._links:  # closed at once, a line that is still on its way could be lost
+        for link in self._links:  # an immediate close could lose a line that is still being sent
             link.hang_up()
         self._read_until(time.monotonic() + _FAREWELL_S)
         self._let_go()
@@ -185,7 +187,7 @@ class Heartbeat:
         assert self._listener is not None
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # it hung up again
+        except OSError:  # the other side has closed it again
             return
         self._add(_Link(connection, ""))
 
@@ -193,14 +195,14 @@ class Heartbeat:
         try:
             for message in link.receive():
                 self._hear(link, message)
-        except (OSError, ValueError):  # closed, or no language of ours
+        except (OSError, ValueError):  # closed, or not our protocol
             name, done = link.name, link.done
             self._drop(link)
             if name and not done:
                 self._lose(f"{name} is lost: its process ended without a word (killed, or out of memory?)")
 
     def _hear(self, link: _Link, message: dict[str, Any]) -> None:
-        if not link.name:  # a stranger: a rank knows the token, a port scanner does not
+        if not link.name:  # only ranks of this run know the token; a port scanner does not
             if message.get("token") != self._token:
                 raise ValueError("no rank of this run")
             link.name = str(message["name"])
@@ -210,7 +212,7 @@ class Heartbeat:
             self._lose(str(message["lost"]), bool(message.get("stopped")))
         elif "done" in message:
             link.done = True
-            raise ConnectionAbortedError  # nothing more is to be said on either side
+            raise ConnectionAbortedError  # neither side sends anything more
 
     def _lose(self, loss: str, stopped: bool = False) -> None:
         if self.loss is not None or self._over.is_set():
@@ -222,10 +224,10 @@ class Heartbeat:
 
     def _end(self) -> None:
         line = None if self._told else f"flexiclip: {self.loss}"
-        leave(line, stopped_code() if self._stopped else 1)  # as the command line would
+        leave(line, stopped_code() if self._stopped else 1)  # the same line and code as the command line's
 
     def _let_go(self) -> None:
-        """Close the sockets of this process; a fork's copies, or the watch's own at its end."""
+        """Close the sockets: in a fork its copies, and at the end of the watch its own."""
         for link in self._links:
             link.socket.close()
         if self._listener is not None:
@@ -233,27 +235,27 @@ class Heartbeat:
 
 
 class _Link:
-    """A connection to another rank that carries JSON objects, one a line. `name` is empty until the other has said it."""
+    """A connection to another rank that carries JSON objects, one per line. `name` is empty until the other rank has sent it."""
 
     def __init__(self, connection: socket.socket, name: str) -> None:
         connection.setblocking(False)
         self.socket, self.name = connection, name
-        self.done = False  # it has said farewell
+        self.done = False  # whether the other rank has said farewell
         self.silent = 0.0  # seconds since the last line
         self._unread = b""
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send, or let it be: a full buffer or a closed connection shows when it is read."""
+        """Send a message. Errors are ignored, because a full buffer or a closed connection is noticed when reading."""
         with contextlib.suppress(OSError):
             self.socket.send(json.dumps(message).encode() + b"\n")
 
     def hang_up(self) -> None:
-        """Send nothing more; the other side closes when it has read everything."""
+        """Close the sending direction. The other side closes the connection when it has read everything."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
 
     def receive(self) -> list[dict[str, Any]]:
-        """The lines that have arrived. Raises OSError when the other side is gone, ValueError for what is no line of ours."""
+        """Return the messages that have arrived. Raises OSError if the other side is gone, ValueError if a line is not valid."""
         try:
             data = self.socket.recv(_MAX_LINE)
         except BlockingIOError:

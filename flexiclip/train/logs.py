@@ -1,11 +1,8 @@
-"""Samples that cannot be used: a few are replaced and named, too many end the run (`data.max_bad_fraction`).
+"""The log files of a run and its progress display, and the limit on samples that cannot be used.
 
-What is counted is what all ranks together have met since this start, so a storage that fails now is not outweighed by a month
-in which it did not, and every rank comes to the same verdict.
-
-What a run writes down: metrics, evaluations, bad samples, samples, TensorBoard. Only the main rank holds one.
-
-What a person sees of a run: a live panel on a terminal, plain lines in a log.
+Metrics writes the files into the run folder: metrics.jsonl, eval.jsonl, bad_samples.jsonl, with train.log_samples samples.jsonl,
+and tensorboard/. Progress shows a live panel on a terminal, or prints plain lines into a log. BadShare ends a run that meets too
+many unusable samples.
 """
 
 from __future__ import annotations
@@ -29,22 +26,26 @@ from flexiclip.errors import RunError, UserError
 from flexiclip.files import system_reason, write_whole
 
 GRACE = 8
-"""Unusable samples that no run ends for: the first batch of a good set may hold a few."""
+"""A run never ends with fewer unusable samples than this, because the first batch of a good data set may contain a few."""
 
-_REASONS = 3
+_REASONS = 3  # most reasons that a message lists
 
 
 class BadShare:
-    """The share of the samples read since this start that could not be used, and why."""
+    """The share of the samples that could not be used, and the reasons. A few are replaced and logged; too many end the run.
+
+    It counts what all ranks together have read since this start of the run. So a month without errors does not hide a storage
+    that fails now, and every rank comes to the same decision.
+    """
 
     def __init__(self, limit: float) -> None:
-        """limit: 0 to 1, the largest share that a run goes on with."""
+        """limit: the largest share, 0 to 1, with which a run goes on (`data.max_bad_fraction`)."""
         self.limit, self.bad = limit, 0
         self._reasons: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 
     def add(self, bad: list[dict[str, str]]) -> None:
-        """Unusable samples of any rank, as {shard, key, reason}."""
+        """Count unusable samples of all ranks, given as {shard, key, reason}."""
         for row in bad:
             kind = row["reason"].split(":")[0]
             self.bad += 1
@@ -52,7 +53,7 @@ class BadShare:
             self._examples.setdefault(kind, " ".join(filter(None, (row["shard"], row["key"]))))
 
     def check(self, good: int) -> None:
-        """good: samples that were used. Raises UserError when the share of the bad ones is too large."""
+        """Raise UserError if the share of unusable samples is too large. good: number of samples that were used."""
         read = good + self.bad
         if self.bad < GRACE or self.bad <= self.limit * read:
             return
@@ -64,24 +65,24 @@ class BadShare:
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line, written line by line, cut back when a run resumes.
+    """An append-only file with one JSON object per line, which is cut back when a run resumes.
 
-    A disk that is full, or gone, ends the run in one line (RunError): rows that are lost would be missing for good.
+    If the disk is full or gone, a RunError ends the run, because lost rows would be missing for good.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
-        """resume_step: drop the lines whose `step` lies beyond it, and a last line that a crash cut short."""
+        """resume_step: drop lines whose `step` is larger. A last line that a crash cut short is always dropped."""
         self.path = path
         kept = [row for row in read_lines(path) if resume_step is None or row["step"] <= resume_step]
         with _one_line(path):
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-            self._file = path.open("ab", buffering=0)  # what could not be written is not tried again at close
+            self._file = path.open("ab", buffering=0)  # so that closing does not retry a failed write
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object."""
         line = json.dumps(row).encode() + b"\n"
         with _one_line(self.path):
-            if self._file.write(line) < len(line):  # the disk was full in mid-line
+            if self._file.write(line) < len(line):  # the disk became full within the line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
@@ -101,20 +102,20 @@ def _one_line(path: Path) -> Iterator[None]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; none when there is no file."""
+    """Return the objects of a JSON-lines file, without lines that are incomplete. Empty if there is no file."""
     if not path.is_file():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the line a crash cut short
+        except ValueError:  # a line that a crash cut short
             continue
     return rows
 
 
 class Metrics:
-    """The run's log files."""
+    """The log files of a run, including TensorBoard's. Only the main rank has them."""
 
     def __init__(self, run: Path, step: int, log_samples: bool) -> None:
         self.folder = run
@@ -129,9 +130,10 @@ class Metrics:
         self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
 
     def log(self, row: dict[str, Any]) -> None:
-        """One row of metrics.jsonl and TensorBoard; row["step"] counts finished steps. Lengths get a curve each.
+        """Write a row to metrics.jsonl and TensorBoard, where each length has a curve of its loss.
 
-        A number that is not finite, of a step that was skipped, is null: JSON has no name for it.
+        row["step"] counts finished steps. A number that is not finite (in a skipped step) is written as null, because JSON has
+        no notation for it.
         """
         row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         self.lines.write(row)
@@ -141,34 +143,37 @@ class Metrics:
         self._draw(row["step"], curves)
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
-        """One row of eval.jsonl, and a TensorBoard curve a value."""
+        """Write a row to eval.jsonl, and each value to a TensorBoard curve."""
         self.results.write({"step": step, **values})
         self.evaluated = step
         self._draw(step, values)
 
     def log_bad(self, bad: list[dict[str, str]]) -> None:
-        """Name each unreadable sample once, however often it is met."""
+        """Write each unreadable sample to bad_samples.jsonl, once, however often it is read."""
         for row in bad:
             if _identity(row) not in self._named:
                 self._named.add(_identity(row))
                 self.bad.write(row)
 
     def log_samples(self, step: int, seqhw: int, samples: list[str]) -> None:
-        """The samples of a global batch, for a run with train.log_samples."""
+        """Write the keys of the samples of a global batch to samples.jsonl, if train.log_samples is set."""
         if self.samples is not None:
             self.samples.write({"step": step, "seqhw": seqhw, "samples": samples})
 
     def close(self) -> None:
-        """Flush and close everything."""
+        """Flush and close all files."""
         for file in (self.lines, self.samples, self.results, self.bad):
             if file is not None:
                 file.close()
-        with suppress(OSError):  # a full disk: metrics.jsonl has every number
+        with suppress(OSError):  # on a full disk; metrics.jsonl has every number
             self.board.close()
         threading.excepthook = self._hook
 
     def _thread_died(self, arguments: threading.ExceptHookArgs) -> None:
-        """TensorBoard's own thread dies of a full disk with a traceback; its next call raises the same error, which is said."""
+        """Suppress the traceback with which TensorBoard's thread dies on a full disk.
+
+        The next call to TensorBoard raises the same error, and that one is reported.
+        """
         if not type(arguments.thread).__module__.startswith("tensorboard."):
             self._hook(arguments)
 
@@ -184,7 +189,10 @@ def _identity(row: dict[str, str]) -> tuple[str, str]:
 
 
 class Progress:
-    """Step, loss, images/s, share of time spent waiting for data, loss at each length, time left. Silent but on the main rank."""
+    """The progress display: step, loss, images/s, share of time spent waiting for data, loss at each length, time left.
+
+    On a terminal it is a live panel, otherwise plain lines on stderr. Only the main rank prints.
+    """
 
     def __init__(self, total: int, start: int, main: bool) -> None:
         self.total, self.start, self.main = total, start, main
@@ -199,7 +207,7 @@ class Progress:
             self._live.start()
 
     def say(self, text: str) -> None:
-        """One line, above the panel where there is one."""
+        """Print one line, above the panel if there is one."""
         if not self.main:
             return
         if self._live is not None:
@@ -208,14 +216,14 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def seen(self, seqhw: int, loss: float) -> None:
-        """Take a step's loss into the running mean of its length; not that of a step that was skipped."""
+        """Add a step's loss to the running mean of its length. A loss that is not finite (of a skipped step) is left out."""
         if not math.isfinite(loss):
             return
         old = self.by_length.get(seqhw, loss)
         self.by_length[seqhw] = old + 0.1 * (loss - old)
 
     def show(self, row: dict[str, Any]) -> None:
-        """A logged row."""
+        """Show a row of metrics.jsonl."""
         if self._live is not None:
             self._live.update(self._panel(row))
         elif self.main:
@@ -228,7 +236,7 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._live is not None:
             self._live.stop()
 

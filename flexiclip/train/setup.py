@@ -1,4 +1,4 @@
-"""From a recipe to all that the loop needs, in the order that a run demands: data, folder, tokenizer, model, engine."""
+"""Building a run from a recipe: data, run folder, tokenizer, model, objective and engine, in this order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from flexiclip.train.stores import LocalStore, Store
 
 @dataclass
 class Run:
-    """A run that is ready to go on from `step`."""
+    """Everything that the loop needs: a run that is ready to go on from `step`."""
 
     config: Config
     folder: Path
@@ -46,22 +46,22 @@ class Run:
     course: Course
     lr: Callable[[int], float]
     sources: TrainSources | None
-    data_order: str | None  # see data_order.py
+    data_order: str | None  # the hash of data_order in ranks.py
     store: Store
-    checkpoint: str | None  # in the store, that the run went on from
-    step: int
-    skips: Skips  # steps that updated nothing
-    flops: int  # of the steps so far, over all ranks; 0 where they cannot be counted
+    checkpoint: str | None  # name of the checkpoint in the store that the run went on from
+    step: int  # finished steps
+    skips: Skips  # counts steps that updated nothing
+    flops: int  # of the steps so far, over all ranks; 0 if they cannot be counted
     lock: RunLock
-    shadow: LoadedModel | None  # a second model to evaluate with, where the engine holds the first in shards
+    shadow: LoadedModel | None  # a second model to evaluate with, if the engine shards the first
 
     @property
     def horizon(self) -> Horizon:
-        """How long the run is."""
+        """The length of the run."""
         return self.course.horizon
 
     def batches(self) -> Batches:
-        """The batches of the steps that are left."""
+        """Return the batches of the remaining steps."""
         config, tower = self.config, self.loaded.model.text_tower
         return train_loader(
             data_of(config),
@@ -82,12 +82,12 @@ class Run:
 
 
 def data_of(config: Config) -> DataConfig:
-    """What is read of the samples: an image tower alone has no use for captions."""
+    """Return the data section of a recipe, without captions if there is no text tower."""
     return config.data if config.model.text is not None else replace(config.data, captions=())
 
 
 def labels_of(config: Config) -> Labels | None:
-    """The labels that are read: those of the classes, where these are what is learned."""
+    """Return which labels are read. None unless the objective is classification."""
     if config.objective != "classification":
         return None
     spec, classes = config.data.labels, config.model.classes
@@ -97,9 +97,10 @@ def labels_of(config: Config) -> Labels | None:
 
 
 def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None = None) -> Run:
-    """Build a run, or go on with one that is there. Raises UserError for what the user must mend. Collective.
+    """Build a new run, or one that goes on from a checkpoint. Collective. Raises UserError if the recipe or its files are wrong.
 
-    lock: claims the run's folder and checkpoints while it is held; by default nothing is.
+    evaluates: whether the run evaluates its model. lock: keeps other processes out of the run's folder and checkpoints while it
+    is held; by default nothing does.
     """
     lock = lock or RunLock()
     check_one_recipe(config, ranks)
@@ -157,7 +158,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None =
 
 
 def _begin(loaded: LoadedModel, checkpoint: Checkpoint | None, order: str | None, ranks: Ranks) -> None:
-    """Give the model the checkpoint's weights, where there is one, and say what the run begins with."""
+    """Load the checkpoint's weights into the model, if there is a checkpoint, and print where the run starts from."""
     if checkpoint is None:
         for note in loaded.provenance.get("init_notes", ()):
             ranks.say(note)
@@ -168,14 +169,14 @@ def _begin(loaded: LoadedModel, checkpoint: Checkpoint | None, order: str | None
 
 
 def _flops(course: Course, checkpoint: Checkpoint | None) -> int:
-    """Of the steps so far: what the checkpoint says, or one of an earlier version, drawn again."""
+    """FLOPs of the steps so far, from the checkpoint. If the checkpoint is older than that field, they are computed again."""
     if checkpoint is None:
         return 0
     return course.flops(range(checkpoint.step)) if checkpoint.facts.flops is None else checkpoint.facts.flops
 
 
 def _check_shared(config: Config, folder: Path, store: Store, ranks: Ranks) -> None:
-    """UserError unless all ranks see the folders of a run. With checkpoints in an object store each host may have its own."""
+    """Raise UserError unless all ranks see the same folders. With checkpoints in an object store, each host may have its own."""
     if not isinstance(store, LocalStore):
         return
     check_shared_folder(folder, ranks)
@@ -184,7 +185,10 @@ def _check_shared(config: Config, folder: Path, store: Store, ranks: Ranks) -> N
 
 
 def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) -> Config:
-    """The config with a tokenizer that exists: a sentencepiece model that nobody gave is trained on the training captions."""
+    """Return the config with a tokenizer that exists.
+
+    A sentencepiece model that the recipe does not name comes from the checkpoint, or is trained on the training captions.
+    """
     tokenizer = config.tokenizer
     if tokenizer.kind != "sentencepiece" or tokenizer.path is not None or config.model.text is None:
         return config
@@ -192,11 +196,11 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
 
     def provide() -> None:
         with writing_run_folder(folder):
-            if checkpoint is not None:  # which may lie elsewhere, and the run folder have none, or another's
+            if checkpoint is not None:  # it may be elsewhere, so the run folder may have no tokenizer or another run's
                 (file,) = (checkpoint.model / "tokenizer").iterdir()
                 write_whole(path, file.read_bytes())
                 return
-            # A file that is there may be another recipe's.
+            # An existing file may belong to another recipe, so it is not used.
             ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
             try:
                 train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
@@ -243,7 +247,7 @@ def _shadow(loaded: LoadedModel) -> LoadedModel:
 
 
 def consolidated(run: Run) -> dict[str, torch.Tensor]:
-    """Every parameter of the model, whole, by name (a tied one by each of its names), whatever the engine shards. Collective."""
+    """Return every parameter of the model unsharded, by name, a tied one under each of its names. Collective."""
     model, whole = run.loaded.model, dict(run.engine.weights())
     owners = {id(p): name for name, p in model.named_parameters()}
     names = {name: owners[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
@@ -251,7 +255,7 @@ def consolidated(run: Run) -> dict[str, torch.Tensor]:
 
 
 def model_to_evaluate(run: Run) -> LoadedModel:
-    """The model in eval mode, whole on every rank. Collective."""
+    """Return the model in eval mode, unsharded on every rank. Collective."""
     if run.shadow is None:
         run.loaded.model.eval()
         return run.loaded

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave; before the first step, just leave. A second Ctrl-C leaves at once.
+"""Handling of Ctrl-C and SIGTERM: the run finishes its step, saves and ends. Before the first step it just ends.
 
-Python runs a signal's handler in the main thread, between two of its own instructions. A main thread that waits inside of torch,
-for ranks that have not come or for an answer of theirs, has none. So a thread is told of each signal by the kernel itself
-(signal.set_wakeup_fd), and ends the process where the handler does not get its turn.
+A second Ctrl-C ends the process at once.
+
+Python runs a signal handler in the main thread, between two instructions of Python code. A main thread that waits inside of torch
+for other ranks runs no such instructions. So a second thread learns of each signal through signal.set_wakeup_fd, and ends the
+process if the handler does not run.
 """
 
 from __future__ import annotations
@@ -20,27 +22,27 @@ from types import FrameType
 from typing import Any
 
 PATIENCE_S = 0.5
-"""Seconds that the main thread has to come to its handler."""
+"""Seconds within which the main thread must run its signal handler."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal asked to stop while there was nothing to save. No error: it passes `except Exception`."""
+    """A signal stopped the run while there was nothing to save. It is not an error, so `except Exception` does not catch it."""
 
     def __init__(self) -> None:
         super().__init__("stopped by a signal before the first step")
 
 
 class StopSignal:
-    """SIGINT and SIGTERM while the block runs: they raise Stopped, but after `defer` they only set `asked`.
+    """Handles SIGINT and SIGTERM inside a `with` block: they raise Stopped, but after `defer` they only set `asked`.
 
-    Where the main thread is stuck inside of torch, the process ends with the line and the exit code that it would have had.
+    If the main thread is stuck inside of torch, the process is ended with the same message and exit code.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self.before_leaving: list[Callable[[], None]] = []  # called in a thread of its own before a stuck process is ended
+        self.before_leaving: list[Callable[[], None]] = []  # called from another thread before a stuck process is ended
         self._deferred = False
         self._old: dict[int, Any] = {}
         self._watch = _Watch(self._stuck)
@@ -54,14 +56,14 @@ class StopSignal:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._watch.end()
         for number, handler in self._old.items():
-            if signal.getsignal(number) == self._ask:  # a rank that leaves with an error ignores SIGTERM from there on
+            if signal.getsignal(number) == self._ask:  # heartbeat.py may have set SIGTERM to be ignored
                 signal.signal(number, handler)
         if isinstance(error, Exception):
             self._translate(error)
 
     @contextmanager
     def translating(self) -> Iterator[None]:
-        """Raise Stopped in place of an error that the signal has caused: an import of C code makes one of its own."""
+        """Raise Stopped in place of an error that the signal has caused, because importing C code turns it into other errors."""
         try:
             yield
         except Exception as error:
@@ -73,7 +75,7 @@ class StopSignal:
             raise Stopped from error
 
     def defer(self) -> None:
-        """From now on there is something to save: the run looks at `asked` between its steps."""
+        """From now on only set `asked`, because there is something to save. The run checks `asked` between its steps."""
         self._deferred = True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -87,10 +89,10 @@ class StopSignal:
             raise Stopped
 
     def _stuck(self, number: int, count: int) -> None:
-        """The handler did not get its turn. count: signals so far."""
+        """Act on a signal whose handler did not run. count: number of signals so far."""
         again = count > 1 and number == signal.SIGINT
         if not again and self.asked:
-            return  # two signals of which Python made one
+            return  # Python has merged two signals into one
         if again or not self._deferred:
             for call in self.before_leaving:
                 call()
@@ -99,7 +101,7 @@ class StopSignal:
 
 
 class Interruptible:
-    """SIGINT while the block runs: KeyboardInterrupt, or the end of a process whose main thread is stuck inside of torch."""
+    """Handles SIGINT inside a `with` block: raises KeyboardInterrupt, or ends a process whose main thread is stuck in torch."""
 
     def __init__(self) -> None:
         self._watch = _Watch(lambda *_: leave("flexiclip: interrupted", 130))
@@ -119,12 +121,15 @@ class Interruptible:
 
 
 def stopped_code() -> int:
-    """The exit code of a run that a signal has stopped."""
+    """Return the exit code of a run that a signal has stopped: 0, or the value of FLEXICLIP_STOPPED_CODE."""
     return int(os.environ.get("FLEXICLIP_STOPPED_CODE", "0"))
 
 
 def leave(line: str | None, code: int) -> None:
-    """End the process from any thread, with its data workers, whatever the main thread waits for. line: None if it was said."""
+    """End the process and its data workers, from any thread, even if the main thread is waiting.
+
+    line: printed on stderr; None if it was printed already.
+    """
     if line is not None:
         print(line, file=sys.stderr, flush=True)
     for worker in multiprocessing.active_children():
@@ -133,14 +138,14 @@ def leave(line: str | None, code: int) -> None:
 
 
 class _Watch:
-    """A thread that hears of signals at once. stuck(number, signals so far) is called where `handled` does not follow."""
+    """A thread that learns of signals at once. It calls stuck(number, signals so far) if `handled` does not count the signal."""
 
     def __init__(self, stuck: Callable[[int, int], None]) -> None:
         self.handled = 0
         self._stuck, self._read, self._write = stuck, *socket.socketpair()
 
     def start(self) -> None:
-        """In the main thread only: elsewhere there are no signals."""
+        """Start to listen. Must be called in the main thread, because Python handles signals only there."""
         self._write.setblocking(False)
         self._old = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=self._let_go)
@@ -148,15 +153,15 @@ class _Watch:
         self._thread.start()
 
     def end(self) -> None:
-        """Hear nothing more."""
+        """Stop listening."""
         signal.set_wakeup_fd(self._old)
-        self._write.shutdown(socket.SHUT_WR)  # which ends the thread, also where a data worker holds a copy of the socket
+        self._write.shutdown(socket.SHUT_WR)  # this ends the thread, even if a data worker holds a copy of the socket
         self._thread.join()
         self._write.close()
         self._read.close()
 
     def _let_go(self) -> None:
-        """In a data worker: its signals are not its parent's."""
+        """Stop listening in a data worker, whose signals are not meant for its parent."""
         if self._write.fileno() >= 0:
             signal.set_wakeup_fd(-1)
 

@@ -1,12 +1,13 @@
 """One training step, the same for every engine, number of ranks and micro-batches (GradCache, arXiv 2101.06983).
 
-1. Embed each micro-batch: with gradients if it is the only one, without otherwise.
-2. The objective's loss on the detached outputs of the global batch, which gives dz and the gradients of the scalars.
-3. Backward of <z, dz> through the engine, embedding each micro-batch again, under the same random state, when there are several.
-4. Step the engine's optimiser, and the scalars' own.
+1. Embed each micro-batch: with gradients if it is the only one, otherwise without.
+2. Compute the objective's loss on the detached outputs of the global batch, which gives dz and the gradients of the scalars.
+3. Go backward from <z, dz> through the engine. If there are several micro-batches, first embed each one again under the same
+   random state.
+4. Step the engine's optimizer, and that of the scalars.
 
-The loss never sees a model and the engine never sees the loss: tiling, gradient caching, ZeRO and locks do not know of each
-other.
+The loss never sees a model and the engine never sees the loss, so tiling, gradient caching, ZeRO and locked towers are
+independent of each other.
 """
 
 from __future__ import annotations
@@ -28,30 +29,33 @@ from flexiclip.train.towers import Tensors
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a step."""
+    """The result of a step."""
 
     loss: float
-    """Before the step, of the global batch."""
+    """Loss of the global batch, before the update."""
     norm: float
-    """Of the towers' gradients, before clipping."""
+    """Norm of the towers' gradients, before clipping."""
     fault: str | None = None
-    """Which of its numbers were not finite, in a step that was refused."""
+    """For a refused step: which of its numbers were not finite."""
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """All that a step needs besides its batch."""
+    """Takes steps. It holds everything that a step needs except for its batch."""
 
     objective: Objective
     engine: Engine
     scalars: ScalarOptimizer
     micro_batch: Callable[[int], int]
-    """seqhw -> samples encoded at once, the same on every rank."""
+    """seqhw -> number of samples encoded at once, the same on every rank."""
     seed: int
     ranks: Ranks
 
     def __call__(self, inputs: Inputs, seqhw: int, step: int, lr: float) -> Outcome:
-        """Take one step, or, where a number in it is not finite, none: then no weight and no moment is touched."""
+        """Take one step. If a number in it is not finite, no weight and no moment changes, and the outcome names the fault.
+
+        inputs: this rank's share of the global batch. step: number of finished steps. Collective.
+        """
         size = self.micro_batch(seqhw)
         rows = [slice(i, i + size) for i in range(0, len(inputs.images), size)]
         micro = [self.objective.prepare(inputs[r], seqhw) for r in rows]
@@ -75,17 +79,17 @@ class Stepper:
         return Outcome(float(loss), norm, fault)
 
     def _loss(self, z: Tensors, targets: Tensors) -> tuple[Tensor, Tensors, list[Tensor]]:
-        """The loss, its gradients by the towers' outputs, and those of the scalars.
+        """Return the loss, its gradients with respect to the towers' outputs, and those with respect to the scalars.
 
-        A loss or a scalar's gradient that is not finite makes dz so, and with it the norm of the towers' gradients, on which
-        every engine refuses the step: no rank waits for the loss before it goes backward.
+        If the loss or a scalar's gradient is not finite, dz becomes NaN too, and so does the norm of the towers' gradients. Every
+        engine then refuses the step. So no rank has to wait for the loss before it goes backward.
         """
         for output in z:
             output.requires_grad_()
         loss = self.objective.loss(z, targets)
         gradients = torch.autograd.grad(loss, [*z, *self.scalars.scalars])
         dz, dscalars = gradients[: len(z)], list(gradients[len(z) :])
-        nothing = 0.0 * torch.stack([loss.detach(), *(d.sum() for d in dscalars)]).sum()  # or NaN
+        nothing = 0.0 * torch.stack([loss.detach(), *(d.sum() for d in dscalars)]).sum()  # 0, or NaN if one of them is not finite
         return loss.detach(), tuple(d + nothing for d in dz), dscalars
 
 
@@ -101,25 +105,28 @@ class _Share:
 
     @property
     def single(self) -> bool:
-        """Whether one micro-batch is the whole share, which is then embedded once."""
+        """Whether one micro-batch is the whole share. Then it is embedded only once."""
         return len(self.micro) == 1
 
     def embed(self, i: int, averaged: bool = True) -> Tensors:
-        """What the towers make of micro-batch i. Dropout, where a tower has it, draws the same in every pass and after a resume.
+        """Return the towers' outputs of micro-batch i. Dropout, if a tower has it, is the same in every pass and after a resume.
 
-        averaged: whether the backward pass of the last one averages the gradients over the ranks.
+        averaged: whether the backward pass of the last micro-batch averages the gradients over the ranks.
         """
         stepper = self.stepper
         torch.manual_seed(below(1 << 63, stepper.seed, Draw.DROPOUT, self.step, stepper.ranks.rank, i))
         return stepper.engine.embed(self.micro[i].inputs, self.seqhw, last=averaged and i == len(self.micro) - 1)
 
     def backward(self, i: int, z: Tensors, dz: Tensors) -> None:
-        """Send dz through micro-batch i. The engines average over the ranks; dz is that of the global loss already."""
+        """Go backward through micro-batch i.
+
+        dz is the gradient of the global loss, but engines average over the ranks, so it is multiplied by their number.
+        """
         products = [(half * d[self.rows[i]]).sum() for half, d in zip(z, dz, strict=True) if half.requires_grad]
         self.stepper.engine.backward(self.stepper.ranks.world * torch.stack(products).sum())
 
     def towers_of_bad_gradients(self, dz: Tensors, lr: float) -> list[str]:
-        """Go backward once more, now watching what reaches each tower, and leave no gradient behind. Collective."""
+        """Go backward once more, watch the gradients that reach each tower, and leave no gradient behind. Collective."""
         engine, ranks = self.stepper.engine, self.stepper.ranks
         with nonfinite.GradientWatch(engine.towers) as watch:
             for i in range(len(self.micro)):
@@ -127,6 +134,6 @@ class _Share:
         z = self.embed(len(self.micro) - 1)
         engine.backward(
             float("nan") * torch.stack([half.sum() for half in z]).sum()
-        )  # certain to be refused, which clears what was added up
+        )  # a NaN step is refused, which clears the gradients that were added up
         engine.step(lr)
         return watch.bad(ranks)

@@ -1,13 +1,12 @@
-"""Where a run's checkpoints lie: a local folder, or any URL that fsspec knows (s3://, gs://, memory://, ...).
+"""Where a run's checkpoints are kept: a local folder, or any URL that fsspec supports (s3://, gs://, memory://, ...).
 
     ROOT/step-N/...    a checkpoint (checkpoint.py)
-    ROOT/latest        the name of the newest complete one, as DeepSpeed writes it
+    ROOT/latest        the name of the newest complete checkpoint, in the same format as DeepSpeed's
 
-A local folder is written aside and renamed when it is whole. Object stores have no rename: there state.json, with the sizes of
-the other files, is uploaded after them. `latest` is replaced when either is done, so it never names a half-written one. Where a
-checkpoint is written again, as by a run that went on from an earlier one, `latest` names another complete one meanwhile.
-
-Checkpoints in a local folder: written aside, and renamed when they are whole.
+In a local folder (LocalStore), a checkpoint is written under another name and renamed when it is complete. Object stores
+(RemoteStore in remote_store.py) cannot rename, so there state.json, with the sizes of the other files, is uploaded after them.
+`latest` is replaced afterwards, so it never names an incomplete checkpoint. If a checkpoint is replaced, for example by a run
+that went on from an earlier one, `latest` names another complete checkpoint meanwhile.
 """
 
 from __future__ import annotations
@@ -27,58 +26,59 @@ from flexiclip.train.run_lock import FolderPlace, Place
 
 LATEST = "latest"
 SPARE = ".new"
-"""Ends the name of a second copy of a checkpoint, complete too, which is there while the only one of its step is replaced."""
+"""Ending of the name of a second complete copy, which exists while the only checkpoint is being replaced."""
 _NAME = re.compile(r"step-([0-9]{1,15})")
 
 
 class Store(Protocol):
-    """Checkpoints by the name of their folder. str(store) is what a person would write for it."""
+    """The interface of a store of checkpoints, by folder name. str(store) is the folder or URL as a user writes it."""
 
     def check_writable(self) -> None:
-        """Raises UserError when nothing can be written: a run that cannot save had better not start."""
+        """Raise UserError if nothing can be written, so that a run that cannot save does not start."""
         ...
 
     def latest(self) -> str | None:
-        """The name of the newest complete checkpoint. Raises UserError when the store cannot be used."""
+        """Return the name of the newest complete checkpoint, if there is one. Raises UserError if the store cannot be used."""
         ...
 
     def open(self, name: str, fetched: Path) -> Checkpoint:
-        """A checkpoint; its files in the folder `fetched` when they do not lie on a disk already. Raises UserError."""
+        """Return a checkpoint. A remote store first copies its files into the folder `fetched`. Raises UserError."""
         ...
 
     def state(self, name: str) -> str:
-        """The text of a checkpoint's state.json. Raises UserError."""
+        """Return the text of a checkpoint's state.json. Raises UserError."""
         ...
 
     def aside(self, name: str) -> Path:
-        """A new local folder's path, to write the checkpoint into; what an earlier writer left there is gone."""
+        """Return the path of a new local folder to write the checkpoint into, and remove what an earlier writer left there."""
         ...
 
     def point_to(self, name: str) -> None:
-        """Let `latest` name it."""
+        """Make `latest` name this checkpoint."""
         ...
 
     def put(self, aside: Path, name: str) -> Path:
-        """Take in a written folder and make it the latest. Returns a local folder with its files."""
+        """Move or upload a written folder into the store and make it the latest. Returns a local folder with its files."""
         ...
 
     def drop(self, name: str) -> None:
-        """Remove a checkpoint, or what was written of it."""
+        """Remove a checkpoint, complete or not."""
         ...
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints."""
+        """Return the steps of all complete checkpoints."""
         ...
 
     def claims(self) -> Place:
-        """Where a run says that it writes here (run_lock.py)."""
+        """Return the place where runs claim this store (run_lock.py)."""
         ...
 
 
 def expendable(steps: Sequence[int], step: int, keep_last: int, keep_every: int | None) -> list[int]:
-    """Which of `steps` may go once `step` is written: all but the last few, and the first of each `keep_every` steps.
+    """Return which of `steps` can be removed after `step` was written.
 
-    Those beyond `step` belong to a run that was taken up again from an earlier checkpoint; they stay until they are overwritten.
+    Kept are the last `keep_last`, and the first one in each period of `keep_every` steps. Steps beyond `step` remain from a run
+    that was resumed from an earlier checkpoint; they are kept until they are overwritten.
     """
     mine = sorted(s for s in steps if s <= step)
     kept = set(mine[-keep_last:])
@@ -91,9 +91,10 @@ def expendable(steps: Sequence[int], step: int, keep_last: int, keep_every: int 
 
 
 def point_elsewhere(store: Store, name: str) -> bool:
-    """Let `latest` name an earlier checkpoint before `name` is replaced, so that a kill leaves a good one.
+    """Make `latest` name an earlier checkpoint before `name` is replaced, so that a kill leaves a complete one.
 
-    False where it names this one and there is no earlier one: then the new one must be whole, as SPARE, before this one goes.
+    Returns False if `latest` names this checkpoint and there is no earlier one. Then the new one must be complete under its SPARE
+    name before this one is removed.
     """
     if store.latest() != name:
         return True
@@ -105,8 +106,8 @@ def point_elsewhere(store: Store, name: str) -> bool:
 
 
 def checked_name(text: str, where: str) -> str:
-    """The name in a `latest` file. Raises UserError when it is none."""
-    if step_of(text.strip().removesuffix(SPARE)) is None:  # it becomes a path
+    """Return the name in the text of a `latest` file. Raises UserError if it is not the name of a checkpoint."""
+    if step_of(text.strip().removesuffix(SPARE)) is None:  # checked because the name is used as a path
         raise UserError(
             f"{where} names {text.strip()[:40]!r}, which is no checkpoint: write the name of one into it, such as step-100"
         )
@@ -114,13 +115,13 @@ def checked_name(text: str, where: str) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step in the name of a checkpoint's folder; None for another name."""
+    """Return the step in the name of a checkpoint's folder. None for any other name."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 class LocalStore:
-    """See Store."""
+    """The Store in a local folder, which writes checkpoints aside and renames them when they are complete."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -129,7 +130,7 @@ class LocalStore:
         return str(self.root)
 
     def check_writable(self) -> None:
-        """See Store. Writes a small file and removes it."""
+        """Write a small file and remove it. Raises UserError if this fails."""
         probe = self.root / f".writable.{os.getpid()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -141,33 +142,33 @@ class LocalStore:
             ) from None
 
     def latest(self) -> str | None:
-        """See Store."""
+        """Return the name of the newest complete checkpoint, if there is one."""
         path = self.root / LATEST
         return checked_name(path.read_text(encoding="utf-8", errors="replace"), f"{path}") if path.is_file() else None
 
     def open(self, name: str, fetched: Path) -> Checkpoint:
-        """See Store."""
+        """Return a checkpoint. Its files are used where they are."""
         return open_checkpoint(self.root / name)
 
     def state(self, name: str) -> str:
-        """See Store."""
+        """Return the text of a checkpoint's state.json. Raises UserError."""
         try:
             return (self.root / name / STATE).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise incomplete(f"{self.root / name}", str(error)) from None
 
     def aside(self, name: str) -> Path:
-        """See Store. Beside the others, so that it can be renamed."""
+        """Return the path of a new folder next to the checkpoints, so that it can be renamed."""
         for written in ("step-*", LATEST):
             clear_left(self.root, written)
         return self.root / f".{name}.{os.getpid()}"
 
     def put(self, aside: Path, name: str) -> Path:
-        """See Store."""
+        """Rename a written folder and make it the latest. Returns its new path."""
         folder = self.root / name
-        if not (aside / STATE).is_file():  # somebody tidied up meanwhile
+        if not (aside / STATE).is_file():  # another program has removed files meanwhile
             raise FileNotFoundError(errno.ENOENT, f"{aside / STATE} is gone")
-        if folder.exists():  # of a run that went on from an earlier checkpoint and came here once more
+        if folder.exists():  # from before the run was resumed from an earlier checkpoint
             if not point_elsewhere(self, name):
                 link_folder(aside, self.root / f"{name}{SPARE}")
                 self.point_to(f"{name}{SPARE}")
@@ -184,18 +185,18 @@ class LocalStore:
         write_whole(self.root / LATEST, name + "\n")
 
     def drop(self, name: str) -> None:
-        """See Store. Hidden first: a kill half-way leaves nothing that looks complete."""
+        """Remove a checkpoint. It is hidden first, so that what is left after a kill does not look complete."""
         if (self.root / name).exists():
             shutil.rmtree(self._hide(self.root / name), ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """See Store."""
+        """Return the steps of all complete checkpoints."""
         return [
             step for path in self.root.glob("step-*") if (step := step_of(path.name)) is not None and (path / STATE).is_file()
         ]
 
     def claims(self) -> Place:
-        """See Store."""
+        """Return the place of the claims of runs that write here."""
         return FolderPlace(self.root)
 
     def _hide(self, folder: Path) -> Path:

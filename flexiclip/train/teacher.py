@@ -1,7 +1,7 @@
-"""The teacher of a distillation: a model folder that is frozen, in eval mode, whole on every rank and outside the engine.
+"""The teacher of a distillation: a frozen model in eval mode, unsharded on every rank and outside of the engine.
 
-It sees the student's crop and mixture at a length of its own (FunMatch, arXiv 2106.05237). Where its images are of another size
-than the student's, its tower takes the student's: kernel and positions are resized to any grid.
+It sees the same crops and mixtures as the student (FunMatch, arXiv 2106.05237), at a length of its own. If it was trained on
+images of another size, it still takes the student's, because its kernel and positions are resized to any grid.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flexiclip.train.towers import TextFeatures
 
 
 def open_teacher(config: Config, device: torch.device) -> LoadedModel:
-    """The model that `distillation.teacher` names. Raises UserError where it cannot teach the recipe's student."""
+    """Return the model that `distillation.teacher` names, frozen. Raises UserError if it does not fit the recipe's student."""
     where = f"distillation.teacher={config.distillation.teacher}"
     assert config.distillation.teacher is not None, "validate() demands it"
     teacher = load_model(config.distillation.teacher, device)
@@ -41,7 +41,10 @@ def open_teacher(config: Config, device: torch.device) -> LoadedModel:
 
 
 def follow(config: Config, teacher: LoadedModel) -> Config:
-    """The recipe with what the student takes from its teacher: the classes of a classifier, the scale of two towers' logits."""
+    """Return the recipe with what the student takes from its teacher.
+
+    A classifier takes the classes and embed_dim. Two towers take the initial scale of the logits.
+    """
     theirs, ours = teacher.config.model, config.model
     if ours.text is None:
         return replace(config, model=replace(ours, classes=theirs.classes, embed_dim=theirs.embed_dim))
@@ -51,7 +54,10 @@ def follow(config: Config, teacher: LoadedModel) -> Config:
 
 
 def teacher_seqhw(config: Config, teacher: LoadedModel) -> int:
-    """The grid side that the teacher runs at on the student's images. Raises UserError where it does not divide them."""
+    """Return the grid side of the teacher on the student's images. Raises UserError if it does not divide their size.
+
+    It is distillation.seqhw, by default the longest length that the teacher was trained at.
+    """
     asked = config.distillation.seqhw
     seqhw, valid = asked or max(teacher.config.trained_seqhw), valid_seqhw(config.model.image.image_size)
     if seqhw not in valid:
@@ -64,28 +70,31 @@ def teacher_seqhw(config: Config, teacher: LoadedModel) -> int:
 
 
 class Teacher:
-    """What the objectives ask of it."""
+    """Computes the teacher's outputs for the objectives."""
 
     def __init__(self, loaded: LoadedModel, seqhw: int, bf16: bool, text_features: TextFeatures | None = None) -> None:
-        """text_features: its text tower's, where they were computed beforehand."""
+        """text_features: precomputed features of the teacher's text tower, if there are any."""
         self.model, self.tokenizer, self.preprocess = loaded.model, loaded.tokenizer, loaded.config.model.preprocess
         self.seqhw, self.bf16, self.text_features = seqhw, bf16, text_features
 
     @torch.no_grad()
     def image(self, images: Tensor, unit: bool) -> Tensor:
-        """images [B, 3, H, W] uint8 -> outputs [B, D] float32; unit: of length 1."""
+        """Return the outputs [B, D] float32 for images [B, 3, H, W] uint8. unit: scale the rows to length 1."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             pixels = normalize(images, self.preprocess.mean, self.preprocess.std)
             return self.model.encode_image(pixels, self.seqhw, normalize=unit).float()
 
     @torch.no_grad()
     def text(self, captions: Sequence[str], caption_ids: Tensor) -> Tensor:
-        """The captions and their ids [B], on the images' device -> unit embeddings [B, D] float32."""
+        """Return the embeddings [B, D] float32, rows of length 1, of captions whose ids are caption_ids [B].
+
+        The result is on the device of caption_ids.
+        """
         with torch.autocast(caption_ids.device.type, torch.bfloat16, enabled=self.bf16):
             rows = self.text_features(caption_ids) if self.text_features is not None else None
             if rows is not None:
                 return self.model.project_text(rows.to(caption_ids.device))
-            tokens = self.tokenizer(list(captions))  # with its own vocabulary, which need not be the student's
+            tokens = self.tokenizer(list(captions))  # the teacher's vocabulary may differ from the student's
             tower = self.model.text_tower
             tokens = trim_padding(tokens, tower.pad_id) if tower.trims else tokens
             return self.model.encode_text(tokens.to(caption_ids.device), normalize=True)

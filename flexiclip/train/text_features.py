@@ -1,8 +1,8 @@
-"""Features of the training captions from a frozen text tower, a locked one or a teacher's, computed once before the first step.
+"""Features of the training captions from a frozen text tower (a locked one or a teacher's), computed once before the first step.
 
-The captions are sorted and encoded in fixed batches that depend on nothing else, so a run that is resumed, or that runs on
-another number of ranks, sees the same numbers. They are kept in the run folder, under the hash of the captions and of the
-tower's weights.
+The captions are sorted and encoded in fixed batches, which depend on nothing else. So a run that is resumed, or that has another
+number of ranks, gets the same numbers. The features are kept in the run folder, in a file named after a hash of everything that
+decides them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ BATCH = 256
 def compute_text_features(
     loaded: LoadedModel, captions: Iterable[str], folder: Path, ranks: Ranks, bf16: bool
 ) -> TextFeatures | None:
-    """Features of every distinct caption, or None when they would take more than KEPT_TEXT_FEATURES. Collective.
+    """Return the features of every distinct caption. Collective.
 
-    Raises UserError when `folder`, the run's, cannot be written.
+    Returns None if they would take more than KEPT_TEXT_FEATURES bytes, or if the ranks read different captions.
+    folder: the run folder. Raises UserError if it cannot be written.
     """
     tower = loaded.model.text_tower
     limit = KEPT_TEXT_FEATURES // (4 * tower.width)
@@ -48,7 +49,7 @@ def compute_text_features(
         ranks.say("the ranks could not read the same captions: the frozen text tower runs in every step")
         return None
     path = folder / f"text_features-{_key(ids, loaded, bf16)}.safetensors"
-    if not ranks.agree(not path.is_file())[0]:  # all ranks read it, or all compute it
+    if not ranks.agree(not path.is_file())[0]:  # either all ranks read the file, or all compute
         return TextFeatures(ids, load_file(path)["rows"])
     ranks.say(f"computing a frozen text tower's features of {len(ids)} captions")
     rows = _encode(loaded, [distinct[i] for i in ids.tolist()], ranks, bf16)
@@ -57,7 +58,7 @@ def compute_text_features(
 
 
 def _keep(rows: Tensor, path: Path) -> None:
-    """Raises UserError when the run folder is full, and leaves nothing behind."""
+    """Write the features to a file. If this fails, leave nothing behind; raises UserError if the run folder is full."""
     aside = path.with_suffix(".tmp")
     try:
         with writing_run_folder(path.parent, SafetensorError):
@@ -69,7 +70,10 @@ def _keep(rows: Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def _encode(loaded: LoadedModel, captions: list[str], ranks: Ranks, bf16: bool) -> Tensor:
-    """Batches of captions of like length, shared over the ranks -> [M, width] float32 on the CPU, in the captions' order."""
+    """Return the features [M, width] float32 on the CPU, in the order of the captions.
+
+    Captions of similar length are encoded together, and the batches are distributed over the ranks.
+    """
     tower, device = loaded.model.text_tower, ranks.device
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
@@ -91,7 +95,7 @@ def _digest(ids: Tensor) -> str:
 
 
 def _key(ids: Tensor, loaded: LoadedModel, bf16: bool) -> str:
-    """Of all that decides the features: captions, tokenizer, the tower's settings and weights, precision."""
+    """Return a hash of all that decides the features: captions, tokenizer, the tower's settings and weights, and precision."""
     said = [_digest(ids), loaded.tokenizer.fingerprint(), repr(loaded.config.model.text), "bf16" if bf16 else "fp32"]
     digest = hashlib.sha256("\n".join(said).encode())
     for name, tensor in sorted(loaded.model.text_tower.state_dict().items()):

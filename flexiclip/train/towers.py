@@ -1,8 +1,8 @@
-"""What an engine trains: the towers and projections of a model without its frozen towers and without its scalars.
+"""The modules that an engine trains: the towers and projections of a model, without frozen towers and without scalars.
 
-A tower that is locked whole runs outside the engine, under no_grad and in eval mode, so no engine shards, reduces or steps it.
-The scalars of the loss have an optimiser of their own (optim.py). Parameter names are the model's, so that state by name fits
-both.
+A tower that is locked as a whole runs outside of the engine, under no_grad and in eval mode, so no engine shards, reduces or
+updates it. The scalars of the loss have their own optimizer (ScalarOptimizer in engine.py). Parameters have the same names as in
+the model, so that state by name fits both.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Tensors = tuple[Tensor, ...]
 
 
 class Trained(nn.Module):
-    """The image half of what is trained. forward: (*inputs, seqhw) -> float32 rows [B, D] of each half that there is.
+    """Base class of the trained modules, with the image tower. forward: (*inputs, seqhw) -> float32 rows [B, D] of each tower.
 
-    Images are normalised here, a micro-batch at a time: a whole batch as float32 would take four times its memory.
+    Images are normalized here, one micro-batch at a time, because a whole batch in float32 would take four times its memory.
     """
 
     def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
@@ -30,7 +30,10 @@ class Trained(nn.Module):
         self._project_image = model.project_image
 
     def image_exits(self, image: Tensor, seqhw: int) -> list[Tensor]:
-        """The features of every exit of an image tower that has some, and of its end."""
+        """Return the features [B, width] of every exit of the image tower, if it has some, and of its end.
+
+        image: [B, 3, H, W] uint8, or the features [B, width] of a locked tower, which are returned as the only ones.
+        """
         if self.image_tower is None:
             return [image]
         images = normalize(image, self.preprocess.mean, self.preprocess.std)
@@ -38,35 +41,35 @@ class Trained(nn.Module):
         return found
 
     def image_features(self, image: Tensor, seqhw: int) -> Tensor:
-        """[B, 3, H, W] uint8, or the features of a locked tower -> features [B, width]."""
+        """Return the image features [B, width]. image: [B, 3, H, W] uint8, or the features of a locked tower."""
         if self.image_tower is None:
             return image
         return self.image_tower(normalize(image, self.preprocess.mean, self.preprocess.std), seqhw)
 
     def dummy_inputs(self, device: torch.device) -> Tensors:
-        """The smallest valid inputs, for a pass whose result does not matter."""
+        """Return the smallest valid inputs, for a pass whose result does not matter."""
         if self.image_tower is None:
             return (torch.zeros(1, self.image_width, device=device),)
         return (torch.zeros(1, 3, *self.image_tower.image_size, dtype=torch.uint8, device=device),)
 
 
 class Classifier(Trained):
-    """(image or image features, seqhw) -> logits [B, classes]: an image tower alone, whose projection is the head."""
+    """An image tower alone, whose projection is the head: (image or image features, seqhw) -> logits [B, C] float32."""
 
     def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
         super().__init__(model, bf16)
         self.image_projection = model.image_projection
 
     def forward(self, image: Tensor, seqhw: int) -> Tensors:
-        """image [B, 3, H, W] uint8; a tower that is locked gets its features [B, width] in place of them."""
+        """Return the logits. image: [B, 3, H, W] uint8, or the features [B, width] of a locked tower."""
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             return (self._project_image(self.image_features(image, seqhw), normalize=False).float(),)
 
 
 class Towers(Trained):
-    """(image or image features, tokens or text features, seqhw) -> unit embeddings zimg, ztxt [B, embed_dim] float32.
+    """An image and a text tower: (image or its features, tokens or text features, seqhw) -> zimg, ztxt [B, embed_dim] float32.
 
-    Where the image tower has exits, each of them has a zimg, in front of that of the whole tower.
+    The rows have length 1. If the image tower has exits, there is a zimg of each exit before that of the whole tower.
     """
 
     def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
@@ -78,7 +81,7 @@ class Towers(Trained):
         self._project_text = model.project_text
 
     def forward(self, image: Tensor, text: Tensor, seqhw: int) -> Tensors:
-        """image [B, 3, H, W] uint8, text [B, L] int64; a tower that is locked gets its features [B, width] in place of them."""
+        """Return the embeddings. image: [B, 3, H, W] uint8. text: [B, L] int64. A locked tower gets its features [B, width]."""
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             images = self._project_exits(self.image_exits(image, seqhw))
             if self.text_tower is not None:
@@ -86,7 +89,7 @@ class Towers(Trained):
             return *images, self._project_text(text)
 
     def dummy_inputs(self, device: torch.device) -> Tensors:
-        """See Trained."""
+        """Return the smallest valid inputs, for a pass whose result does not matter."""
         text = torch.zeros(1, self.text_width, device=device)
         if self.text_tower is not None:
             text = torch.ones(1, 2, dtype=torch.long, device=device)
@@ -94,7 +97,7 @@ class Towers(Trained):
 
 
 class LockedTowers:
-    """The frozen half of a step: features of locked towers, everything else handed through."""
+    """Runs the locked towers of a model. The inputs of other towers are returned unchanged."""
 
     def __init__(self, model: FlexiCLIP, bf16: bool, text_features: TextFeatures | None = None) -> None:
         self.image_tower = model.image_tower if model.config.image.frozen else None
@@ -103,7 +106,7 @@ class LockedTowers:
 
     @torch.no_grad()
     def image(self, images: Tensor, seqhw: int) -> Tensor:
-        """images [B, 3, H, W] uint8 -> what Trained takes of them."""
+        """Return the input of Trained: images [B, 3, H, W] uint8, or the features [B, width] float32 of a locked tower."""
         if self.image_tower is None:
             return images
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
@@ -111,7 +114,10 @@ class LockedTowers:
 
     @torch.no_grad()
     def text(self, tokens: Tensor, caption_ids: Tensor) -> Tensor:
-        """tokens [B, L], caption_ids [B] -> what Towers takes of them."""
+        """Return the input of Towers: tokens [B, L], or the features [B, width] float32 of a locked tower.
+
+        caption_ids: [B] int64, which find the precomputed features.
+        """
         rows = self.text_features(caption_ids) if self.text_features is not None else None
         if rows is not None:
             return rows.to(tokens.device)
@@ -122,14 +128,17 @@ class LockedTowers:
 
 
 class TextFeatures:
-    """Features of every training caption from a locked text tower, computed once: caption id -> row."""
+    """Precomputed features of every training caption from a frozen text tower: caption id -> row."""
 
     def __init__(self, ids: Tensor, rows: Tensor) -> None:
         """ids: [M] int64, ascending. rows: [M, width] float32, on the CPU."""
         self.ids, self.rows = ids, rows
 
     def __call__(self, caption_ids: Tensor) -> Tensor | None:
-        """caption_ids [B] -> [B, width]; None where one of the captions could not be read when they were computed."""
+        """Return the features [B, width] of caption_ids [B].
+
+        Returns None if one of the captions is missing, because it could not be read when the features were computed.
+        """
         wanted = caption_ids.cpu()
         at = torch.searchsorted(self.ids, wanted).clamp(max=len(self.ids) - 1)
         return self.rows[at] if torch.equal(self.ids[at], wanted) else None

@@ -1,9 +1,9 @@
-"""What happens around the steps: rows, checkpoints, evaluation, and when each is due.
+"""The training loop, and what happens around its steps: logging, checkpoints and evaluation.
 
-The training loop.
+    flexiclip train RECIPE [key=value ...]    # or the same under torchrun or deepspeed
 
-flexiclip train RECIPE [key=value ...], or the same under torchrun or deepspeed. A step draws its length from (seed, step), its
-samples from (seed, step), and its learning rate from the step: the only state is the step, the weights and the moments.
+A step draws its length and its samples from (seed, step), and its learning rate from the step. So the only state is the step, the
+weights and the moments.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from flexiclip.train.setup import Run, consolidated, model_to_evaluate, set_up
 from flexiclip.train.signals import Stopped, StopSignal
 
 Evaluators = Callable[[LoadedModel], dict[str, float]]
-"""Called on every rank with the model in eval mode; returns the same metrics on each."""
+"""A function from a model to its metrics. Every rank calls it with the model in eval mode, and gets the same result."""
 
 
 class Recorder:
-    """Logs, checkpoints and evaluates a run. Its collective methods are called on every rank; only the main one writes."""
+    """Logs, saves and evaluates a run. Every rank must call the collective methods, but only the main rank writes."""
 
     def __init__(self, run: Run, evaluators: Evaluators | None) -> None:
         train, every = run.config.train, run.config.eval.every
@@ -49,7 +49,7 @@ class Recorder:
         every_kept = run.horizon.steps_of(train.keep_every) if train.keep_every is not None else None
         keep = Keep(train.keep_last, every_kept)
         self.writer = CheckpointWriter(run.store, run.folder, keep, self.say, run.checkpoint) if run.ranks.main else None
-        self._bad: list[dict[str, str]] = []  # met by this rank and not yet named
+        self._bad: list[dict[str, str]] = []  # found by this rank and not yet logged
         self._bad_share, self._start = BadShare(run.config.data.max_bad_fraction), run.step
         self._name_damaged()
         self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
@@ -59,18 +59,21 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.writer is not None and kind is not KeyboardInterrupt:  # whoever presses Ctrl-C twice wants to leave at once
+        if self.writer is not None and kind is not KeyboardInterrupt:  # a second Ctrl-C means to leave at once
             self.writer.wait()
         self.progress.close()
         if self.metrics is not None:
             self.metrics.close()
 
     def say(self, text: str) -> None:
-        """One line for a person, once among the ranks."""
+        """Print one line, only on the main rank."""
         self.progress.say(text)
 
     def record(self, batch: Batch, data_s: float, step_s: float, **values: float) -> None:
-        """Take in a finished step; write a row every train.log_every steps. Collective."""
+        """Record a finished step, and write a row every train.log_every steps. Collective.
+
+        data_s: seconds spent waiting for the batch. step_s: seconds of the whole step, with the wait.
+        """
         run = self.run
         self._times.append((data_s, step_s))
         run.flops += run.course.flops(range(run.step - 1, run.step))
@@ -90,7 +93,7 @@ class Recorder:
         self._times = []
 
     def check_data(self) -> None:
-        """Save and raise UserError when too many samples cannot be used; decided at each logged row. Collective."""
+        """Save and raise UserError if too many samples cannot be used. The counts change at each logged row. Collective."""
         run = self.run
         try:
             self._bad_share.check((run.step - self._start) * run.horizon.batch)
@@ -99,7 +102,7 @@ class Recorder:
             raise
 
     def save_is_due(self) -> bool:
-        """Whether train.save_every has passed; by the clock the main rank decides. Collective."""
+        """Whether train.save_every has passed. If it is in minutes, the main rank's clock decides. Collective."""
         if self.save_every is not None:
             return self.save_every > 0 and self.run.step % self.save_every == 0
         minutes = self.run.config.train.save_every.value
@@ -107,7 +110,10 @@ class Recorder:
         return self.run.ranks.agree(passed)[0]
 
     def save(self) -> None:
-        """Begin to write a checkpoint, or write it whole without train.save_in_background. What fails is said. Collective."""
+        """Start to write a checkpoint. A failure is only printed. Collective.
+
+        Without train.save_in_background, also wait until it is written.
+        """
         snapshot = self._snapshot()
         if self.writer is None or snapshot is None:
             return
@@ -119,7 +125,7 @@ class Recorder:
         self._saved_at = time.monotonic()  # by the main rank's clock
 
     def save_last(self) -> None:
-        """Write the checkpoint that this start ends with. Raises RunError on every rank when it cannot be written. Collective."""
+        """Write the last checkpoint of this start. Raises RunError on every rank if it cannot be written. Collective."""
         snapshot = self._snapshot()
         failed: list[str] = []
         if self.writer is not None and snapshot is not None:
@@ -131,7 +137,7 @@ class Recorder:
             raise RunError(said)
 
     def complete(self) -> None:
-        """Make up for what a start that died at its very end left out: the run's model, and the last evaluation. Collective."""
+        """Write the model and run the last evaluation, if a start that died at its very end left them out. Collective."""
         run = self.run
         saved = not run.ranks.main or is_model_folder(run.folder / "model")
         scored = self.evaluators is None or self.metrics is None or self.metrics.evaluated == run.step
@@ -143,9 +149,9 @@ class Recorder:
             self.evaluate()
 
     def _snapshot(self) -> Snapshot | None:
-        """What a checkpoint holds, on the main rank; the others help to gather it and keep none of it. Collective."""
+        """Return the contents of a checkpoint on the main rank. The others help to gather them and return None. Collective."""
         run = self.run
-        self._name_bad()  # a run that goes on from here does not meet them again
+        self._name_bad()  # a run that goes on from this checkpoint does not read these samples again
         if not run.ranks.main:
             for _ in itertools.chain(run.engine.weights(), run.engine.moments()):
                 pass
@@ -156,7 +162,7 @@ class Recorder:
         return Snapshot(run.loaded, weights, moments, facts)
 
     def evaluation_is_due(self) -> bool:
-        """Whether eval.every has passed."""
+        """Whether eval.every has passed. The same on every rank."""
         return self.eval_every is not None and self.run.step % self.eval_every == 0
 
     def evaluate(self) -> None:
@@ -200,9 +206,9 @@ def _item(scalar: Tensor) -> float:
 
 
 def train(config: Config, evaluators: Evaluators | None = None) -> bool:
-    """Train a recipe to its end, or until SIGINT or SIGTERM, which save first; returns whether it has come to its end.
+    """Train a recipe to its end, or until SIGINT or SIGTERM, after which the run saves and stops. Returns whether it has ended.
 
-    evaluators: model -> metrics, called on every rank.
+    evaluators: model -> metrics, called on every rank. Raises UserError and RunError.
     """
     group, patience_s = config.engine.kind == "deepspeed", (PATIENCE + 1) * config.data.stall_s
     try:
@@ -238,7 +244,7 @@ def _loop(run: Run, recorder: Recorder, feed: Feed, stop: StopSignal) -> None:
         clock = time.perf_counter()
         batch = feed.take(run.step + 1)
         waited = time.perf_counter() - clock
-        # Asked before the step and not after it: a rank whose data hangs can leave together with those that have theirs.
+        # Checked before the step and not after it, so that a rank whose data hangs can leave together with the other ranks.
         if run.ranks.agree(stop.asked)[0]:
             if run.step > start:
                 recorder.save_last()

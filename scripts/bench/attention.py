@@ -1,10 +1,10 @@
-"""Attention as a CPU trains it, by plain products in bfloat16, beside torch's fused kernel: forward and backward.
+"""Compare attention in training on CPUs, which uses plain products in bfloat16, with torch's fused kernel: forward and backward.
 
     python scripts/bench/attention.py             batch 32, 3 heads of 64 as in ViT-Ti, at seven lengths (a minute)
     python scripts/bench/attention.py --quick     two lengths
 
-`error` is the norm of what differs from float64 over the norm of what float64 gives, of the output. In float32 both sides are
-torch's kernel: the row is there to show what bfloat16 gains at all.
+`error` is the norm of the output's difference from float64, divided by the norm of the float64 output. In float32 both sides use
+torch's kernel; the rows show what bfloat16 gains in total.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """As a block in training mode calls it."""
+    """Call attention as a block in training mode does."""
     return attend(q, k, v, training=True)
 
 
 def step(attention: Attention, qkv: list[Tensor]) -> Work:
-    """Forward and backward."""
+    """Return a forward and backward pass."""
     leaves = [t.clone().requires_grad_() for t in qkv]
 
     def run() -> None:
@@ -48,7 +48,7 @@ def step(attention: Attention, qkv: list[Tensor]) -> Work:
 
 
 def error(attention: Attention, qkv: list[Tensor]) -> float:
-    """Of the output, against float64."""
+    """Return the relative error of the output, compared with float64."""
     q, k, v = (t.double() for t in qkv)
     expected = F.scaled_dot_product_attention(q, k, v)
     return float((attention(*qkv).double() - expected).norm() / expected.norm())

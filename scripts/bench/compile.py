@@ -1,12 +1,12 @@
-"""What train.compile costs and gains: eager and compiled towers, forward and backward, at every length, side by side.
+"""Measure what train.compile costs and gains: eager and compiled towers, forward and backward, at every length.
 
     python scripts/bench/compile.py                          ViT-Ti with its text tower, batch 8, 240 px, 2 threads (some minutes)
     python scripts/bench/compile.py --precision bf16 --variant S
     python scripts/bench/compile.py --quick                  two lengths, batch 2 (a minute, most of it compiling)
 
-Each step is what a training step computes of the towers: embed, and go backward from the embeddings. `first s` is the first
-compiled step at a length: the first row holds the compilation, and the others show that there is none. The gain is of the steps
-after it, in turn with eager ones.
+Each step is the towers' part of a training step: embed, and go backward from the embeddings. `first s` is the time of the first
+compiled step at a length. The first row includes the compilation, and the others show that it is done only once. The gain is
+measured on later steps, in turn with eager ones.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ ABOUT = (
     "`first s` is what compiling costs once."
 )
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
-"""Largest difference of a component of the unit embeddings; in bf16 the compiler rounds in other places."""
+"""Largest allowed difference in a component of the embeddings. In bf16 the compiler rounds in other places."""
 
 
 def step_of(towers: Towers, images: Tensor, tokens: Tensor, seqhw: int) -> Work:
-    """One forward and backward pass, which returns the image embeddings."""
+    """Return a function that runs forward and backward and returns the image embeddings."""
 
     def step() -> Tensor:
         towers.zero_grad(set_to_none=True)
@@ -49,7 +49,7 @@ def step_of(towers: Towers, images: Tensor, tokens: Tensor, seqhw: int) -> Work:
 
 
 def measure(table: Grid, pair: dict[str, Towers], images: Tensor, seqhw: int, arguments: argparse.Namespace) -> None:
-    """Adds a line of the table; captions are as long as the images' grid is wide."""
+    """Measure one length and add a row to the table. Captions have as many tokens as the image grid is wide, at most TOKENS."""
     tokens = torch.randint(2, VOCABULARY, (len(images), min(seqhw, TOKENS)))
     works = {name: step_of(towers, images, tokens, seqhw) for name, towers in pair.items()}
     found: list[Tensor] = []
@@ -85,7 +85,7 @@ def main() -> None:
         f"ViT-{arguments.variant} and text, {arguments.precision}, batch {arguments.batch_size}, {arguments.threads} threads",
         *("seqhw", "tokens", "first s", "eager pairs/s", "compiled pairs/s", "gain", "difference"),
     )
-    # A cache of its own, so that the first row is what a first run pays.
+    # With a new cache, the first row shows the cost of a first run.
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         model = make_model(arguments.variant)

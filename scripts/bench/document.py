@@ -1,4 +1,4 @@
-"""docs/explanation/benchmarks.md and its plots, out of the JSON files that the subjects' scripts wrote.
+"""Write docs/explanation/benchmarks.md and its plots from the JSON files of the subjects.
 
 python scripts/bench/document.py docs/explanation/benchmarks --output docs/explanation/benchmarks.md
 """
@@ -30,7 +30,7 @@ ORDER = (
     "compile",
     "gradcache",
 )
-"""The subjects, as the document has them; others follow."""
+"""The order of the subjects in the document. Other subjects follow."""
 
 INTRODUCTION = """# Benchmarks
 
@@ -49,7 +49,7 @@ machines and versions of all records:
 
 
 def machine_lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    """The machine and versions; where subjects were measured on different ones or at different commits, all of them."""
+    """Return lines with the machine, versions and commit. If the subjects differ in these, all values are listed."""
     values: dict[str, list[str]] = {}
     for record in found:
         for key, value in record["machine"].items():
@@ -59,7 +59,7 @@ def machine_lines(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def goals_lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    """A table of every goal."""
+    """Return a table of all goals."""
     rows = []
     for record in found:
         for goal in (Goal(**fields) for fields in record["goals"]):
@@ -71,7 +71,7 @@ def goals_lines(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def subject_lines(record: dict[str, Any], images: Path) -> list[str]:
-    """The section of one subject; its plots are drawn."""
+    """Return the section of one subject, and draw its plots into the folder `images`."""
     machine = record["machine"]
     lines = ["", f"## {record['subject']}", "", record["about"], ""]
     lines.append(f"`{record['command']}`, at {machine['commit']}, torch {machine['torch']}, {machine['processor']}")

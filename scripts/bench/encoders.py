@@ -1,14 +1,14 @@
-"""What an exported image encoder gains: eager, compiled, onnxruntime and int8 on the same threads, by length and batch.
+"""Measure the speed of an exported image encoder: eager, compiled, onnxruntime and int8, by length and batch.
 
     python scripts/bench/encoders.py                         ViT-S, 240 px, 2 threads (a quarter of an hour)
     python scripts/bench/encoders.py --model runs/NAME       a model of your own, at the lengths it was trained at
     python scripts/bench/encoders.py --quick                 ViT-Ti at one length, batch 1 and 2 (a minute, most of it compiling)
 
-Images a second of the flexible model in eager torch (each call resizes kernel and grid), of the same length baked in, still
-eager, of the model with compiled blocks (one graph for all lengths, as train.compile makes it), of the ONNX file and of its int8
-form. The ratios in brackets are to the eager model; `difference` and `int8 cosine` are too. `products` is the share of
-onnxruntime's time that its own profile finds in matrix products. The int8 file is that of all layers, which `flexiclip export`
-refuses where its cosine is below 0.99.
+The speeds are in images per second. The forms are the flexible model in eager torch, where each call resizes kernel and grid;
+the model with its length baked in, also eager; the model with compiled blocks, with one graph for all lengths as in
+train.compile; the ONNX file; and its int8 form. The ratios in brackets, `difference` and `int8 cosine` are relative to the eager
+model. `products` is the share of matrix products in onnxruntime's time, from its own profile. In the int8 file all layers are
+quantized; `flexiclip export` refuses it if its cosine is below 0.99.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ BOUND = (
     "ratio divided by the share `products` is the ratio that it would reach if everything else cost nothing."
 )
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
-"""Operators of onnxruntime; with a scale a product is fused with it."""
+"""Matrix products of onnxruntime, which fuses a product with a scale."""
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
 def encoders(model: FlexiCLIP, compiled: FlexiCLIP, seqhw: Size, folder: Path) -> dict[str, Encode]:
-    """All forms of one length, by name, the eager model first."""
+    """Return all forms for one length, by name, the eager model first."""
     baked = ImageEncoder(model, seqhw)
     whole, quantized = folder / "whole.onnx", folder / "int8.onnx"
     onnx.write(baked, whole)
@@ -69,20 +69,20 @@ def encoders(model: FlexiCLIP, compiled: FlexiCLIP, seqhw: Size, folder: Path) -
 
 
 class Found(NamedTuple):
-    """What was measured at one length and batch."""
+    """The measurements at one length and batch."""
 
-    times: dict[str, list[float]]  # seconds of each form
-    difference: float  # largest, of the ONNX file's embeddings
-    cosine: float  # smallest, of the int8 one's
+    times: dict[str, list[float]]  # seconds of each form, by round
+    difference: float  # largest difference of the ONNX file's embeddings
+    cosine: float  # smallest cosine of the int8 file's embeddings
 
     def gain(self, name: str) -> float:
-        """How many times as fast as the eager model."""
+        """Return how many times as fast as the eager model a form is."""
         return ratio(self.times["eager"], self.times[name])
 
 
 @torch.no_grad()
 def measure(works: dict[str, Encode], images: torch.Tensor, rounds: int) -> Found:
-    """All forms in turn, after each has been compared with the eager model."""
+    """Measure all forms in turn, after comparing each with the eager model."""
     expected = works["eager"](images)
     found = {name: agreement("random images", expected, work(images)) for name, work in works.items()}
     for name, each in found.items():
@@ -92,7 +92,7 @@ def measure(works: dict[str, Encode], images: torch.Tensor, rounds: int) -> Foun
 
 
 def share_of_products(path: Path, images: torch.Tensor, threads: int, runs: int) -> float:
-    """Of the time that onnxruntime's operators take, what goes to matrix products; of each node the fastest run."""
+    """Return the share of matrix products in the time of onnxruntime's operators. The fastest run of each node counts."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -110,7 +110,7 @@ def share_of_products(path: Path, images: torch.Tensor, threads: int, runs: int)
 
 
 def cells(found: Found, batch: int, products: float) -> list[str]:
-    """Images a second of each form, and the rest of a line."""
+    """Return the cells for images per second of each form, and the rest of a row."""
     speeds = [f"{batch / statistics.median(each):.1f}" for each in found.times.values()]
     gains = ["" if name == "eager" else f" ({found.gain(name):.2f} x)" for name in found.times]
     both = [speed + gain for speed, gain in zip(speeds, gains, strict=True)]
@@ -130,7 +130,7 @@ def parse() -> argparse.Namespace:
 
 
 def open_model(arguments: argparse.Namespace) -> tuple[FlexiCLIP, str, list[Size]]:
-    """The model, what it is called, and its lengths."""
+    """Return the model, its name, and its lengths."""
     asked: list[Size] = [int(part) for part in arguments.seqhw.split(",")] if arguments.seqhw else []
     if arguments.model:
         loaded = load_model(arguments.model)

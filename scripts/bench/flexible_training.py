@@ -1,14 +1,15 @@
-"""What flexible lengths cost in training: the step at ten lengths, each schedule's cost a sample, the draw and the resize.
+"""Measure what flexible lengths cost in training: the step at ten lengths, each schedule's cost per sample, and the overhead.
 
     python scripts/bench/flexible_training.py                             ViT-Ti and S at 240 px, batch 32 (a quarter of an hour)
     python scripts/bench/flexible_training.py --variants Ti --batch 8
-    python scripts/bench/flexible_training.py --quick                     tried small
-    python scripts/bench/flexible_training.py --cpu-time --threads 1      on a machine that others use: CPU seconds, one thread
+    python scripts/bench/flexible_training.py --quick                     a small check that it works
+    python scripts/bench/flexible_training.py --cpu-time --threads 1      for a shared machine: CPU seconds of one thread
 
-The fixed model has a 16 px kernel and 15 x 15 positions, so that nothing is resized; the flexible one stores a 32 px kernel and
-7 x 7 positions and resizes both in every step, forward and backward. All steps are what `flexiclip train` runs. A schedule's cost
-is the mean over its steps of the time of the length drawn, by the schedule's own probabilities. The draw and the resize are timed
-alone, and the dearest length's are held to 1 % of the fixed step; the table has their share of each length's own step.
+The fixed model has a 16 px kernel and 15 x 15 positions, so that nothing is resized. The flexible one stores a 32 px kernel and
+7 x 7 positions, and resizes both in every step, forward and backward. All steps are those of `flexiclip train`. A schedule's cost
+is the mean over its steps of the expected time, by the schedule's own probabilities of the lengths. The overhead, drawing the
+length and resizing, is timed alone. The goal is that at the length where it is largest, it takes at most 1 % of the fixed step.
+The table has its share of each length's own step.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "stages: 5-10, then all from 50% on": {"seqhw": LENGTHS[:4], "stages": [{"start": "50%", "seqhw": LENGTHS}]},
 }
 LIMIT = 0.01
-"""Of a step, for the draw and the resize."""
+"""The goal for the draw and the resize, as a share of a step."""
 ABOUT = (
     "flexiclip is compared with itself. The first table gives the time of a training step at each of ten lengths, and what "
     "it costs to draw a length and to resize the kernel and the positions. The second table gives what each schedule of "
@@ -54,13 +55,13 @@ ABOUT = (
 
 
 def build(variant: str, **image: Any) -> LoadedModel:
-    """A model with random weights and CLIP's tokenizer."""
+    """Return a model with random weights and CLIP's tokenizer. image: settings of the image tower."""
     towers = {"image": {"variant": variant, "image_size": IMAGE_SIZE, **image}, "text": {"variant": variant}}
     return build_model(from_dict(Config, {"model": towers, "tokenizer": {"kind": "clip", "context_length": 77}}))
 
 
 def step_of(loaded: LoadedModel, batch: int, precision: str) -> partial[Any]:
-    """seqhw -> one training step, on pixels and OpenMoji's names."""
+    """Return a function of seqhw that takes one training step, on random pixels and OpenMoji's names."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (batch, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, generator=generator)
     tokens = trim_padding(loaded.tokenizer(short_captions(batch)), loaded.model.text_tower.pad_id)
@@ -69,7 +70,7 @@ def step_of(loaded: LoadedModel, batch: int, precision: str) -> partial[Any]:
 
 
 def resize(tower: FlexiViT, seqhw: int) -> None:
-    """Kernel and positions to one length, forward and backward."""
+    """Resize the kernel and the positions to one length, forward and backward."""
     kernel = tower.resize_kernel(tower.kernel, (IMAGE_SIZE // seqhw, IMAGE_SIZE // seqhw))
     torch.autograd.grad(
         [kernel, tower.position_embedding((seqhw, seqhw))],
@@ -79,13 +80,13 @@ def resize(tower: FlexiViT, seqhw: int) -> None:
 
 
 def schedule_of(loaded: LoadedModel, settings: dict[str, Any]) -> SeqhwSchedule:
-    """As the trainer makes it of a recipe's `patch` section."""
+    """Return the schedule that the trainer would make from these settings of a recipe's `patch` section."""
     config = from_dict(PatchConfig, settings)
     return SeqhwSchedule(config, 0, Horizon(STEPS, 1, None), partial(image_model_flops, loaded.config.model))
 
 
 def measure(record: Record, variant: str, lengths: tuple[int, ...], arguments: argparse.Namespace) -> None:
-    """The tables and goals of one size."""
+    """Measure one variant, and add its tables and goals to the record."""
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     flexible, fixed = build(variant), build(variant, base_patch_size=PATCH, base_grid=SEQHW)
     flexible_step, fixed_step = (step_of(loaded, arguments.batch, arguments.precision) for loaded in (flexible, fixed))

@@ -1,14 +1,14 @@
-"""Gradient caching trains a batch 32 x larger than fits plainly into the same memory: real processes under a hard limit.
+"""Check that gradient caching trains a batch 32 times larger than fits in one piece, in processes with a memory limit.
 
     python scripts/bench/gradcache.py                         ViT-Ti at 225 tokens in 1.5 GB (some minutes)
     python scripts/bench/gradcache.py --limit 4 --variant S   another limit, in GB, and another size of both towers
-    python scripts/bench/gradcache.py --quick                 4 x as large, in 1.3 GB (a minute or two)
+    python scripts/bench/gradcache.py --quick                 4 times as large, in 1.3 GB (a minute or two)
 
-Each row is a process of its own under RLIMIT_DATA, which counts all private writable memory, torch's own included: what does
-not fit ends with an allocation that fails, as on a full GPU. The largest plain batch P is found exactly, by doubling and then
-halving the interval. Then a batch of 32 P takes a training step under the same limit, in micro-batches of P / 2, and one of P
-both ways, whose loss and gradients must agree. Every process has taken a step of two pairs before, so that Adam's moments are
-there. The peak is VmHWM, of the whole process. Linux only.
+Each row is a process of its own under RLIMIT_DATA, which counts all private writable memory, including torch's own. If a step
+does not fit, an allocation fails, as on a full GPU. The largest batch P that fits in one piece is found exactly, by doubling and
+then bisection. Then a batch of 32 P takes a training step under the same limit, in micro-batches of P / 2. A batch of P takes one
+both ways, and loss and gradients must agree. Every process first takes a step of two pairs, so that Adam's moments exist. The
+peak is VmHWM of the whole process. Linux only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Found = dict[str, Any]
 
 
 def measure(arguments: argparse.Namespace) -> Found:
-    """One training step in this process, under the limit."""
+    """Take one training step in this process, under the limit. Returns its loss, gradient norm, seconds and peak bytes."""
     limit = int(arguments.limit * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     import torch
@@ -41,14 +41,14 @@ def measure(arguments: argparse.Namespace) -> Found:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     stepper = make_stepper(Task(arguments.variant, arguments.micro_batch), alone())
-    stepper(random_pairs(2), arguments.seqhw, 0, 0.0)  # moments now, and no change of the weights
+    stepper(random_pairs(2), arguments.seqhw, 0, 0.0)  # makes the moments, and does not change the weights
     inputs, taken = random_pairs(arguments.batch), []
     spent = seconds(lambda: taken.append(stepper(inputs, arguments.seqhw, 1, 1e-3)))
     return {"loss": taken[0].loss, "norm": taken[0].norm, "seconds": spent, "peak": memory("VmHWM")}
 
 
 def attempt(arguments: argparse.Namespace, batch: int, micro_batch: int) -> Found | None:
-    """measure() in a fresh process; None when it does not fit."""
+    """Call measure() in a fresh process. Returns None if the step does not fit."""
     task = {name: getattr(arguments, name) for name in ("variant", "seqhw", "limit", "threads")}
     sizes = {"batch": batch, "micro_batch": micro_batch}
     try:
@@ -60,7 +60,7 @@ def attempt(arguments: argparse.Namespace, batch: int, micro_batch: int) -> Foun
 
 
 def largest_plain(arguments: argparse.Namespace) -> int:
-    """The largest batch that trains in one piece."""
+    """Return the largest batch that trains in one piece."""
     fits, too_much = 0, 2
     while attempt(arguments, too_much, too_much):
         fits, too_much = too_much, 2 * too_much
@@ -76,7 +76,7 @@ def largest_plain(arguments: argparse.Namespace) -> int:
 
 
 def row(table: Grid, arguments: argparse.Namespace, name: str, batch: int, micro_batch: int) -> Found | None:
-    """Adds a line of the table; what was measured."""
+    """Measure one row and add it to the table. Returns the measurement, None if the step does not fit."""
     found = attempt(arguments, batch, micro_batch)
     figures = ["out of memory", "", ""]
     if found is not None:
@@ -86,7 +86,7 @@ def row(table: Grid, arguments: argparse.Namespace, name: str, batch: int, micro
 
 
 def compare(arguments: argparse.Namespace, record: Record) -> None:
-    """The table and its goals."""
+    """Add the table and its goals to the record."""
     plain = largest_plain(arguments)
     half, large = max(1, plain // 2), arguments.factor * plain
     table = record.table(

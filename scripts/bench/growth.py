@@ -1,14 +1,14 @@
-"""How cost grows: the index with shards, the order of the data with samples, a step with the length, its memory with the batch.
+"""Measure how cost grows: indexing with shards, the data order with samples, a step with length, its memory with the batch.
 
     python scripts/bench/growth.py                              all sections (a quarter of an hour)
     python scripts/bench/growth.py --sections plan              one of them
     python scripts/bench/growth.py --quick                      small sizes (seconds)
 
-index   10 to 10,000 small local shards, indexed anew and from the cache. Reading headers is work for one process.
-plan    building the order of up to 10^9 samples in shards of 10,000, and looking positions up: one after the other, as a run
+index   Indexing 10 to 10,000 small local shards, without and with the cache. One process reads the headers.
+plan    Building the order of up to 10^9 samples in shards of 10,000, and looking up positions: one after the other, as a run
         does, and far apart, where each needs a window that has not been shuffled yet.
-step    a training step of ViT-Ti with its text tower at the ten lengths, in turn, and the parabola in the tokens that fits best.
-memory  the peak (VmHWM) of a process that takes such a step: the batch in one piece, and in micro-batches (GradCache).
+step    A training step of ViT-Ti with its text tower at ten lengths, in turn, and the parabola in the tokens that fits best.
+memory  The peak (VmHWM) of a process that takes such a step, with the batch in one piece and in micro-batches (GradCache).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from flexiclip.data.order import Plan, Source
 SAMPLES_OF_A_SMALL_SHARD = 16
 SAMPLES_OF_A_SHARD = 10_000
 WINDOW = 16  # shards, the default of data.window_shards
-IN_ORDER, FAR_APART = 100_000, 30  # positions looked up
+IN_ORDER, FAR_APART = 100_000, 30  # number of positions that are looked up
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
-MICRO_BATCH, LARGEST_PLAIN = 4, 32  # pairs; 32 in one piece at 225 tokens are about 4 GB
+MICRO_BATCH, LARGEST_PLAIN = 4, 32  # pairs; 32 in one piece at 225 tokens take about 4 GB
 
 
 def index_times(record: Record, quick: bool, rounds: int) -> None:
-    """Seconds to index shards, headers read or not."""
+    """Measure the seconds to index shards, with the headers read and from the cache."""
     table = record.table(
         f"indexing shards of {SAMPLES_OF_A_SMALL_SHARD} samples of two members, written by webdataset",
         *("shards", "headers read s", "from the cache s", "per shard ms", "cached, per shard ms"),
@@ -64,7 +64,7 @@ def index_times(record: Record, quick: bool, rounds: int) -> None:
 
 
 def plan_times(record: Record, quick: bool, rounds: int) -> None:
-    """Time to build the order of n samples, and to look positions up in it."""
+    """Measure the time to build the order of n samples, and to look up positions in it."""
     table = record.table(
         f"the order of shards of {SAMPLES_OF_A_SHARD:,} samples, windows of {WINDOW} shards",
         *("samples", "build ms", "first position ms", "next position us", "far position ms"),
@@ -81,7 +81,7 @@ def plan_times(record: Record, quick: bool, rounds: int) -> None:
 
 
 def _plan_round(samples: int) -> tuple[float, float, float, float]:
-    """Seconds to build a plan, to find its first position, a following one, and one far from the last."""
+    """Return the seconds to build a plan, to look up its first position, the next one, and one far from the last."""
     counts = np.full(samples // SAMPLES_OF_A_SHARD, SAMPLES_OF_A_SHARD, dtype=np.int64)
     plans: list[Plan] = []
     build = seconds(lambda: plans.append(Plan([Source(counts)], 0, WINDOW)))
@@ -94,7 +94,7 @@ def _plan_round(samples: int) -> tuple[float, float, float, float]:
 
 
 def step_times(record: Record, quick: bool, rounds: int) -> None:
-    """Seconds of a training step at every length, beside the parabola that they lie on."""
+    """Measure the seconds of a training step at every length, and fit a parabola to them."""
     lengths, batch = (LENGTHS[:4], 1) if quick else (LENGTHS, 8)
     torch.manual_seed(0)
     stepper, inputs = make_stepper(Task("Ti"), alone()), random_pairs(batch)
@@ -117,14 +117,17 @@ def step_times(record: Record, quick: bool, rounds: int) -> None:
 
 
 def fit_parabola(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """(a, b, c) of y = a + b x + c x^2 with the least sum of squared relative errors: y spans two orders of magnitude."""
+    """Return (a, b, c) of the parabola y = a + b x + c x^2 with the least sum of squared relative errors.
+
+    The errors are relative because y spans two orders of magnitude.
+    """
     powers = np.vander(np.asarray(x, dtype=np.float64), 3, increasing=True)
     a, b, c = np.linalg.lstsq(powers / np.asarray(y)[:, None], np.ones(len(powers)), rcond=None)[0]
     return float(a), float(b), float(c)
 
 
 def memory_sizes(record: Record, quick: bool, rounds: int) -> None:
-    """The peak of a process that takes a training step, by batch; memory does not vary from round to round."""
+    """Measure the peak of a process that takes a training step, by batch. One round is enough, as memory does not vary."""
     seqhw, batches = (5, (4, 8)) if quick else (15, (4, 8, 16, 32, 64, 128, 256))
     table = record.table(
         f"peak of a process that trains ViT-Ti and text at seqhw {seqhw}, float32",
@@ -143,7 +146,7 @@ def memory_sizes(record: Record, quick: bool, rounds: int) -> None:
 
 
 def measure(batch: int, micro_batch: int, seqhw: int) -> dict[str, int]:
-    """Be the process: two steps, for the first one makes the optimiser's moments."""
+    """Take two steps in this process and return its peak. There are two, because the first makes the optimizer's moments."""
     stepper, inputs = make_stepper(Task("Ti", micro_batch), alone()), random_pairs(batch)
     for step in range(2):
         stepper(inputs, seqhw, step, 1e-4)
@@ -156,7 +159,7 @@ SECTIONS: dict[str, Callable[[Record, bool, int], None]] = {
     "step": step_times,
     "memory": memory_sizes,
 }
-"""Each adds its tables, goals and curves to the record; arguments: the record, --quick, --rounds."""
+"""Each function adds its tables, goals and curves to the record. Its arguments are the record, --quick and --rounds."""
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
-"""Batches out of shards: flexiclip's loader beside open_clip's own webdataset pipeline, image for image the same work.
+"""Compare the speed of flexiclip's loader with open_clip's webdataset pipeline, on the same work for each image.
 
     python scripts/bench/loader.py                          640x480 and 2000x1500, 0, 1 and 2 workers, 10,000 shards (ten minutes)
     python scripts/bench/loader.py --sizes 640x480 --workers 0
     python scripts/bench/loader.py --quick                  few images, 200 shards (a minute or two)
 
-Both read JPEGs and captions out of shards that webdataset wrote, take a random crop of 0.9 to 1 of the area (open_clip's
-default), resize it to 240 px (bicubic, antialiased) and tokenise with CLIP's byte pairs at length 77. open_clip's side is
-get_wds_dataset of its training package with its own image_transform; its shuffle buffer is cut from 5,000 samples to 64, so that
-no time is counted in which it fills. Each measurement is a process of its own, the first batches left out.
+Both read JPEGs and captions from shards that webdataset wrote, take a random crop of 0.9 to 1 of the area (open_clip's default),
+resize it to 240 px (bicubic, antialiased), and tokenize with CLIP's byte pairs at length 77. open_clip's side is get_wds_dataset
+of its training package with its own image_transform. Its shuffle buffer has 64 samples instead of 5,000, so that the time to fill
+it is not counted. Each measurement runs in a process of its own, and leaves out the first batches.
 
-Images per core are images over the seconds of processor time that the trainer and its workers spent: what else runs on the
-machine hardly moves them. Whole images are compared first; see `difference`.
+Images per core are images per second of processor time of the trainer and its workers, which other programs on the machine hardly
+change. Before the measurement, whole images of both sides are compared (`difference`).
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ ABOUT = (
 
 
 class Size(NamedTuple):
-    """Photographs of one size: how much faster flexiclip is to be, and how much is read to find out."""
+    """Photographs of one size: the goal for the ratio of speeds, and how much is read to measure it."""
 
     goal: float
     batches: int
-    samples: int  # of a shard
-    apart: float  # levels of 255 that whole images may differ by: a rounding, and what DCT-scaled decoding changes
+    samples: int  # per shard
+    apart: float  # allowed difference of whole images in levels of 255, for rounding and for DCT-scaled decoding
 
 
 SIZES = {"640x480": Size(1.5, 32, 256, 1.0), "2000x1500": Size(2.5, 16, 64, 3.0)}
 
 
 class Task(NamedTuple):
-    """What one process measures."""
+    """The work that one process measures."""
 
     side: str
     shards: str
@@ -75,7 +75,7 @@ class Task(NamedTuple):
 
 
 def flexiclip_batches(task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images uint8 [32, 3, 240, 240], tokens) as the trainer gets them; the model's device normalises the images."""
+    """Yield (images uint8 [32, 3, 240, 240], tokens) as the trainer gets them. It normalizes images on the model's device."""
     from flexiclip.config import DataConfig, TokenizerConfig
     from flexiclip.data.loader import train_loader
     from flexiclip.data.tokenizers.foreign import ClipTokenizer
@@ -99,12 +99,12 @@ def flexiclip_batches(task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def open_clip_batches(task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images float32 [32, 3, 240, 240] normalised, tokens) as open_clip's trainer gets them."""
+    """Yield (normalized images float32 [32, 3, 240, 240], tokens) as open_clip's trainer gets them."""
     import open_clip_train.data as theirs
     from open_clip import SimpleTokenizer, image_transform
     from webdataset.tariterators import tar_file_expander
 
-    # webdataset 1.0 marks the end of a shard by an empty sample, at which open_clip 3.3's grouping fails.
+    # webdataset 1.0 marks the end of a shard with an empty sample, which open_clip 3.3's grouping does not support.
     theirs.tar_file_expander = functools.partial(tar_file_expander, eof_value=None)
     if task.batches:
         theirs._SAMPLE_SHUFFLE_SIZE = theirs._SAMPLE_SHUFFLE_INITIAL = SHUFFLED
@@ -122,9 +122,13 @@ BATCHES: dict[str, Callable[[Task], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def measure(task: Task) -> dict[str, float]:
-    """first: seconds to the first batch, imports included in neither; wall and core: seconds of `batches` later ones."""
+    """Measure one task in this process.
+
+    Returns `first`, the seconds to the first batch without imports, and `wall` and `core`, the wall-clock and processor seconds
+    of task.batches later batches.
+    """
     torch.set_num_threads(1)
-    import open_clip_train.data  # noqa: F401 (what both sides import is not what they are measured by)
+    import open_clip_train.data  # noqa: F401 (imported first, so that imports are not measured)
 
     import flexiclip.data.tokenizers.foreign  # noqa: F401
 
@@ -141,7 +145,7 @@ def measure(task: Task) -> dict[str, float]:
 
 
 def processor_seconds() -> float:
-    """Of this process and its workers, so far (Linux)."""
+    """Return the processor seconds of this process and its workers so far (Linux only)."""
     spent = time.process_time()
     for child in multiprocessing.active_children():
         fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
@@ -150,7 +154,7 @@ def processor_seconds() -> float:
 
 
 def in_turn(tasks: Sequence[Task], rounds: int) -> list[list[dict[str, Any]]]:
-    """measure() of each task in a fresh process, A B A B; the rounds of each."""
+    """Call measure() for each task in fresh processes, in turn (A B A B). Returns the results of all rounds of each task."""
     found: list[list[dict[str, Any]]] = [[] for _ in tasks]
     for _ in range(rounds):
         for task, runs in zip(tasks, found, strict=True):
@@ -159,7 +163,7 @@ def in_turn(tasks: Sequence[Task], rounds: int) -> list[list[dict[str, Any]]]:
 
 
 def write_photographs(folder: Path, size: str, distinct: int, samples: int) -> str:
-    """Two shards of `samples` photographs each, every one of the `distinct` several times; their brace range."""
+    """Write two shards of `samples` photographs each, which repeat `distinct` different ones. Returns their brace pattern."""
     width, height = map(int, size.split("x"))
     drawn = list(pairs(distinct, width, height, [CAPTION.format(number) for number in range(distinct)]))
     for number in range(2):
@@ -168,7 +172,10 @@ def write_photographs(folder: Path, size: str, distinct: int, samples: int) -> s
 
 
 def difference(shards: str) -> float:
-    """Levels of 255 by which the two sides' whole images differ, in the mean of the middle one; captions must agree exactly."""
+    """Return the median over images of the mean difference between both sides' whole images, in levels of 255.
+
+    The captions must agree exactly.
+    """
     shown: dict[str, dict[bytes, torch.Tensor]] = {}
     for side, batches in BATCHES.items():
         shown[side] = {}
@@ -182,7 +189,7 @@ def difference(shards: str) -> float:
 
 
 def throughput(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
-    """images/s of both sides at each size and number of workers."""
+    """Measure the images/s of both sides at each size and number of workers."""
     table = record.table(
         f"batches of {BATCH}, crops of {CROP[0]:g} to {CROP[1]:g} of the area to {SIDE} px",
         *("JPEGs", "workers", "images/s", "open_clip", "ratio", "images/s per core", "open_clip per core", "ratio per core"),
@@ -206,7 +213,7 @@ def throughput(record: Record, arguments: argparse.Namespace, folder: Path) -> N
 
 
 def first_batch(record: Record, arguments: argparse.Namespace, folder: Path) -> None:
-    """Seconds from the call to the first batch, out of very many small shards."""
+    """Measure the seconds from the call to the first batch, with very many small shards."""
     count = 200 if arguments.quick else 10_000
     write_links(folder, count, 16)
     shards = str(folder / f"small-{{00000..{count - 1:05d}}}.tar")
@@ -223,7 +230,7 @@ def first_batch(record: Record, arguments: argparse.Namespace, folder: Path) -> 
 
 
 def stages(record: Record, folder: Path, sizes: Sequence[str]) -> None:
-    """Where the time of our images goes."""
+    """Measure how the time of flexiclip's images is divided between decoding and cropping."""
 
     from flexiclip.data.images import TrainTransform, decode_image
     from flexiclip.draws import Stream
@@ -244,7 +251,7 @@ def stages(record: Record, folder: Path, sizes: Sequence[str]) -> None:
 
 
 def core_seconds(work: Callable[[], object]) -> float:
-    """Processor seconds of one call, the median of five."""
+    """Return the processor seconds of one call, as the median of five."""
     found = []
     for _ in range(5):
         start = time.thread_time()

@@ -1,13 +1,14 @@
-"""The tiled losses against open_clip's ClipLoss and SigLipLoss: time and memory of a forward and backward pass, by batch.
+"""Compare the tiled losses with open_clip's ClipLoss and SigLipLoss: time and memory of forward and backward, by batch size.
 
-    python scripts/bench/losses.py                           1,024 to 16,384 x 512, then 65,536 alone (half an hour on two cores)
+    python scripts/bench/losses.py                              1,024 to 16,384 x 512, then 65,536 without open_clip
+                                                                (half an hour on two cores)
     python scripts/bench/losses.py --batches 4096 --alone ""    one batch (a minute)
-    python scripts/bench/losses.py --quick                   512 (some seconds)
+    python scripts/bench/losses.py --quick                      512 (some seconds)
 
-Times are taken in turn in one process, after both have given the same loss and gradients: a fast wrong answer is none. Memory is
-measured apart, in a process for each loss and batch: what forward and backward add to the process that holds the embeddings
-already (VmHWM, reset after a small warm-up, less VmRSS before), so it counts gradients, logits and every temporary, and not torch
-itself. `process` is all of it. open_clip's softmax at 32,768 does not fit into 24 GB. Linux only (/proc).
+Times are measured in turn in one process, after both sides have given the same loss and gradients. Memory is measured in a
+separate process for each loss and batch. `added` is what forward and backward add to a process that already holds the embeddings
+(VmHWM, reset after a small warm-up, minus VmRSS before), so it counts gradients, logits and every temporary, but not torch
+itself. `process` is the peak of the whole process. open_clip's softmax at 32,768 does not fit into 24 GB. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCALE, BIAS = 14.3, -10.0
-"""exp(logit_scale) as CLIP begins, 1 / 0.07, and logit_bias as SigLIP begins."""
+"""The initial exp(logit_scale) of CLIP, 1 / 0.07, and the initial logit_bias of SigLIP."""
 
 WARM_UP = 256
-"""Rows of a first pass that is not counted: it loads kernels and starts threads."""
+"""Rows of a first pass that loads kernels and starts threads, and is not counted."""
 
 FASTER_FROM = 2048
-"""The batch from which ours is to be faster."""
+"""The goal is that ours is faster from this batch size on."""
 
 LARGEST, TIME, MEMORY = 16_384, 0.75, 0.05
-"""At this batch: our share of the peer's time, and of its memory."""
+"""The goals at batch LARGEST: ours takes at most these shares of the time and of the memory of open_clip."""
 
 ABOUT = (
     "This subject measures the forward and backward pass of the contrastive losses in float32. flexiclip's tiled losses "
@@ -46,7 +47,7 @@ ABOUT = (
 
 
 class Found(NamedTuple):
-    """One loss at one batch: seconds of each round, and bytes."""
+    """The measurements of one loss at one batch: seconds of each round, bytes added, and bytes of the process."""
 
     seconds: list[float]
     added: int
@@ -54,7 +55,7 @@ class Found(NamedTuple):
 
 
 def loss_function(side: str, kind: str) -> Callable[..., Tensor]:
-    """(zimg, ztxt, logit_scale[, logit_bias]) -> loss; logit_scale is a log."""
+    """Return a function (zimg, ztxt, logit_scale[, logit_bias]) -> loss. logit_scale is a log."""
     if side == "flexiclip":
         from flexiclip.losses import LOSSES
 
@@ -66,7 +67,7 @@ def loss_function(side: str, kind: str) -> Callable[..., Tensor]:
 
 
 def inputs(kind: str, batch: int, dim: int) -> list[Tensor]:
-    """Unit rows and the scalars of the loss, all wanting gradients."""
+    """Return zimg and ztxt [batch, dim] with rows of length 1, and the scalars of the loss; all require gradients."""
     import torch
     import torch.nn.functional as F
 
@@ -77,7 +78,7 @@ def inputs(kind: str, batch: int, dim: int) -> list[Tensor]:
 
 
 def passes(loss: Callable[..., Tensor], given: list[Tensor]) -> Work:
-    """One forward and backward pass, which leaves its gradients in `given`."""
+    """Return a forward and backward pass, which leaves its gradients in `given`."""
 
     def work() -> Tensor:
         for x in given:
@@ -90,7 +91,7 @@ def passes(loss: Callable[..., Tensor], given: list[Tensor]) -> Work:
 
 
 def measure_memory(side: str, kind: str, batch: int, dim: int, threads: int) -> dict[str, Any]:
-    """One pass in this process: seconds, bytes added, bytes of all."""
+    """Run one pass in this process. Returns its seconds, the bytes that it adds, and the bytes of the whole process."""
     import torch
 
     torch.set_num_threads(threads)
@@ -103,13 +104,13 @@ def measure_memory(side: str, kind: str, batch: int, dim: int, threads: int) -> 
 
 
 def apart(side: str, kind: str, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """measure_memory in a process of its own."""
+    """Call measure_memory in a process of its own."""
     shape = {"side": side, "kind": kind, "batch": batch, "dim": arguments.dim, "threads": arguments.threads}
     return measure_apart(__file__, shape, flags=("--measure",))
 
 
 def assert_same(kind: str, batch: int, dim: int) -> None:
-    """Loss and every gradient of both, to float32's accuracy of such sums."""
+    """Check that the losses and all gradients agree, to the accuracy of such sums in float32."""
     given = inputs(kind, batch, dim)
     found = []
     for side in ("flexiclip", "open_clip"):
@@ -121,7 +122,7 @@ def assert_same(kind: str, batch: int, dim: int) -> None:
 
 
 def compare(kind: str, batch: int, arguments: argparse.Namespace) -> dict[str, Found]:
-    """Both losses at one batch; small batches have more rounds, which cost little."""
+    """Measure both losses at one batch. Small batches have more rounds, because they are cheap."""
     assert_same(kind, batch, arguments.dim)
     sides = ("flexiclip", "open_clip")
     works = {side: passes(loss_function(side, kind), inputs(kind, batch, arguments.dim)) for side in sides}
@@ -131,14 +132,14 @@ def compare(kind: str, batch: int, arguments: argparse.Namespace) -> dict[str, F
 
 
 def cells(found: Found, peer: Found | None) -> list[str]:
-    """Seconds, MB added, MB of the process, and the shares of the peer's time and memory."""
+    """Return the cells for seconds, MB added, MB of the process, and the shares of the peer's time and memory."""
     shares = ["-", "-"] if peer is None else [f"{ratio(found.seconds, peer.seconds):.2f}", f"{found.added / peer.added:.3f}"]
     sizes = [f"{size / 2**20:,.0f}" for size in (found.added, found.process)]
     return [f"{statistics.median(found.seconds):.3g}", *sizes, *shares]
 
 
 def hold(record: Record, kind: str, batch: int, found: dict[str, Found]) -> None:
-    """The goals of one batch."""
+    """Add the goals of one batch to the record."""
     ours, theirs = found.values()
     if batch >= FASTER_FROM:
         wanted = TIME if batch >= LARGEST else 1.0
@@ -148,7 +149,7 @@ def hold(record: Record, kind: str, batch: int, found: dict[str, Found]) -> None
 
 
 def draw(record: Record, everything: dict[tuple[str, int], dict[str, Found]]) -> None:
-    """Time and memory against the batch."""
+    """Add plots of time and memory against the batch size."""
     names = {(kind, side): f"{side}, {kind}" for kind, _ in everything for side in ("flexiclip", "open_clip")}
     for title, y in (("Memory that a pass adds", "MB"), ("Time of a pass", "seconds")):
         series: dict[str, list[tuple[float, float]]] = {name: [] for name in names.values()}

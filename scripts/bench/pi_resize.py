@@ -1,12 +1,13 @@
-"""PI-resize against timm's resampler: cold and warm at FlexiViT's ten patch sizes, and its share of a training step.
+"""Compare PI-resize with timm's resampler at FlexiViT's ten patch sizes, and measure its share of a training step.
 
     python scripts/bench/pi_resize.py                       kernels of ViT-B and ViT-L (a quarter of an hour on two cores)
     python scripts/bench/pi_resize.py --seqhw 5,8,15,30     the share of a training step at other lengths too
     python scripts/bench/pi_resize.py --quick               ViT-Ti, three small sizes (half a minute)
 
-Both resize the same 32x32 kernel as big_vision does (bilinear, no antialias), to float32's accuracy alike. `matrices` builds what
-a size needs, from nothing: timm takes the pseudo-inverse of the whole resize, 1,024 x size^2, where one small one an axis does.
-`first` is the first call at a size, matrices and all; `warm` has them at hand, as a training step does.
+Both resize the same 32x32 kernel as big_vision does (bilinear, no antialias), and agree to the accuracy of float32. `matrices` is
+the time to build the matrices of a size with empty caches: timm computes the pseudo-inverse of the whole resize, 1,024 x size^2,
+where one small pseudo-inverse per axis is enough. `first` is the first call at a size, including the matrices. `warm` is a later
+call that finds them in the cache, as a training step does.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 WIDTHS = {"Ti": 192, "B": 768, "L": 1024}
 HELD_AT = (30, 48)
 WANTED = {"matrices": 1000, "warm": 10}
-"""How many times timm's speed, at the sizes HELD_AT."""
+"""The goals for timm's time divided by ours, at the sizes HELD_AT."""
 SHARE = 0.005
 Resize = Callable[[Tensor, int], Tensor]
 
-REPEATED = 50  # times that our matrices are built in a turn: a tenth of a millisecond alone would be the clock's and the caches'
+REPEATED = 50  # our matrices are built this often in a turn, because a tenth of a millisecond is too short to measure
 
 BOUND = (
     "What limits `warm`: for a size s, timm needs 1,024 s^2 multiplications per channel, and the products over two axes "
@@ -52,7 +53,7 @@ ABOUT = (
 
 
 def cold(kernel: Tensor, size: int, times: int = 1) -> None:
-    """Ours, from nothing, some times: the caches are emptied before each."""
+    """Call PI-resize `times` times, with emptied caches each time."""
     for _ in range(times):
         resize.pi_matrix.cache_clear()
         resize._interpolation.cache_clear()
@@ -60,7 +61,7 @@ def cold(kernel: Tensor, size: int, times: int = 1) -> None:
 
 
 def timm_resampler() -> Resize:
-    """timm's, which remembers the matrices of the sizes it has met."""
+    """Return timm's resampler, which caches the matrices of each size."""
     module = PatchEmbedResamplerFixedOrigSize((KERNEL, KERNEL), interpolation="bilinear", antialias=False)
 
     def resample(kernel: Tensor, size: int) -> Tensor:
@@ -71,7 +72,10 @@ def timm_resampler() -> Resize:
 
 
 def works_of(kernel: Tensor, size: int, warm: Resize) -> dict[str, dict[str, Work]]:
-    """Both sides of each column; `warm` is timm's resampler that has met the size. One channel costs the matrices alone."""
+    """Return both sides of each column. `matrices` resizes a single channel, so that nearly all time goes to the matrices.
+
+    warm: a resampler of timm that has the matrices of the size already.
+    """
     one = kernel[:1, :1]
     return {
         "matrices": {"ours": lambda: cold(one, size, REPEATED), "timm": lambda: timm_resampler()(one, size)},
@@ -81,7 +85,7 @@ def works_of(kernel: Tensor, size: int, warm: Resize) -> dict[str, dict[str, Wor
 
 
 def compare(variant: str, sizes: Sequence[int], rounds: int, record: Record) -> None:
-    """The table of one kernel."""
+    """Add the table of one kernel to the record, with its goals."""
     torch.manual_seed(0)
     kernel = torch.randn(WIDTHS[variant], 3, KERNEL, KERNEL)
     table = record.table(
@@ -105,7 +109,7 @@ def compare(variant: str, sizes: Sequence[int], rounds: int, record: Record) -> 
 
 
 def training_step(tower: FlexiViT, images: Tensor, seqhw: int) -> Work:
-    """Forward, backward and AdamW at one length."""
+    """Return a training step at one length: forward, backward and AdamW."""
     optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -117,13 +121,13 @@ def training_step(tower: FlexiViT, images: Tensor, seqhw: int) -> Work:
 
 
 def resize_step(kernel: Tensor, size: int) -> None:
-    """PI-resize, forward and backward."""
+    """Run PI-resize, forward and backward."""
     resized = pi_resize(kernel, size)
     resized.backward(torch.ones_like(resized))
 
 
 def share_of_a_step(variant: str, batch: int, lengths: Sequence[int], rounds: int, record: Record) -> None:
-    """The resize of the tower's kernel, forward and backward, in turn with a whole training step."""
+    """Measure the resize of the tower's kernel, forward and backward, in turn with a whole training step."""
     torch.manual_seed(0)
     tower = FlexiViT(ImageTowerConfig(variant=variant, image_size=IMAGE, base_patch_size=KERNEL))
     images = torch.randn(batch, 3, IMAGE, IMAGE)
@@ -159,7 +163,7 @@ def main() -> None:
     """Print the tables."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # as training has it, for both sides: neither maps its result's pages anew in every call
+    keep_freed_memory()  # as in training, for both sides, so that neither maps the pages of its result again in every call
     record = Record("pi_resize", ABOUT)
     variants = arguments.variants.split(",")
     for variant in variants:

@@ -1,13 +1,12 @@
-"""What a second rank adds: a training step on one rank and on two, one thread each, the same batch a rank.
+"""Measure what a second rank gains: a training step on one rank and on two, with one thread and the same batch per rank.
 
-    python scripts/bench/ranks.py                       ViT-Ti with its text tower, 32 pairs a rank, seqhw 15 and 8 (some minutes)
-    python scripts/bench/ranks.py --quick               two pairs a rank, seqhw 5 (half a minute)
+    python scripts/bench/ranks.py               ViT-Ti with its text tower, 32 pairs per rank, seqhw 15 and 8 (some minutes)
+    python scripts/bench/ranks.py --quick       two pairs per rank, seqhw 5 (half a minute)
 
-Each run is one of torchrun's, over gloo, with the trainer's own ranks, engine (DistributedDataParallel) and loss over the
-global batch; runs on one and on two ranks take turns. The throughput of two ranks is 2 x the time of one over the time of
-two. `apart` is two runs of one rank at the same time, which share nothing but the machine: what it gives two ranks at most.
-`reducing` is the time of an all-reduce of as many bytes as there are gradients, alone: what two ranks must do, and one need
-not.
+torchrun starts each run, over gloo, with the trainer's own ranks, engine (DistributedDataParallel) and loss over the global
+batch. Runs on one and on two ranks take turns. The throughput of two ranks is 2 x the time of one, divided by the time of two.
+`apart` means two runs of one rank at the same time, which share only the machine; this is the most that two ranks can reach on
+it. `reducing` is the time of an all-reduce with as many bytes as the gradients, which two ranks need and one does not.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ABOUT = (
 
 
 def measure(variant: str, seqhw: int, batch: int, steps: int, bf16: bool) -> dict[str, Any] | None:
-    """Be one of the ranks; the main one returns the seconds of the steps."""
+    """Run the steps as one of the ranks. The main rank returns their seconds and losses, the others None."""
     import torch
     import torch.distributed as dist
     from side_by_side.training import Task, make_stepper, random_pairs
@@ -56,11 +55,11 @@ def measure(variant: str, seqhw: int, batch: int, steps: int, bf16: bool) -> dic
 
 
 Runs = dict[str, list[dict[str, Any]]]
-"""ONE, TWO or APART -> what each round found."""
+"""ONE, TWO or APART -> the measurement of each round."""
 
 
 def runs(seqhw: int, arguments: argparse.Namespace) -> Runs:
-    """One rank, two ranks and two runs apart take turns."""
+    """Measure one rank, two ranks and two runs apart, in turn."""
     options = {"seqhw": seqhw, **{name: getattr(arguments, name) for name in ("variant", "batch", "steps", "precision")}}
 
     def run(ranks: int) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def runs(seqhw: int, arguments: argparse.Namespace) -> Runs:
 
 
 def rows(seqhw: int, found: Runs, batch: int) -> Iterator[list[str]]:
-    """A line for each."""
+    """Yield a row of the table for each."""
     for side, each in found.items():
         seconds = statistics.median(second(run) for run in each)
         at_once = 1 if side == ONE else 2
@@ -92,19 +91,19 @@ def rows(seqhw: int, found: Runs, batch: int) -> Iterator[list[str]]:
 
 
 def second(run: dict[str, Any]) -> float:
-    """Seconds of a step of one run."""
+    """Return the seconds of a step of one run."""
     return statistics.median(run["seconds"])
 
 
 def throughput(found: Runs, side: str) -> float:
-    """Pairs a second over those of one rank."""
+    """Return the pairs per second relative to one rank."""
     return (1 if side == ONE else 2) * ratio([second(run) for run in found[ONE]], [second(run) for run in found[side]])
 
 
 def check(found: Runs, batch: int) -> None:
-    """Before training the loss over a global batch of alike pairs is that of one rank's, plus log 2 for twice the negatives.
+    """Check that before training, the loss on two ranks is that on one rank plus log 2.
 
-    Every rank has drawn the same pairs from one seed, so each image meets each caption twice.
+    Every rank draws the same pairs from one seed, so each image meets each caption twice, among twice as many negatives.
     """
     one, two = (found[side][0]["losses"][0] for side in (ONE, TWO))
     assert abs(two - one - math.log(2)) < 1e-3, f"{batch} pairs: a loss of {one} on one rank and of {two} on two"

@@ -1,10 +1,11 @@
-"""What retrieval holds in memory: as many captions as images, found both ways in blocks, nothing of the size captions x images.
+"""Measure the peak memory of retrieval in both directions, which works in blocks and never holds all scores.
 
     python scripts/bench/retrieval_memory.py                    100,000 x 100,000 x 512 (ten minutes on two cores)
     python scripts/bench/retrieval_memory.py --quick            20,000 x 20,000 (half a minute)
 
-Random unit rows, so that the median ranks of equal numbers are the middle, which is checked. The search is a process of its own,
-whose peak (VmHWM) counts torch, both sets of embeddings (`rows`) and everything else. Linux only (/proc).
+The embeddings are random rows of length 1. With as many captions as images, the median rank must be in the middle, which is
+checked. The search runs in a process of its own, whose peak (VmHWM) counts torch, both sets of embeddings (`rows`) and everything
+else. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from side_by_side.process import measure_apart
 from side_by_side.record import Record, options
 
 LIMIT = 2_000_000_000
-"""Bytes that the process must stay under."""
+"""The goal for the peak of the process, in bytes."""
 
 QUICK = 20_000
 
 
 def measure(images: int, captions: int, dim: int, threads: int) -> dict[str, Any]:
-    """One retrieval in this process."""
+    """Run one retrieval in this process. Returns its seconds, the bytes before and at the peak, and the metrics."""
     import torch
     import torch.nn.functional as F
     from flexiclip_eval.tasks.retrieval import Pairs, retrieval_metrics
@@ -33,8 +34,8 @@ def measure(images: int, captions: int, dim: int, threads: int) -> dict[str, Any
     torch.manual_seed(0)
     image_z, text_z = torch.randn(images, dim), torch.randn(captions, dim)
     for z in (image_z, text_z):
-        F.normalize(z, dim=1, out=z)  # in place: a copy of the rows is no part of the search
-    number = torch.arange(max(images, captions))  # each has an answer, and as few others as there can be
+        F.normalize(z, dim=1, out=z)  # in place, because a copy of the rows is not part of the search
+    number = torch.arange(max(images, captions))  # each row has an answer, and as few further ones as possible
     pairs = Pairs([str(i) for i in range(captions)], number % images, number % captions, images)
     before, start = memory("VmHWM"), time.perf_counter()
     metrics, _ = retrieval_metrics(image_z, text_z, pairs)
@@ -42,7 +43,7 @@ def measure(images: int, captions: int, dim: int, threads: int) -> dict[str, Any
 
 
 def main() -> None:
-    """Print the table, write the figures, and fail where random rows do not give random ranks."""
+    """Print the table, write the figures, and fail if random rows do not give random ranks."""
     parser = options(__doc__, rounds=1)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--captions", type=int, default=100_000)
@@ -70,7 +71,7 @@ def main() -> None:
     shape = f"{arguments.images:,} x {arguments.captions:,}"
     table.add(shape, f"{found['seconds']:.1f}", *(f"{size / 1e6:,.0f}" for size in held))
     record.goal(f"peak of {shape}, GB", found["peak"] / 1e9, at_most=LIMIT / 1e9)
-    if arguments.images == arguments.captions:  # with several answers each, the best of them stands further up
+    if arguments.images == arguments.captions:  # with several answers, the best one has a lower rank
         for side in ("image", "text"):
             rank = found["metrics"][f"{side}_retrieval_median_rank"]
             assert abs(rank / arguments.images - 0.5) < 2 / arguments.images**0.5, f"of random rows {rank} is no median rank"

@@ -1,11 +1,12 @@
-"""What a command costs before it does anything: help, a resolved recipe, and the first training step, in fresh processes.
+"""Measure the start-up time of commands in fresh processes: help, a resolved recipe, and the first training step.
 
     python scripts/bench/startup.py              nine rounds (a minute or two)
     python scripts/bench/startup.py --quick      one round
 
-Medians of wall-clock time; the commands take turns. Heavy imports are the libraries of HEAVY that the command has imported when
-it ends; help and show-config need none. The first training step is that of the debug recipe, from the start of the process to the
-line that it writes about the step; its tokenizer is learnt, the shards are indexed and a data worker is started before it.
+The times are medians of wall-clock time, and the commands take turns. Heavy imports are the libraries of HEAVY that the command
+has imported when it ends; help and show-config need none. The first training step is that of the debug recipe. Its time is from
+the start of the process to the line about the step, and includes training the tokenizer, indexing the shards and starting a data
+worker.
 """
 
 from __future__ import annotations
@@ -55,19 +56,19 @@ print(*(name for name in {heavy!r} if name in sys.modules), file=sys.stderr)
 
 
 def run(command: Sequence[str]) -> None:
-    """One process, its output thrown away. Raises CalledProcessError."""
+    """Run a command and discard its output. Raises CalledProcessError."""
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 
 
 def heavy_imports(arguments: Sequence[str]) -> list[str]:
-    """The libraries of HEAVY that `flexiclip ARGUMENTS` has imported when it ends."""
+    """Return the libraries of HEAVY that `flexiclip ARGUMENTS` has imported when it ends."""
     program = PROGRAM.format(arguments=list(arguments), heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return done.stderr.splitlines()[-1].split()
 
 
 def write_pairs(folder: Path) -> str:
-    """Two shards that the debug recipe can be trained on, with captions enough to learn 300 pieces from."""
+    """Write two shards for the debug recipe, with enough captions to train its tokenizer. Returns their pattern."""
     captions = [
         f"a {a} {b} near the {c} {number}" for number, (a, b, c) in enumerate(zip(WORDS, WORDS[3:], WORDS[5:], strict=False))
     ]
@@ -78,12 +79,12 @@ def write_pairs(folder: Path) -> str:
 
 
 def one_step(shards: str, folder: str) -> list[str]:
-    """What flexiclip is told to take one step of the debug recipe."""
+    """Return flexiclip's arguments for one step of the debug recipe."""
     return ["train", "debug", f"data.train={shards}", f"run_dir={folder}/run", "train.steps=1", "tokenizer.vocab_size=120"]
 
 
 def first_step(shards: str) -> float:
-    """Seconds from the start of a run to the line about its first step."""
+    """Return the seconds from the start of a run to the line about its first step."""
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
         command = [sys.executable, "-m", "flexiclip", *one_step(shards, folder)]

@@ -1,13 +1,14 @@
-"""What a sweep over ten lengths costs, beside decoding and ten encodings timed alone, and beside CLIP_benchmark run ten times.
+"""Compare an evaluation at ten lengths in one sweep with its parts timed alone, and with ten runs of CLIP_benchmark.
 
     python scripts/bench/sweep.py                                    small, Ti and B; JPEGs of 640x480 (a quarter of an hour)
     python scripts/bench/sweep.py --images small=2000                one tower (eight minutes)
-    python scripts/bench/sweep.py --quick                            tried small (a minute)
+    python scripts/bench/sweep.py --quick                            a small check that it works (a minute)
 
-Both classify the same images with the same model, batch size, threads and number of decoders (threads here, processes there).
-CLIP_benchmark has one length a run, so it is handed a wrapper of the model once a length; its accuracies must be ours before any
-time counts. `cost` is the sweep over (decoding + encodings), to be at most 1.1; `faster` is CLIP_benchmark's ten runs over the
-sweep. A B tower takes some 100 times as long as the small one: give it fewer images.
+Both libraries classify the same images with the same model, batch size, threads and number of decoders (threads in flexiclip,
+processes in CLIP_benchmark). CLIP_benchmark evaluates one length per run, with a wrapper of the model for each length. Its
+accuracies must agree with ours. `cost` is the time of the sweep divided by that of one decoding and the ten encodings; the goal
+is at most 1.1. `faster` is the time of CLIP_benchmark's ten runs divided by that of the sweep. A B tower takes about 100 times as
+long as the small one, so give it fewer images.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from flexiclip.model_folder import LoadedModel, build_model
 
 LENGTHS = (5, 6, 8, 10, 12, 15, 16, 20, 24, 30)
 TOWERS: dict[str, dict[str, Any]] = {
-    "small": {"width": 32, "depth": 2, "heads": 2},  # of the debug recipe
+    "small": {"width": 32, "depth": 2, "heads": 2},  # as in the debug recipe
     "ti": {"variant": "Ti"},
     "b": {"variant": "B"},
 }
 CLASSES = tuple(f"thing {i}" for i in range(10))
 TEMPLATES = ("a photo of a {c}.", "{c}")
 Accuracies = dict[str, list[float]]
-"""Of each side, acc1 by length."""
+"""Library -> acc1 at each length."""
 
 ABOUT = (
     "This subject runs zero-shot classification at ten lengths in one pass. It compares the pass with its parts timed "
@@ -56,7 +57,10 @@ ABOUT = (
 
 
 def write_images(folder: Path, count: int, shards: int) -> str:
-    """Shards of JPEGs of 640x480, smooth with some noise as photographs are; returns the suite that classifies them."""
+    """Write shards of JPEGs of 640x480, smooth with some noise like photographs, and a suite that classifies them.
+
+    Returns the path of the suite.
+    """
     rng = np.random.default_rng(0)
     for shard in range(shards):
         with tarfile.open(folder / f"images-{shard}.tar", "w") as tar:
@@ -68,7 +72,7 @@ def write_images(folder: Path, count: int, shards: int) -> str:
 
 
 def write_shard(tar: tarfile.TarFile, numbers: range, rng: np.random.Generator) -> None:
-    """The images of these numbers, with the numbers of their classes."""
+    """Write the images with these numbers, and their classes."""
     for i in numbers:
         rough = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
         noisy = np.asarray(rough).astype(np.int16) + rng.integers(-12, 13, (480, 640, 3), dtype=np.int16)
@@ -81,7 +85,7 @@ def write_shard(tar: tarfile.TarFile, numbers: range, rng: np.random.Generator) 
 
 
 def make_model(tower: str, folder: Path) -> LoadedModel:
-    """An untrained model of that image tower, at 240 px, with a small text tower."""
+    """Return an untrained model with this image tower at 240 px and a small text tower."""
     tokenizer = train_sentencepiece([*CLASSES, "a photo of a thing."] * 4, folder / "words.model", vocab_size=40, lowercase=True)
     data = {
         "model": {"image": TOWERS[tower], "text": {"width": 64, "depth": 1, "heads": 1}, "embed_dim": 64},
@@ -94,23 +98,23 @@ def make_model(tower: str, folder: Path) -> LoadedModel:
 
 
 class AtOneLength(nn.Module):
-    """The model as CLIP_benchmark calls one: encode_image knows no length."""
+    """A model at a fixed length, for CLIP_benchmark, which calls encode_image without a length."""
 
     def __init__(self, loaded: LoadedModel, seqhw: int) -> None:
         super().__init__()
         self.inner, self.seqhw = loaded.model, seqhw
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """images [B, 3, 240, 240] -> [B, D]."""
+        """Return the embeddings [B, D] of images [B, 3, 240, 240]."""
         return self.inner.encode_image(images, self.seqhw)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """tokens [B, L] -> [B, D]."""
+        """Return the embeddings [B, D] of tokens [B, L]."""
         return self.inner.encode_text(tokens)
 
 
 def clip_benchmark_runs(loaded: LoadedModel, shards: list[str], batch_size: int, workers: int) -> list[float]:
-    """acc1 of each length, each a run of CLIP_benchmark's own over its own webdataset pipeline."""
+    """Return acc1 at each length, from one run of CLIP_benchmark per length with its webdataset pipeline."""
     import webdataset
     from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
 
@@ -124,7 +128,8 @@ def clip_benchmark_runs(loaded: LoadedModel, shards: list[str], batch_size: int,
         )
         loader = torch.utils.data.DataLoader(data.batched(batch_size), batch_size=None, num_workers=workers)
         model = AtOneLength(loaded, seqhw)
-        # The two steps of its evaluate; the third, its accuracy, fails since numpy 2.4 (an array of one number is no number).
+        # These are two of the three steps of its evaluate. The third, its accuracy, fails since numpy 2.4, which does not accept
+        # an array of one number as a number.
         weights = zero_shot_classifier(model, loaded.tokenizer, list(CLASSES), list(TEMPLATES), "cpu", amp=False)
         logits, target = run_classification(model, weights, loader, "cpu", amp=False)
         found.append((logits.argmax(1) == target).float().mean().item())
@@ -132,7 +137,7 @@ def clip_benchmark_runs(loaded: LoadedModel, shards: list[str], batch_size: int,
 
 
 def works(loaded: LoadedModel, suite: str, folder: Path, options: argparse.Namespace, found: Accuracies) -> dict[str, Work]:
-    """The sweep, its two parts with nothing beside them, and CLIP_benchmark's ten runs; the first and the last fill `found`."""
+    """Return the sweep, its two parts alone, and CLIP_benchmark's ten runs. The sweep and the ten runs fill `found`."""
     size, workers = options.batch_size, options.workers
     batches: list[Tensor] = []
 
@@ -154,20 +159,23 @@ def works(loaded: LoadedModel, suite: str, folder: Path, options: argparse.Names
 
     def ten_runs() -> None:
         shards = [str(path) for path in sorted(folder.glob("images-*.tar"))]
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar a batch
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints progress bars
             found["CLIP_benchmark"] = clip_benchmark_runs(loaded, shards, size, workers)
 
     return {"sweep": sweep, "decoding": decode, "encoding": encode, "CLIP_benchmark": ten_runs}
 
 
 def measure(tower: str, count: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
-    """(seconds of each work by round, the largest difference of an accuracy). Raises AssertionError where accuracies differ."""
+    """Return the seconds of each work by round, and the largest difference of an accuracy.
+
+    Raises AssertionError if an accuracy differs by more than one image.
+    """
     found: Accuracies = {}
     with TemporaryDirectory() as name:
         folder = Path(name)
         suite, loaded = write_images(folder, count, max(1, options.workers)), make_model(tower, folder)
         with torch.no_grad():
-            for seqhw in LENGTHS:  # allocation and the choice of kernels are nobody's
+            for seqhw in LENGTHS:  # a warm-up, so that no side pays for allocation and the choice of kernels
                 loaded.model.encode_image(torch.zeros(options.batch_size, 3, 240, 240), seqhw)
         times = take_turns(works(loaded, suite, folder, options, found), options.rounds, warm_up=0)
     difference = max(abs(a - b) for a, b in zip(*found.values(), strict=True))
@@ -176,7 +184,7 @@ def measure(tower: str, count: int, options: argparse.Namespace) -> tuple[dict[s
 
 
 def main() -> None:
-    """Print the table and, where asked, write the JSON."""
+    """Print the table and, with --output, write the JSON."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--images", default="small=2000,ti=64,b=8", help="TOWER=IMAGES of each tower, with commas between them")
     parser.add_argument("--batch-size", type=int, default=32)

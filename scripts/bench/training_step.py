@@ -1,16 +1,16 @@
-"""A training step of two towers, ours and open_clip's: forward, backward and AdamW on the same weights, pixels and captions.
+"""Compare a training step of flexiclip and open_clip: forward, backward and AdamW on the same weights, pixels and captions.
 
     python scripts/bench/training_step.py                                 ViT-Ti/16 and S/16, batch 32 and 128 (over an hour)
     python scripts/bench/training_step.py --variants Ti --batches 32      one tower (five minutes)
-    python scripts/bench/training_step.py --quick                         tried small
-    python scripts/bench/training_step.py --cpu-time --threads 1          on a machine that others use: CPU seconds, one thread
+    python scripts/bench/training_step.py --quick                         a small check that it works
+    python scripts/bench/training_step.py --cpu-time --threads 1          for a shared machine: CPU seconds of one thread
 
-Both sides have the image tower at 240 px (225 patches and a class token) and a text tower of 12 layers of the same width, CLIP's
-tokenizer and 77 positions. Loss and gradients must agree before any time counts. `ours` is what `flexiclip train` runs, `ours
-compiled` the same with train.compile=true; ours clips gradients, and cuts the columns that are padding in a whole batch.
-`open_clip` is its main.py, `open_clip compiled` its --torchcompile; `open_clip fused` has torch's fused AdamW, which main.py does
-not ask for. Goals hold our faster variant to the fastest of theirs. `share` is the FLOP/s of a step, by what that side computes,
-over those of a large matrix product in the same precision and the same round.
+Both sides have an image tower at 240 px (225 patches and a class token), a text tower of 12 layers of the same width, CLIP's
+tokenizer and 77 positions. Loss and gradients must agree before anything is timed. `ours` is the step of `flexiclip train`, and
+`ours compiled` the same with train.compile=true. Ours clips gradients, and cuts columns that are padding in the whole batch.
+`open_clip` is the step of its main.py, and `open_clip compiled` that with --torchcompile. `open_clip fused` has torch's fused
+AdamW, which open_clip's main.py does not use. The goals compare our faster variant with open_clip's fastest. `share` is the
+FLOP/s of a step, counted for what that side computes, divided by those of a large matrix product in the same precision and round.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OURS, THEIRS = {"ours", "ours compiled"}, {"open_clip", "open_clip fused", "open
 PRODUCT = "product"
 GOALS = {"fp32": 1.4, "bf16": 1.6}
 SLOW_BATCH = 4
-"""Pairs in a step of bf16 on a processor without it, where a step takes some hundred times as long."""
+"""Pairs in a step in bf16 on a processor without bf16, where a step takes about a hundred times as long."""
 NO_BF16 = (
     "This processor has no bfloat16 instructions, so torch multiplies such matrices in plain loops in both libraries, many times "
     "more slowly than in float32. The rows in bf16 show that bf16 does not pay off here. They say nothing about a processor that "
@@ -58,7 +58,7 @@ ABOUT = (
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table."""
+    """The work of a step: variant of the towers, kind of captions, batch size and precision."""
 
     variant: str
     captions: str
@@ -70,7 +70,7 @@ class Case:
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
-    """Float32 in full; bf16 too, or where it is slow the first tower and kind of caption on a few pairs."""
+    """Yield all cases. If bf16 is slow here, it only has the first tower and kind of captions, on a few pairs."""
     for precision in arguments.precisions:
         if precision == "bf16" and not has_bf16(torch.device("cpu")):
             yield Case(arguments.variants[0], arguments.captions[0], min(SLOW_BATCH, *arguments.batches), precision)
@@ -80,7 +80,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
 
 
 def work_of(case: Case, loaded: LoadedModel) -> Work:
-    """The batch that both sides are handed."""
+    """Return the batch of both sides."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (case.batch, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8, generator=generator)
     preprocess = loaded.config.model.preprocess
@@ -89,7 +89,7 @@ def work_of(case: Case, loaded: LoadedModel) -> Work:
 
 
 def product(precision: str) -> tuple[Call, int]:
-    """A large matrix product (a small one where bf16 is slow), and its FLOPs."""
+    """Return a large matrix product (a small one if bf16 is slow), and its FLOPs."""
     slow = precision == "bf16" and not has_bf16(torch.device("cpu"))
     side = 256 if slow else 2048
     a = torch.randn(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -97,7 +97,7 @@ def product(precision: str) -> tuple[Call, int]:
 
 
 def step_flops(loaded: LoadedModel, batch: int, length: int, whole: bool) -> int:
-    """Of a step on captions of `length` tokens, from the towers' shapes; whole: the last blocks compute every token."""
+    """Return the FLOPs of a step on captions of `length` tokens. whole: the last blocks compute every token."""
     model = loaded.config.model
     assert model.text is not None
     image, text = image_flops(model.image, SEQHW), text_flops(model.text, length)
@@ -108,7 +108,7 @@ def step_flops(loaded: LoadedModel, batch: int, length: int, whole: bool) -> int
 
 
 def calls(case: Case, theirs: torch.nn.Module, loaded: LoadedModel, work: Work, compiled: bool) -> dict[str, Call]:
-    """What takes turns, each with weights and moments of its own."""
+    """Return the works that take turns, each with its own weights and moments."""
 
     def own(model: Any) -> Any:
         return copy.deepcopy(model)
@@ -126,7 +126,7 @@ def calls(case: Case, theirs: torch.nn.Module, loaded: LoadedModel, work: Work, 
 
 
 def measure(case: Case, table: Grid, record: Record, arguments: argparse.Namespace) -> None:
-    """A row for every variant of both sides, and the goal."""
+    """Measure a case: add a row for every variant of both sides, and the goal."""
     theirs = their_model(case.variant)
     loaded = our_model(case.variant, theirs)
     work = work_of(case, loaded)
@@ -176,7 +176,7 @@ def main() -> None:
 
 
 def agreement(variant: str) -> str:
-    """Loss and gradients of both sides in float32 on four pairs. Raises ValueError where they differ."""
+    """Compare loss and gradients of both sides in float32 on four pairs, and return a note. Raises ValueError if they differ."""
     theirs = their_model(variant)
     case = Case(variant, "long", 4, "fp32")
     loss, gradient = largest_difference(variant, theirs, work_of(case, our_model(variant, theirs)))

@@ -1,10 +1,11 @@
-"""Fuzzing of everything that reads files from elsewhere: `python scripts/fuzz.py --help`.
+"""Fuzzing of everything that reads files from other sources: `python scripts/fuzz.py --help`.
 
-case.py       an input: a few named files in one string of bytes
-seeds.py      good and hostile inputs, written by the real libraries    weight_seeds.py   those of weight files and folders
-mutate.py     changes that keep enough of a format to get deep into its reader
-targets.py    what is run on an input, and which errors it may raise
-guard.py      the rules: outcome, memory, time, nothing touched outside, nothing run
-worker.py     one process that runs inputs, guided by coverage where atheris is installed
-campaign.py   the processes of a run, its findings, their minimal inputs, its report
+case.py           an input: a few named files in one byte string
+seeds.py          good and hostile inputs, written by the real libraries
+weight_seeds.py   the same for weight files and folders
+mutate.py         changes that keep enough of a format to get deep into its reader
+targets.py        the readers that run on an input, and the errors that each may raise
+guard.py          the rules: documented errors, limits of memory and time, no access outside the folder, no processes
+worker.py         one process that runs inputs, guided by coverage if atheris is installed
+campaign.py       a whole run: its processes, its findings with minimal inputs, and its report
 """

@@ -1,7 +1,7 @@
-"""A run of fuzzing: one worker after the other until the time is over, and an account of what they found.
+"""A fuzzing run: one worker after the other until the time is over, and a report of what they found.
 
-A worker that dies, hangs or lacks memory is replaced, and the input that it was at becomes a finding. Findings are run again in a
-fresh process before they count, and cut down to what they need.
+A worker that dies, hangs or runs out of memory is replaced, and its last input becomes a finding. A finding is run again in a
+fresh process before it counts, and its input is reduced to what is needed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fuzzing.guard import Outcome
 from fuzzing.worker import save_finding
 
 COMMAND = [sys.executable, str(Path(__file__).resolve().parent.parent / "fuzz.py")]
-_HANG_CPU, _HANG_WALL = 15.0, 120.0  # seconds on one input after which a worker is taken for hung
-_START = 900.0  # seconds for imports and seeds
+_HANG_CPU, _HANG_WALL = 15.0, 120.0  # a worker hangs after this many seconds on one input
+_START = 900.0  # seconds that a worker has for imports and seeds
 
 
 @dataclass
 class Result:
-    """What a campaign found. outcomes: how often each was met; findings: saved inputs, confirmed by a second run."""
+    """The result of a campaign. outcomes: how often each occurred. findings: saved inputs that a second run confirmed."""
 
     target: str
     engine: str
@@ -53,7 +53,7 @@ class Result:
 
 
 def _by_error(outcomes: Counter[str]) -> list[tuple[str, int, int]]:
-    """(value or type of error, inputs, distinct messages), most frequent first."""
+    """Return (value or type of error, number of inputs, number of distinct messages), most frequent first."""
     counts: Counter[str] = Counter()
     distinct: Counter[str] = Counter()
     for outcome, count in outcomes.items():
@@ -65,12 +65,12 @@ def _by_error(outcomes: Counter[str]) -> list[tuple[str, int, int]]:
 
 
 def default_engine() -> str:
-    """atheris where it is installed, else blind."""
+    """Return "atheris" if it is installed, else "blind"."""
     return "atheris" if find_spec("atheris") else "blind"
 
 
 def run(target: str, minutes: float, seed: int, folder: Path, engine: str) -> Result:
-    """Fuzz a target for so many minutes. `folder` receives the findings; what an earlier run left there is removed."""
+    """Fuzz a target for this many minutes. Findings go into `folder`; those of an earlier run there are removed."""
     shutil.rmtree(folder / target, ignore_errors=True)
     folder = folder / target
     folder.mkdir(parents=True)
@@ -91,7 +91,7 @@ def run(target: str, minutes: float, seed: int, folder: Path, engine: str) -> Re
 
 
 def smoke(target: str, mutations: int, seed: int, folder: Path) -> list[str]:
-    """Run the seeds, the past findings and so many mutations in one worker; the labels of what was found."""
+    """Run the seeds, the past findings and this many mutations in one worker. Returns the names of the findings."""
     shutil.rmtree(folder / target, ignore_errors=True)
     folder = folder / target
     folder.mkdir(parents=True)
@@ -102,7 +102,7 @@ def smoke(target: str, mutations: int, seed: int, folder: Path) -> list[str]:
 
 
 def _one_life(target: str, folder: Path, seed: int, seconds: float, engine: str, least: int = 0) -> Outcome | None:
-    """Let one worker work; what killed it, if anything did."""
+    """Run one worker to its end. Returns the outcome of the input that killed it, if one did."""
     job = json.dumps({"name": target, "folder": str(folder), "seed": seed, "seconds": seconds, "engine": engine, "least": least})
     current = folder / "current"
     current.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def _take_stats(result: Result, folder: Path) -> None:
 
 
 def _confirm(target: str, path: Path, folder: Path) -> bool:
-    """Whether a finding is met again in a fresh process; one that is, and that lets the process live, is cut down."""
+    """Whether a finding occurs again in a fresh process. If it does, and the process survives it, the input is reduced."""
     outcome = replay(target, path, folder)
     if outcome.kind == "finding" and not outcome.label.startswith(("crash", "hang", "slow")):
         _job("minimise", target, path, folder)
@@ -154,7 +154,7 @@ def _confirm(target: str, path: Path, folder: Path) -> bool:
 
 
 def replay(target: str, path: Path, folder: Path) -> Outcome:
-    """The outcome of a saved input in a process of its own."""
+    """Return the outcome of a saved input in a process of its own."""
     try:
         done = _job("replay", target, path, folder)
     except subprocess.TimeoutExpired:
@@ -170,7 +170,7 @@ def _job(what: str, target: str, path: Path, folder: Path) -> subprocess.Complet
 
 
 def _cpu(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
+    """Return the seconds of processor time that a process has used."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""An input of a fuzz target: a few named files, framed so that an engine may treat them as one string of bytes.
+"""An input of a fuzz target: a few named files, framed so that an engine can treat them as one byte string.
 
 --|recipe.yaml|--
 base: base
@@ -13,17 +13,17 @@ from pathlib import Path
 
 Case = dict[str, bytes]
 
-_FRAME = re.compile(rb"--\|([A-Za-z0-9_]+(?:[./-][A-Za-z0-9_]+)*)\|--\n")  # never a way out of the folder
+_FRAME = re.compile(rb"--\|([A-Za-z0-9_]+(?:[./-][A-Za-z0-9_]+)*)\|--\n")  # a name can never lead out of the folder
 _LONGEST_NAME = 80
 
 
 def pack(case: Case) -> bytes:
-    """The files in one string, in their order."""
+    """Return the files in one byte string, in their order."""
     return b"".join(b"--|%s|--\n%s" % (name.encode(), content) for name, content in case.items())
 
 
 def unpack(data: bytes) -> Case:
-    """The files of a string; what stands before the first frame belongs to none. Any bytes will do."""
+    """Return the files in a byte string. Any bytes are valid input; what comes before the first frame is dropped."""
     pieces = _FRAME.split(data)
     return {
         name.decode(): content for name, content in zip(pieces[1::2], pieces[2::2], strict=True) if len(name) <= _LONGEST_NAME
@@ -31,7 +31,7 @@ def unpack(data: bytes) -> Case:
 
 
 def write(case: Case, folder: Path) -> None:
-    """Put the files into a folder; one that a mutation named like a folder of another is left out."""
+    """Write the files into a folder. A file is left out if a mutation gave it the name of a folder of another file."""
     for name, content in case.items():
         path = folder / name
         try:

@@ -1,8 +1,8 @@
-"""The rules of an execution: a value or a documented error, within bounds of memory and time, and no hand outside its folder.
+"""The rules of an execution: a value or a documented error, within limits of memory and time, and no access outside the folder.
 
-Memory is bounded by the address space of the process, so that an allocation too large fails at once and is seen wherever the
-error went: a MemoryError in an error's chain is a finding, even when the code turned it into a documented one. Files, processes,
-sockets and pickles are watched through Python's audit events; what is forbidden is refused as well as reported.
+Memory is limited through the address space of the process, so that an allocation that is too large fails at once. A MemoryError
+in the chain of an error is a finding, even if the code turned it into a documented error. Files, processes, sockets and pickles
+are watched through Python's audit events. A forbidden action is both refused and reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _VARIABLE = re.compile(r"/\S+|'[^']*'|\"[^\"]*\"|[-+\d.e]*\d\S*|\[.*\]|\{.*\}")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an input led to. kind: `value`, `refused` (a documented error) or `finding`; label: equal for equal outcomes."""
+    """The outcome of an input. kind: `value`, `refused` (a documented error) or `finding`. label: the same for equal outcomes."""
 
     kind: str
     label: str
@@ -39,9 +39,9 @@ class Outcome:
 
 
 class Watch:
-    """Python's audit events as a list of what broke the rules. There is one a process: audit hooks cannot be removed.
+    """Collects the actions that break the rules, from Python's audit events. A process has one, as audit hooks cannot be removed.
 
-    root: the only folder that may be written; outside: a folder whose files no input may reach.
+    root: the only folder that may be written. outside: a folder whose files no input may read.
     """
 
     def __init__(self, root: Path, outside: Path) -> None:
@@ -78,19 +78,19 @@ class Watch:
     def _is_under(self, path: Any, folder: str) -> bool:
         try:
             return (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(folder + os.sep)
-        except ValueError:  # a zero byte: the call itself will say so
+        except ValueError:  # a zero byte, which the call itself refuses
             return False
 
 
 def _paths(args: tuple[Any, ...]) -> list[str]:
-    """The paths among an event's arguments; one that is relative to an open folder (dir_fd), which comes last, made whole."""
+    """Return the paths among an event's arguments, joined to the open folder if the last argument is one (dir_fd)."""
     names = [os.fsdecode(arg) for arg in args[:2] if isinstance(arg, (str, bytes, os.PathLike))]
     folder = f"/proc/self/fd/{args[-1]}" if isinstance(args[-1], int) and args[-1] >= 0 else ""
     return [os.path.join(folder, name) for name in names]
 
 
 def execute(run: Callable[[], str], documented: tuple[type[Exception], ...], watch: Watch) -> Outcome:
-    """Run a target on an input, both inside `run`, under the rules."""
+    """Call `run`, which runs a target on an input, under the rules."""
     watch.broken.clear()
     watch.active, started = True, time.process_time()
     error: BaseException | None = None
@@ -114,12 +114,12 @@ def execute(run: Callable[[], str], documented: tuple[type[Exception], ...], wat
 
 
 def limit_memory(more: int = MEMORY) -> None:
-    """Let the address space of this process grow by so many bytes from here on."""
+    """Limit the growth of this process's address space to this many bytes from now on."""
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + more, resource.RLIM_INFINITY))
 
 
 def address_space() -> int:
-    """Bytes of this process's address space."""
+    """Return the size of this process's address space in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return pages * resource.getpagesize()
 
@@ -139,7 +139,7 @@ def _lacked_memory(error: BaseException) -> bool:
 
 
 def _place(error: BaseException | None) -> str:
-    """The innermost line of the library, which tells one defect from another."""
+    """Return the innermost line of the library in the traceback, which tells one defect from another."""
     frames = traceback.extract_tb(error.__traceback__) if error else []
     ours = [frame for frame in frames if f"{os.sep}flexiclip{os.sep}" in frame.filename] or frames
     return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "nowhere"

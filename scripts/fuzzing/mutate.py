@@ -1,7 +1,7 @@
-"""Changes to an input that keep enough of its format to get past the front door: the reader behind it is what is to be met.
+"""Changes to an input that keep enough of its format to pass the first checks and reach the reader behind them.
 
-A tar header gets a right checksum again, a zip member a right CRC, a PNG chunk likewise; a number is replaced by one that hurts,
-a word of a text by one that the reader knows. Beside these stand the blunt ones: bits, cuts, splices.
+Checksums of tar headers, zip members and PNG chunks are corrected after a change. A number is replaced by an extreme one, and a
+word of a text by one that the reader knows. There are also simple changes: flipped bits, cuts and insertions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fuzzing.seeds import with_checksum
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
-LARGEST = 256_000  # bytes of an input; longer ones are cut
+LARGEST = 256_000  # largest input in bytes; longer ones are cut
 _BLOCK = 512
 _NUMBERS = (
     0,
@@ -77,7 +77,7 @@ _WORDS = (
 
 
 def mutate(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> bytes:
-    """A changed input; `others` are inputs to take pieces from."""
+    """Return a changed input. others: inputs to take pieces from."""
     case = unpack(data)
     if not case:
         return _blunt(data, rng)[:LARGEST]
@@ -93,7 +93,7 @@ def mutate(data: bytes, rng: random.Random, others: Sequence[bytes] = ()) -> byt
 
 
 def mutate_file(name: str, content: bytes, rng: random.Random) -> bytes:
-    """A changed file, by what it seems to hold."""
+    """Return a changed file. The kind of change depends on its name and its first bytes."""
     if rng.random() < 0.25:
         return _blunt(content, rng)
     if name.endswith(".tar"):
@@ -110,7 +110,7 @@ def mutate_file(name: str, content: bytes, rng: random.Random) -> bytes:
 
 
 def _borrow(case: Case, name: str, other: Case, rng: random.Random) -> None:
-    """Take a file, or the half of one, from another input."""
+    """Take a file, or the end of one, from another input."""
     if not other:
         return
     theirs = rng.choice(list(other))
@@ -144,11 +144,11 @@ def _blunt(content: bytes, rng: random.Random) -> bytes:
 
 
 def _number(content: bytes, rng: random.Random) -> bytes:
-    """A number that hurts, or one next to that which stands there, of 1 to 8 bytes in either order."""
+    """Replace a number of 1 to 8 bytes, in either byte order, by an extreme one or by one close to the old value."""
     width, order = rng.choice((1, 2, 4, 8)), rng.choice(("little", "big"))
     if len(content) < width:
         return _blunt(content, rng)
-    reach = len(content) if rng.random() < 0.4 else min(len(content), 128)  # headers stand in front
+    reach = len(content) if rng.random() < 0.4 else min(len(content), 128)  # headers are at the start
     at = rng.randrange(max(1, reach - width + 1))
     now = int.from_bytes(content[at : at + width], order)  # type: ignore[arg-type]
     value = rng.choice((*_NUMBERS, now + 1, now - 1, now * 2, -now)) % 256**width
@@ -156,7 +156,7 @@ def _number(content: bytes, rng: random.Random) -> bytes:
 
 
 def _words(content: bytes, rng: random.Random) -> bytes:
-    """A word of a text replaced by one that a reader knows, doubled, removed, or swapped with another."""
+    """Replace a word of a text by one that a reader knows or by other text from the file, or repeat, extend or remove it."""
     spans = [match.span() for match in re.finditer(rb"[\w.+-]+|[^\w\s]|\n[ ]*", content[:20_000])]
     if not spans:
         return rng.choice(_WORDS) + content
@@ -177,7 +177,7 @@ def _words(content: bytes, rng: random.Random) -> bytes:
 
 
 def _tar(content: bytes, rng: random.Random) -> bytes:
-    """A header's field with the checksum made right again, or blocks doubled, dropped and swapped."""
+    """Change a field of a header and correct the checksum, or repeat, remove or swap blocks."""
     blocks = [content[i : i + _BLOCK] for i in range(0, len(content), _BLOCK)]
     heads = [i for i, block in enumerate(blocks) if block[257:262] == b"ustar" and len(block) == _BLOCK]
     if not heads or rng.random() < 0.25:
@@ -198,7 +198,7 @@ def _tar(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_bytes(field: bytes, rng: random.Random, length: int) -> bytes:
-    """A blunt change that keeps the length."""
+    """Return a simple change that keeps the length."""
     return _blunt(field, rng)[:length].ljust(length, b"\0")
 
 
@@ -218,7 +218,7 @@ def _blocks(blocks: list[bytes], rng: random.Random) -> bytes:
 
 
 def _pax(block: bytes, rng: random.Random) -> bytes:
-    """Records of a pax header with right lengths."""
+    """Put a record into a pax header, in most cases with the correct length."""
     keys = (
         b"path",
         b"size",
@@ -237,7 +237,7 @@ def _pax(block: bytes, rng: random.Random) -> bytes:
 
 
 def _zip(content: bytes, rng: random.Random) -> bytes:
-    """A member of a zip changed and packed again with its right CRC, or a number in the raw headers changed."""
+    """Change a member of a zip and pack it again with the correct CRC, or change a number in the raw headers."""
     if rng.random() < 0.3:
         return (
             _number(content[-200:] if rng.random() < 0.5 else content, rng) if rng.random() < 0.5 else _zip_header(content, rng)
@@ -245,7 +245,7 @@ def _zip(content: bytes, rng: random.Random) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {info.filename: archive.read(info) for info in archive.infolist()}
-    except Exception:  # a zip that an earlier mutation broke
+    except Exception:  # an earlier mutation has broken the zip
         return _blunt(content, rng)
     if not members:
         return _blunt(content, rng)
@@ -264,7 +264,7 @@ def _zip(content: bytes, rng: random.Random) -> bytes:
 
 
 def _zip_header(content: bytes, rng: random.Random) -> bytes:
-    """A field of a local, central or end record."""
+    """Change a field of a local, central or end record."""
     places = [match.start() for match in re.finditer(rb"PK(\x01\x02|\x03\x04|\x05\x06)", content)]
     if not places:
         return _blunt(content, rng)
@@ -273,7 +273,7 @@ def _zip_header(content: bytes, rng: random.Random) -> bytes:
 
 
 def _npy(content: bytes, rng: random.Random) -> bytes:
-    """An array file whose header has another word or number, its length made right."""
+    """Change a word or number in the header of an array file, and correct the header's length."""
     if len(content) < 12 or rng.random() < 0.2:
         return _number(content, rng)
     length = struct.unpack("<H", content[8:10])[0]
@@ -289,7 +289,7 @@ def _npy(content: bytes, rng: random.Random) -> bytes:
 
 
 def _png(content: bytes, rng: random.Random) -> bytes:
-    """A chunk of a PNG changed, its checksum made right."""
+    """Change a chunk of a PNG, and correct its checksum."""
     chunks, at = [], 8
     while at + 12 <= len(content):
         size = struct.unpack(">I", content[at : at + 4])[0]
@@ -313,7 +313,7 @@ def _png(content: bytes, rng: random.Random) -> bytes:
 
 
 def _safetensors(content: bytes, rng: random.Random) -> bytes:
-    """A header with another word or number, its length made right."""
+    """Change a word or number in the header, and correct the header's length."""
     length = struct.unpack("<Q", content[:8])[0]
     if length > len(content) or rng.random() < 0.1:
         return _number(content, rng)

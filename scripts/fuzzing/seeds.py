@@ -1,6 +1,6 @@
-"""What fuzzing starts from: good and hostile files of each format, written by the libraries that users have.
+"""The inputs that fuzzing starts from: good and hostile files of each format, written by the libraries that users have.
 
-The hostile ones are the attacks known by name (bombs, members of 8 EB, alias bombs, paths that climb); mutations find others.
+The hostile files are known attacks (decompression bombs, members of 8 EB, alias bombs, paths with `..`). Mutations find others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLOCK = 512
 
 
 def seeds(target: str) -> list[Case]:
-    """The seeds of a target."""
+    """Return the seeds of a target."""
     if target == "weights":
         from fuzzing.weight_seeds import weight_seeds
 
@@ -32,7 +32,7 @@ def seeds(target: str) -> list[Case]:
 
 
 def tar(files: Sequence[tuple[str, bytes]], layout: int = tarfile.PAX_FORMAT, pax: dict[str, str] | None = None) -> bytes:
-    """A tar file as Python writes it."""
+    """Return a tar file as Python writes it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=layout) as archive:
         for name, content in files:
@@ -44,26 +44,26 @@ def tar(files: Sequence[tuple[str, bytes]], layout: int = tarfile.PAX_FORMAT, pa
 
 
 def tar_header(name: bytes, size: bytes, kind: bytes = b"0", link: bytes = b"", magic: bytes = b"ustar\00000") -> bytes:
-    """A header block of 512 bytes with a checksum that is right; size: its 12 bytes as they stand in the file."""
+    """Return a header block of 512 bytes with a correct checksum. size: the 12 bytes of the size field."""
     head = name.ljust(100, b"\0") + b"0000644\0" * 3 + size.ljust(12, b"\0") + b"0".rjust(11, b"0") + b"\0" + b" " * 8
     head = (head + kind + link.ljust(100, b"\0") + magic).ljust(_BLOCK, b"\0")
     return with_checksum(head)
 
 
 def with_checksum(block: bytes) -> bytes:
-    """A tar header with the checksum of its other bytes."""
+    """Return a tar header with the checksum of its other bytes."""
     bare = block[:148] + b" " * 8 + block[156:]
     return bare[:148] + b"%06o\0 " % sum(bare) + bare[156:]
 
 
 def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of these chunks with right checksums."""
+    """Return a PNG of these chunks with correct checksums."""
     body = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
 def image(kind: str, mode: str = "RGB", size: tuple[int, int] = (24, 18), **options: Any) -> bytes:
-    """A picture of noise as Pillow writes it."""
+    """Return a picture of noise as Pillow writes it."""
     noise = np.random.default_rng(len(kind)).integers(0, 255, (size[1], size[0], 4), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).convert("RGB").convert(mode).save(buffer, kind, **options)
@@ -114,16 +114,16 @@ def _index_seeds() -> list[Case]:
 
 
 def _sparse() -> bytes:
-    """A GNU sparse file of the old kind that says it is 8 EB long."""
+    """Return a GNU sparse file in the old format that claims to be 8 EB long."""
     block = bytearray(tar_header(b"s.txt", b"00000000003", b"S", magic=b"ustar  \0"))
     block[386:410] = b"00000000000\0" + b"00000000003\0"
-    block[482] = 1  # an extended header follows, and another, ...
+    block[482] = 1  # an extended header follows, which announces another one, and so on
     block[483:495] = b"77777777777\0"
     return with_checksum(bytes(block)) + (b"00000000000\0" * 42).ljust(504, b"\0") + b"\1" + b"\0" * 7
 
 
 def _caches(shard: bytes) -> list[bytes]:
-    """Index caches that carry the shard's stamp: a good one, and one whose numbers lead elsewhere."""
+    """Return index caches with the shard's time stamp: a good one, and others with wrong numbers."""
     offsets = [512, 2048, 3072, 5120]
     good: dict[str, Any] = {
         "key_bytes": np.frombuffer(b"s0s1", dtype=np.uint8),
@@ -184,7 +184,7 @@ def _sample_seeds() -> list[Case]:
 
 
 def _bombs() -> list[bytes]:
-    """Pictures of few bytes that say they have very many pixels, or that hold very much text."""
+    """Return small picture files that claim to have very many pixels, or that contain very much text."""
     deflated = zlib.compress(b"\0" * 2_000_000)
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     small = struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0)

@@ -1,6 +1,7 @@
-"""What is run on an input: four readers of files from elsewhere, and the errors that each may raise.
+"""The fuzz targets: four readers of files from other sources, and the errors that each may raise.
 
-A target writes the files of the case into its folder and reads them as a user's command would. It returns a word on what it got.
+A target writes the files of a case into its folder and reads them as a user's command would. It returns a few words about the
+result.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ OPEN_CLIP_ARCH = "fuzz-tiny"
 
 @dataclass(frozen=True)
 class Target:
-    """A reader under test. run(files, folder): on a folder that holds just these files. documented: the errors it may raise."""
+    """A reader under test. run(files, folder) reads a folder with just these files. documented: the errors that it may raise."""
 
     run: Callable[[Case, Path], str]
     documented: tuple[type[Exception], ...]
 
     def prepare(self, data: bytes, folder: Path) -> Callable[[], str]:
-        """Put the case into `folder`, emptied first, and return what runs the reader on it."""
+        """Empty `folder`, write the case into it, and return a function that runs the reader on it."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         files = unpack(data)
@@ -37,7 +38,7 @@ class Target:
 
 
 def make_target(name: str) -> Target:
-    """The target of that name; the code under test is imported here, so that an engine may instrument it."""
+    """Return the target with this name. The code under test is imported here, so that an engine can instrument it."""
     from flexiclip.data.samples import BadSample
     from flexiclip.errors import UserError
 
@@ -47,7 +48,7 @@ def make_target(name: str) -> Target:
 
 
 def import_libraries() -> None:
-    """Import what the weight readers stand on, which none of the inputs should pay for."""
+    """Import the libraries that the weight readers use, so that their imports do not count for any input."""
     import open_clip
     import timm
     import torch
@@ -60,15 +61,16 @@ TARGETS = ("index", "samples", "recipe", "weights")
 
 
 def _index(files: Case, folder: Path) -> str:
-    """shard.tar is indexed, with what lies beside it as its cache, and every member that the index names is read.
+    """Index shard.tar, with the file next to it as its cache, and read every member that the index names.
 
-    Of a damaged shard the samples before the damage are read, as in training.
+    Of a damaged shard, the samples before the damage are read, as in training.
     """
     from flexiclip.data.index import index_shards, require_whole
     from flexiclip.data.samples import BadSample, SampleStore
 
     if (folder / "shard.tar").is_file():
-        os.utime(folder / "shard.tar", ns=(1, 1))  # what the caches of the seeds are stamped with: others would be dropped unread
+        # The caches in the seeds have this time stamp. With another one they would not be read.
+        os.utime(folder / "shard.tar", ns=(1, 1))
     indices = index_shards([str(folder / "shard.tar")])
     store = SampleStore(indices, ("jpg", "png"), ())
     outcomes = set()
@@ -85,7 +87,7 @@ def _index(files: Case, folder: Path) -> str:
 
 
 def _samples(files: Case, folder: Path) -> str:
-    """The files are the members of a sample, their names its extensions: decoded, captioned and cropped as in training."""
+    """Decode, caption and crop a sample as in training. The files are its members, and their names the extensions."""
     from flexiclip.data.images import TrainTransform
     from flexiclip.data.samples import build_sample
     from flexiclip.draws import Stream
@@ -102,9 +104,9 @@ def _samples(files: Case, folder: Path) -> str:
 
 
 def _recipe(files: Case, folder: Path) -> str:
-    """recipe.yaml with the lines of overrides.txt: loaded, turned into plain data and back, its durations turned into steps.
+    """Load recipe.yaml with the lines of overrides.txt, turn it into plain data and back, and its durations into steps.
 
-    One in eight is written and read as text on its way back, which takes most of the time.
+    One recipe in eight is also written as text and read back. That is only done for some, because it takes most of the time.
     """
     from flexiclip.config import Config, Duration, dump, from_dict, load, to_dict, to_steps
     from flexiclip.errors import UserError
@@ -129,7 +131,10 @@ def _recipe(files: Case, folder: Path) -> str:
 
 
 def _weights(files: Case, folder: Path) -> str:
-    """A weight file, a Hugging Face or open_clip folder, a model folder or checkpoints, by the name of the case's first file."""
+    """Read a weight file, a Hugging Face or open_clip folder, a model folder or checkpoints.
+
+    The name of the case's first file decides which of these it is.
+    """
     first = next(iter(files), "")
     text = folder / "text.model" if "text.model" in files else None
     if first.startswith("model/"):

@@ -1,4 +1,4 @@
-"""Seeds of the weight readers: tiny models in every format, each written by its own library, and files that attack the reader."""
+"""Seeds of the weight readers: tiny models in every format, each written by its own library, and hostile files."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for th
 
 
 class MarkerBomb:
-    """A pickle of this would run a command when it is read."""
+    """An object whose pickle runs a command when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch pickle_was_run",)
 
 
 def weight_seeds() -> list[Case]:
-    """One case a format, and the attacks."""
+    """Return one case per format, and the attacks."""
     register_open_clip()
     with TemporaryDirectory() as folder:
         vocabulary = _vocabulary(Path(folder))
@@ -82,7 +82,7 @@ def weight_seeds() -> list[Case]:
 
 
 def register_open_clip() -> None:
-    """Make the tiny architecture known to open_clip in this process."""
+    """Register the tiny architecture with open_clip in this process."""
     import open_clip
 
     with TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def _attacks(model: Case) -> list[Case]:
 
 
 def _foreign_code(config: str) -> Case:
-    """Of a model folder: a text tower of a kind that only its own code knows."""
+    """Return a model folder whose text tower is of a kind that only code in the folder defines."""
     return {
         "model/config.yaml": config.replace("kind: transformer", "kind: huggingface\n    name: x").encode(),
         "model/text_tower/config.json": b'{"model_type": "evil", "auto_map": {"AutoConfig": "evil.X"}}',
@@ -242,7 +242,7 @@ def _array(array: Any) -> bytes:
 
 
 def _npy(header: str) -> bytes:
-    """An .npz of one array with this header."""
+    """Return an .npz file of one array with this header."""
     text = header.encode() + b"\n"
     return _zip({"embedding/kernel.npy": b"\x93NUMPY\x02\0" + struct.pack("<I", len(text)) + text + b"\0" * 64})
 

@@ -1,7 +1,7 @@
 """One process that runs inputs of a target until its time is over, it has grown too large, or an input kills it.
 
-It leaves in its folder what the campaign needs when that happens: `current`, the input at work; `stats.json`, what came of the
-others; `findings/`, an input and an account a defect.
+Its folder then contains what the campaign needs: `current`, the last input; `stats.json`, the outcomes of the other inputs; and
+`findings/`, an input and a report for each defect.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from fuzzing.mutate import LARGEST, mutate
 from fuzzing.seeds import seeds
 from fuzzing.targets import Target, import_libraries, make_target
 
-# What an engine guided by coverage is guided by: our readers and Pillow's formats. Not PyYAML, thirty times as slow then.
+# The modules whose coverage guides the engine: our readers and Pillow's formats. PyYAML would be thirty times slower with it.
 _INSTRUMENTED = ["flexiclip", "PIL"]
-_GROWTH = 300 * 2**20  # bytes of address space after which a fresh process takes over, lest leaks add up to a finding
+_GROWTH = 300 * 2**20  # bytes of growth after which a fresh process takes over, so that leaks do not add up to a finding
 SECRET = "secret"
 CORPUS = Path(__file__).resolve().parents[2] / "tests" / "fuzz" / "corpus"
-"""Past findings, mended since: a folder a target."""
+"""Past findings that have been fixed, one folder per target."""
 
 
 class Runner:
-    """A target with its folder and rules, ready to run inputs: `folder` is emptied of what an earlier one left there."""
+    """A target with its folder and rules, ready to run inputs. It works inside `folder`."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.root = folder / "root"
@@ -57,7 +57,7 @@ class Runner:
 
 
 class Recorder:
-    """Runs inputs and writes down what came of them."""
+    """Runs inputs and records their outcomes."""
 
     def __init__(self, runner: Runner, folder: Path) -> None:
         self.runner, self.folder = runner, folder
@@ -66,7 +66,7 @@ class Recorder:
         self._written = 0.0
 
     def __call__(self, data: bytes) -> Outcome:
-        """Run one input; a finding is saved once for its label."""
+        """Run one input. A finding is saved once per label."""
         data = bytes(data)
         (self.folder / "current").write_bytes(data)
         outcome = self.runner.run(data)
@@ -78,7 +78,7 @@ class Recorder:
         return outcome
 
     def write(self) -> None:
-        """Write stats.json whole."""
+        """Write stats.json, so that it appears as a whole."""
         aside = self.folder / "stats.part"
         aside.write_text(json.dumps(self.outcomes), encoding="utf-8")
         aside.replace(self.folder / "stats.json")
@@ -86,12 +86,12 @@ class Recorder:
 
     @property
     def too_large(self) -> bool:
-        """Whether this process should give way to a fresh one."""
+        """Whether a fresh process should take over from this one."""
         return address_space() - self._started > _GROWTH
 
 
 def save_finding(folder: Path, outcome: Outcome, data: bytes) -> None:
-    """Save an input and its account under a name made of the outcome's label, unless there is one already."""
+    """Save an input and its report under a name made from the outcome's label, unless there is one already."""
     slug = re.sub(r"[^\w.]+", "-", outcome.label)[:60]
     path = folder / f"{slug}-{hashlib.sha256(outcome.label.encode()).hexdigest()[:6]}"
     if not path.exists():
@@ -100,12 +100,12 @@ def save_finding(folder: Path, outcome: Outcome, data: bytes) -> None:
 
 
 def work(name: str, folder: Path, seed: int, seconds: float, engine: str, least: int = 0) -> None:
-    """Run inputs for so many seconds. `engine`: atheris or blind. least: mutations that are run whatever the time."""
+    """Run inputs for this many seconds. engine: atheris or blind. least: number of mutations that are run in any case."""
     if engine == "atheris":
         import atheris
 
         if name == "weights":
-            import_libraries()  # before: atheris takes minutes to look them through
+            import_libraries()  # before instrumenting: atheris would take minutes to instrument them
         with atheris.instrument_imports(include=_INSTRUMENTED):
             runner = Runner(name, folder)
             runner.run(runner.seeds[0])
@@ -122,7 +122,7 @@ def work(name: str, folder: Path, seed: int, seconds: float, engine: str, least:
 
 
 def _blind(record: Recorder, inputs: list[bytes], seed: int, seconds: float, least: int) -> None:
-    """Mutations of seeds, and of whatever led to an outcome not seen before."""
+    """Run mutations of the seeds, and of every input that led to a new outcome."""
     rng, end = random.Random(seed), time.monotonic() + seconds
     pool = list(inputs)
     for data in inputs:
@@ -138,7 +138,7 @@ def _blind(record: Recorder, inputs: list[bytes], seed: int, seconds: float, lea
 
 
 def _guided(record: Recorder, inputs: list[bytes], folder: Path, seed: int, seconds: float) -> None:
-    """libFuzzer's loop through atheris; its corpus outlives this process, so that the next one goes on with it."""
+    """Run libFuzzer's loop through atheris. Its corpus is kept for the next process, which goes on with it."""
     import atheris
 
     corpus, given = folder / "corpus", folder / "seeds"
@@ -161,13 +161,13 @@ def _guided(record: Recorder, inputs: list[bytes], folder: Path, seed: int, seco
 
 
 def _mutator(inputs: list[bytes]) -> Callable[[bytes, int, int], bytes]:
-    import atheris  # its Mutate is another function after Setup: it is looked up with each call
+    import atheris  # not `from atheris import Mutate`: Setup replaces this function
 
     def change(data: bytes, largest: int, seed: int) -> bytes:
         rng = random.Random(seed)
         if rng.random() < 0.1:
             return bytes(atheris.Mutate(data, largest))
-        if rng.random() < 0.3:  # libFuzzer prefers short inputs, which are seldom whole ones
+        if rng.random() < 0.3:  # libFuzzer prefers short inputs, which are rarely complete
             data = rng.choice(inputs)
         return mutate(bytes(data), rng, inputs)[:largest]
 
@@ -175,7 +175,7 @@ def _mutator(inputs: list[bytes]) -> Callable[[bytes, int, int], bytes]:
 
 
 def replay(name: str, path: Path, folder: Path) -> Outcome:
-    """The outcome of a saved input in this process."""
+    """Return the outcome of a saved input, run in this process."""
     runner = Runner(name, folder)
     runner.run(runner.seeds[0])
     limit_memory()
@@ -183,7 +183,7 @@ def replay(name: str, path: Path, folder: Path) -> Outcome:
 
 
 def minimise(name: str, path: Path, folder: Path, seconds: float = 30.0) -> None:
-    """Cut out of a saved input what its outcome does not need, in place."""
+    """Remove the parts of a saved input that its outcome does not need, in place."""
     runner = Runner(name, folder)
     runner.run(runner.seeds[0])
     limit_memory()

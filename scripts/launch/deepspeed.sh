@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A run under DeepSpeed's own launcher, over the hosts of a hostfile (lines of `HOST slots=GPUS`).
+# Starts a run with DeepSpeed's launcher, on the hosts of a hostfile (lines of `HOST slots=GPUS`).
 #
-#   HOSTFILE=hosts scripts/launch/deepspeed.sh flexilit_b run_dir=/shared/runs/b            # on one host, ssh to all
-#   HOSTFILE=hosts LAUNCHER=none NODE_RANK=0 MASTER_ADDR=node1 scripts/launch/deepspeed.sh ...   # on every host, no ssh
+#   HOSTFILE=hosts scripts/launch/deepspeed.sh flexilit_b run_dir=/shared/runs/b            # on one host, which uses ssh
+#   HOSTFILE=hosts LAUNCHER=none NODE_RANK=0 MASTER_ADDR=node1 scripts/launch/deepspeed.sh ...   # on every host, without ssh
 #
 # Variables, with their defaults:
-#   HOSTFILE            the hosts, the same file everywhere
-#   LAUNCHER=pdsh       pdsh | openmpi | mpich | slurm, which start all hosts from one; none: start the script on each
-#   NODE_RANK           with none: this host's line in HOSTFILE, from 0
-#   MASTER_ADDR         address of the first host; needed with none, otherwise asked of it by ssh
-#   MASTER_PORT=29500   a free port there
-#   GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME   the network interface between the hosts. With ssh only NCCL_*, PYTHON* and UCX*
-#                       travel: write the others, one NAME=VALUE a line, into .deepspeed_env here or in your home
-#   FLEXICLIP_DRY_RUN=1 print the command instead
+#   HOSTFILE            the hosts; the same file on every host
+#   LAUNCHER=pdsh       pdsh, openmpi, mpich or slurm start all hosts from one; with none you start the script on each host
+#   NODE_RANK           only with LAUNCHER=none: the number of this host's line in HOSTFILE, from 0
+#   MASTER_ADDR         address of the first host; required with LAUNCHER=none, otherwise found out by ssh
+#   MASTER_PORT=29500   a free port on the first host
+#   GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME   the network interface between the hosts. ssh passes on only NCCL_*, PYTHON* and UCX*:
+#                       write other variables, one NAME=VALUE per line, into .deepspeed_env here or in your home folder
+#   FLEXICLIP_DRY_RUN=1 only print the command
 
 set -euo pipefail
 

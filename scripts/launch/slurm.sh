@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# A run under Slurm: one torchrun a host, stopped in time and queued again until it is complete.
+# A run under Slurm, with one torchrun per host. It is stopped before the time limit and queued again until it is complete.
 #
 #   sbatch --nodes=4 --gpus-per-node=8 scripts/launch/slurm.sh flexilit_b run_dir=/shared/runs/b [key=value ...]
 #
-# Submit from the repository's root, or set LAUNCH_DIR to the folder of torchrun.sh, in an environment that has flexiclip: it
-# travels with the job. Two minutes before the time limit the ranks save and leave, and the job is queued again under its number; the
-# next start goes on from the checkpoint. A SIGTERM is preemption, after which Slurm queues the job again itself, or scancel.
+# Submit it from the repository's root, or set LAUNCH_DIR to the folder of torchrun.sh. Activate an environment with flexiclip
+# first; Slurm passes it on to the job. Two minutes before the time limit the ranks save and end, and the job is queued again under
+# its number. The next start goes on from the checkpoint. A SIGTERM means scancel, or preemption, after which Slurm itself queues
+# the job again.
 #
-# Variables, with their defaults: LAUNCH_DIR=$SLURM_SUBMIT_DIR/scripts/launch, RDZV_PORT=29500, HEAD_ADDR (the first host of the
-# job), those of torchrun.sh, and FLEXICLIP_DRY_RUN=1, which prints the command instead.
+# Variables, with their defaults: LAUNCH_DIR=$SLURM_SUBMIT_DIR/scripts/launch, RDZV_PORT=29500, HEAD_ADDR (default: the first host
+# of the job), those of torchrun.sh, and FLEXICLIP_DRY_RUN=1, which only prints the command.
 
 #SBATCH --job-name=flexiclip
 #SBATCH --nodes=2
@@ -38,7 +39,7 @@ if [ -z "${HEAD_ADDR:-}" ]; then
 fi
 
 export NNODES=${NNODES:-${SLURM_NNODES:?}} RDZV_ENDPOINT=$HEAD_ADDR:${RDZV_PORT:-29500} RDZV_ID=flexiclip-$SLURM_JOB_ID
-# The first torchrun to leave must not take with it those whose ranks still save: they follow by themselves, or after --wait seconds.
+# The first torchrun that ends must not end the others, whose ranks may still save. They end by themselves or after --wait seconds.
 command=(srun --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=300 bash "$LAUNCH_DIR/torchrun.sh" "$@")
 if [ "${FLEXICLIP_DRY_RUN:-}" = 1 ]; then
   printf 'NNODES=%q RDZV_ENDPOINT=%q RDZV_ID=%q ' "$NNODES" "$RDZV_ENDPOINT" "$RDZV_ID"
@@ -51,15 +52,15 @@ fi
 step=$!
 again=
 signalled=
-trap 'again=1; signalled=1; kill -TERM "$step" || true' USR1 # srun hands it to the torchruns, they to the ranks
+trap 'again=1; signalled=1; kill -TERM "$step" || true' USR1 # srun passes it to the torchruns, and they to the ranks
 trap 'signalled=1; kill -TERM "$step" || true' TERM
 code=0
 wait "$step" || code=$?
-while [ -n "$signalled" ]; do # a signal ends the waiting with a code of its own: the step's is asked for again
+while [ -n "$signalled" ]; do # a signal ends `wait` with its own code, so wait again for the code of the step
   signalled=
   ended=0
   wait "$step" || ended=$?
-  [ "$ended" = 127 ] || code=$ended # 127: nothing to wait for, since the step's code has been read
+  [ "$ended" = 127 ] || code=$ended # 127: nothing left to wait for, the step's code has been read already
 done
 if [ -n "$again" ] && [ "$code" != 0 ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

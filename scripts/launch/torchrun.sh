@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# One host's part of a run under torchrun; start the same line on every host, in any order.
+# Starts one host's part of a run under torchrun. Start the same command on every host, in any order.
 #
 #   NNODES=4 RDZV_ENDPOINT=node1:29500 scripts/launch/torchrun.sh flexilit_b run_dir=/shared/runs/b [key=value ...]
 #
 # Variables, with their defaults:
-#   NNODES=1             hosts, or MIN:MAX: the run starts with MIN and goes on from its checkpoint when hosts come and go
-#   NPROC_PER_NODE=auto  ranks a host: one a GPU
-#   RDZV_ENDPOINT        HOST:PORT where the hosts meet; HOST is one of them; needed when NNODES is more than 1
-#   RDZV_ID=flexiclip    tells runs on one endpoint apart
-#   LOCAL_ADDR           this host's address, where its own name does not resolve to one that the others reach
-#   MAX_RESTARTS=3       times that lost ranks are started again
-#   LAST_CALL_S=30       seconds that MIN hosts wait for more
-#   TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110   seconds that ranks have to save after a SIGTERM; an older torch knows only 30
+#   NNODES=1             number of hosts, or MIN:MAX: the run starts with MIN, and restarts from its checkpoint if hosts join or leave
+#   NPROC_PER_NODE=auto  ranks per host; auto means one per GPU
+#   RDZV_ENDPOINT        HOST:PORT where the hosts meet, on one of them; required if NNODES is more than 1
+#   RDZV_ID=flexiclip    distinguishes runs with the same endpoint
+#   LOCAL_ADDR           this host's address, if its name does not resolve to one that the other hosts can reach
+#   MAX_RESTARTS=3       how often lost ranks are started again
+#   LAST_CALL_S=30       seconds that MIN hosts wait for more hosts
+#   TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110   seconds that ranks have to save after a SIGTERM; older versions of torch always use 30
 #   GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME   the network interface between the hosts
-#   FLEXICLIP_DRY_RUN=1  print the command instead
+#   FLEXICLIP_DRY_RUN=1  only print the command
 
 set -euo pipefail
 
@@ -35,7 +35,7 @@ else
   conf=last_call_timeout=${LAST_CALL_S:-30}
   if [ -n "${LOCAL_ADDR:-}" ]; then
     options+=(--local-addr "$LOCAL_ADDR")
-    # torchrun finds out by the host's own name whether the endpoint is here, which is what LOCAL_ADDR mends.
+    # By default torchrun finds out by the host's own name whether the endpoint is on this host. That fails if LOCAL_ADDR is needed.
     if [ "$LOCAL_ADDR" = "${RDZV_ENDPOINT%:*}" ]; then conf+=,is_host=true; else conf+=,is_host=false; fi
   fi
   options+=(--rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-flexiclip}" --rdzv-conf "$conf")

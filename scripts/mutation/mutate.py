@@ -1,4 +1,4 @@
-"""What scripts/mutation.sh runs: mutmut on the core, module by module; see there."""
+"""Mutation tests of the core: runs mutmut on it, module by module. scripts/mutation.sh starts this and describes the usage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 
 def main() -> int:
-    """Run what is asked for, then print one line per module."""
+    """Test the modules that the command line names, then print one line per module. Returns the exit code."""
     arguments = parse()
     core = modules()
     chosen = [m for m in core if not arguments.module or any(fnmatch(m.path, f"*{word}*") for word in arguments.module)]
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def test_all(chosen: list[Module], core: list[Module], arguments: argparse.Namespace) -> list[Module]:
-    """Test the chosen modules one after the other; returns those where mutmut stopped."""
+    """Test the chosen modules one after the other. Returns those for which mutmut failed."""
     TREE.mkdir(exist_ok=True)
     with open(TREE / "lock", "w") as lock:
         try:
@@ -56,7 +56,7 @@ def test_all(chosen: list[Module], core: list[Module], arguments: argparse.Names
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="scripts/mutation.sh", description="Mutation tests of the core with mutmut.")
     parser.add_argument("module", nargs="*", help="part of a path, as in pi_resize or data/ (default: the whole core)")
     parser.add_argument("--workers", type=int, default=2, help="mutants tested at the same time (default: 2)")
@@ -70,9 +70,10 @@ def parse() -> argparse.Namespace:
 
 
 def tested(module: Module, core: list[Module], arguments: argparse.Namespace) -> bool:
-    """Test the mutants of a module that are due, and write its entry. False when mutmut failed."""
+    """Test the mutants of a module that are due, and write its entry. Returns False if mutmut failed."""
     before = record.read().get(module.path, {})
-    version = {"source": digest([module.path]), "tests": digest(module.tests)}  # before the run: files may change meanwhile
+    # The digests are taken before the run, because files may change meanwhile.
+    version = {"source": digest([module.path]), "tests": digest(module.tests)}
     if version.items() <= before.items() and not arguments.fresh and not arguments.retest:
         return True
     began, used = time.monotonic(), cpu_seconds()
@@ -81,7 +82,7 @@ def tested(module: Module, core: list[Module], arguments: argparse.Namespace) ->
     print(f"{module.path}: ...", flush=True)
     if run_mutmut(module, arguments.workers) or "not checked" in record.results(module).values():
         return False
-    entries = record.read()  # again: verdicts may have been written meanwhile
+    entries = record.read()  # read again, because verdicts may have been written meanwhile
     before = entries.get(module.path, {})
     entries[module.path] = {**version, **record.entry(module, before)}
     record.write(entries, [m.path for m in core])
@@ -91,13 +92,16 @@ def tested(module: Module, core: list[Module], arguments: argparse.Namespace) ->
 
 
 def cpu_seconds() -> float:
-    """What the processes that we started have used, and those that they started."""
+    """Return the CPU seconds of all child processes that have ended, and of their children."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def forget(module: Module, *, everything: bool, survivors: bool) -> None:
-    """Mark results as due again: what survived, where a test file changed. mutmut itself does so for functions that changed."""
+    """Mark results as due again: survivors if a test file changed, or if `survivors` is set; all results if `everything` is set.
+
+    mutmut itself does this for functions that changed.
+    """
     path, stamp = record.meta(module), record.meta(module).with_suffix(".tests")
     survivors = survivors or not stamp.exists() or stamp.read_text() != digest(module.tests)
     try:
@@ -113,12 +117,12 @@ def forget(module: Module, *, everything: bool, survivors: bool) -> None:
 
 
 def log_of(path: str) -> Path:
-    """The file with mutmut's output on a module."""
+    """Return the file with mutmut's output for a module."""
     return TREE / "logs" / f"{path.replace('/', '.')}.log"
 
 
 def run_mutmut(module: Module, workers: int) -> int:
-    """`mutmut run` on the tree, its output in a file; returns its exit code."""
+    """Run `mutmut run` on the copy of the repository, with its output in a file. Returns its exit code."""
     search = os.pathsep.join([str(MUTANTS), str(HERE)])
     environment = {
         **os.environ,
@@ -133,7 +137,7 @@ def run_mutmut(module: Module, workers: int) -> int:
 
 
 def report(chosen: list[Module]) -> None:
-    """One line per module, and one for all."""
+    """Print one line per module, and one for all."""
     entries = record.read()
     caught, survivors = 0, []
     for module in chosen:
@@ -147,7 +151,7 @@ def report(chosen: list[Module]) -> None:
 
 
 def line(found: dict) -> str:
-    """A module's entry in short."""
+    """Return a summary of a module's entry."""
     survivors = found["survivors"]
     opened = sum(survivor["verdict"] == "open" for survivor in survivors)
     noticed = sum(found.get(status, 0) for status in record.CAUGHT)

@@ -1,7 +1,7 @@
-"""The studies of docs/explanation/paper.md: trains, scores, measures, and writes the page.
+"""Run the studies of docs/explanation/paper.md: train, evaluate, measure, and write the page.
 
 python scripts/paper/run.py                         three seeds of every study
-python scripts/paper/run.py curricula --seeds 1     one seed of one study; the page keeps what it holds of the others
+python scripts/paper/run.py curricula --seeds 1     one seed of one study; the page keeps the records of the others
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from studies import STUDIES
 from flexiclip.errors import UserError
 
 PAGE = Path("docs/explanation/paper.md")
-"""The records are in the folder of its name."""
+"""The page. The records are in the folder with its name."""
 
 
 def main() -> int:
-    """Returns the exit code: 1 where a command failed."""
+    """Run the studies that the command line names. Returns the exit code: 1 if a command failed, 2 for a user's mistake."""
     arguments = _parser().parse_args()
     os.environ.setdefault("FLEXICLIP_DATA", "data")
     try:
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def run(studies: Sequence[Study], arguments: argparse.Namespace) -> int:
-    """Seed by seed: what failed of one does not stop the next."""
+    """Run the studies seed by seed. A failure in one seed does not stop the next. Returns the exit code."""
     budget = QUICK if arguments.quick else FULL
     work = Path("build/paper-quick" if arguments.quick else "build/paper")
     folder, page = (work, work / "paper.md") if arguments.quick else (PAGE.with_suffix(""), PAGE)
@@ -56,7 +56,7 @@ def run(studies: Sequence[Study], arguments: argparse.Namespace) -> int:
 
 
 def _seed(studies: Sequence[Study], seed: int, budget: Budget, work: Path, folder: Path, jobs: int) -> list[str]:
-    """Run a seed and record every study whose commands all ended well; returns a line for each command that did not."""
+    """Run a seed, and record every study whose commands all succeeded. Returns a line for each command that did not."""
     runner = Runner(work, jobs)
     missing = runner.run(tasks_of(studies, seed, budget, work))
     machine = describe()
@@ -67,7 +67,7 @@ def _seed(studies: Sequence[Study], seed: int, budget: Budget, work: Path, folde
 
 
 def chosen(names: Sequence[str]) -> list[Study]:
-    """The studies of these names, all of them for none. Raises UserError."""
+    """Return the studies with these names, or all of them if there are no names. Raises UserError for an unknown name."""
     known = {study.name: study for study in STUDIES}
     for name in names:
         if name not in known:

@@ -1,4 +1,4 @@
-"""Whether both sides compute the same: loss and gradients of one CLIP model, as open_clip's and as ours."""
+"""The check that both sides compute the same loss and gradients, for one CLIP model in open_clip and in flexiclip."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from flexiclip.train.objectives import Inputs
 from side_by_side.pair import BETAS, SEQHW, Work, our_model, our_stepper, read_as_ours
 
 TOLERANCE = 1e-4
-"""Of the loss, and of a gradient relative to the largest element in its tensor, in float32."""
+"""Largest allowed difference of the loss, and of a gradient relative to the largest element in its tensor, in float32."""
 
 
 def their_gradients(variant: str, model: Any, work: Work) -> tuple[float, dict[str, Tensor]]:
-    """Loss, and gradients by our names: the importer is linear in the weights, so they go through it as the weights do."""
+    """Return open_clip's loss, and its gradients by our names.
+
+    The importer is linear in the weights, so it converts gradients in the same way.
+    """
     import open_clip
 
     model.zero_grad(set_to_none=True)
@@ -24,12 +27,12 @@ def their_gradients(variant: str, model: Any, work: Work) -> tuple[float, dict[s
     loss.backward()
     mapped = read_as_ours(variant, {name: p.grad for name, p in model.named_parameters()}).state
     model.zero_grad(set_to_none=True)
-    # Our class token is the sum of their token and its position, and each of the two has the gradient of the sum.
+    # Our class token is the sum of their token and its position. Both have the gradient of the sum, so the importer doubles it.
     return loss.item(), mapped | {"image_tower.cls": mapped["image_tower.cls"] / 2}
 
 
 def our_gradients(variant: str, model: Any, work: Work) -> tuple[float, dict[str, Tensor]]:
-    """The same of a step of ours: what its first moments say, (1 - beta1) g."""
+    """Return our loss, and the gradients g of a step, from its first moments (1 - beta1) g."""
     loaded = our_model(variant, model)
     stepper, tower = our_stepper(loaded, grad_clip=None), loaded.model.text_tower
     inputs = Inputs(work.pixels, trim_padding(work.tokens, tower.pad_id), torch.arange(len(work.tokens)))
@@ -40,7 +43,10 @@ def our_gradients(variant: str, model: Any, work: Work) -> tuple[float, dict[str
 
 
 def largest_difference(variant: str, model: Any, work: Work) -> tuple[float, float]:
-    """(of the losses, of the gradients, each relative to its tensor's largest). Raises ValueError beyond TOLERANCE."""
+    """Return the difference of the losses and the largest one of the gradients, relative to the largest element of their tensor.
+
+    Raises ValueError if one exceeds TOLERANCE.
+    """
     (their_loss, theirs), (our_loss, ours) = their_gradients(variant, model, work), our_gradients(variant, model, work)
     if theirs.keys() != ours.keys():
         raise ValueError(f"parameters of one side alone: {sorted(theirs.keys() ^ ours.keys())}")

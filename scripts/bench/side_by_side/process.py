@@ -1,6 +1,6 @@
-"""One measurement in a fresh process, where no allocator and no cache remembers another's.
+"""A measurement in a fresh process, whose allocator and caches hold nothing from other measurements.
 
-A script that measures so calls itself with --measure and prints one line of JSON last.
+A script that uses this calls itself with --measure, and prints a line of JSON at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class MeasurementError(RuntimeError):
-    """The measuring process ended with an error; `said` is what it wrote to stderr."""
+    """The measuring process ended with an error. `said` is its output on stderr."""
 
     def __init__(self, command: Sequence[str], said: str) -> None:
         super().__init__(f"{' '.join(command)} failed:\n{said[-3000:]}")
@@ -28,9 +28,9 @@ def measure_apart(
     environment: Mapping[str, str] | None = None,
     ranks: int = 0,
 ) -> dict[str, Any]:
-    """The JSON object that `python script --flag --key=value ...` prints as its last line. Raises MeasurementError.
+    """Return the JSON object that `python script --flag --key=value ...` prints as its last line. Raises MeasurementError.
 
-    ranks: so many processes of torchrun in place of one plain process.
+    ranks: if not 0, torchrun starts this many processes instead of one plain process.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
     given = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]

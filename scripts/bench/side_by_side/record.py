@@ -1,4 +1,4 @@
-"""A subject's tables, goals and curves, printed as they come and written as JSON for docs/explanation/benchmarks.md."""
+"""The tables, goals and curves of a subject: printed, and written as JSON for docs/explanation/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ WIDTH = 130
 
 
 def digits(figure: float, count: int = 3) -> str:
-    """E.g. 0.123, 12.3 and 1,235: so many digits, and no exponents for sizes that people read."""
+    """Format a figure with `count` digits, such as 0.123 and 12.3. From 1,000 on it is an integer, never with an exponent."""
     return f"{figure:,.0f}" if abs(figure) >= 999.5 else f"{figure:.{count}g}"
 
 
 @dataclass
 class Goal:
-    """A figure that was promised, and the one that was measured."""
+    """A figure that is wanted, and the one that was measured."""
 
     what: str
     wanted: float
     found: float
     at_least: bool = True
-    """Whether more is better; else `wanted` is an upper bound."""
+    """Whether `wanted` is a lower bound. Otherwise it is an upper bound."""
 
     @property
     def holds(self) -> bool:
         return self.found >= self.wanted if self.at_least else self.found <= self.wanted
 
     def line(self) -> str:
-        """E.g. `fp32, ViT-Ti: 1.52, wanted >= 1.4: holds`."""
+        """Return a line such as `fp32, ViT-Ti: 1.52, wanted >= 1.4: holds`."""
         sign = ">=" if self.at_least else "<="
         verdict = "holds" if self.holds else "DOES NOT HOLD"
         return f"{self.what}: {digits(self.found, 4)}, wanted {sign} {digits(self.wanted)}: {verdict}"
@@ -43,14 +43,14 @@ class Goal:
 
 @dataclass
 class Grid:
-    """A table: its title, the columns' names, and rows of cells that are ready to print."""
+    """A table with its title, the names of its columns, and rows of cells that are ready to print."""
 
     title: str
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
 
     def add(self, *cells: object) -> None:
-        """Append a row. Floats are given three digits; one that is a ratio or a share should come as a string."""
+        """Append a row. Floats are printed with three digits, so format ratios and shares as strings first."""
         assert len(cells) == len(self.columns), f"{len(cells)} cells for the columns {self.columns}"
         self.rows.append([digits(cell) if isinstance(cell, float) else str(cell) for cell in cells])
         print(f"{self.title}: " + ", ".join(self.rows[-1]), file=sys.stderr, flush=True)  # progress
@@ -58,7 +58,7 @@ class Grid:
 
 @dataclass
 class Curves:
-    """A plot: label -> [x, y] points, on axes with these names."""
+    """A plot: label -> [x, y] points, with the names of the axes."""
 
     title: str
     x: str
@@ -70,34 +70,34 @@ class Curves:
 
 @dataclass
 class Record:
-    """All of one subject."""
+    """Everything about one subject."""
 
     subject: str
-    """The script's name, e.g. `losses`."""
+    """The script's name, for example `losses`."""
     about: str
-    """One or two sentences: what is compared, on which work."""
+    """One or two sentences about what is compared, and on which work."""
     tables: list[Grid] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     curves: list[Curves] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def table(self, title: str, *columns: str) -> Grid:
-        """A new table of this record."""
+        """Add a table to this record, and return it."""
         self.tables.append(Grid(title, list(columns)))
         return self.tables[-1]
 
     def goal(self, what: str, found: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
-        """Hold a figure to a bound; give exactly one."""
+        """Add a goal for a figure. Give exactly one of the bounds."""
         wanted = at_least if at_most is None else at_most
         assert wanted is not None
         self.goals.append(Goal(what, wanted, found, at_most is None))
 
     def curve(self, title: str, x: str, y: str, series: dict[str, list[tuple[float, float]]], *, log: bool = True) -> None:
-        """A plot of label -> [x, y] points; log: of both axes."""
+        """Add a plot of label -> [x, y] points. log: whether both axes are logarithmic."""
         self.curves.append(Curves(title, x, y, series, log_x=log, log_y=log))
 
     def finish(self, arguments: argparse.Namespace) -> None:
-        """Print everything and, with --output, write it as JSON with the machine, the command and the settings."""
+        """Print everything and, with --output, write it as JSON, with the machine and the command."""
         console = Console(width=WIDTH)
         for grid in self.tables:
             table = Table(*grid.columns, title=grid.title)
@@ -114,7 +114,7 @@ class Record:
 
 
 def options(description: str | None, *, rounds: int, threads: int = 2) -> argparse.ArgumentParser:
-    """A parser with what every subject takes: --rounds, --threads, --quick and --output."""
+    """Return a parser with the options of every subject: --rounds, --threads, --quick and --output."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side; medians are over them")
     parser.add_argument("--threads", type=int, default=threads)

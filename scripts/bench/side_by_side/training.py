@@ -1,4 +1,4 @@
-"""A training step as the trainer builds it, on random pairs: both towers, the engine of plain torch, the loss, the scalars."""
+"""A training step as the trainer builds it, on random pairs: both towers, the torch engine, the loss and its scalars."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from flexiclip.train.ranks import Ranks
 from flexiclip.train.step import Stepper
 
 IMAGE = 240  # pixels
-TOKENS = 32  # a caption's
+TOKENS = 32  # per caption
 VOCABULARY = 4096
 
 
 class Task(NamedTuple):
-    """What is trained: two towers of one variant, at 240 px."""
+    """The model that is trained, with two towers of one variant at 240 px, and how it is trained."""
 
     variant: str = "Ti"
     micro_batch: int = 1 << 20
@@ -28,18 +28,18 @@ class Task(NamedTuple):
 
 
 def alone() -> Ranks:
-    """This process as the only rank."""
+    """Return this process as the only rank."""
     return Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 
 
 def make_model(variant: str) -> FlexiCLIP:
-    """An untrained image tower and a text tower of the same variant."""
+    """Return an untrained model whose image and text tower are of the same variant."""
     text = TextTowerConfig(variant=variant, vocab_size=VOCABULARY, pad_id=0, eos_id=1, context_length=TOKENS)
     return FlexiCLIP(ModelConfig(image=ImageTowerConfig(variant=variant), text=text), TextTransformer(text))
 
 
 def make_stepper(task: Task, ranks: Ranks) -> Stepper:
-    """All of a training step with the softmax loss, in which every other pair is a negative."""
+    """Return a training step with the softmax loss, in which all other pairs are negatives."""
     model = make_model(task.variant)
     config = Config(model=model.config, loss=LossConfig(mask_identical=False))
     objective = Contrastive(model, config.loss, task.bf16)
@@ -54,6 +54,6 @@ def make_stepper(task: Task, ranks: Ranks) -> Stepper:
 
 
 def random_pairs(batch: int) -> Inputs:
-    """Random images and captions of full length."""
+    """Return random images, and captions of full length."""
     images = torch.randint(256, (batch, 3, IMAGE, IMAGE), dtype=torch.uint8)
     return Inputs(images, torch.randint(2, VOCABULARY, (batch, TOKENS)), torch.arange(batch))

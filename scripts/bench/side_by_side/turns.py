@@ -1,7 +1,7 @@
-"""Works that take turns, so that a busy machine slows all alike, and the ratios of their paired rounds.
+"""Measuring works that take turns, so that other load on the machine slows all of them alike.
 
-A figure of one work alone means little on a shared machine. The median over rounds of theirs / ours, each pair measured one after
-the other, says more.
+On a shared machine the time of one work alone means little. The median over rounds of theirs / ours, where the two of a pair are
+measured one directly after the other, is more reliable.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ Work = Callable[[], object]
 
 
 Clock = Callable[[], float]
-"""Seconds: time.perf_counter, or time.process_time, the CPU seconds of this process, which say more of one thread where others
-use the machine too. (Several threads wait for each other, and that counts.)"""
+"""A clock in seconds: time.perf_counter, or time.process_time, which counts the CPU seconds of this process.
+
+The latter is more reliable for one thread on a machine that others use. With several threads it also counts their waiting.
+"""
 
 
 def seconds(work: Work, clock: Clock = time.perf_counter) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     start = clock()
     work()
     return clock() - start
@@ -32,9 +34,10 @@ def take_turns(
     clock: Clock = time.perf_counter,
     before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
-    """name -> seconds of each of `rounds` rounds, in which every work has its turn, A B A B; the first `warm_up` do not count.
+    """Return name -> seconds of each of `rounds` rounds. Every work has one turn per round (A B A B).
 
-    before: called with a work's name before each of its turns, and not timed.
+    warm_up: number of rounds before these, which are not counted. before: called with a work's name before each of its turns,
+    and not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(warm_up + rounds):
@@ -47,5 +50,5 @@ def take_turns(
 
 
 def ratio(of: Sequence[float], to: Sequence[float]) -> float:
-    """The median over rounds of of / to. Raises ValueError when their numbers of rounds differ."""
+    """Return the median over rounds of of / to. Raises ValueError if their numbers of rounds differ."""
     return statistics.median(a / b for a, b in zip(of, to, strict=True))

@@ -1,4 +1,4 @@
-"""The core: the modules that are mutated, and the mirrored test files of each (core.yaml)."""
+"""The core: the modules that are mutated, and the test files of each (core.yaml)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERE = Path(__file__).parents[1]
 ROOT = HERE.parents[1]
 CORE = HERE / "core.yaml"
 TREE = ROOT / ".mutation"
-"""What mutmut works on: a copy of the repository, see tree.py."""
+"""The copy of the repository that mutmut works on (tree.py)."""
 
 MUTANTS = TREE / "mutants"
 
@@ -24,7 +24,7 @@ class Module:
 
     path: str
     tests: tuple[str, ...]
-    """Test files; one with `::` is one test."""
+    """Test files. An entry with `::` is a single test."""
 
     @property
     def in_tree(self) -> str:
@@ -33,17 +33,17 @@ class Module:
 
     @property
     def ranks(self) -> bool:
-        """Whether a test starts ranks: their imports are then done once, before the first mutant."""
+        """Whether a test starts ranks. Then their imports are done once, before the first mutant."""
         return any(test.startswith("tests/train/") for test in self.tests)
 
 
 def modules() -> list[Module]:
-    """The modules in the order of core.yaml."""
+    """Return the modules in the order of core.yaml."""
     groups = yaml.safe_load(CORE.read_text())
     return [Module(path, tuple(tests)) for group in groups.values() for path, tests in group.items()]
 
 
 def digest(paths: Iterable[str]) -> str:
-    """Twelve hexadecimal digits of the sha256 of the contents of files, paths relative to the root."""
+    """Return twelve hexadecimal digits of the sha256 of the files' contents. paths: relative to the root."""
     contents = [(ROOT / path.partition("::")[0]).read_bytes() for path in paths]
     return hashlib.sha256(b"\0".join(contents)).hexdigest()[:12]

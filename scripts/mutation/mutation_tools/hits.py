@@ -1,11 +1,13 @@
-"""A pytest plugin for mutmut: tests that start ranks, and fixtures that live as long as the session.
+"""A pytest plugin for mutmut, for tests that start ranks and for fixtures that live as long as the session.
 
-mutmut runs each mutant against the tests that called its function, and counts the calls inside pytest's own process. Here
+mutmut runs each mutant against the tests that called its function, and counts the calls inside pytest's own process. With this
+plugin
 - calls in forked ranks are counted for the test that started them;
-- calls while a fixture is made are counted for every test that uses the fixture, not only for the first, and its time is shared;
+- calls while a fixture is made are counted for every test that uses the fixture, not only for the first, and its time is shared
+  between them;
 - caches are emptied between tests, so that a call counts for each test that would make it;
-- ranks are forked from pytest's process, which has imported what they need, in place of a new server for each mutant;
-- a mutant that runs out of time takes its children with it.
+- ranks are forked from pytest's process, which has imported what they need, instead of from a new server for each mutant;
+- the child processes of a mutant that runs out of time are killed too.
 """
 
 from __future__ import annotations
@@ -27,17 +29,17 @@ import pytest
 from mutmut.state import state
 
 PRELOAD = "MUTATION_PRELOAD"
-"""Environment variable: modules that are imported before the first mutant, separated by commas."""
+"""Environment variable with the modules that are imported before the first mutant, separated by commas."""
 
 TIMEOUT = 36
-"""mutmut's exit code of a mutant that ran out of time."""
+"""mutmut's exit code for a mutant that ran out of time."""
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _libc = ctypes.CDLL(None)
 
 
 class SharedHits(set[str]):
-    """The names of functions that were called, also in forked processes, which append theirs to a file."""
+    """The names of functions that were called, including calls in forked processes, which append them to a file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class SharedHits(set[str]):
         self.file = Path.cwd() / f"hits-{self.owner}"  # in .mutation/mutants
 
     def add(self, name: str) -> None:
-        """Called by mutmut for each call of a function that has mutants."""
+        """Add a name. mutmut does this for each call of a function that has mutants."""
         if name not in self:
             super().add(name)
             if os.getpid() != self.owner:
@@ -53,14 +55,14 @@ class SharedHits(set[str]):
                     file.write(name + "\n")
 
     def collect(self) -> None:
-        """Take in what other processes have written."""
+        """Add the names that other processes have written."""
         if self.file.exists():
             self.update(self.file.read_text().split())
             self.file.unlink()
 
 
 class Hits:
-    """Counts calls for tests and for fixtures."""
+    """Counts the calls of tests and of fixtures."""
 
     def __init__(self) -> None:
         self.hits = state()._stats = SharedHits()
@@ -70,7 +72,7 @@ class Hits:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[Any]:
-        """The calls of a fixture are kept under it, with the time that it takes."""
+        """Store the calls of a fixture, and the time that it takes."""
         self.hits.collect()
         before, began = set(self.hits), time.monotonic()
         self.hits.clear()
@@ -84,7 +86,7 @@ class Hits:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
-        """Empty caches: a call that a cache answers is a call all the same."""
+        """Empty all caches, so that calls that a cache would answer are counted too."""
         for name, module in list(sys.modules.items()):
             if name.startswith("flexiclip"):
                 for value in vars(module).values():
@@ -93,7 +95,7 @@ class Hits:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self, item: Any) -> None:
-        """mutmut reads the hits in its own hook, after this one."""
+        """Add the calls of the test's fixtures to its own. mutmut reads them in its own hook, after this one."""
         self.hits.collect()
         for name in item.fixturenames:
             for fixturedef in item._fixtureinfo.name2fixturedefs.get(name, ()):
@@ -101,7 +103,10 @@ class Hits:
                 self.users.setdefault(id(fixturedef), []).append(item.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        """Tests share the time of a fixture: mutmut sorts them by their time, and the limit for a mutant is their sum."""
+        """Divide the time of a fixture between its tests.
+
+        mutmut sorts tests by their time, and the time limit of a mutant is their sum.
+        """
         for fixture, tests in self.users.items():
             for test in tests:
                 state().duration_by_test[test] += self.seconds.get(fixture, 0.0) / len(tests)
@@ -109,7 +114,7 @@ class Hits:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
-    """Before any conftest.py can ask for a server: ranks are forked, and what they import is imported here."""
+    """Make ranks fork from this process, and import what they need. This runs before a conftest.py can ask for a server."""
     contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
     for method in ("forkserver", "spawn"):
         contexts[method] = contexts["fork"]

@@ -1,7 +1,7 @@
-"""record.yaml: for each module the mutants, how they ended, and every mutant that no test noticed with a verdict.
+"""Reading and writing record.yaml: for each module the number of mutants, their results, and the mutants that no test noticed.
 
-A verdict is `open`, or `equivalent: reason` where no test can tell the mutant from the source. Verdicts are written by hand.
-They are kept as long as the mutant's line is the same.
+Each of the latter has a verdict: `open`, or `equivalent: reason` if no test can tell the mutant from the source. Verdicts are
+written by hand. They are kept as long as the mutant's line does not change.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ SAME = {
     r", strict=\w+": "strict=True states an invariant of ours: the two are equally long by construction",
     r"encoding=\"(utf-8|UTF-8)\"": "names of encodings have no case",
 }
-"""Where a mutant changes nothing but a match of the pattern, it is equivalent for the reason given."""
+"""Pattern -> reason. A mutant that changes only a match of the pattern is equivalent, for this reason."""
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """Module -> its entry."""
+    """Return module -> its entry."""
     return yaml.safe_load(RECORD.read_text()) or {} if RECORD.exists() else {}
 
 
 def write(entries: dict[str, dict[str, Any]], order: list[str]) -> None:
-    """Write all entries, in the order of core.yaml; entries of modules that left the core are dropped."""
+    """Write all entries, in the order of core.yaml. Entries of modules that are no longer in the core are dropped."""
     kept = {path: entries[path] for path in order if path in entries}
     RECORD.write_text(HEADER + yaml.safe_dump(kept, sort_keys=False, width=1000, allow_unicode=True))
 
 
 def meta(module: Module) -> Path:
-    """mutmut's own account of a module."""
+    """Return the file of mutmut's own results for a module."""
     return MUTANTS / (module.in_tree + ".meta")
 
 
 def results(module: Module) -> dict[str, str]:
-    """Mutant -> mutmut's word for how it ended, `not checked` for those to come."""
+    """Return mutant -> mutmut's word for its result, `not checked` for those that have not run yet."""
     from mutmut.stats import status_by_exit_code
 
     if not meta(module).exists():
@@ -62,7 +62,7 @@ def results(module: Module) -> dict[str, str]:
 
 
 def entry(module: Module, before: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a module whose mutants have all been run."""
+    """Return the entry of a module whose mutants have all been run."""
     ended = results(module)
     counts = Counter(ended.values())
     verdicts = {_place(survivor): survivor["verdict"] for survivor in before.get("survivors", [])}
@@ -82,7 +82,7 @@ def entry(module: Module, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_verdict(was: str, now: str) -> str:
-    """The verdict on a mutant that nobody has looked at."""
+    """Return the verdict on a mutant before it has been looked at."""
     for pattern, reason in SAME.items():
         if len({re.sub(pattern, "", line).replace(", )", ")") for line in (was, now)}) == 1:
             return f"equivalent: {reason}"
@@ -90,13 +90,13 @@ def first_verdict(was: str, now: str) -> str:
 
 
 def score(caught: int, survivors: list[dict[str, Any]]) -> float:
-    """Per cent of the mutants that are not equivalent."""
+    """Return the share of noticed mutants among those that are not equivalent, in percent."""
     missed = sum(not survivor["verdict"].startswith("equivalent: ") for survivor in survivors)
     return round(100 * caught / (caught + missed), 1) if caught + missed else 100.0
 
 
 def change(name: str, module: Module) -> dict[str, str]:
-    """The function and the lines that a mutant changes."""
+    """Return the function that a mutant changes, and its lines before and after."""
     from mutmut.mutation.diff_apply import get_diff_for_mutant
     from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 

@@ -1,7 +1,7 @@
 """The copy of the repository that mutmut works on, in .mutation/.
 
-mutmut skips functions with decorators, which would leave out `pi_matrix`, every property and every `torch.no_grad()`. The copy
-writes `@decorate` / `def f` as `def f` / `f = decorate(f)`, as Python itself reads it, so that mutmut sees a plain function.
+mutmut skips functions with decorators, which would leave out `pi_matrix`, every property and every `torch.no_grad()`. So the copy
+replaces `@decorate` / `def f` by the equivalent `def f` / `f = decorate(f)`, in which mutmut sees a plain function.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 from .core import MUTANTS, ROOT, TREE, Module
 
 FOLDERS = {"flexiclip": "flexiclip", "eval": "flexiclip_eval", "recipes": "flexiclip_recipes"}
-"""Folder of the repository -> folder under the name that it is imported by."""
+"""Folder of the repository -> name under which it is imported."""
 
 KEPT = ("staticmethod", "classmethod")
-"""Decorators that mutmut understands when they are alone."""
+"""Decorators that mutmut supports if they are the only one."""
 
 LEFT = ("abstractmethod", "overload", "setter")
-"""Decorators of functions without a body of their own, or that cannot be called afterwards."""
+"""Decorators that are left as they are: their functions have no body, or the decorator cannot be called afterwards."""
 
 PLUGINS = ["-p", "mutation_tools.hits", "-p", "pytest_timeout", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
-"""The last one would collect garbage ten times in each run of pytest, which takes longer than most tests."""
+"""Options of pytest. unraisableexception would collect garbage ten times per run, which takes longer than most tests."""
 
 SETTINGS = """
 [tool.mutmut]
@@ -39,11 +39,14 @@ use_git_change_detection = false
 timeout_multiplier = 4.0
 timeout_constant = {patience}
 """
-"""The texts of error messages are not mutated: tests look for the part that matters, not for each letter."""
+"""Settings of mutmut. Error messages are not mutated, because tests look for the part that matters, not for each letter."""
 
 
 def plain(source: str) -> str:
-    """A module's source with its decorators as calls. Nested functions too; the last definition is rewritten first."""
+    """Return a module's source with its decorators as calls, also those of nested functions.
+
+    The last definition is rewritten first, so that the line numbers of the others remain valid.
+    """
     lines = source.split("\n")
     functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and _rewritten(node)]
     for node in sorted(functions, key=lambda node: node.end_lineno or 0, reverse=True):
@@ -62,7 +65,7 @@ def _rewritten(node: ast.FunctionDef) -> bool:
 
 
 def prepare(module: Module, patience: float) -> None:
-    """Bring the copy up to date, and set mutmut on one module. Files whose content is the same keep their time."""
+    """Update the copy and configure mutmut for one module. Unchanged files keep their modification time."""
     wanted = {Path("pyproject.toml"): _settings(module, patience)}
     for folder, name in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*")):
@@ -76,7 +79,7 @@ def prepare(module: Module, patience: float) -> None:
     for folder in ("tests", "scripts", "docs"):
         shutil.rmtree(MUTANTS / folder, ignore_errors=True)
         shutil.copytree(ROOT / folder, MUTANTS / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    # An unmutated copy is left behind by the run of another module; the times of its tests are not those of this one.
+    # A run of another module leaves an unmutated copy behind, and the times of its own tests.
     (MUTANTS / module.in_tree).unlink(missing_ok=True)
     (MUTANTS / "mutmut-stats.json").unlink(missing_ok=True)
 
@@ -94,7 +97,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _drop_others(top: Path, folder: str, wanted: dict[Path, bytes]) -> None:
-    """Delete sources that the repository no longer has. mutmut's own files beside them stay."""
+    """Delete sources that the repository no longer has. mutmut's own files next to them are kept."""
     for path in (top / folder).rglob("*.py"):
         if path.relative_to(top) not in wanted:
             path.unlink()

@@ -1,4 +1,4 @@
-"""What the evaluations of one seed found, read from their results.json and analysis.json."""
+"""The results of the evaluations of one seed, read from their results.json and analysis.json."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from flexiclip_eval.analysis.ensembles import at_cost
 
 LENGTHS = (3, 4, 5, 6, 10, 15)
-"""The grids of the recipes: 9 to 225 tokens of 60 px images."""
+"""The grid sides of the recipes, which give 9 to 225 tokens for images of 60 px."""
 
 BOTH = ("openmoji", "noto-seen")
-"""Unseen concepts in a trained style, trained concepts in an unseen style."""
+"""The data sets with unseen concepts in a trained style, and with trained concepts in an unseen style."""
 RECALLS = ("image_retrieval_recall@5", "text_retrieval_recall@5")
 
 SUITES = {
@@ -24,7 +24,7 @@ SUITES = {
     "noto": (("noto",), RECALLS),
     "noto_classes": (("noto",), ("acc1",)),
 }
-"""Suite -> its data sets and metrics, the mean of all of which is the quality of a model."""
+"""Suite -> its data sets and metrics. The quality of a model is the mean over all of them."""
 
 Curve = list[tuple[float, float]]
 
@@ -35,7 +35,7 @@ def _read(path: Path) -> Any:
 
 
 class Outcomes:
-    """folder: `evaluations` of one seed."""
+    """The results of one seed. folder: its folder `evaluations`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,44 +49,47 @@ class Outcomes:
         how: str = "",
         width: int | None = None,
     ) -> float:
-        """Mean over the suite's sets and metrics, in points of 100. how: what the evaluation's name has after the suite."""
+        """Return the mean over the suite's data sets and metrics, from 0 to 100.
+
+        how: the part of the evaluation's name after the suite. width: the number of columns of the embeddings, None for all.
+        """
         sets, metrics = SUITES[suite]
         rows = self._rows(f"{model}.{suite}{how}", seqhw, width)
         return 100 * fmean([rows[each]["metrics"][metric] for each in sets for metric in metrics])
 
     def mean_quality(self, model: str, lengths: Sequence[int] = LENGTHS, *, suite: str = "retrieval") -> float:
-        """Over several lengths."""
+        """Return the mean quality over several lengths."""
         return fmean([self.quality(model, seqhw, suite=suite) for seqhw in lengths])
 
     def by_tokens(self, model: str, lengths: Sequence[int] = LENGTHS, *, suite: str = "retrieval") -> Curve:
-        """(tokens, quality) at each length."""
+        """Return (tokens, quality) at each length."""
         return [(float(seqhw * seqhw), self.quality(model, seqhw, suite=suite)) for seqhw in lengths]
 
     def by_cost(self, model: str, lengths: Sequence[int] = LENGTHS, *, cost: str = "gflops", how: str = "") -> Curve:
-        """(cost of an image, quality in retrieval) at each length. cost: a row's `gflops`, or `images_per_s`."""
+        """Return (cost of an image, quality in retrieval) at each length. cost: the column `gflops` or `images_per_s`."""
         costs = [self._rows(f"{model}.retrieval{how}", seqhw, None)[BOTH[0]][cost] for seqhw in lengths]
         return [(each, self.quality(model, seqhw, how=how)) for each, seqhw in zip(costs, lengths, strict=True)]
 
     def analysis(self, model: str) -> dict[str, Any]:
-        """The numbers of each analysis of the model, by its name."""
+        """Return the name of each analysis of the model -> its numbers."""
         found: dict[str, Any] = _read(self.folder / "analyze" / f"{model}.retrieval.cue-conflict" / "analysis.json")["analyses"]
         return found
 
     def _rows(self, name: str, seqhw: int, width: int | None) -> dict[str, dict[str, Any]]:
-        """Data set -> the row of a length and width."""
+        """Return data set -> the row of a length and width."""
         rows = _read(self.folder / "eval" / name / "results.json")
         return {row["dataset"]: row for row in rows if row["seqhw"] == seqhw and row.get("width") == width}
 
 
 def at_equal_cost(curve: Curve, other: Curve) -> list[tuple[float, float]]:
-    """(value, the other's value at the same cost) at each point of `curve` whose cost lies within the other's range."""
+    """Return (value, the other curve's value at the same cost) for each point of `curve` in the other's range of costs."""
     ordered = sorted(other)
     inside = [(cost, value) for cost, value in curve if ordered[0][0] <= cost <= ordered[-1][0]]
     return [(value, at_cost(ordered, cost)) for cost, value in inside]
 
 
 def front(curves: Mapping[str, Curve]) -> Curve:
-    """The points of all curves that no point is better than for no more cost, cheapest first."""
+    """Return the Pareto front of all curves, cheapest first: points for which no other is at least as good for no more cost."""
     every = sorted({point for points in curves.values() for point in points}, key=lambda point: (point[0], -point[1]))
     kept: Curve = []
     for point in every:

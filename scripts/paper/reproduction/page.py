@@ -1,4 +1,4 @@
-"""docs/explanation/paper.md and its plots, out of the studies' records."""
+"""Writes docs/explanation/paper.md and its plots from the records of the studies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ spread over seeds only, because the scored images are the same for all seeds.
 
 
 def write_page(studies: Sequence[Study], folder: Path, page: Path) -> None:
-    """The page of the studies that have a record in `folder`; its plots go into `images` beside it."""
+    """Write the page of the studies that have a record in `folder`. Its plots go into the folder `images` next to it."""
     found = [(study, record) for study in studies if (record := records.read(folder, study.name)) is not None]
     samples = int(found[0][1].budget["samples"]) if found else 0
     lines = [INTRODUCTION.format(samples=samples), "## Claims", "", *_claims_table(found)]
@@ -57,12 +57,12 @@ def _claims_table(found: Sequence[tuple[Study, Record]]) -> list[str]:
 
 
 def _picture(key: str) -> str:
-    """The file of a plot, from the page's folder."""
+    """Return the path of a plot, relative to the page's folder."""
     return f"images/paper_{key}.png"
 
 
 def _judged(claim: Claim, figures: Sequence[float]) -> tuple[str, str, str]:
-    """Figure, bound and verdict; a record may be older than the claim."""
+    """Return figure, bound and verdict. There are no figures if the record is older than the claim."""
     if not figures:
         return "", f"> {claim.above:g}", "not measured"
     verdict = judge(figures, claim.above)
@@ -93,7 +93,7 @@ def _section(study: Study, record: Record, folder: Path) -> Iterator[str]:
 
 
 def _figures_table(study: Study, record: Record) -> list[str]:
-    """Every figure of every seed, those of no claim too."""
+    """Return a table of every figure of every seed, including those that belong to no claim."""
     keys = dict.fromkeys(key for each in record.seeds.values() for key in each.figures)
     rows = [[key.replace("_", " "), *(_cell(each.figures.get(key)) for each in record.seeds.values())] for key in keys]
     return markdown_table(["figure", *(f"seed {seed}" for seed in record.seeds)], rows)

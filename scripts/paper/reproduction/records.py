@@ -1,6 +1,7 @@
-"""docs/explanation/paper/STUDY.json: the figures and curves of every seed that was run, one file a study.
+"""The records docs/explanation/paper/STUDY.json, one file per study with the figures and curves of every seed that was run.
 
-Seeds gather over several calls. A record that was made with another budget is of no use beside a new one, and is dropped.
+Several calls can add seeds to a record. If a record was made with another budget, the first new seed replaces it, because the two
+cannot be compared.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from .trainings import Budget
 
 @dataclass
 class Record:
-    """All seeds of a study; machine is the last one's."""
+    """All seeds of a study. `machine` describes the machine of the last seed."""
 
     study: str
     budget: dict[str, float]
     machine: dict[str, str] = field(default_factory=dict)
     seeds: dict[str, Measured] = field(default_factory=dict)
-    """The seed, as a word -> what was measured."""
+    """Seed, as a string -> its measurements."""
 
     def figures(self, key: str) -> list[float]:
-        """Of each seed."""
+        """Return a figure of each seed that has it."""
         return [each.figures[key] for each in self.seeds.values() if key in each.figures]
 
     def curves(self, key: str) -> tuple[Series, Series]:
-        """Mean over seeds of each curve, point by point, and (lowest, highest) of each point's value."""
+        """Return the mean over seeds of each curve, point by point, and (lowest, highest) of each point's value."""
         found = [each.curves[key] for each in self.seeds.values() if key in each.curves]
         means: Series = {}
         ranges: Series = {}
@@ -43,7 +44,7 @@ class Record:
 
 
 def read(folder: Path, study: str) -> Record | None:
-    """The record of a study, or None."""
+    """Return the record of a study. None if there is none."""
     path = folder / f"{study}.json"
     if not path.is_file():
         return None
@@ -52,7 +53,7 @@ def read(folder: Path, study: str) -> Record | None:
 
 
 def add(folder: Path, study: str, budget: Budget, seed: int, measured: Measured, machine: dict[str, str]) -> None:
-    """Put a seed into the record, in the place of an earlier one of its number."""
+    """Write a seed into the record, where it replaces an earlier one with the same number."""
     record = read(folder, study)
     if record is None or record.budget != asdict(budget):
         record = Record(study, asdict(budget))

@@ -1,6 +1,6 @@
-"""Runs commands a few at a time; what is finished stays finished, and what was stopped goes on.
+"""Runs commands, several at a time. After a stop, the next run skips finished commands and continues the others.
 
-Each task leaves DONE/NAME.json with its command once it has ended well, and LOGS/NAME.log.
+Each task writes logs/NAME.log, and after success done/NAME.json with its command.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .work import Task, ready
 
 
 class Runner:
-    """folder: of the seed. jobs: how many commands run at a time, sharing the cores."""
+    """Runs the commands of a seed. folder: the seed's. jobs: number of commands at a time, which share the cores."""
 
     def __init__(self, folder: Path, jobs: int) -> None:
         self.folder, self.jobs = folder, jobs
         self.began = time.monotonic()
 
     def run(self, tasks: Sequence[Task]) -> list[str]:
-        """All that can run; the names of those that failed, and of those that therefore could not start."""
+        """Run all tasks that can run. Returns the names of those that failed, and of those that could not start therefore."""
         done = {task.name for task in tasks if self._finished(task)}
         started, failed = set(done), set[str]()
         self._say(f"{len(tasks)} commands, {len(done)} of them done before")
@@ -48,7 +48,7 @@ class Runner:
                     self._say(f"{len(done)}/{len(tasks)} {'FAILED ' if task.name in failed else ''}{task.name}")
 
     def log(self, name: str) -> Path:
-        """What a task printed."""
+        """Return the file with a task's output."""
         return self.folder / "logs" / f"{name}.log"
 
     def _threads(self, task: Task) -> int:
@@ -70,7 +70,7 @@ class Runner:
         return code == 0
 
     def _finished(self, task: Task) -> bool:
-        """Raises UserError where the task was done with another command: its figures would be mixed with these."""
+        """Whether the task is done. Raises UserError if it was done with another command, so that results are not mixed."""
         stamp = self._stamp(task)
         if not stamp.is_file():
             return False

@@ -1,4 +1,4 @@
-"""What a study of the paper declares: what it trains and scores, what it measures of one seed, and what it claims."""
+"""The declaration of a study: its evaluations (and with them its trainings), its measurements of a seed, and its claims."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from .outcomes import LENGTHS, Outcomes
 
 Point = tuple[float, float]
 Series = dict[str, list[Point]]
-"""Curve's label -> its points (x, y)."""
+"""Label of a curve -> its points (x, y)."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One `flexiclip eval` or `flexiclip analyze` of one run. Equal ones of several studies are made once."""
+    """One `flexiclip eval` or `flexiclip analyze` of one run. If several studies have equal ones, it is run once."""
 
     model: str
-    """A training's name; `NAME+pi` and the like flex a model of one patch size."""
+    """The name of a training, or `NAME+pi` and the like, which resize the kernel of a model with one patch size."""
     suite: str = "retrieval"
-    """A file of scripts/paper/suites."""
+    """The name of a file in scripts/paper/suites."""
     command: Literal["eval", "analyze"] = "eval"
     options: tuple[str, ...] = ()
     lengths: tuple[int, ...] = LENGTHS
     alone: bool = False
-    """Whether it measures speed, so that nothing else may run."""
+    """Whether it measures speed, so that nothing else may run at the same time."""
 
     @property
     def training(self) -> str:
-        """The training that makes the model."""
+        """The name of the training that makes the model."""
         return self.model.split("+")[0]
 
     @property
     def name(self) -> str:
-        """Unique among different evaluations; fit for a folder."""
+        """A unique name, which is also the path of its folder."""
         words = [self.model, self.suite, *(["alone"] if self.alone else []), *(o.strip("-").split("=")[0] for o in self.options)]
         return f"{self.command}/{'.'.join(words)}"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper (or of ours) as a figure and a bound: the statement holds where the figure is above it."""
+    """A statement of the paper (or of ours) as a figure and a bound. It holds if the figure is above the bound."""
 
     figure: str
     """A key of Measured.figures."""
     section: str
-    """Of arXiv 2212.08013, without the sign."""
+    """The section of arXiv 2212.08013, without the section sign."""
     text: str
     above: float = 0.0
     unit: str = "points"
     plot: str = ""
-    """The key of the plot that shows it; the study's first by default."""
+    """The key of the plot that shows it. The default is the study's first plot."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture: one of the keys of Measured.curves."""
+    """A picture of curves. Its `key` is one of Measured.curves."""
 
     key: str
     title: str
@@ -64,12 +64,12 @@ class Plot:
     y: str = "recall@5, %"
     log_x: bool = True
     front: bool = False
-    """Whether the Pareto front of all curves, by their means over seeds, is drawn too."""
+    """Whether to also draw the Pareto front of all curves, by their means over seeds."""
 
 
 @dataclass
 class Measured:
-    """Of one seed."""
+    """The figures and curves of one seed."""
 
     figures: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Series] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Study:
-    """One question, its trainings by way of its evaluations, and its answers."""
+    """One question, the evaluations that it needs, and its claims. The evaluations imply the trainings."""
 
     name: str
     title: str
@@ -90,10 +90,10 @@ class Study:
 
     @property
     def trainings(self) -> set[str]:
-        """Those that its evaluations name; what these start from comes on top."""
+        """The trainings that its evaluations name, without those that these start from."""
         return {each.training for each in self.evaluations}
 
 
 def scored(models: Sequence[str], suite: str = "retrieval") -> tuple[Evaluation, ...]:
-    """Each model on a suite, at every length."""
+    """Return an evaluation of each model on a suite, at every length."""
     return tuple(Evaluation(model, suite) for model in models)

@@ -1,7 +1,7 @@
-"""Every training that a study may ask for, declared once: studies that ask for the same one share its run.
+"""Every training that a study may need. Each is declared once, so that studies that need the same one share its run.
 
-A setting may hold `{NAME}`, the run folder of another training, which then comes first. SAMPLES, TFLOPS and SHORT stand for the
-budget of a run: as many images, as many floating point operations, or a quarter of the images.
+A setting may contain `{NAME}`, the run folder of another training, which then runs first. SAMPLES, TFLOPS and SHORT are
+placeholders for the budget of a run: a number of images, a number of floating point operations, or a quarter of the images.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ SAMPLES, TFLOPS, SHORT = "train.steps=SAMPLES", "train.steps=TFLOPS", "train.ste
 
 @dataclass(frozen=True)
 class Budget:
-    """samples: of a run. tflops: what the flexible model's run of so many samples is expected to take, so both are one run."""
+    """The budget of a run, as a number of samples or of TFLOPs.
+
+    `tflops` is the expected number for the flexible model's run over `samples` samples, so that one run serves for both.
+    """
 
     samples: int
     tflops: float
 
     def fill(self, setting: str) -> str:
-        """The setting with SAMPLES, TFLOPS and SHORT in the recipes' words."""
+        """Return the setting with SAMPLES, TFLOPS and SHORT replaced by lengths as recipes write them."""
         words = {SAMPLES: f"{self.samples} samples", TFLOPS: f"{self.tflops:g} TFLOPs", SHORT: f"{self.samples // 4} samples"}
         return f"train.steps={words[setting]}" if setting in words else setting
 
@@ -32,7 +35,7 @@ QUICK = Budget(samples=1_024, tflops=0.2401)
 
 @dataclass(frozen=True)
 class Training:
-    """One `flexiclip train`: a recipe of scripts/paper/recipes, and overrides."""
+    """One `flexiclip train`: the name of a recipe in scripts/paper/recipes, and overrides."""
 
     name: str
     recipe: str
@@ -45,12 +48,12 @@ class Training:
 
 
 def only(seqhw: int) -> str:
-    """The setting of a ViT of one patch size."""
+    """Return the setting of a ViT with one patch size."""
     return f"patch.seqhw=[{seqhw}]"
 
 
 NOTO = "data.train=${FLEXICLIP_DATA:-data}/noto/train-*.tar"
-GENTLE = "optimizer.lr=5e-4"  # of fine-tuning
+GENTLE = "optimizer.lr=5e-4"  # for fine-tuning
 DISTILLED = ("objective=distillation", "distillation.temperature=1.0", "distillation.kl=1.0", "distillation.cosine=1.0")
 
 
@@ -118,11 +121,11 @@ TRAININGS = {
     )
     for name, settings in declared
 }
-"""By name."""
+"""Name -> training."""
 
 
 def in_order(names: set[str]) -> list[Training]:
-    """These trainings and all that they start from, each after what it needs."""
+    """Return these trainings and all that they start from, each after those that it needs."""
     ordered: dict[str, Training] = {}
 
     def add(name: str) -> None:
@@ -137,5 +140,5 @@ def in_order(names: set[str]) -> list[Training]:
 
 
 def folders_filled(setting: str, folder: dict[str, str]) -> str:
-    """The setting with the run folders of other trainings in the place of `{NAME}`."""
+    """Return the setting with `{NAME}` replaced by the run folders of other trainings."""
     return _RUN.sub(lambda match: folder[match[1]], setting)

@@ -1,4 +1,4 @@
-"""From the figures of several seeds to a verdict on a claim."""
+"""The verdict on a claim, from the figures of several seeds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from scipy import stats
 
 CONFIDENCE = 0.95
-"""One-sided, of Student's t over seeds."""
+"""Confidence of the one-sided t-test over seeds."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """mean and spread (standard deviation) over seeds; spread is None for one seed."""
+    """A verdict in words, with the mean and the spread (standard deviation) over seeds. The spread is None for one seed."""
 
     mean: float
     spread: float | None
@@ -24,9 +24,9 @@ class Verdict:
 
 
 def judge(figures: Sequence[float], above: float) -> Verdict:
-    """Whether the mean over seeds is above a bound, by a one-sided t-test at 95 % in either direction.
+    """Return whether the mean over seeds is above a bound, by a one-sided t-test at 95 % in each direction.
 
-    Seeds alone: the images that score the runs are the same for all of them.
+    The test accounts for the spread over seeds only, because the scored images are the same for all seeds.
     """
     mean = statistics.fmean(figures)
     if len(figures) == 1:

@@ -1,4 +1,4 @@
-"""From studies to commands: what `flexiclip` is asked for one seed, and in which order it can be."""
+"""From studies to commands: the `flexiclip` commands of one seed, in an order that is possible."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from .study import Evaluation, Study
 from .trainings import Budget, Training, folders_filled, in_order
 
 PAPER = Path(os.path.relpath(Path(__file__).parent.parent))
-"""scripts/paper, from where the command was given: at the root of the repository."""
+"""The path of scripts/paper, relative to the working directory, which is the root of the repository."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One command. name: `runs/flexible`, `eval/...` or `analyze/...`, also its place below the seed's folder."""
+    """One command. Its name, such as `runs/flexible`, `eval/...` or `analyze/...`, also identifies its log and its results."""
 
     name: str
     command: tuple[str, ...]
-    """After `flexiclip`."""
+    """The words after `flexiclip`."""
     needs: frozenset[str] = frozenset()
     alone: bool = False
 
 
 def tasks_of(studies: Iterable[Study], seed: int, budget: Budget, folder: Path) -> list[Task]:
-    """Every training and evaluation once, each after what it needs. folder: of the seed."""
+    """Return every training and evaluation once, each after those that it needs. folder: the seed's folder."""
     studies = list(studies)
     evaluations = dict.fromkeys(each for study in studies for each in study.evaluations)
     trainings = in_order({name for study in studies for name in study.trainings})
@@ -61,7 +61,10 @@ def _evaluate(evaluation: Evaluation, folder: Path) -> Task:
 
 
 def ready(tasks: Sequence[Task], done: set[str], started: set[str], running: int) -> Task | None:
-    """The next task that can start beside `running` others: one that is alone waits for all that can go before it."""
+    """Return the next task that can start while `running` others run. None if there is none.
+
+    A task that must run alone starts only if no other task runs or can start.
+    """
     open_tasks = [task for task in tasks if task.name not in started and task.needs <= done]
     together = [task for task in open_tasks if not task.alone]
     if together:

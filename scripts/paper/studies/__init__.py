@@ -1,4 +1,4 @@
-"""The studies of docs/explanation/paper.md, one a file, in the order of the page."""
+"""The studies of docs/explanation/paper.md, one per file, in the order of the page."""
 
 from __future__ import annotations
 

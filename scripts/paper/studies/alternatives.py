@@ -1,4 +1,4 @@
-"""Section 7: other ways to make a ViT's compute flexible, at equal floating point operations in training and in use."""
+"""Section 7: other ways to make a ViT's compute flexible, compared at equal FLOPs in training and inference."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from reproduction.outcomes import Curve, Outcomes, at_equal_cost
 from reproduction.study import Claim, Evaluation, Measured, Plot, Study, scored
 
 EXIT_AT, DEPTH = 10, 4
-"""The length of the models of flexible depth, and their blocks, the last of which is no early exit."""
+"""The length of the models of flexible depth, and the number of their blocks. The last block is not an early exit."""
 KINDS = ("shared", "separate")
 NAMES = {"stride": "stride", **{f"depth_{kind}": f"depth, {kind} heads" for kind in KINDS}}
-"""Figure -> curve."""
+"""Key of a figure -> label of its curve."""
 
 
 def _exits(kind: str) -> list[str]:
@@ -19,7 +19,7 @@ def _exits(kind: str) -> list[str]:
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points of flexible patch size over each other way, where both cost the same."""
+    """Measure by how many points flexible patch size is better than each other way at the same cost."""
     patch = seen.by_cost("flexible")
     curves: dict[str, Curve] = {"patch size": patch, "stride": seen.by_cost("stride")}
     for kind in KINDS:

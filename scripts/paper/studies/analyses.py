@@ -1,4 +1,4 @@
-"""Sections 3.6 and 6: what `flexiclip analyze` sees in a flexible model and in a fixed one that is resized."""
+"""Sections 3.6 and 6: what `flexiclip analyze` finds in a flexible model, and in a fixed model with a resized kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CUES = ("--cue-conflict=$FLEXICLIP_DATA/cue-conflict",)
 
 
 def measure(seen: Outcomes) -> Measured:
-    """How alike a model is to itself at other lengths, inside; and what more lengths are worth."""
+    """Measure how similar a model is inside at different lengths, what ensembles of lengths gain, and the shape bias."""
     flexible, fixed = (seen.analysis(model) for model in MODELS)
     figures = {
         "cka_of_flexible": fmean(flexible["cka"]["same_layer_mean"]),
@@ -42,7 +42,7 @@ def _off_diagonal(matrix: list[list[float]]) -> float:
 
 
 def _apart(tokens: dict[str, Any]) -> float:
-    """Cosine of tokens at one place over lengths, less that of tokens at others."""
+    """Return the cosine of tokens at the same place over lengths, minus that of tokens at other places."""
     return _off_diagonal(tokens["same_place"]) - _off_diagonal(tokens["elsewhere"])
 
 

@@ -1,4 +1,4 @@
-"""Section 5.4 and arXiv 2305.07017: which lengths to draw when, at equal floating point operations."""
+"""Section 5.4 and arXiv 2305.07017: schedules of the length, compared at equal floating point operations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SCHEDULES = {
     "long_to_short": "long_to_short",
     "clipa": "clipa",
 }
-"""Schedule -> its training."""
+"""Schedule -> name of its training."""
 OWN = 6
-"""The length of the fixed model that the schedules are held to."""
+"""The length of the fixed model that the schedules are compared with."""
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points over the fixed model at its own length, and over the uniform schedule, mean over lengths."""
+    """Measure the points over the fixed model at its own length, and over the uniform schedule as a mean over lengths."""
     fixed = seen.quality("fixed_6_flops+pi", OWN)
     uniform = seen.mean_quality("flexible")
     figures = {}

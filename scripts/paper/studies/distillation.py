@@ -1,4 +1,4 @@
-"""Section 3.5: a flexible student of a ViT with small patches, from the teacher's weights or from random ones."""
+"""Section 3.5: a flexible student of a ViT with small patches, started from the teacher's weights or from random ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CLASSIFIERS = ("classifier_flexible", "classifier_distilled")
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points of the distilled student over the same model taught otherwise, mean over lengths."""
+    """Measure by how many points the distilled student is better than the same model trained otherwise (mean over lengths)."""
     of = {name: seen.mean_quality(name) for name in STUDENTS}
     classes = {name: seen.mean_quality(name, suite="classes") for name in CLASSIFIERS}
     figures = {

@@ -11,7 +11,7 @@ FIXED = (3, 6, 15)
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points of the flexible model over fixed ones, at their own lengths and away from them."""
+    """Measure the points of the flexible model over fixed ones, at their own lengths and at other lengths."""
     flexible = {n: seen.quality("flexible", n) for n in LENGTHS}
     fixed = {(own, n): seen.quality(f"fixed_{own}+pi", n) for own in FIXED for n in LENGTHS}
     away = [flexible[n] - value for (own, n), value in fixed.items() if n != own]

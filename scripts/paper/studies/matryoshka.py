@@ -1,4 +1,4 @@
-"""Section 2 (arXiv 2205.13147): embeddings whose first columns can stand alone, together with flexible length."""
+"""Section 2 (arXiv 2205.13147): embeddings whose first columns can be used alone, together with flexible length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OPTION = f"--widths={','.join(map(str, WIDTHS))}"
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points of the nested loss over the plain one, of the first columns and of all."""
+    """Measure the points of the nested loss over the plain one, with the first columns and with all of them."""
     of = {
         (model, width): [seen.quality(model, n, how=".widths", width=width) for n in LENGTHS]
         for model in MODELS

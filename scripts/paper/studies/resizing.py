@@ -1,4 +1,4 @@
-"""Section 3.4: PI-resize against other ways to resize the patch embedding of a trained ViT."""
+"""Section 3.4: PI-resize compared with other ways to resize the patch embedding of a trained ViT."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from reproduction.study import Claim, Measured, Plot, Study, scored
 WAYS = ("pi", "bilinear", "bicubic", "area", "norm")
 OTHERS = WAYS[1:]
 LARGER, SMALLER = (3, 4, 5), (10, 15)
-"""Lengths whose patches are larger than those of length 6, and smaller."""
+"""Lengths with larger patches than length 6, and lengths with smaller ones."""
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points of PI-resize over plain bilinear and over the best of the others, which may be another for each seed."""
+    """Measure the points of PI-resize over bilinear resize, and over the best of the others, which may differ between seeds."""
     figures: dict[str, float] = {}
     for where, lengths in (("larger", LARGER), ("smaller", SMALLER)):
         of = {way: seen.mean_quality(f"fixed_6+{way}", lengths) for way in WAYS}

@@ -1,4 +1,4 @@
-"""Section 6: three widths at every length, against floating point operations and against measured speed."""
+"""Section 6: three widths at every length, compared by floating point operations and by measured speed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from reproduction.outcomes import Curve, Outcomes, at_equal_cost, front
 from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study
 
 WIDTHS = {48: "width_48", 96: "flexible", 192: "width_192"}
-"""Width -> its training."""
+"""Width -> name of its training."""
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points of each wider model over the narrower one at equal cost, and the cost from which it is the better one."""
+    """Measure the points of each wider model over the narrower one at equal cost, and the cost from which it is better."""
     flops: Series = {}
     times: Series = {}
     for width, training in WIDTHS.items():
@@ -23,7 +23,7 @@ def measure(seen: Outcomes) -> Measured:
     for narrow, wide in ((48, 96), (96, 192)):
         for what, of in (("flops", flops), ("time", times)):
             pairs = at_equal_cost(of[f"width {wide}"], of[f"width {narrow}"])
-            if pairs:  # the cheapest length of the wide model may cost more than the dearest of the narrow one
+            if pairs:  # the wide model's cheapest length may cost more than the narrow one's most expensive
                 figures[f"{wide}_over_{narrow}_at_equal_{what}"] = fmean([value - theirs for value, theirs in pairs])
         cost = crossing(flops[f"width {wide}"], flops[f"width {narrow}"])
         if cost is not None:
@@ -34,7 +34,10 @@ def measure(seen: Outcomes) -> Measured:
 
 
 def crossing(wide: Curve, narrow: Curve) -> float | None:
-    """The least cost from which on the wide model is better at every length than the narrow one at any that costs no more."""
+    """Return the lowest cost from which on the wide model is better than the narrow one. None if there is none.
+
+    Better means at each length: no length of the narrow model that costs no more is as good.
+    """
     found = None
     for cost, value in sorted(wide, reverse=True):
         if any(theirs >= value for c, theirs in narrow if c <= cost):
@@ -44,7 +47,7 @@ def crossing(wide: Curve, narrow: Curve) -> float | None:
 
 
 def on_front(curves: Series) -> dict[str, int]:
-    """How many points of each curve are on the front of all."""
+    """Return the number of points of each curve that are on the Pareto front of all curves."""
     unbeaten = front(curves)
     return {label: sum(point in unbeaten for point in points) for label, points in curves.items()}
 

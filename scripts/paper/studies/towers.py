@@ -1,4 +1,4 @@
-"""Section 5.2: flexible length with the text tower trained from nothing (CLIP), and with the image tower locked (LiT)."""
+"""Section 5.2: flexible length with both towers trained from scratch (CLIP), and with the image tower locked (LiT)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KINDS = {"clip": "FlexiCLIP", "lit": "FlexiLiT with a locked image tower"}
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points of each flexible pair over the one with a fixed image tower."""
+    """Measure the points of each flexible pair of towers over the pair with a fixed image tower."""
     figures = {}
     for kind in KINDS:
         flexible, fixed = f"{kind}_flexible", f"{kind}_fixed_6+pi"

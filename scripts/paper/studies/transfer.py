@@ -1,4 +1,4 @@
-"""Sections 4.2 and 5.1: fine-tune at a short length and deploy at a long one; make a model flexible while it is fine-tuned."""
+"""Sections 4.2 and 5.1: fine-tuning at a short length and deploying at a long one, and making a model flexible by fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TO_NOTO = ("flexible_to_noto+pi", "fixed_to_noto+pi")
 
 
 def measure(seen: Outcomes) -> Measured:
-    """Points on Noto at long lengths after fine-tuning at a short one, and of a fixed model made flexible."""
+    """Measure the points on Noto at long lengths after fine-tuning at a short one, and those of a fixed model made flexible."""
     flexible, fixed = (seen.mean_quality(model, LONG, suite="noto") for model in TO_NOTO)
     classifiers = [seen.mean_quality(f"classifier_{model}", LONG, suite="noto_classes") for model in TO_NOTO]
     figures = {
