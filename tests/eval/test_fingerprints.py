@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from eval_tools import Foreign, toys, write_shards, write_suite
-from flexiclip_eval import evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from flexiclip_eval.data.images import ImageBlock, transform_fingerprint
 from flexiclip_eval.embeddings.store import EmbeddingStore, model_fingerprint
 from flexiclip_eval.suites.dataset import DatasetConfig
@@ -58,10 +58,10 @@ def test_embeddings_of_another_transform_are_not_served(suite: str, tmp_path: Pa
         loaded = Foreign(model, transform, tokens)
         plain = evaluate_suites([("m", loaded)], [suite])
         before = len(list(kept.glob("images-*")))
-        there = evaluate_suites([("m", loaded)], [suite], embeddings=kept)
+        there = evaluate_suites([("m", loaded)], [suite], options=EvalOptions(embeddings=kept))
         assert [row.metrics for row in there] == [row.metrics for row in plain]
         assert len(list(kept.glob("images-*"))) == before + 1
-        assert evaluate_suites([("m", loaded)], [suite], embeddings=kept) == there
+        assert evaluate_suites([("m", loaded)], [suite], options=EvalOptions(embeddings=kept)) == there
 
 
 def test_transform_fingerprint_knows_what_pictures_become() -> None:
@@ -126,9 +126,9 @@ def test_model_fingerprint_knows_weights_buffers_and_settings(change: Callable[[
 def test_embeddings_of_other_statistics_are_not_served(suite: str, tmp_path: Path) -> None:
     model = Pixels().eval()
     loaded = Foreign(model, image_transform(24, is_train=False), tokens)
-    evaluate_suites([("m", loaded)], [suite], embeddings=tmp_path / "kept")
+    evaluate_suites([("m", loaded)], [suite], options=EvalOptions(embeddings=tmp_path / "kept"))
     model.norm.running_mean[:] = torch.tensor([1.0, -1.0, 0.3])  # type: ignore[index]
-    there = evaluate_suites([("m", loaded)], [suite], embeddings=tmp_path / "kept")
+    there = evaluate_suites([("m", loaded)], [suite], options=EvalOptions(embeddings=tmp_path / "kept"))
     assert [row.metrics for row in there] == [row.metrics for row in evaluate_suites([("m", loaded)], [suite])]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from eval_tools import CATEGORIES, toys, write_shards, write_suite
-from flexiclip_eval import evaluate_suites, make_evaluators
+from flexiclip_eval import EvalOptions, evaluate_suites, make_evaluators
 
 from flexiclip.config import Config, from_dict
 from flexiclip.errors import UserError
@@ -36,7 +36,7 @@ def suite(folder: Path, **task: object) -> str:
 
 def test_the_head_is_scored_at_every_length(classifier: LoadedModel, tmp_path: Path) -> None:
     """Among the suite's classes alone: a class that no label can be is no answer."""
-    rows = evaluate_suites([("classifier", classifier)], [suite(tmp_path)], batch_size=7)
+    rows = evaluate_suites([("classifier", classifier)], [suite(tmp_path)], options=EvalOptions(batch_size=7))
     assert [(row.task, row.seqhw) for row in rows] == [("classification", s) for s in (2, 3, 6)]
     present = sorted({toy.category for toy in toys(40)})
     for row in rows:
