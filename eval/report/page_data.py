@@ -189,7 +189,7 @@ def _task(report: Report, task: TaskInfo, labels: list[str]) -> dict[str, Any]:
         "metrics": [
             {"key": name, "name": long_name(name), "share": is_share(name), "chance": task.chance.get(name)} for name in names
         ],
-        "primary": names.index(primary_metric(rows[0])),
+        "primary": names.index(primary_metric(rows[0].metrics)),
         "classes": list(task.classes),
         "rows": [
             {
