@@ -22,7 +22,7 @@ from PIL.Image import Image
 from flexiclip.data.index import ShardIndex
 from flexiclip.data.reading import shard_stamp
 from flexiclip.data.remote import expand_shards, shard_name
-from flexiclip.data.samples import SampleStore, open_samples
+from flexiclip.data.samples import SampleStore, nested, open_samples
 from flexiclip.errors import UserError
 from flexiclip.tensor_files import read_npy
 
@@ -97,10 +97,7 @@ class ShardSource:
         """Return the label in a JSON field (`json:FIELD`; `json:a.b` is field b of a) or in a member; None if there is none."""
         if not key.startswith("json:"):
             return member_label(key, self.store.member(*self.store.locate(number), key))
-        value: Any = meta
-        for part in key.removeprefix("json:").split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return json_label(value)
+        return json_label(nested(meta, key.removeprefix("json:")))
 
 
 def require_images(index: ShardIndex, image_keys: Sequence[str]) -> None:
