@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 
 def main() -> int:
+    """Run what the command line asks for. Returns the exit code: 1 if anything was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", nargs="?", choices=["index", "samples", "recipe", "weights"])
     parser.add_argument("--minutes", type=float, default=10.0)

@@ -8,7 +8,7 @@
 #
 # You can stop it at any time; the next run continues there. Results are kept in .mutation/, and those of finished modules in
 # scripts/mutation/record.yaml. That file has a verdict for every mutant that no test noticed: `open`, or `equivalent: reason`.
-# Verdicts are written by hand.
+# Verdicts are written by hand. docs/mutation.json has the counts: killed, survived and equivalent, also for each module.
 
 EXTRAS="test,mutation"
 # shellcheck source=scripts/_env.sh

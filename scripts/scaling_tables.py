@@ -49,6 +49,7 @@ def cells(plan: Plan) -> list[str]:
 
 
 def main() -> None:
+    """Print the table of the recipe that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

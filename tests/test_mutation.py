@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -11,9 +12,7 @@ from mutation_tools import record
 from mutation_tools.core import HERE, ROOT, modules
 from mutation_tools.tree import plain
 
-WHOLE = (
-    "flexiclip/losses",
-)
+WHOLE = ("flexiclip/losses",)
 """Folders whose every module with a function belongs to the core."""
 
 SINGLE = (
@@ -124,3 +123,19 @@ def test_score_leaves_equivalent_mutants_out() -> None:
 def test_command_line_of_mutation_tests(word: str, code: int, said: str) -> None:
     ran = subprocess.run([sys.executable, str(HERE / "mutate.py"), word], capture_output=True, text=True, check=False)
     assert (ran.returncode, said in ran.stdout + ran.stderr) == (code, True), ran
+
+
+def test_the_summary_counts_the_record() -> None:
+    """docs/mutation.json: the file of the repository, and a case by hand."""
+    assert json.loads(record.SUMMARY.read_text()) == record.summary(record.read())
+    survivors = [{"verdict": "open"}, {"verdict": "equivalent: why"}, {"verdict": "equivalent: why"}]
+    entries = {"a.py": {"killed": 5, "timeout": 2, "survivors": survivors}, "b.py": {"killed": 1, "survivors": []}}
+    assert record.summary(entries) == {
+        "killed": 8,
+        "survived": 1,
+        "equivalent": 2,
+        "modules": {
+            "a.py": {"killed": 7, "survived": 1, "equivalent": 2},
+            "b.py": {"killed": 1, "survived": 0, "equivalent": 0},
+        },
+    }

@@ -7,7 +7,6 @@ gradients, stays in eval mode and runs under no_grad. Its projection, if it has 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -88,8 +87,8 @@ class FlexiCLIP(nn.Module):
         """Project pooled features of the image tower, [B, width], into the joint space, [B, embed_dim]."""
         return _unit(self.image_projection(features), normalize)
 
-    def project_exits(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Project the outputs of `image_tower.forward_exits`, each [B, width], to unit embeddings [B, embed_dim]."""
+    def project_exits(self, features: Tensor) -> list[Tensor]:
+        """Project the features of every exit, [E, B, width], to unit embeddings, [B, embed_dim] for each exit."""
         exits = [self.exit_projection(depth) for depth in self.config.image.exits]
         return [_unit(project(z), True) for project, z in zip([*exits, self.image_projection], features, strict=True)]
 

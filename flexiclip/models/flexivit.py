@@ -72,7 +72,7 @@ class FlexiViT(nn.Module):
 
     def forward(
         self, images: Tensor, seqhw: Size | None = None, patch_size: Size | None = None, *, every_exit: bool = False
-    ) -> Tensor | list[Tensor]:
+    ) -> Tensor:
         """Encode images [B, 3, H, W], normalised, to pooled features [B, D].
 
         The length is given as `seqhw` (cells per side, or (gh, gw)) or as `patch_size` (pixels), at most one of them; the
@@ -80,7 +80,7 @@ class FlexiViT(nn.Module):
         image.
 
         With pool=tok the last block computes the class token alone, [B, 1, D], because no other token is read after it.
-        With `every_exit` the method returns the result of `forward_exits`. This is an argument of forward because an
+        With `every_exit` the result is that of `forward_exits`, [E, B, D]. This is an argument of forward because an
         engine that shards parameters gathers those of a module for its forward only.
         """
         if every_exit:
@@ -98,8 +98,8 @@ class FlexiViT(nn.Module):
         """Pool the tokens that `forward_tokens` returns to features [B, D]."""
         return self._pool(tokens, self.map_head)
 
-    def forward_exits(self, images: Tensor, seqhw: Size | None = None) -> list[Tensor]:
-        """Return the pooled features [B, D] of every exit and, last, of the whole tower, from one pass over the images."""
+    def forward_exits(self, images: Tensor, seqhw: Size | None = None) -> Tensor:
+        """Return the pooled features of every exit and, last, of the whole tower, [E, B, D], from one pass over the images."""
         x, found = self._first_tokens(images, seqhw, None), []
         *first, last = self.blocks
         for depth, block in enumerate(first, 1):
@@ -107,7 +107,7 @@ class FlexiViT(nn.Module):
             if depth in self.config.exits:
                 norm, map_head = self.exit_head(depth)
                 found.append(self._pool(norm(x), map_head))
-        return [*found, self.pool_tokens(self.norm(last(x, at=self._read)))]
+        return torch.stack([*found, self.pool_tokens(self.norm(last(x, at=self._read)))])
 
     @property
     def _read(self) -> int | None:

@@ -96,7 +96,10 @@ def _walk(parts: Sequence[Part]) -> int:
 
 
 def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool) -> list[Part]:
-    """A half of the model, in the order of its forward pass. What comes before the first block that trains keeps nothing."""
+    """Return the parts of one half of the model, in the order of its forward pass.
+
+    half: image or text. Everything before the first block that trains keeps nothing and is left out.
+    """
     config = model.config
     size = 2 if config.train.precision == "bf16" else FLOAT
     section: ImageTowerConfig | TextTowerConfig = config.model.image if half == "image" else model.text_config
@@ -116,17 +119,20 @@ def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool)
 
 
 def block_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
-    """What a block keeps per token for its backward pass, by the table above."""
+    """Return the bytes that a block keeps per token for its backward pass, by the table above.
+
+    size: bytes of a number in the linear layers, 2 under bf16 autocast, else 4.
+    """
     return _seen_bytes(shape, size) + _computed_bytes(section, shape, size)
 
 
 def _seen_bytes(shape: Shape, size: int) -> int:
-    """What it keeps for a token that others attend to: the first norm, q, k and v."""
+    """Return the bytes that a block keeps for a token that others attend to: the first norm, q, k and v."""
     return FLOAT * shape.width + 8 + size * 4 * shape.width
 
 
 def _computed_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
-    """What it keeps in addition for a token that it computes: everything after q, k and v."""
+    """Return the bytes that a block keeps in addition for a token that it computes: everything after q, k and v."""
     mlp = 3 if section.activation == "quick_gelu" else 2
     return FLOAT * shape.width + 8 + size * (2 * shape.width + mlp * shape.mlp_dim) + 4 * shape.heads
 

@@ -130,7 +130,11 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
 def visible_traffic_s(
     collectives: list[Collective], engine: Engine, cluster: Cluster, device: Device, towers_s: float, count: int
 ) -> float:
-    """Seconds of traffic that computation does not hide. What is sent with the last micro-batch can hide only behind that one."""
+    """Return the seconds of traffic that computation does not hide.
+
+    Traffic that belongs to the last micro-batch can only be hidden by the backward pass of that micro-batch. towers_s: seconds of
+    the towers' computation in a step. count: number of micro-batches.
+    """
     window = 2 / 3 * towers_s / (1 if engine.stage >= 2 else count)  # the backward pass
     hidden = seconds(collectives, engine, cluster.nodes, device, "gradients", "gathers")
     open_ = seconds(collectives, engine, cluster.nodes, device, "loss", "parameters")

@@ -1,6 +1,7 @@
-"""What a rank keeps between steps under each engine: parameters, gradients, optimizer states, and the engine's own buffers.
+"""The memory that a rank keeps between steps under each engine: parameters, gradients, optimizer states and buffers.
 
-In bytes, for P parameters in the engine, T of them trained, on W ranks. All are float32, because bf16 is only an autocast.
+The table is in bytes, for P parameters in the engine, T of them trained, on W ranks. All are float32, because bf16 is only an
+autocast.
 
                      parameters        gradients           optimizer            buffers
     torch, W > 1     4 P               views of buckets    8 T                  4 T: DistributedDataParallel's buckets
@@ -85,7 +86,7 @@ class Engine:
 
 
 def states(model: Model, engine: Engine, several: bool) -> States:
-    """What a rank keeps. several: whether a step has more than one micro-batch."""
+    """Return the bytes that a rank keeps. several: whether a step has more than one micro-batch."""
     held, open_, world = model.total("in_engine"), trained(model), engine.world
     outside = FLOAT * (model.total("total") - held)
     own = -(-open_ // world)

@@ -38,7 +38,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Model:
-    """What the formulas need to know about a model. `text_config` includes the values that come from the tokenizer."""
+    """The facts about a model that the formulas need. `text_config` includes the values that come from the tokenizer."""
 
     config: Config
     text_config: TextTowerConfig

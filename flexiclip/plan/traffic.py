@@ -5,7 +5,7 @@ This is what NCCL's rings do, and no algorithm sends less (Patarasuk and Yuan, d
 of parameters in the engine, T of them trained, k the number of micro-batches, N the pairs of the global batch, and D the size of
 an embedding. All are float32.
 
-    loss       all-gather N D; reduce-scatter N D; all-reduce of three numbers and, for softmax, of 2 N (the normalisers of all
+    loss       all-gather N D; reduce-scatter N D; all-reduce of three numbers and, for softmax, of 2 N (the normalizers of all
                captions: their maxima and their sums)
     torch      all-reduce T, with the last micro-batch
     ZeRO 0, 1  all-reduce T with the last micro-batch; ZeRO 1 all-gathers T after the update

@@ -2,7 +2,7 @@
 
     trainer.py            the loop, and what happens around its steps; setup.py builds what the loop needs
     step.py               one training step, the same for every objective and engine
-    objectives.py         what a run trains towards; teacher.py and text_features.py provide the targets of frozen models
+    objectives.py         what a run trains towards; teacher.py and text_features.py run frozen models for it
     engine.py             the torch engine, the optimizers and the precision; deepspeed.py is the other engine
     towers.py             the modules that an engine trains
     blocks.py             compiled and recomputed blocks, and memory that stays with the process on CPUs

@@ -1,4 +1,4 @@
-"""What is known about the steps of a run before the first one: their number, the length of each, and its FLOPs."""
+"""The steps of a run, as they are known before the first one: their number, the length of each, and its FLOPs."""
 
 from __future__ import annotations
 

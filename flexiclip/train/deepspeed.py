@@ -70,6 +70,12 @@ class DeepSpeedEngine:
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.inf
 
+    def discard_gradients(self) -> None:
+        """See Engine. DeepSpeed clears what its hooks have added up in a step only, so it gets one that it must refuse."""
+        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
+        self.backward(math.nan * torch.stack([output.sum() for output in outputs]).sum())
+        self.step(lr=0.0)
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter unsharded, float32, with its name."""
         whole = _gathered if self.stage == 3 else torch.Tensor.detach
@@ -159,7 +165,7 @@ def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip or 0.0,
         "zero_optimization": {"stage": config.engine.zero_stage, **OFFLOADED[config.engine.offload]},
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is vectorised on CPUs too, and needs no compiler
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is vectorized on CPUs too, and needs no compiler
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
     }

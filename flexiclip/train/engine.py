@@ -133,6 +133,10 @@ class Engine(Protocol):
         """
         ...
 
+    def discard_gradients(self) -> None:
+        """Clear the gradients without an update: no weight, no moment and no count of steps changes. Collective."""
+        ...
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter of the towers unsharded, float32, with its name.
 
@@ -182,8 +186,12 @@ class TorchEngine:
             group["lr"] = lr
         if math.isfinite(norm):
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.discard_gradients()
         return norm
+
+    def discard_gradients(self) -> None:
+        """See Engine."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter of the towers with its name."""

@@ -24,6 +24,16 @@ Halves = tuple[Tensor, ...]
 """The tensors of the image tower and, if there is one, of the text tower."""
 
 
+def marked(gradients: Halves, *values: Tensor) -> Halves:
+    """The gradients as they are if all values are finite, and NaN otherwise.
+
+    So the norm of the towers' gradients is NaN too, and every engine refuses the step. No rank has to wait for the values
+    before it goes backward, as it would to look at them.
+    """
+    zero_or_nan = 0.0 * torch.stack([value.sum() for value in values]).sum()
+    return tuple(gradient + zero_or_nan for gradient in gradients)
+
+
 def locate(
     ranks: Ranks,
     z: Halves,

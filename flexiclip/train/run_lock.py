@@ -203,7 +203,7 @@ class RunLock:
 
 
 class _Others:
-    """What is known about other claims: their last content, and since when it is unchanged."""
+    """The claims of others as they were seen: their last content, and since when it is unchanged."""
 
     def __init__(self, silent_s: float) -> None:
         self.silent_s = silent_s
@@ -226,7 +226,7 @@ class _Others:
 def _read(content: bytes) -> dict[str, Any]:
     try:
         claim = json.loads(content)
-    except ValueError:  # half written
+    except ValueError:  # a half-written file
         return {}
     return claim if isinstance(claim, dict) else {}
 

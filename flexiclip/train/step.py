@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,25 +73,21 @@ class Stepper:
             self.scalars.step(lr, dscalars)
             return Outcome(float(loss), norm)
 
-        def gradients_by_tower() -> list[str]:
-            return share.towers_of_bad_gradients(dz, lr)
-
-        fault = nonfinite.locate(self.ranks, z, loss, self.scalars.scalars, dscalars, dz, gradients_by_tower)
+        bad_towers = partial(share.towers_of_bad_gradients, dz)
+        fault = nonfinite.locate(self.ranks, z, loss, self.scalars.scalars, dscalars, dz, bad_towers)
         return Outcome(float(loss), norm, fault)
 
     def _loss(self, z: Tensors, targets: Tensors) -> tuple[Tensor, Tensors, list[Tensor]]:
         """Return the loss, its gradients with respect to the towers' outputs, and those with respect to the scalars.
 
-        If the loss or a scalar's gradient is not finite, dz becomes NaN too, and so does the norm of the towers' gradients. Every
-        engine then refuses the step. So no rank has to wait for the loss before it goes backward.
+        If the loss or a scalar's gradient is not finite, every dz is NaN (see `nonfinite.marked`).
         """
         for output in z:
             output.requires_grad_()
         loss = self.objective.loss(z, targets)
         gradients = torch.autograd.grad(loss, [*z, *self.scalars.scalars])
         dz, dscalars = gradients[: len(z)], list(gradients[len(z) :])
-        nothing = 0.0 * torch.stack([loss.detach(), *(d.sum() for d in dscalars)]).sum()  # 0, or NaN if one of them is not finite
-        return loss.detach(), tuple(d + nothing for d in dz), dscalars
+        return loss.detach(), nonfinite.marked(dz, loss.detach(), *dscalars), dscalars
 
 
 @dataclass(frozen=True)
@@ -125,15 +122,11 @@ class _Share:
         products = [(half * d[self.rows[i]]).sum() for half, d in zip(z, dz, strict=True) if half.requires_grad]
         self.stepper.engine.backward(self.stepper.ranks.world * torch.stack(products).sum())
 
-    def towers_of_bad_gradients(self, dz: Tensors, lr: float) -> list[str]:
+    def towers_of_bad_gradients(self, dz: Tensors) -> list[str]:
         """Go backward once more, watch the gradients that reach each tower, and leave no gradient behind. Collective."""
-        engine, ranks = self.stepper.engine, self.stepper.ranks
+        engine = self.stepper.engine
         with nonfinite.GradientWatch(engine.towers) as watch:
             for i in range(len(self.micro)):
                 self.backward(i, self.embed(i, averaged=False), dz)
-        z = self.embed(len(self.micro) - 1)
-        engine.backward(
-            float("nan") * torch.stack([half.sum() for half in z]).sum()
-        )  # a NaN step is refused, which clears the gradients that were added up
-        engine.step(lr)
-        return watch.bad(ranks)
+        engine.discard_gradients()
+        return watch.bad(self.stepper.ranks)

@@ -29,16 +29,15 @@ class Trained(nn.Module):
         self.image_width = model.image_tower.width
         self._project_image = model.project_image
 
-    def image_exits(self, image: Tensor, seqhw: int) -> list[Tensor]:
-        """Return the features [B, width] of every exit of the image tower, if it has some, and of its end.
+    def image_exits(self, image: Tensor, seqhw: int) -> Tensor:
+        """Return the features of every exit of the image tower and, last, of the whole tower, [E, B, width].
 
         image: [B, 3, H, W] uint8, or the features [B, width] of a locked tower, which are returned as the only ones.
         """
         if self.image_tower is None:
-            return [image]
+            return image[None]
         images = normalize(image, self.preprocess.mean, self.preprocess.std)
-        found: list[Tensor] = self.image_tower(images, seqhw, every_exit=True)
-        return found
+        return self.image_tower(images, seqhw, every_exit=True)
 
     def image_features(self, image: Tensor, seqhw: int) -> Tensor:
         """Return the image features [B, width]. image: [B, 3, H, W] uint8, or the features of a locked tower."""

@@ -206,7 +206,7 @@ def _item(scalar: Tensor) -> float:
 
 
 def train(config: Config, evaluators: Evaluators | None = None) -> bool:
-    """Train a recipe to its end, or until SIGINT or SIGTERM, after which the run saves and stops. Returns whether it has ended.
+    """Train a recipe to its end, or until SIGINT or SIGTERM, after which the run saves and stops. Returns whether it is complete.
 
     evaluators: model -> metrics, called on every rank. Raises UserError and RunError.
     """

@@ -63,6 +63,7 @@ def measure(table: Grid, pair: dict[str, Towers], images: Tensor, seqhw: int, ar
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = options(__doc__, rounds=7)
     parser.add_argument("--variant", default="Ti")
     parser.add_argument("--precision", choices=tuple(TOLERANCE), default="fp32")

@@ -118,6 +118,7 @@ def cells(found: Found, batch: int, products: float) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = options(__doc__, rounds=7)
     parser.add_argument("--model", help="a model folder or a run folder; default: random weights of --variant")
     parser.add_argument("--variant", default="S")

@@ -112,6 +112,7 @@ def compare(arguments: argparse.Namespace, record: Record) -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = options(__doc__, rounds=1)
     parser.add_argument("--limit", type=float, default=1.5, help="GB of private memory")
     parser.add_argument("--factor", type=int, default=32, help="how many times the plain batch is tried cached")

@@ -161,6 +161,7 @@ def draw(record: Record, everything: dict[tuple[str, int], dict[str, Found]]) ->
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--batches", default="1024,2048,4096,8192,16384", help="pairs, with commas between them")
     parser.add_argument("--alone", default="65536", help="pairs of flexiclip's runs without the peer, with commas between them")

@@ -146,6 +146,7 @@ def share_of_a_step(variant: str, batch: int, lengths: Sequence[int], rounds: in
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = options(__doc__, rounds=9)
     parser.add_argument("--variants", default="B,L", help=f"kernels: {', '.join(WIDTHS)}, with commas between them")
     parser.add_argument("--batch", type=int, default=32, help="of the training step, whose tower is the first variant")

@@ -110,6 +110,7 @@ def check(found: Runs, batch: int) -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = options(__doc__, rounds=3, threads=1)
     parser.add_argument("--variant", default="Ti")
     parser.add_argument("--batch", type=int, default=32, help="pairs a rank")

@@ -37,6 +37,7 @@ def main() -> int:
         print(f"mutation: no module of the core matches {' '.join(arguments.module)}", file=sys.stderr)
         return 2
     failed = [] if arguments.report else test_all(chosen, core, arguments)
+    record.write(record.read(), [module.path for module in core])  # verdicts may have been written by hand since the last run
     report(chosen)
     for module in failed:
         hint = f"do its tests pass? pytest {' '.join(module.tests)}"

@@ -24,7 +24,7 @@ from flexiclip.config import Config, load
 from flexiclip.errors import RunError
 from flexiclip.model_folder import LoadedModel, build_model, load_model
 from flexiclip.train.engine import Engine, TorchEngine
-from flexiclip.train.nonfinite import PATIENCE, Skips
+from flexiclip.train.nonfinite import PATIENCE, Skips, marked
 from flexiclip.train.ranks import Ranks, joined_ranks
 from flexiclip.train.towers import Towers
 
@@ -227,6 +227,15 @@ def test_stop_ends_the_run_at_the_first_one() -> None:
         skips.refused(replace(ALONE, rank=1), 7, 3, "it")
 
 
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_marked_gradients_are_nan_if_a_value_is_not_finite_and_otherwise_the_same_bits(value: float) -> None:
+    gradients = (torch.randn(3, 4), torch.tensor([1e-45, -0.5]))
+    for found, given in zip(marked(gradients, torch.tensor(1e30), torch.tensor([2.0, 3.0])), gradients, strict=True):
+        assert torch.equal(found, given)
+    for found in (*marked(gradients, torch.tensor(value)), *marked(gradients, torch.tensor(1.0), torch.tensor([0.0, value]))):
+        assert found.isnan().all()
+
+
 def engine_of(config: Config, loaded: LoadedModel, ranks: Ranks) -> Engine:
     towers = Towers(loaded.model.train(), bf16=False)
     if config.engine.kind == "torch":
@@ -248,23 +257,31 @@ def refuse_under_every_stage(*argv: str) -> None:
             inputs = engine.towers.dummy_inputs(ranks.device)
             tokens = torch.tensor([[5, 6, 7, 1]])
 
-            def step(factor: float, engine: Any = engine, inputs: Any = inputs, tokens: Tensor = tokens) -> float:
-                halves = engine.embed((inputs[0] + 100, tokens), 3, last=True)
+            def add(factor: float, last: bool, engine: Any = engine, inputs: Any = inputs, tokens: Tensor = tokens) -> None:
+                halves = engine.embed((inputs[0] + 100, tokens), 3, last=last)
                 engine.backward(factor * torch.stack([half[:, 0].sum() for half in halves]).sum())
+
+            def step(factor: float, engine: Any = engine, add: Any = add) -> float:
+                add(factor, last=True)
                 return float(engine.step(1e-2))
 
             def state(engine: Any = engine) -> dict[str, Tensor]:
                 return {name: t.clone() for name, t in (*engine.weights(), *engine.moments())}
 
             first = state()
-            assert math.isfinite(step(1.0)), name
+            norm = step(1.0)
+            assert math.isfinite(norm), name
             before = state()
             assert any(not torch.equal(first[key], before[key]) for key in before), name
             for factor in (NAN, float("inf")):
                 assert not math.isfinite(step(factor)), name
                 after = state()
                 assert all(torch.equal(before[key], after[key]) for key in before), f"{name}: a refused step updates something"
-            assert math.isfinite(step(1.0)), f"{name}: what was refused is not forgotten"
+            add(1e6, last=False)
+            engine.discard_gradients()
+            after = state()
+            assert all(torch.equal(before[key], after[key]) for key in before), f"{name}: discarding gradients updates something"
+            assert step(1.0) < 10 * norm, f"{name}: what was refused or discarded is not forgotten"
             assert any(not torch.equal(after[key], value) for key, value in state().items()), name
 
 

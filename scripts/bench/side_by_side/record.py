@@ -32,6 +32,7 @@ class Goal:
 
     @property
     def holds(self) -> bool:
+        """Whether the measured figure reaches the bound."""
         return self.found >= self.wanted if self.at_least else self.found <= self.wanted
 
     def line(self) -> str:

@@ -17,9 +17,11 @@ from typing import Any
 
 import yaml
 
-from .core import HERE, MUTANTS, TREE, Module
+from .core import HERE, MUTANTS, ROOT, TREE, Module
 
 RECORD = HERE / "record.yaml"
+SUMMARY = ROOT / "docs" / "mutation.json"
+"""The counts of the record, for readers and other programs."""
 
 HEADER = """\
 # What scripts/mutation.sh found: mutants of the core that no test noticed. Only the verdicts are written by hand:
@@ -44,6 +46,21 @@ def write(entries: dict[str, dict[str, Any]], order: list[str]) -> None:
     """Write all entries, in the order of core.yaml. Entries of modules that are no longer in the core are dropped."""
     kept = {path: entries[path] for path in order if path in entries}
     RECORD.write_text(HEADER + yaml.safe_dump(kept, sort_keys=False, width=1000, allow_unicode=True))
+    SUMMARY.write_text(json.dumps(summary(kept), indent=2) + "\n")
+
+
+def summary(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The number of mutants that were killed, survived and are equivalent, in all and for each module.
+
+    A mutant that ran out of time counts as killed. `survived` leaves out the equivalent ones.
+    """
+    modules = {}
+    for path, entry in entries.items():
+        equivalent = sum(survivor["verdict"].startswith("equivalent: ") for survivor in entry["survivors"])
+        killed = sum(entry.get(status, 0) for status in CAUGHT)
+        modules[path] = {"killed": killed, "survived": len(entry["survivors"]) - equivalent, "equivalent": equivalent}
+    totals = {key: sum(counts[key] for counts in modules.values()) for key in ("killed", "survived", "equivalent")}
+    return {**totals, "modules": modules}
 
 
 def meta(module: Module) -> Path:
