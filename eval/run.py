@@ -30,7 +30,6 @@ from flexiclip_eval.models.protocol import (
     model_names,
     trained_lengths,
 )
-from flexiclip_eval.progress import silent, watch
 from flexiclip_eval.report.page_data import Gallery
 from flexiclip_eval.report.table import ModelInfo, Report
 from flexiclip_eval.rows import Row
@@ -44,6 +43,7 @@ from flexiclip_eval.tradeoffs import TOLERANCE, Budget, CascadeCurve, cascade_pa
 from flexiclip.config import to_dict
 from flexiclip.distributed import gather_objects, rank
 from flexiclip.errors import UserError
+from flexiclip.progress import Watch, silent, watch
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -178,7 +178,7 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
     store = None if options.embeddings is None else EmbeddingStore(options.embeddings, loaded)
     main, failed = rank() == 0, dict[str, UserError]()
     for dataset, splits in zip(plan.datasets, opened, strict=True):
-        seen = watch(f"{source} · {dataset.name}") if main else silent
+        seen: Watch[torch.Tensor] = watch(f"{source} · {dataset.name}") if main else silent
         encoding = Encoding(loaded, lengths, options.batch_size, device, seen, store)
         try:
             if isinstance(splits, UserError):

@@ -10,7 +10,8 @@ import threading
 
 import pytest
 import torch
-from flexiclip_eval import progress
+
+from flexiclip import progress
 
 BATCHES = [torch.zeros(size, 3) for size in (4, 4, 0, 2)]
 
