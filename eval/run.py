@@ -37,7 +37,7 @@ from flexiclip_eval.score import Encoding, Score, score_tasks
 from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.layout import printable
 from flexiclip_eval.suites.load import load_datasets, load_readable
-from flexiclip_eval.tasks.registry import WITH_A_HEAD, WITHOUT_TEXT
+from flexiclip_eval.tasks import WITH_A_HEAD, WITHOUT_TEXT
 from flexiclip_eval.tradeoffs import TOLERANCE, Budget, CascadeCurve, cascade_pair, check_tolerance, choose, fronts, priced
 
 from flexiclip.config import to_dict

@@ -14,8 +14,8 @@ from flexiclip_eval.embeddings.embed import embed_images, embed_texts, evaluatin
 from flexiclip_eval.embeddings.store import EmbeddingStore, Kept
 from flexiclip_eval.models.protocol import EvalModel, Length, Width, head_classes
 from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tasks import TASKS
 from flexiclip_eval.tasks.base import Context, Prepared, Result
-from flexiclip_eval.tasks.registry import TASKS
 from flexiclip_eval.tradeoffs import Reranked
 from torch import Tensor
 

@@ -1,8 +1,8 @@
 """Defines a source of samples (Source, Item), and reads samples from webdataset shards.
 
 A source returns samples by number. ShardSource reads the shards that a suite names and those of CLIP_benchmark's layout; files.py
-has the sources for folders and tables, and opening.py opens the right one. All of them return the same Item, so that tasks and
-embeddings do not depend on the kind of source.
+has the sources for folders and tables, and `open_source` of images.py opens the right one. All of them return the same Item, so
+that tasks and embeddings do not depend on the kind of source.
 
 Samples are read from a shard by offset. Keys and members only select bytes inside a shard; they are never used as paths.
 """

@@ -17,8 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from flexiclip_eval.data.images import Record
-from flexiclip_eval.data.opening import open_source
+from flexiclip_eval.data.images import Record, open_source
 from flexiclip_eval.data.shards import Source
 from flexiclip_eval.report.table import Report, is_share, label_of, long_name, rows_of
 from flexiclip_eval.rows import TaskInfo

@@ -11,11 +11,11 @@ from eval_tools import unit
 from flexiclip_eval import DatasetConfig, TaskConfig
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.embeddings.embed import _speed, _total, class_embeddings, unit_rows
+from flexiclip_eval.tasks import TASKS
 from flexiclip_eval.tasks.base import Context, Prepared
 from flexiclip_eval.tasks.choice import choice_metrics, find_instances
 from flexiclip_eval.tasks.classification import accuracies, class_hits, classify, head_rows, largest_class
 from flexiclip_eval.tasks.linear_probe import probe
-from flexiclip_eval.tasks.registry import TASKS
 from flexiclip_eval.tasks.retrieval import merged_pairs, plain_pairs, retrieval_metrics
 from flexiclip_eval.tasks.search import mean_rank
 from sklearn.linear_model import LogisticRegression

@@ -16,7 +16,7 @@ import webdataset
 from eval_tools import toy_model, toys
 from flaky_server import FlakyServer
 from flexiclip_eval import DatasetConfig, EvalOptions, TaskConfig, evaluate_suites
-from flexiclip_eval.data.opening import open_source
+from flexiclip_eval.data.images import open_source
 from flexiclip_eval.embeddings.embed import class_embeddings
 from flexiclip_eval.suites.complete import complete
 from flexiclip_eval.suites.dataset import training
