@@ -17,7 +17,6 @@ import torch
 from flexiclip_eval.data.labels import Splits, open_splits
 from flexiclip_eval.embeddings.embed import embedding_width, evaluating
 from flexiclip_eval.embeddings.store import EmbeddingStore, StoreError
-from flexiclip_eval.models import open_model
 from flexiclip_eval.models.protocol import (
     EvalModel,
     Length,
@@ -30,6 +29,7 @@ from flexiclip_eval.models.protocol import (
     model_names,
     trained_lengths,
 )
+from flexiclip_eval.models.sources import open_model
 from flexiclip_eval.report.page_data import Gallery
 from flexiclip_eval.report.table import ModelInfo, Report
 from flexiclip_eval.rows import Row

@@ -15,8 +15,8 @@ import pytest
 import torch
 from eval_tools import encode_one_by_one, texts_one_by_one, toy_model, toys, unit, write_shards, write_suite
 from flexiclip_eval import EvalOptions, evaluate_suites
-from flexiclip_eval.models import open_model
 from flexiclip_eval.models.protocol import ForeignModel, choose_lengths, has_text, trained_lengths
+from flexiclip_eval.models.sources import open_model
 
 from flexiclip.__main__ import main
 from flexiclip.errors import UserError

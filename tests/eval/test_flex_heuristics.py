@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from eval_tools import toy_model
 from flexiclip_eval.embeddings.store import model_fingerprint
-from flexiclip_eval.models import open_model
 from flexiclip_eval.models.flex import FLEXES
 from flexiclip_eval.models.protocol import ForeignModel
+from flexiclip_eval.models.sources import open_model
 
 from flexiclip.model_folder import save_model
 
