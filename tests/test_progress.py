@@ -26,6 +26,14 @@ def test_a_log_gets_lines_that_count(capsys: pytest.CaptureFixture[str], monkeyp
     ]
 
 
+def test_a_pass_over_shards_logs_what_is_done(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([10.0, 14.0, 15.0, 19.0])  # at the start, and when each shard is done
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with caplog.at_level("INFO", logger="flexiclip"):
+        assert list(progress.progress("abc", 3, "indexing shards")) == ["a", "b", "c"]
+    assert [record.message for record in caplog.records] == ["indexing shards: 2/3, 2 s left"]  # 2.5 s, rounded to even
+
+
 def test_quick_work_and_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(list(progress.watch("runs/x · toys")(iter(BATCHES), 10))) == 4
     assert len(list(progress.silent(iter(BATCHES), 10))) == 4

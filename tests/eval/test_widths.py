@@ -11,7 +11,7 @@ import pytest
 from eval_tools import encode_one_by_one, slow_recall, texts_one_by_one, toy_model, toys, unit, write_shards, write_suite
 from flexiclip_eval import EvalOptions, Row, evaluate_suites
 from flexiclip_eval.report.files import read_rows
-from flexiclip_eval.tradeoffs import fronts
+from flexiclip_eval.tradeoffs import fronts, pareto_front
 
 from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel
@@ -96,3 +96,10 @@ def test_the_front_is_what_nothing_beats() -> None:
         assert (one.model in kept) == (not better), one
     assert 0 < len(kept) < 60
     assert fronts([row(1.0, None, 0.5)]) == []
+
+
+def test_pareto_front_by_hand() -> None:
+    """(quality, cheapness): equal points stay both, and the order of the points stays."""
+    points = [(2.0, 2.0), (3.0, 1.0), (2.0, 1.0), (2.0, 2.0), (1.0, 3.0), (0.0, 3.0)]
+    assert pareto_front(points, lambda point: point) == [(2.0, 2.0), (3.0, 1.0), (2.0, 2.0), (1.0, 3.0)]
+    assert pareto_front([], lambda point: point) == []
