@@ -6,6 +6,8 @@ is complete or missing, no matter when the writer is killed.
 A place that cannot be written to is reported in one line that names it and the system's reason. Libraries report this in
 many ways: as an OSError, as Rust's "(os error 28)", or with the system's words inside a RuntimeError from C++.
 
+`within` limits the time of a call that may hang, such as a question to a server.
+
 A file that cannot be read is often a failed download: a web page with an error, a Git LFS pointer, an archive, or an
 empty file. `stands_there` and `text_there` recognise these.
 """
@@ -17,16 +19,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flexiclip.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 
 # No program can write there: the disk is full or broken, the mount is read-only, or a quota or limit is reached.
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
@@ -291,3 +296,27 @@ def system_reason(error: BaseException) -> str:
         return said
     wrapped = _OS_ERROR.search(str(error))
     return wrapped[1].strip() if wrapped else f"{type(error).__name__}: {error}"
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """Return the result of a blocking call, or raise its exception.
+
+    Raises TimeoutError after `seconds`. The call goes on in its thread, which does not keep the process from ending.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="time limit", daemon=True).start()
+    if not wait([answer], seconds).done:
+        raise too_late(seconds)
+    return answer.result()
+
+
+def too_late(seconds: float) -> TimeoutError:
+    """The error for a server that has not answered, or not completely, after so many seconds."""
+    return TimeoutError(f"no answer, or not the whole of it, within {seconds:g} s")

@@ -31,14 +31,14 @@ def test_recipes_and_suites(tmp_path: Path) -> None:
     assert suite.datasets[0].name == "d"
 
 
-def test_texts_beside_samples(tmp_path: Path) -> None:
+def test_byte_order_marks_of_texts_that_come_with_samples(tmp_path: Path) -> None:
     assert lines(require_text(marked(tmp_path / "classnames.txt", "red\r\nblue\r\n"))) == ("red", "blue")
     assert read_json(marked(tmp_path / "prompts.json", '{"red": ["a"]}')) == {"red": ["a"]}
     assert member_label("cls", "\ufeff4\n".encode()) == 4
     assert member_label("cls", "\ufeffred".encode()) == "red"
 
 
-def test_tables(tmp_path: Path) -> None:
+def test_byte_order_marks_of_tables(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     table = marked(tmp_path / "t.csv", "filepath,title\na.png,a cat\n")
     item = TableSource(DatasetConfig(csv=table, tasks=(TaskConfig(kind="retrieval"),)), table).item(0, ())

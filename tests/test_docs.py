@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import webdataset
 from flexiclip_eval.suites.load import SuiteConfig, load_suite
-from page_commands import check, check_mention
-from pages import FENCE, PAGES, ROOT, Block, blocks, check_recipe, command_lines, files_of, inline_code, schema_keys
+from kit.page_commands import check, check_mention
+from kit.pages import FENCE, PAGES, ROOT, Block, blocks, check_recipe, command_lines, files_of, inline_code, schema_keys
 from PIL import Image
 
 from flexiclip.__main__ import main
@@ -26,7 +26,7 @@ from flexiclip.model_folder import build_model, save_model
 IDS = {"ids": lambda each: str(each.relative_to(ROOT)) if isinstance(each, Path) else str(each)}
 FILE_ENDINGS = ("py", "safetensors")
 RUN_ELSEWHERE = "# embed.py\n"
-"""The first line of the block that tests/export/test_doc.py runs, where torch cannot be imported."""
+"""The first line of the block that tests/export/test_export_guide.py runs, where torch cannot be imported."""
 PREPARED = {
     "docs/guides/export.md": "import json, onnxruntime; session = onnxruntime.InferenceSession('encoders/image-6.onnx')",
 }

@@ -163,7 +163,7 @@ def test_circles_are_found_by_hand():
 
 
 @pytest.mark.parametrize("path", CODE + TESTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_rooms_are_small(path):
+def test_files_and_functions_are_small(path):
     source = path.read_text(encoding="utf-8")
     assert source.count("\n") <= MAX_FILE
     functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import webdataset
+from kit.full_disk import at_most
 
 from flexiclip.__main__ import main
 from flexiclip.config import from_dict
@@ -22,13 +19,11 @@ from flexiclip.config.schema import Config
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.datasets.vendors import build_openmoji
 from flexiclip.errors import UserError
-from flexiclip.files import cannot_write, new_folder, save_tensors, write_whole, writing
 from flexiclip.model_folder import build_model, save_model
 
 GOLDEN = Path(__file__).parent / "golden" / "flexivit_gap_params.npz"
 FULL, LIMIT = os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG)
 SMALL = {"width": 32, "depth": 1, "heads": 2}
-
 # command -> the name of its output: a file's or a folder's.
 COMMANDS = {
     f"import {GOLDEN} --format big_vision": "o",
@@ -66,17 +61,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, caption in enumerate(captions):
             writer.write({"__key__": str(number), "txt": caption.encode()})
     return folder
-
-
-@contextmanager
-def at_most(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes: what a full disk or a quota does, without root."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def arguments(command: str, output: Path | str) -> list[str]:
@@ -192,55 +176,3 @@ def test_a_full_and_a_read_only_file_system(
     finally:
         for folder in (full, fixed):
             subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def test_writing_turns_refusals_of_every_library_into_a_line() -> None:
-    for error in (
-        OSError(errno.EDQUOT, "quota"),
-        OSError(errno.EROFS, "read-only"),
-        OSError(errno.EACCES, "denied"),
-        OSError(errno.ENAMETOOLONG, "long"),
-        RuntimeError(f"I/O error: {FULL} (os error {errno.ENOSPC})"),
-        RuntimeError(f"[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0: {FULL}"),
-    ):
-        with pytest.raises(UserError, match=r"^--output o: cannot write there: "), writing("--output o"):
-            raise error
-    for other in (
-        ValueError("o"),
-        RuntimeError("a shape (os error 2)"),
-        UserError("mine"),
-        OSError("of a library's own"),
-        KeyError(28),
-    ):
-        assert cannot_write(other) is None
-        with pytest.raises(type(other)) as caught, writing("--output o"):
-            raise other
-        assert caught.value is other
-
-
-def test_new_folder_is_there_at_the_end_or_never(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "a" / "b") as folder:
-        (folder / "x").write_text("1")
-        assert not (tmp_path / "a" / "b").exists()
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
-    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "a" / "c"):
-        raise KeyboardInterrupt
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
-
-
-def test_write_whole_replaces_and_writes_through(tmp_path: Path) -> None:
-    (tmp_path / "f").write_text("old")
-    with at_most(2), pytest.raises(OSError, match=LIMIT):
-        write_whole(tmp_path / "f", "newer")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", "old")]
-    write_whole(tmp_path / "f", "newer")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", "newer")]
-    write_whole(Path(os.devnull), "x")
-    assert Path(os.devnull).is_char_device()
-
-
-def test_save_tensors_raises_as_files_do(tmp_path: Path) -> None:
-    with at_most(100), pytest.raises(OSError, match=LIMIT) as caught:
-        save_tensors({"w": torch.zeros(100)}, tmp_path / "w.safetensors")
-    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "w.safetensors"))

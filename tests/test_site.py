@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import flexiclip_eval
 import pytest
-from pages import PAGES, ROOT, schema_keys
+from kit.pages import PAGES, ROOT, schema_keys
 from playwright.sync_api import Browser
 
 import flexiclip

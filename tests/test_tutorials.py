@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import ROOT, Block, blocks
+from kit.pages import ROOT, Block, blocks
 
 SET_UP = ("pip install", "python3 -m venv", "source ")
 TUTORIALS = ("first-run", "evaluate-your-model", "ship-an-encoder", "train-on-your-shards")

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import get_worker_info
 
-from flexiclip.data.samples import BadSample
+from flexiclip.data.samples import BadSample, Labels
 from flexiclip.draws import Draw, stream
-from flexiclip.errors import RunError
+from flexiclip.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,52 @@ def mix(images: torch.Tensor, before: torch.Tensor, kept: float) -> None:
 Tokenize = Callable[[list[str]], torch.Tensor]
 TENSORS = ("images", "tokens", "caption_ids", "labels", "shares")
 """The tensor fields of a batch, which are moved to the device."""
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What the batches hold besides what `data` in the recipe says.
+
+    `image_size`: (H, W) in pixels. `interpolation`: how images are resized, `bilinear` or `bicubic`. `tokenizer`: maps
+    list[str] to int64 [N, L], or None if no captions are wanted. `labels`: where the class labels are, or None if none
+    are wanted.
+    """
+
+    image_size: tuple[int, int]
+    interpolation: str
+    tokenizer: Tokenize | None = None
+    labels: Labels | None = None
+
+
+@dataclass(frozen=True)
+class RankSteps:
+    """The steps start_step to start_step + steps - 1 of a run with this seed, and the rank whose part of them is loaded.
+
+    Raises UserError if the ranks cannot share the batch evenly.
+    """
+
+    seed: int
+    global_batch_size: int
+    start_step: int
+    steps: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size % self.world:
+            raise UserError(
+                f"train.global_batch_size={self.global_batch_size} does not divide by the {self.world} ranks of this run"
+            )
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the steps."""
+        return range(self.start_step, self.start_step + self.steps)
+
+    @property
+    def size(self) -> int:
+        """The number of samples of each step that this rank loads."""
+        return self.global_batch_size // self.world
 
 
 @dataclass(frozen=True)
@@ -109,13 +155,10 @@ def caption_id(caption: str) -> int:
 class Collate:
     """Makes a Batch of Items.
 
-    `tokenizer`: None if no captions are read. `trim`: drop the last columns if they hold `pad_id` in every caption of
-    the batch.
+    `tokenizer`: None if no captions are read.
     """
 
     tokenizer: Tokenize | None
-    trim: bool = False
-    pad_id: int = 0
     mixup: Mixup | None = None
 
     def __call__(self, step: int, items: Sequence[Item], before: Item | None = None) -> Batch:
@@ -149,11 +192,7 @@ class Collate:
     def _tokens(self, captions: list[str]) -> torch.Tensor:
         if self.tokenizer is None:
             return torch.empty(len(captions), 0, dtype=torch.int64)
-        tokens = self.tokenizer(captions).long()
-        if not self.trim:
-            return tokens
-        used = (tokens != self.pad_id).any(dim=0).nonzero()
-        return tokens[:, : int(used[-1]) + 1 if len(used) else 1].contiguous()
+        return self.tokenizer(captions).long().contiguous()  # cut columns would be copied to shared memory too
 
 
 def _labels(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:

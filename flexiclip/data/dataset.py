@@ -49,9 +49,9 @@ class TrainSources:
         return all(reads_in_parallel(url) for store in self.stores for url in store.urls)
 
 
-def source_configs(config: DataConfig) -> tuple[SourceConfig, ...]:
+def source_configs(train: str | Sequence[str | SourceConfig]) -> tuple[SourceConfig, ...]:
     """Return the sources of `data.train`: strings form one source, and a list with {shards, weight} is a weighted mixture."""
-    entries = (config.train,) if isinstance(config.train, str) else config.train
+    entries = (train,) if isinstance(train, str) else train
     if not entries:
         raise UserError("data.train is empty: name the training shards, for example 'data.train=data/train-{0000..0003}.tar'")
     plain = tuple(entry for entry in entries if isinstance(entry, str))
@@ -69,17 +69,16 @@ def open_sources(config: DataConfig, seed: int, labels: Labels | None = None) ->
     if config.sequential:
         raise UserError("data.sequential=true has no epoch and no index: give durations in steps or samples")
     retries = Retries(config.read_attempts, config.read_timeout_s)
-    stores = []
-    for source in source_configs(config):
+    stores, sources = [], source_configs(config.train)
+    for source in sources:
         urls = expand_shards(source.shards, allow_shell=config.allow_shell)
         if any(url.startswith("pipe:") for url in urls):
             raise UserError("a pipe: source cannot seek: set data.sequential=true")
         indices = index_shards(urls, config.index_cache, retries)
         stores.append(SampleStore(indices, config.image_keys, config.captions, retries, labels))
     damaged = _check_damage([index for store in stores for index in store.indices], config.max_bad_fraction)
-    weights = [source.weight for source in source_configs(config)]
-    plan = Plan([Source(s.counts, w) for s, w in zip(stores, weights, strict=True)], seed, config.window_shards)
-    return TrainSources(tuple(stores), plan, damaged)
+    weighted = [Source(store.counts, source.weight) for store, source in zip(stores, sources, strict=True)]
+    return TrainSources(tuple(stores), Plan(weighted, seed, config.window_shards), damaged)
 
 
 def _check_damage(indices: Sequence[ShardIndex], most: float) -> tuple[BadSample, ...]:

@@ -10,6 +10,7 @@ copied.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flexiclip.files import short_reason, text_there
 
@@ -128,16 +129,6 @@ _SEVERAL_TIMES = ("WEBP", "AVIF")  # their decoders hold several copies of the i
 _MOST_SCANS = 100  # of a JPEG; a progressive JPEG has about ten
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # never EPS or similar formats, which start programs
-_ORIENTATION = 0x0112  # the EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
 
@@ -170,9 +161,10 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
                 image.draft(None, (min_side, min_side))
         raw = raw_mode(image)
         image.load()
-        turn = _turn(image)
         image = adapted(image, raw, data)
-        return to_rgb(image if turn is None else image.transpose(turn))
+        with contextlib.suppress(Exception):  # the pixels may be fine although the EXIF data is damaged
+            ImageOps.exif_transpose(image, in_place=True)  # turns the pixels before it rewrites the EXIF data
+        return to_rgb(image)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
@@ -196,14 +188,6 @@ def _formats() -> tuple[str, ...]:
     """Return those of the accepted formats that this build of Pillow can open."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return the transpose that makes the image upright, or None if it is upright."""
-    try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # the pixels may be fine although the EXIF data is damaged
-        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -22,27 +22,26 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch, Collate, Item, Mixup, Tokenize, require_room, shared
+from flexiclip.data.batch import Batch, BatchSpec, Collate, Item, Mixup, RankSteps, require_room, shared
 from flexiclip.data.dataset import TrainDataset, TrainSources, open_sources
 from flexiclip.data.images import TrainTransform
-from flexiclip.data.samples import BadSample, Labels
-from flexiclip.data.sequential import stream_captions
+from flexiclip.data.samples import BadSample
+from flexiclip.data.sequential import SequentialDataset, stream_captions
 from flexiclip.data.worker_watch import Notes, StageBoard
 from flexiclip.errors import RunError, UserError
 
 _PARALLEL_READS = 16  # samples that a worker reads at once from remote storage
 
 
-class _Steps(Dataset[Batch | UserError | RunError]):
+class _StepBatches(Dataset[Batch | UserError | RunError]):
     """Maps a step to this rank's batch.
 
     An error that ends the run is returned as a value, because torch would hide its text in a worker's traceback.
     """
 
-    def __init__(self, dataset: TrainDataset, collate: Collate, global_batch_size: int, rank: int, world: int) -> None:
+    def __init__(self, dataset: TrainDataset, collate: Collate, steps: RankSteps) -> None:
         self.dataset, self.collate = dataset, collate
-        self.size = global_batch_size // world
-        self.stride, self.shift = global_batch_size, rank * self.size
+        self.size, self.stride, self.shift = steps.size, steps.global_batch_size, steps.rank * steps.size
         self.parallel = dataset.sources.parallel
         self._pool: ThreadPoolExecutor | None = None
         self._notes: Notes | None = None
@@ -115,7 +114,10 @@ class Batches:
             if batch is None:
                 return
             if isinstance(batch, (UserError, RunError)):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # the error holds this frame; a frame that held the error too would keep the workers alive
             yield batch
 
     def end_workers(self) -> None:
@@ -160,54 +162,31 @@ def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError | RunError]:
     return batches
 
 
-def train_loader(
-    config: DataConfig,
-    *,
-    image_size: tuple[int, int],
-    interpolation: str,
-    tokenizer: Tokenize | None,
-    trim: bool,
-    pad_id: int,
-    seed: int,
-    rank: int,
-    world: int,
-    global_batch_size: int,
-    start_step: int,
-    steps: int,
-    sources: TrainSources | None = None,
-    labels: Labels | None = None,
-) -> Batches:
-    """Return the batches of the steps start_step to start_step + steps - 1 for one rank.
+def train_loader(config: DataConfig, spec: BatchSpec, steps: RankSteps, sources: TrainSources | None = None) -> Batches:
+    """Return the batches of one rank's steps.
 
-    `image_size`: (H, W) in pixels. `tokenizer`: maps list[str] to int64 [N, L], or None if no captions are wanted.
-    `labels`: where the class labels are, or None if none are wanted. `sources`: the result of open_sources(config,
-    seed, labels), which is called here if it is missing. Raises UserError if the ranks cannot share the batch evenly.
+    `sources`: the result of open_sources(config, steps.seed, spec.labels), which is called here if it is missing.
     """
-    if global_batch_size % world:
-        raise UserError(f"train.global_batch_size={global_batch_size} does not divide by the {world} ranks of this run")
     transform = TrainTransform(
-        image_size, config.crop_scale, config.crop_ratio, config.flip, interpolation, config.scaled_decoding
+        spec.image_size, config.crop_scale, config.crop_ratio, config.flip, spec.interpolation, config.scaled_decoding
     )
-    collate = Collate(tokenizer, trim, pad_id, Mixup(config.mixup, seed) if config.mixup else None)
+    collate = Collate(spec.tokenizer, Mixup(config.mixup, steps.seed) if config.mixup else None)
     if config.sequential:
-        from flexiclip.data.sequential import SequentialDataset
-
-        stream = SequentialDataset(config, labels, transform, collate, global_batch_size // world, seed, rank, start_step, steps)
-        return _batches(stream, None, config)
-    dataset = TrainDataset(sources or open_sources(config, seed, labels), transform, seed)
-    numbers = range(start_step, start_step + steps)
-    return _batches(_Steps(dataset, collate, global_batch_size, rank, world), numbers, config)
+        stream = SequentialDataset(config, spec.labels, transform, collate, steps)
+        return _batches(stream, None, config.workers, config.prefetch)
+    dataset = TrainDataset(sources or open_sources(config, steps.seed, spec.labels), transform, steps.seed)
+    return _batches(_StepBatches(dataset, collate, steps), steps.numbers, config.workers, config.prefetch)
 
 
-def _batches(dataset: Dataset[Any], sampler: Sequence[int] | None, config: DataConfig) -> Batches:
-    """Wrap a dataset of ready batches in torch's DataLoader. With data.workers=0 it runs in this process."""
-    stages = StageBoard(config.workers)
+def _batches(dataset: Dataset[Any], sampler: Sequence[int] | None, workers: int, prefetch: int) -> Batches:
+    """Wrap a dataset of ready batches in torch's DataLoader. With `workers` = 0 it runs in this process."""
+    stages = StageBoard(workers)
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=sampler,
-        num_workers=config.workers,
-        prefetch_factor=config.prefetch if config.workers else None,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
         collate_fn=_unchanged,
         worker_init_fn=functools.partial(_start_worker, stages),
         pin_memory=torch.cuda.is_available(),

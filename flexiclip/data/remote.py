@@ -15,15 +15,14 @@ import asyncio
 import functools
 import glob
 import os
-import queue
 import re
-import threading
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from flexiclip.errors import UserError
+from flexiclip.files import too_late, within
 
 T = TypeVar("T")
 
@@ -165,28 +164,16 @@ def _bounded(fs: Any, coroutine: Callable[[], Any], timeout_s: float) -> Any:
     try:
         return sync(fs.loop, coroutine, timeout=timeout_s)
     except asyncio.TimeoutError:
-        raise TimeoutError(f"no answer, or not the whole of it, within {timeout_s:g} s") from None
+        raise too_late(timeout_s) from None
 
 
 def _in_thread(fs: Any, call: Callable[[], T], timeout_s: float) -> T:
     """Run a blocking call in a thread, which is abandoned when its time is over."""
-    results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put((call(), None))
-        except BaseException as error:
-            results.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
     try:
-        result, error = results.get(timeout=timeout_s)
-    except queue.Empty:
-        fs.clear_instance_cache()  # its connection is still in use, so the next attempt opens another one
-        raise TimeoutError(f"no answer, or not the whole of it, within {timeout_s:g} s") from None
-    if error is not None:
-        raise error
-    return cast(T, result)
+        return within(timeout_s, call)
+    except TimeoutError:
+        fs.clear_instance_cache()  # its connection may still be in use, so the next attempt opens another one
+        raise
 
 
 def keeps_copies(fs: Any) -> bool:

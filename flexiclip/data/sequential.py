@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from torch.utils.data import IterableDataset, get_worker_info
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch, Collate, Item, shared
+from flexiclip.data.batch import Batch, Collate, Item, RankSteps, shared
 from flexiclip.data.dataset import MAX_BAD, make_item, source_configs
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import split_name
@@ -36,29 +36,19 @@ _Raw = dict[str, Any]  # webdataset's sample: __url__, __key__ and extension -> 
 
 
 class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
-    """The batches of one rank: `steps` batches of `size` samples, which the workers produce in turn."""
+    """The batches of one rank's steps, which the workers produce in turn."""
 
     def __init__(
-        self,
-        config: DataConfig,
-        labels: Labels | None,
-        transform: TrainTransform,
-        collate: Collate,
-        size: int,
-        seed: int,
-        rank: int,
-        start_step: int,
-        steps: int,
+        self, config: DataConfig, labels: Labels | None, transform: TrainTransform, collate: Collate, steps: RankSteps
     ) -> None:
-        self.config, self.labels, self.transform, self.collate, self.size = config, labels, transform, collate, size
-        self.seed, self.rank, self.start_step, self.steps = seed, rank, start_step, steps
+        self.config, self.labels, self.transform, self.collate, self.steps = config, labels, transform, collate, steps
         self._notes: Notes | None = None
         self.note: Note = silent  # called with what is about to be done
-        sources = source_configs(config)
+        sources = source_configs(config.train)
         self.urls = [expand_shards(source.shards, allow_shell=config.allow_shell) for source in sources]
         largest = max(source.weight for source in sources)
         self.weights = [source.weight / largest for source in sources]  # relative to the largest, so that their sum is finite
-        if rank == 0:
+        if steps.rank == 0:
             _log.info("data.sequential: a resumed run draws fresh shards, so it does not repeat the uninterrupted one exactly")
 
     def watched_by(self, notes: Notes) -> None:
@@ -71,7 +61,7 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         items = self._items(worker)
         try:
-            for step in range(self.start_step + worker, self.start_step + self.steps, workers):
+            for step in self.steps.numbers[worker::workers]:
                 yield shared(self._batch(step, items))
         except UserError as error:  # yielded as a value, because torch would hide its text in a worker's traceback
             yield error
@@ -83,7 +73,7 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
         """
         if self._notes is not None:
             self._notes.step = step
-        drawn = [next(items) for _ in range(self.size)]
+        drawn = [next(items) for _ in range(self.steps.size)]
         self.note("tokenising", "", "")
         batch = self.collate(step, drawn, before=drawn[-1])
         self.note("idle", "", "")
@@ -91,9 +81,9 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
 
     def _items(self, worker: int) -> Iterator[Item]:
         """Yield items drawn from the sources by their weights, without end."""
-        place = (self.rank, worker, self.start_step)
-        drawn = stream(self.seed, Draw.SEQUENTIAL, *place)
-        choice = random.Random(below(2**63, self.seed, Draw.SEQUENTIAL, *place, 1))  # noqa: S311
+        place = (self.steps.rank, worker, self.steps.start_step)
+        drawn = stream(self.steps.seed, Draw.SEQUENTIAL, *place)
+        choice = random.Random(below(2**63, self.steps.seed, Draw.SEQUENTIAL, *place, 1))  # noqa: S311
         readers = [_Reader(self.config.allow_shell, self.note) for _ in self.urls]
         streams = [self._stream(reader, urls, choice) for reader, urls in zip(readers, self.urls, strict=True)]
         while True:
@@ -115,7 +105,7 @@ class SequentialDataset(IterableDataset[Batch | UserError | RunError]):
 
 def stream_captions(config: DataConfig) -> Iterator[str]:
     """Yield every readable caption of the shards once, in order."""
-    for source in source_configs(config):
+    for source in source_configs(config.train):
         reader = _Reader(config.allow_shell)
         raw = reader.samples({"url": url} for url in expand_shards(source.shards, allow_shell=config.allow_shell))
         for captions in reader.keep(raw, lambda url, key, members: read_captions(url, key, members, config.captions)):

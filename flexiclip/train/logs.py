@@ -97,7 +97,7 @@ def _one_line(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {system_reason(error)}: "
-            "when that is fixed, the same command goes on from the newest checkpoint"
+            "the same command goes on from the newest checkpoint when that is fixed"
         ) from error
 
 

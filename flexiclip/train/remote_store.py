@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import errno
 import shutil
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from flexiclip.errors import UserError
-from flexiclip.files import system_reason
+from flexiclip.files import system_reason, within
 from flexiclip.train.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint, read_state
 from flexiclip.train.run_lock import FOLDER, Place
 from flexiclip.train.stores import LATEST, SPARE, LocalStore, Store, checked_name, point_elsewhere, step_of
@@ -159,7 +158,10 @@ class RemoteStore:
 
     def asked(self, question: Callable[[], T]) -> T:
         """Return the answer, or raise UserError within ANSWER_S seconds, however long the backend would retry."""
-        return within(ANSWER_S, question, lambda why: UserError(f"checkpoints at {self.url} cannot be reached: {why}"))
+        try:
+            return within(ANSWER_S, question)
+        except Exception as error:
+            raise UserError(f"checkpoints at {self.url} cannot be reached: {system_reason(error)}") from None
 
 
 class _Claims:
@@ -199,25 +201,6 @@ class _Claims:
                 self.fs.rm_file(f"{self.root}/{name}")
 
         self.store.asked(remove)
-
-
-def within(seconds: float, question: Callable[[], T], failed: Callable[[str], Exception]) -> T:
-    """Return what `question` returns. Raises failed(why) if it raises, or does not return within `seconds`."""
-    answers: list[T] = []
-    errors: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            answers.append(question())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=ask, name="asks a store", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if answers:
-        return answers[0]
-    raise failed(system_reason(errors[0]) if errors else f"no answer within {seconds:.0f} s") from None
 
 
 def open_store(where: str, staging: Path) -> Store:

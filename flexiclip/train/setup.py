@@ -12,6 +12,7 @@ from torch import nn
 
 from flexiclip.config import Config, DataConfig
 from flexiclip.config.schema import pair
+from flexiclip.data.batch import BatchSpec, RankSteps
 from flexiclip.data.dataset import TrainSources, open_sources
 from flexiclip.data.loader import Batches, iter_captions, train_loader
 from flexiclip.data.samples import Labels
@@ -63,22 +64,21 @@ class Run:
     def batches(self) -> Batches:
         """Return the batches of the remaining steps."""
         config, tower = self.config, self.loaded.model.text_tower
-        return train_loader(
-            data_of(config),
+        spec = BatchSpec(
             image_size=pair(config.model.image.image_size),
             interpolation=config.model.preprocess.interpolation,
-            tokenizer=None if config.model.text is None else self.loaded.tokenizer,
-            trim=tower.trims,
-            pad_id=tower.pad_id,
+            tokenizer=None if config.model.text is None else tower.trimming(self.loaded.tokenizer),
+            labels=labels_of(config),
+        )
+        steps = RankSteps(
             seed=config.seed,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
             global_batch_size=config.train.global_batch_size,
             start_step=self.step,
             steps=self.horizon.steps - self.step,
-            sources=self.sources,
-            labels=labels_of(config),
+            rank=self.ranks.rank,
+            world=self.ranks.world,
         )
+        return train_loader(data_of(config), spec, steps, self.sources)
 
 
 def data_of(config: Config) -> DataConfig:
@@ -114,7 +114,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None =
     folder = Path(config.run_dir)
     store = run_store(config, folder)
     found = shared(ranks, ranks.main, lambda: enter_run_folder(config, store, course, lock, ranks.say))
-    _check_shared(config, folder, store, ranks)
+    _check_shared(config.train.checkpoint_dir, folder, store, ranks)
     checkpoint = fetch_checkpoint(found, folder, ranks) if found is not None else None
 
     loaded = build_model(_with_tokenizer(config, folder, checkpoint, ranks))
@@ -175,12 +175,12 @@ def _flops(course: Course, checkpoint: Checkpoint | None) -> int:
     return course.flops(range(checkpoint.step)) if checkpoint.facts.flops is None else checkpoint.facts.flops
 
 
-def _check_shared(config: Config, folder: Path, store: Store, ranks: Ranks) -> None:
+def _check_shared(checkpoint_dir: str | None, folder: Path, store: Store, ranks: Ranks) -> None:
     """Raise UserError unless all ranks see the same folders. With checkpoints in an object store, each host may have its own."""
     if not isinstance(store, LocalStore):
         return
     check_shared_folder(folder, ranks)
-    if config.train.checkpoint_dir is not None:
+    if checkpoint_dir is not None:
         check_shared_folder(store.root, ranks, "train.checkpoint_dir")
 
 

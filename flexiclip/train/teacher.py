@@ -17,7 +17,6 @@ from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.images import normalize
 from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel, load_model
-from flexiclip.models.text.base import trim_padding
 from flexiclip.train.towers import TextFeatures
 
 
@@ -74,7 +73,8 @@ class Teacher:
 
     def __init__(self, loaded: LoadedModel, seqhw: int, bf16: bool, text_features: TextFeatures | None = None) -> None:
         """text_features: precomputed features of the teacher's text tower, if there are any."""
-        self.model, self.tokenizer, self.preprocess = loaded.model, loaded.tokenizer, loaded.config.model.preprocess
+        self.model, self.preprocess = loaded.model, loaded.config.model.preprocess
+        self.tokenizer = loaded.model.text_tower.trimming(loaded.tokenizer)
         self.seqhw, self.bf16, self.text_features = seqhw, bf16, text_features
 
     @torch.no_grad()
@@ -95,6 +95,4 @@ class Teacher:
             if rows is not None:
                 return self.model.project_text(rows.to(caption_ids.device))
             tokens = self.tokenizer(list(captions))  # the teacher's vocabulary may differ from the student's
-            tower = self.model.text_tower
-            tokens = trim_padding(tokens, tower.pad_id) if tower.trims else tokens
             return self.model.encode_text(tokens.to(caption_ids.device), normalize=True)

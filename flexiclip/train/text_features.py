@@ -20,7 +20,6 @@ from flexiclip.data.batch import caption_id
 from flexiclip.files import writing_run_folder
 from flexiclip.model_folder import LoadedModel
 from flexiclip.models.flops import KEPT_TEXT_FEATURES
-from flexiclip.models.text.base import trim_padding
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.resume import shared
 from flexiclip.train.towers import TextFeatures
@@ -75,13 +74,12 @@ def _encode(loaded: LoadedModel, captions: list[str], ranks: Ranks, bf16: bool) 
     Captions of similar length are encoded together, and the batches are distributed over the ranks.
     """
     tower, device = loaded.model.text_tower, ranks.device
+    tokenizer = tower.trimming(loaded.tokenizer)
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     parts: list[tuple[int, Tensor]] = []
     for number in range(ranks.rank, len(batches), ranks.world):
-        tokens = loaded.tokenizer([captions[i] for i in batches[number]])
-        if tower.trims:
-            tokens = trim_padding(tokens, tower.pad_id)
+        tokens = tokenizer([captions[i] for i in batches[number]])
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             parts.append((number, tower(tokens.to(device)).float().cpu()))
     rows = torch.empty(len(captions), tower.width)

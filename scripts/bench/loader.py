@@ -77,23 +77,15 @@ class Task(NamedTuple):
 def flexiclip_batches(task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (images uint8 [32, 3, 240, 240], tokens) as the trainer gets them. It normalizes images on the model's device."""
     from flexiclip.config import DataConfig, TokenizerConfig
+    from flexiclip.data.batch import BatchSpec, RankSteps
     from flexiclip.data.loader import train_loader
     from flexiclip.data.tokenizers.foreign import ClipTokenizer
 
     settings = TokenizerConfig(kind="clip", context_length=CONTEXT)
     batches = train_loader(
         DataConfig(train=task.shards, workers=task.workers, crop_scale=task.scale),
-        image_size=(SIDE, SIDE),
-        interpolation="bicubic",
-        tokenizer=ClipTokenizer(settings, ClipTokenizer.collect(settings)),
-        trim=False,
-        pad_id=0,
-        seed=0,
-        rank=0,
-        world=1,
-        global_batch_size=BATCH,
-        start_step=0,
-        steps=10**6,
+        BatchSpec((SIDE, SIDE), "bicubic", ClipTokenizer(settings, ClipTokenizer.collect(settings))),
+        RankSteps(seed=0, global_batch_size=BATCH, start_step=0, steps=10**6),
     )
     return ((batch.images, batch.tokens) for batch in batches)
 

@@ -45,7 +45,7 @@ if int(os.environ.get("RANK", 0)) == 0:
 """
 
 
-def test_a_measurement_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_apart_returns_what_the_process_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)  # a test before it may have been a rank
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -83,7 +83,7 @@ def test_the_peak_is_that_since_it_was_forgotten(tmp_path: Path, monkeypatch: py
     assert 90_000_000 < found["at_work"] < 150_000_000
 
 
-def test_goals() -> None:
+def test_goal_holds_on_its_side_of_the_bound() -> None:
     assert Goal("speed", 1.4, 1.52).holds
     assert not Goal("speed", 1.4, 1.39).holds
     assert not Goal("speed", 1.4, float("nan")).holds
@@ -133,7 +133,7 @@ def test_a_row_of_another_length_is_refused() -> None:
         Record("x", "").table("t", "a", "b", "c").add(1, 2)
 
 
-def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_document_makes_the_page_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = tmp_path / "records"
     for subject in ("zoology", "losses", "pi_resize"):
         recorded(records, monkeypatch, subject)

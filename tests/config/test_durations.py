@@ -40,14 +40,14 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("text", "expected"), FORMS.items())
-def test_form(text, expected):
+def test_parse_duration_reads_every_form(text, expected):
     assert parse_duration(text) == Duration(*expected)
 
 
 @pytest.mark.parametrize(
     "text", ["", "soon", "-5", "1.2.3", ".", "5 parsecs", "%", "5%%", "3 kk steps", True, None, "nan", float("inf")]
 )
-def test_no_duration(text):
+def test_parse_duration_refuses_what_is_no_duration(text):
     with pytest.raises(
         UserError, match=r"is no duration: write 500, '3 epochs', '2M samples', '5%', '10 minutes' or '30 TFLOPs'"
     ):
@@ -85,7 +85,7 @@ def test_text_reads_back_to_the_same_duration(value, unit):
         ("0%", 0),
     ],
 )
-def test_steps(text, steps):
+def test_to_steps_of_every_unit(text, steps):
     assert to_steps(parse_duration(text), batch=256, samples=10_000, total=200) == steps
 
 

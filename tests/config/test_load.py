@@ -77,7 +77,7 @@ def test_values_of_every_kind_of_key(tmp_path):
     assert config.engine.deepspeed == {"zero_optimization": {"overlap_comm": False}}
 
 
-def test_environment(tmp_path, monkeypatch):
+def test_load_puts_in_environment_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEXI_SHARDS", "/mnt/shards")
     monkeypatch.delenv("FLEXI_UNSET", raising=False)
     recipe = write(tmp_path, "run_dir: ${FLEXI_UNSET:-runs}/a\ndata: {train: ['${FLEXI_SHARDS}/x-{0..3}.tar']}\n")
@@ -202,7 +202,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES.items())
-def test_mistake(tmp_path, text, message):
+def test_load_names_a_mistake_in_the_file(tmp_path, text, message):
     assert message in refused(write(tmp_path, text))
 
 
@@ -216,7 +216,7 @@ def test_mistake(tmp_path, text, message):
         ("seed=[", "override seed: not YAML"),
     ],
 )
-def test_mistaken_override(tmp_path, override, message):
+def test_load_names_a_mistake_in_an_override(tmp_path, override, message):
     assert message in refused(write(tmp_path, "seed: 1"), override)
 
 

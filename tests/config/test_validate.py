@@ -113,7 +113,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("message", "data"), BROKEN.items())
-def test_broken_rule(message, data):
+def test_validate_names_a_broken_rule(message, data):
     with pytest.raises(UserError) as caught:
         validate(from_dict(Config, data))
     assert message in str(caught.value)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shardkit import good_sample, word_tokenizer, write_samples
+from kit.shards import good_sample, word_tokenizer, write_samples
 
 from flexiclip.config import DataConfig
 
@@ -34,8 +35,10 @@ def broken(tmp_path: Path) -> str:
 
 @pytest.fixture
 def loader_of() -> Callable[..., Any]:
-    """train_loader with small defaults; any of its arguments, and any key of DataConfig, by name."""
+    """train_loader with small defaults; any field of its arguments, and any key of DataConfig, by name."""
+    from flexiclip.data.batch import BatchSpec, RankSteps
     from flexiclip.data.loader import train_loader
+    from flexiclip.models.text.base import TrimmingTokenizer
 
     def make(train: Any, **given: Any) -> Any:
         keys = {"workers": 0, "prefetch": 2, "window_shards": 2} | {
@@ -44,16 +47,14 @@ def loader_of() -> Callable[..., Any]:
         defaults: dict[str, Any] = {
             "image_size": (16, 16),
             "interpolation": "bilinear",
-            "tokenizer": word_tokenizer,
-            "trim": True,
-            "pad_id": 0,
+            "tokenizer": TrimmingTokenizer(word_tokenizer, pad_id=0),
             "seed": 3,
-            "rank": 0,
-            "world": 1,
             "global_batch_size": 6,
             "start_step": 0,
             "steps": 4,
         }
-        return train_loader(DataConfig(train=train, **keys), **{**defaults, **given})
+        given = {**defaults, **given}
+        spec = BatchSpec(**{field.name: given.pop(field.name) for field in fields(BatchSpec) if field.name in given})
+        return train_loader(DataConfig(train=train, **keys), spec, sources=given.pop("sources", None), steps=RankSteps(**given))
 
     return make

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.__main__ import main
 from flexiclip.data.check import ShardRow, check_shards, describe_shards
@@ -13,7 +13,7 @@ from flexiclip.data.remote import expand_shards
 from flexiclip.errors import UserError
 
 
-def test_good_shards_pass(uneven: str) -> None:
+def test_check_shards_passes_good_shards(uneven: str) -> None:
     assert check_shards(expand_shards(uneven), ("jpg",), ("txt",)) == []
 
 
@@ -37,14 +37,14 @@ def test_index_refuses_a_damaged_shard(tmp_path: Path) -> None:
         describe_shards([str(whole)])
 
 
-def test_shards_are_counted(uneven: str, tmp_path: Path) -> None:
+def test_describe_shards_counts_samples_and_bytes(uneven: str, tmp_path: Path) -> None:
     rows = describe_shards(expand_shards(uneven))
     assert [row.samples for row in rows] == [1, 9, 2, 11]
     sample = good_sample(0)
     assert rows[0] == ShardRow(str(tmp_path / "train-0000.tar"), 1, len(sample["jpg"]) + len(sample["txt"]))
 
 
-def test_shards_without_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_of_shards_without_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As an image tower alone is trained on: with classes in the place of captions."""
     samples = [{**{name: data for name, data in good_sample(n).items() if name != "txt"}, "cls": b"1"} for n in range(3)]
     shard = str(write_samples(tmp_path / "classes.tar", samples))

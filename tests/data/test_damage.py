@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import TrainSources, open_sources

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.dataset import MAX_BAD, TrainDataset, open_sources

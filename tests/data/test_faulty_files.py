@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.shards import encode, good_sample, write_samples
 from PIL import Image
-from shardkit import encode, good_sample, write_samples
 
 from flexiclip.config import TokenizerConfig
 from flexiclip.data import images

@@ -1,13 +1,16 @@
-"""What a resumed run draws, compared with what the version before drew: see freezing.py, which says how frozen.json was made."""
+"""What a resumed run draws, compared with what the version before drew.
+
+tests/kit/freezing.py says how frozen.json was made.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import freezing
 import numpy as np
 import pytest
+from kit import freezing
 
 FROZEN: dict[str, Any] = json.loads(freezing.STORED.read_text(encoding="utf-8"))
 

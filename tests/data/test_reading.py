@@ -18,8 +18,8 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from flaky_server import FlakyServer
 from fsspec import AbstractFileSystem
+from kit.flaky_server import FlakyServer
 
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import open_sources

@@ -1,4 +1,4 @@
-"""Reading samples by number, and the reasons a sample can be bad."""
+"""Reading samples by number, the reasons a sample can be bad, and what a label may be."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit.shards import good_sample, jpeg, write_samples
 from PIL import Image
-from shardkit import good_sample, jpeg, write_samples
 
 from flexiclip.data.check import check_shards
-from flexiclip.data.index import Place
-from flexiclip.data.members import read_members
-from flexiclip.data.reading import Retries
 from flexiclip.data.remote import expand_shards
-from flexiclip.data.samples import BadSample, SampleStore, open_samples, read_captions
+from flexiclip.data.samples import BadSample, Labels, SampleStore, class_names, open_samples, read_captions
+from flexiclip.errors import UserError
 
 
 def store_of(tmp_path: Path, *samples: dict[str, Any], captions: tuple[str, ...] = ("txt",)) -> SampleStore:
@@ -71,13 +69,6 @@ def test_captions_are_cut_and_texts_too_long_are_refused(tmp_path: Path) -> None
         else:
             with pytest.raises(BadSample, match="caption too long: txt has 16777217 bytes"):
                 read_captions("a.tar", "k", members, ("txt",))
-
-
-def test_members_that_are_too_large_together_are_not_read() -> None:
-    """Refused by their sizes alone: the shard is never opened."""
-    places = {"jpg": Place(512, 2**27, 0), "txt": Place(2**30, 2**27 + 1, 0)}
-    with pytest.raises(OSError, match="its members hold 268435457 bytes: too many to read"):
-        read_members("/no/such.tar", places, Retries(1, 1))
 
 
 BOM = b"\xef\xbb\xbf"
@@ -163,3 +154,53 @@ def test_a_shard_that_changes_underneath(tmp_path: Path) -> None:
     (tmp_path / "y.tar").unlink()
     with pytest.raises(BadSample, match="No such file"):
         gone[0]
+
+
+NAMES = ("cat", "dog", "7", "bird")
+
+
+@pytest.mark.parametrize(
+    ("spec", "members", "found"),
+    [
+        ("cls", {"cls": b"1\n"}, (1,)),
+        ("cls", {"cls": b"bird"}, (3,)),
+        ("cls", {"cls": b"7"}, (2,)),  # a name before a number
+        ("cls", {"cls": b"\xef\xbb\xbfbird\r\n"}, (3,)),
+        ("cls", {"cls": b"\xef\xbb\xbf1"}, (1,)),
+        ("json:kind", {"json": b'{"kind": "dog"}'}, (1,)),
+        ("json:kind", {"json": b'\xef\xbb\xbf{"kind": "dog"}'}, (1,)),
+        ("json:kind.of", {"json": b'{"kind": {"of": [3, "cat", 0]}}'}, (3, 0)),
+    ],
+)
+def test_a_label_is_a_name_or_a_number(spec: str, members: dict[str, bytes], found: tuple[int, ...]) -> None:
+    assert Labels(spec, NAMES).read("a.tar", "k", members) == found
+
+
+@pytest.mark.parametrize(
+    ("spec", "members", "reason"),
+    [
+        ("cls", {"txt": b"cat"}, "no label: it has no cls"),
+        ("cls", {"cls": b"4"}, "label '4' is none of the 4 classes"),
+        ("cls", {"cls": b"-1"}, "label '-1' is none of the 4 classes"),
+        ("cls", {"cls": b"9" * 5000}, "is none of the 4 classes"),
+        ("cls", {"cls": b"\xff"}, "cls is not UTF-8"),
+        ("json:kind", {"json": b'{"kind": null}'}, "no label: json:kind is empty"),
+        ("json:kind", {"json": b'{"kind": ["cat", "cow"]}'}, "label 'cow' is none of"),
+        ("json:kind", {"json": b'{"kind": true}'}, "label 'True' is none of"),
+    ],
+)
+def test_what_is_no_label_makes_a_bad_sample(spec: str, members: dict[str, bytes], reason: str) -> None:
+    with pytest.raises(BadSample, match=r"a\.tar") as caught:
+        Labels(spec, NAMES).read("a.tar", "k", members)
+    assert reason in caught.value.reason
+
+
+def test_class_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a cat\n\n dog \n", encoding="utf-8")
+    assert class_names(str(tmp_path / "names.txt")) == ("a cat", "dog")
+    (tmp_path / "names.txt").write_bytes("\ufeffa cat\r\n\r\ndog\u2028s\r\n".encode())
+    assert class_names(str(tmp_path / "names.txt")) == ("a cat", "dog\u2028s")
+    assert class_names(3) == ("0", "1", "2")
+    for wrong, said in ((("x", "y", "x"), "'x' twice"), (1, "1 classes; expected 2"), (str(tmp_path / "no"), "is no file")):
+        with pytest.raises(UserError, match=said):
+            class_names(wrong)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from shardkit import good_sample, write_samples
+from kit.shards import good_sample, write_samples
 
 from flexiclip.config import DataConfig, SourceConfig
 from flexiclip.data.dataset import open_sources
@@ -126,7 +126,7 @@ def test_data_without_captions_ends(uneven: str, loader_of: Any, workers: int) -
         batches(loader_of, uneven, captions=("json:caption",), workers=workers)
 
 
-def test_captions_and_epochs(uneven: str) -> None:
+def test_a_sequential_source_gives_captions_and_has_no_epoch(uneven: str) -> None:
     config = DataConfig(train=uneven, sequential=True)
     assert list(iter_captions(config)) == [f"caption number {n}" for n in range(23)]
     with pytest.raises(UserError, match="no epoch"):

@@ -17,8 +17,8 @@ import torch
 import webdataset
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
-from eval_tools import Foreign, toy_model
 from flexiclip_eval import EvalOptions, evaluate_suites
+from kit.evaluation import Foreign, toy_model
 from open_clip.transform import image_transform
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score

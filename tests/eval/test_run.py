@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eval_tools import (
+from flexiclip_eval import EvalOptions, evaluate_suites, make_evaluators
+from kit.evaluation import (
     CATEGORIES,
     Toy,
     encode_one_by_one,
@@ -26,7 +27,6 @@ from eval_tools import (
     write_shards,
     write_suite,
 )
-from flexiclip_eval import EvalOptions, evaluate_suites, make_evaluators
 
 from flexiclip.data.samples import Sample, SampleStore
 from flexiclip.errors import UserError

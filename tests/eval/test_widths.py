@@ -1,4 +1,4 @@
-"""Prefixes of embeddings: their scores worked out one by one, how they are named, and the front of length and width."""
+"""Prefixes of embeddings: their scores worked out one by one, and how they are named."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_tools import encode_one_by_one, slow_recall, texts_one_by_one, toy_model, toys, unit, write_shards, write_suite
-from flexiclip_eval import EvalOptions, Row, evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from flexiclip_eval.report.files import read_rows
-from flexiclip_eval.tradeoffs import fronts, pareto_front
+from kit.evaluation import encode_one_by_one, slow_recall, texts_one_by_one, toy_model, toys, unit, write_shards, write_suite
 
 from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel
@@ -73,33 +72,3 @@ def test_scores_of_prefixes_sample_by_sample(loaded: LoadedModel, suite: str, tm
 def test_a_width_that_is_none_of_the_model(loaded: LoadedModel, suite: str, widths: list[int]) -> None:
     with pytest.raises(UserError, match=r"--widths .*: the embeddings of runs/toy have 12 columns"):
         evaluate_suites([("runs/toy", loaded)], [suite], options=EvalOptions(widths=widths))
-
-
-def row(gflops: float | None, width: int | None, recall: float, model: str = "m") -> Row:
-    return Row("emoji", model, "p", "zeroshot_retrieval", {RECALL: recall}, "en", 9, 3, 9, None, None, gflops, None, width)
-
-
-def test_the_front_is_what_nothing_beats() -> None:
-    rng = np.random.default_rng(0)
-    rows = [row(float(rng.integers(1, 6)), int(rng.integers(1, 6)), rng.integers(0, 9) / 10, str(i)) for i in range(60)]
-    (front,) = fronts([*rows, row(None, 4, 1.0), row(0.5, None, 1.0)])
-    kept = {point.model for point in front.points}
-    for one in rows:
-        better = [
-            o
-            for o in rows
-            if o.gflops <= one.gflops
-            and o.width <= one.width
-            and o.metrics[RECALL] >= one.metrics[RECALL]
-            and (o.gflops, o.width, o.metrics[RECALL]) != (one.gflops, one.width, one.metrics[RECALL])
-        ]
-        assert (one.model in kept) == (not better), one
-    assert 0 < len(kept) < 60
-    assert fronts([row(1.0, None, 0.5)]) == []
-
-
-def test_pareto_front_by_hand() -> None:
-    """(quality, cheapness): equal points stay both, and the order of the points stays."""
-    points = [(2.0, 2.0), (3.0, 1.0), (2.0, 1.0), (2.0, 2.0), (1.0, 3.0), (0.0, 3.0)]
-    assert pareto_front(points, lambda point: point) == [(2.0, 2.0), (3.0, 1.0), (2.0, 2.0), (1.0, 3.0)]
-    assert pareto_front([], lambda point: point) == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from export_models import IMAGE, LENGTHS, MODELS, SMALL
+from kit.export_models import IMAGE, LENGTHS, MODELS, SMALL
 
 from flexiclip.config import Config, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import largest_difference
+from kit.golden import largest_difference
 from torch import nn
 
 from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
@@ -59,7 +59,9 @@ def learners(model: FlexiCLIP, images: torch.Tensor, tokens: torch.Tensor) -> se
         (True, True, set()),
     ],
 )
-def test_locks(image: bool, text: bool, expected: set[str], images: torch.Tensor, tokens: torch.Tensor) -> None:
+def test_locks_leave_the_other_parts_to_train(
+    image: bool, text: bool, expected: set[str], images: torch.Tensor, tokens: torch.Tensor
+) -> None:
     model = build({"lock": image, "init": "x"}, {"lock": text, "init": "x"})
     assert learners(model, images, tokens) == expected | {"image_projection", "text_projection"}
     for part, locked in (("image_tower", image), ("text_tower", text)):
@@ -112,7 +114,7 @@ def test_a_locked_tower_builds_no_graph(images: torch.Tensor, tokens: torch.Tens
 
 
 @torch.no_grad()
-def test_projections(images: torch.Tensor, tokens: torch.Tensor) -> None:
+def test_projections_map_into_the_joint_space(images: torch.Tensor, tokens: torch.Tensor) -> None:
     model = build({"projection_bias": True}).eval()
     assert model.image_projection.bias.tolist() == [0.0] * 16
     assert model.text_projection.bias is None
@@ -164,7 +166,7 @@ def test_unit_rows_are_float32_under_autocast(images: torch.Tensor, tokens: torc
         assert 0 < largest_difference(a, b) < 0.03
 
 
-def test_scalars() -> None:
+def test_scalars_start_where_the_config_says() -> None:
     clip = build()
     assert clip.logit_scale.shape == (1,)
     assert clip.logit_scale.item() == pytest.approx(math.log(1 / 0.07))

@@ -38,7 +38,7 @@ def counted(config: ImageTowerConfig, seqhw: Size, embed_dim: int, batch: int = 
 
 @pytest.mark.parametrize("seqhw", [3, 4, 6, 12])
 @pytest.mark.parametrize("pool", ["tok", "gap", "map"])
-def test_equals_what_torch_counts(pool: str, seqhw: int) -> None:
+def test_image_tower_flops_are_what_torch_counts(pool: str, seqhw: int) -> None:
     config = ImageTowerConfig(
         width=48,
         depth=3,
@@ -65,7 +65,7 @@ def test_batches_cost_in_proportion() -> None:
     assert counted(with_map, 4, 8, batch=3) == 3 * image_tower_flops(with_map, 4, 8) - 2 * (2 * 32 * 32)
 
 
-def test_published_size() -> None:
+def test_image_tower_flops_of_the_published_vit_b() -> None:
     """ViT-B/16 at 224 px: 17.6 G multiply-adds in the literature (DeiT, table 5), with classifier and all tokens to the end."""
     config = ImageTowerConfig(variant="B", image_size=224, base_patch_size=16, base_grid=14, pool="gap")
     assert image_tower_flops(config, 14, 1000) / 2 == pytest.approx(17.56e9, rel=0.01)

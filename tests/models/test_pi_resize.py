@@ -6,7 +6,7 @@ import pytest
 import timm.layers
 import torch
 import torch.nn.functional as F
-from golden import PAPER_PATCHES, golden, largest_difference, oihw
+from kit.golden import PAPER_PATCHES, golden, largest_difference, oihw
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flexiclip.models.pi_resize as pi
@@ -46,7 +46,7 @@ def test_equals_the_full_pseudo_inverse(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(6, 6), (8, 12), (15, 15), (16, 10), (20, 20), (24, 18)])
 @pytest.mark.parametrize(("mode", "antialias"), [("bilinear", False), ("bicubic", True)])
-def test_equals_timm(size: tuple[int, int], mode: str, antialias: bool) -> None:
+def test_pi_resize_equals_timm(size: tuple[int, int], mode: str, antialias: bool) -> None:
     kernel = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     expected = timm.layers.resample_patch_embed(kernel, list(size), interpolation=mode, antialias=antialias)
     assert largest_difference(pi.pi_resize(kernel, size, mode, antialias), expected) < 2e-5

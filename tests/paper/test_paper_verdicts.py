@@ -21,7 +21,7 @@ from scipy import stats
         ([0.0, 0.0], 0.0, "within the noise, not above"),
     ],
 )
-def test_words(figures: list[float], above: float, words: str) -> None:
+def test_judge_says_the_verdict_in_words(figures: list[float], above: float, words: str) -> None:
     assert judge(figures, above).words == words
 
 

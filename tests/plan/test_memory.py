@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plan_kit import ALONE, IMAGE, TEXT, config_of, inputs, real_model, stepper
+from kit.plans import ALONE, IMAGE, TEXT, config_of, inputs, real_model, stepper
 from torch.profiler import ProfilerActivity, profile
 
 from flexiclip.config import Config

@@ -8,7 +8,7 @@ import runpy
 from pathlib import Path
 
 import pytest
-from plan_kit import TEXT, config_of
+from kit.plans import TEXT, config_of
 
 from flexiclip.__main__ import main
 from flexiclip.config import load

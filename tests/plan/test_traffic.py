@@ -1,9 +1,8 @@
-"""The plan's traffic and ZeRO shards against what real engines send and hold, on two and three ranks over gloo."""
+"""The plan's traffic and ZeRO shards against what real engines send and hold, on two and three ranks over gloo, and by hand."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from plan_kit import IMAGE, TEXT, config_of, inputs, real_model, stepper
+from kit.launch import run_ranks
+from kit.plans import DEVICE, IMAGE, SENT, TEXT, WORLD, config_of, counted, inputs, real_model, stepper
 
-from flexiclip.config import Config, EngineConfig
+from flexiclip.config import Config, EngineConfig, LossConfig
+from flexiclip.plan.plan import Cluster, visible_traffic_s
 from flexiclip.plan.states import Engine, gathered, states
-from flexiclip.plan.towers import build
-from flexiclip.plan.traffic import step_collectives
-
-sys.path.append(str(Path(__file__).parents[1] / "train"))
-from launch import run_ranks
+from flexiclip.plan.towers import Model, build
+from flexiclip.plan.traffic import Collective, seconds, step_collectives
 
 ROWS = 4
 """Of a rank."""
-
 # Parameters below a threshold stay whole on every rank; at 0 even a small model's are sharded.
 _SHARDED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
 ENGINES: dict[str, EngineConfig] = {
@@ -106,7 +103,7 @@ CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL i
 
 
 @pytest.mark.parametrize(("engine", "micro", "world"), CASES)
-def test_traffic_and_shards(engine: str, micro: int, world: int, tmp_path: Path) -> None:
+def test_step_collectives_and_states_are_what_engines_send_and_hold(engine: str, micro: int, world: int, tmp_path: Path) -> None:
     """Bytes by kind of collective to 1 %: partitions are padded, and DeepSpeed sends a few flags and norms besides.
 
     ZeRO-3's gathers are an upper bound: what is still whole from the pass before is not gathered again.
@@ -146,3 +143,70 @@ def test_what_zero_3_gathers() -> None:
     assert gathered(model, engine, several=True) == model.total("in_engine")
     narrow = replace(engine, settings={"stage3_prefetch_bucket_size": 0})
     assert gathered(model, narrow, several=True) == 4 * 64 * 64 + 2 * 64 * 256
+
+
+def test_collectives_send_what_rings_send() -> None:
+    """Of W = 4 ranks each sends 3/4 of the bytes, of an all-reduce twice that."""
+    assert [c.sent(4) for c in SENT] == [30, 120, 15, 45]
+    assert Collective("reduce_scatter", "loss", 40).sent(4) == 30
+    assert [c.sent(1) for c in SENT] == [0, 0, 0, 0]
+
+
+def test_seconds_are_those_of_the_slowest_link() -> None:
+    """At 80 % of a link: 8 bytes a second inside a node, 2 between nodes."""
+    engine = Engine("torch", 0, WORLD)
+    assert seconds(SENT, engine, 1, DEVICE, "loss") == pytest.approx(30 / 8)
+    assert seconds(SENT, engine, 2, DEVICE, "loss") == pytest.approx(30 / 2)
+    assert seconds(SENT, engine, 1, DEVICE, "gradients", "gathers") == pytest.approx(135 / 8)
+
+
+@pytest.mark.parametrize(
+    ("stage", "towers_s", "count", "expected"),
+    [
+        (0, 0.0, 1, (30 + 45) / 8 + 135 / 8),  # nothing to hide behind
+        (0, 9.0, 1, (30 + 45) / 8 + 135 / 8 - 6),  # two thirds of the time are the backward pass
+        (0, 90.0, 1, (30 + 45) / 8),  # all of it is hidden; the loss's and the parameters' never are
+        (0, 90.0, 10, (30 + 45) / 8 + 135 / 8 - 6),  # gradients leave with the last of ten micro-batches
+        (1, 90.0, 10, (30 + 45) / 8 + 135 / 8 - 6),
+        (2, 90.0, 10, (30 + 45) / 8),  # with every one
+        (3, 9.0, 10, (30 + 45) / 8 + 135 / 8 - 6),
+    ],
+)
+def test_visible_traffic_s_is_what_the_backward_pass_does_not_hide(
+    stage: int, towers_s: float, count: int, expected: float
+) -> None:
+    engine = Engine("deepspeed", stage, WORLD)
+    assert visible_traffic_s(SENT, engine, Cluster(1, WORLD, "cpu"), DEVICE, towers_s, count) == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return build(config_of(replace(IMAGE, lock=True, unlock_last=2)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "micro_batches", "expected"),
+    [
+        ("torch", 0, 3, [("all_reduce", lambda p, t: t)]),
+        ("deepspeed", 0, 3, [("all_reduce", lambda p, t: t)]),
+        ("deepspeed", 1, 3, [("all_reduce", lambda p, t: t), ("all_gather", lambda p, t: t)]),
+        ("deepspeed", 2, 3, [("all_reduce", lambda p, t: 3 * t), ("all_gather", lambda p, t: t)]),
+        ("deepspeed", 3, 3, [("reduce_scatter", lambda p, t: 3 * t), ("all_gather", lambda p, t: 3 * (2 * p + t))]),
+        ("deepspeed", 3, 1, [("reduce_scatter", lambda p, t: t), ("all_gather", lambda p, t: p)]),
+    ],
+)
+def test_step_collectives_of_each_engine(kind: str, stage: int, micro_batches: int, expected, model: Model) -> None:  # type: ignore[no-untyped-def]
+    """The table of traffic.py: 4 pairs of 32 columns for the loss, then the engine's."""
+    whole, trained = counted()
+    found = [(c.kind, c.bytes) for c in step_collectives(model, Engine(kind, stage, WORLD), micro_batches)]
+    loss = [("all_gather", 4 * 4 * 32), ("reduce_scatter", 4 * 4 * 32), ("all_reduce", 4 * (3 + 2 * 4))]
+    assert found == loss + [(name, 4 * elements(whole, trained)) for name, elements in expected]
+    assert step_collectives(model, Engine(kind, stage, 1), micro_batches) == []
+
+
+def test_the_loss_sends_what_its_kind_needs() -> None:
+    config = config_of()
+    sigmoid = build(replace(config, loss=LossConfig(kind="sigmoid")))
+    assert step_collectives(sigmoid, Engine("torch", 0, 2), 1)[2].bytes == 4 * 3
+    masked = step_collectives(build(replace(config, loss=LossConfig(mask_identical=True))), Engine("torch", 0, 2), 1)
+    assert (masked[1].kind, masked[1].bytes) == ("all_gather", 8 * 4)

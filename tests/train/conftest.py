@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch import Trained, flexiclip_main, run_ranks
-from train_shards import SAMPLES, sample, write_uneven
+from kit.launch import Trained, flexiclip_main, run_ranks
+from kit.train_shards import SAMPLES, sample, write_uneven
 
 Fit = Callable[..., Trained]
 

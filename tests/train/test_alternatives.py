@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alike import ENGINES
 from flexiclip_eval.models.protocol import geometry
 from flexiclip_eval.models.sources import open_model
-from launch import Trained
+from kit.alike import ENGINES
+from kit.launch import Trained
 
 from flexiclip.errors import UserError
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch import Trained
-from overrides import load_last
+from kit.launch import Trained
+from kit.overrides import load_last
 
 from flexiclip.models.flops import pair_flops, text_cost
 from flexiclip.plan.plan import Cluster, make_plan

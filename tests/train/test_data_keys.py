@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from overrides import load_last
+from kit.overrides import load_last
+from kit.train_shards import sample, write_shard
 from PIL import Image
 from test_model_keys import CLASSIFY
 from torch import Tensor
-from train_shards import sample, write_shard
 
+from flexiclip.data.batch import BatchSpec, RankSteps
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.loader import train_loader
 from flexiclip.model_folder import build_model
@@ -55,23 +56,14 @@ def first_batch(recipe: list[str], *overrides: str) -> list[Any]:
     config = load_last([*recipe, *overrides])
     loaded = build_model(config)
     sources = None if config.data.sequential else open_sources(data_of(config), config.seed, labels_of(config))
-    batches = train_loader(
-        data_of(config),
+    spec = BatchSpec(
         image_size=(48, 48),
         interpolation=config.model.preprocess.interpolation,
-        tokenizer=None if config.model.text is None else loaded.tokenizer,
-        trim=True,
-        pad_id=loaded.model.text_tower.pad_id,
-        seed=config.seed,
-        rank=0,
-        world=1,
-        global_batch_size=12,
-        start_step=0,
-        steps=1,
-        sources=sources,
+        tokenizer=None if config.model.text is None else loaded.model.text_tower.trimming(loaded.tokenizer),
         labels=labels_of(config),
     )
-    batch = next(iter(batches))
+    steps = RankSteps(seed=config.seed, global_batch_size=12, start_step=0, steps=1)
+    batch = next(iter(train_loader(data_of(config), spec, steps, sources)))
     return [batch.images, batch.captions, batch.samples, batch.shares]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import test_data_keys
 import test_model_keys
 import test_update_keys
-from test_run_folder import leaves
+from test_resume import leaves
 
 from flexiclip.config import Config
 
@@ -52,48 +52,51 @@ HERE: dict[str, Callable[..., None]] = {
 """Key -> the test that shows its effect."""
 
 ELSEWHERE = {
-    "model.logit_scale_max": "train/test_engines.py",
-    "model.text.kind": "models/test_text_foreign.py",
-    "model.text.name": "models/test_text_foreign.py",
-    "model.text.sha256": "models/test_text_foreign.py",
-    "model.text.vocab_size": "models/test_text.py",
-    "model.text.pad_id": "models/test_text.py",
-    "model.text.eos_id": "models/test_text.py",
-    "model.text.context_length": "models/test_text_positions.py",
+    "model.logit_scale_max": "train/test_deepspeed.py",
+    "model.text.kind": "models/text/test_huggingface.py",
+    "model.text.name": "models/text/test_huggingface.py",
+    "model.text.sha256": "models/text/test_huggingface.py",
+    "model.text.vocab_size": "models/text/test_text_base.py",
+    "model.text.pad_id": "models/text/test_text_base.py",
+    "model.text.eos_id": "models/text/test_text_base.py",
+    "model.text.context_length": "models/text/test_huggingface.py",
     "model.preprocess.resize": "data/test_images.py",
-    **{f"tokenizer.{key}": "data/test_tokenizers.py" for key in ("kind", "path", "vocab_size", "lowercase", "sticky_eos")},
-    "data.labels": "data/test_labels.py",
-    "data.allow_shell": "data/test_shell.py",
+    **{
+        f"tokenizer.{key}": "data/tokenizers/test_tokenizers.py"
+        for key in ("kind", "path", "vocab_size", "lowercase", "sticky_eos")
+    },
+    "data.labels": "data/test_batch.py",
+    "data.allow_shell": "data/test_remote.py",
     "data.workers": "data/test_loader.py",
-    "data.prefetch": "data/test_stages.py",
-    "data.index_cache": "data/test_shards.py",
+    "data.prefetch": "data/test_worker_watch.py",
+    "data.index_cache": "data/test_remote.py",
     "data.read_attempts": "data/test_reading.py",
     "data.read_timeout_s": "data/test_reading.py",
     "data.stall_s": "train/test_processes.py",
     "data.max_bad_fraction": "train/test_faults.py",
     "patch.stages": "test_schedules.py",
-    "patch.curriculum": "test_curricula.py",
-    "patch.spread": "test_curricula.py",
-    "patch.finish": "test_curricula.py",
+    "patch.curriculum": "test_schedules.py",
+    "patch.spread": "test_schedules.py",
+    "patch.finish": "test_schedules.py",
     "loss.mask_identical": "train/test_step.py",
     "loss.widths": "train/test_nested_widths.py",
-    "classification.loss": "train/test_targets.py",
+    "classification.loss": "train/test_objectives_steps.py",
     "classification.label_smoothing": "train/test_objectives.py",
     "distillation.teacher": "train/test_objectives.py",
-    **{f"distillation.{key}": "train/test_targets.py" for key in ("seqhw", "temperature", "kl", "cosine")},
+    **{f"distillation.{key}": "train/test_objectives_steps.py" for key in ("seqhw", "temperature", "kl", "cosine")},
     "train.activation_checkpointing": "train/test_blocks.py",
-    "train.compile": "train/test_compile.py",
+    "train.compile": "train/test_blocks_compile.py",
     "train.on_nonfinite": "train/test_nonfinite.py",
-    "train.save_in_background": "train/test_recorder.py",
-    "train.keep_every": "train/test_checkpoints.py",
-    "train.resume": "train/test_resume.py",
+    "train.save_in_background": "train/test_trainer.py",
+    "train.keep_every": "train/test_checkpoint.py",
+    "train.resume": "train/test_resume_runs.py",
     "train.rank_timeout_s": "train/test_heartbeat.py",
-    "engine.kind": "train/alike.py",
-    "engine.zero_stage": "train/alike.py",
+    "engine.kind": "kit/alike.py",
+    "engine.zero_stage": "kit/alike.py",
     "engine.offload": "train/test_matrix.py",
     "engine.deepspeed": "config/test_validate.py",
-    "eval.suites": "test_cli.py",
-    "eval.every": "train/test_evaluation.py",
+    "eval.suites": "cli/test_cli.py",
+    "eval.every": "train/test_trainer.py",
     "eval.seqhw": "config/test_validate.py",
     "eval.batch_size": "config/test_validate.py",
 }

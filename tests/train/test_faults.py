@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch import Command, Trained, descendants, flexiclip_main, run_ranks
-from train_shards import sample, write_shard
+from kit.launch import Command, Trained, descendants, flexiclip_main, run_ranks
+from kit.train_shards import sample, write_shard
 
 from flexiclip.__main__ import main
 from flexiclip.train.logs import read_lines

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from launch import Trained, flexiclip_main, run_ranks
+from kit.launch import Trained, flexiclip_main, run_ranks
 
 from flexiclip.train.checkpoint import open_checkpoint
 

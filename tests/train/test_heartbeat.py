@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from launch import free_port, leave_in_time, said, started_ranks
+from kit.launch import free_port, leave_in_time, said, started_ranks
 
 from flexiclip.errors import RunError, UserError
 from flexiclip.train import heartbeat

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alike import ENGINES, assert_same_training, assert_same_weights
-from launch import Trained
+from kit.alike import ENGINES, assert_same_training, assert_same_weights
+from kit.launch import Trained
 from safetensors.numpy import load_file
 
 Fit = Callable[..., Trained]

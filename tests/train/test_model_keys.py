@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from launch import Trained
-from overrides import load_last
+from kit.launch import Trained
+from kit.overrides import load_last
+from kit.train_shards import sample
 from torch import Tensor, nn
-from train_shards import sample
 
 from flexiclip.config import Config
 from flexiclip.model_folder import LoadedModel, build_model

@@ -1,6 +1,6 @@
 """Two hosts train as one process does, started by scripts/launch, and what becomes of a host when the other is lost.
 
-The hosts are network namespaces of this machine (namespaces.py); where they are refused, the tests skip and say why.
+The hosts are network namespaces of this machine (tests/kit/namespaces.py); where they are refused, the tests skip and say why.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from alike import assert_same_training, assert_same_weights
-from launch import Command, Trained, descendants
-from namespaces import Host, kill_children, two_hosts
-from overrides import last_of_each
+from kit.alike import assert_same_training, assert_same_weights
+from kit.launch import Command, Trained, descendants
+from kit.namespaces import Host, kill_children, two_hosts
+from kit.overrides import last_of_each
 
 LAUNCH = Path(__file__).parents[2] / "scripts" / "launch"
 PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from alike import ENGINES
-from launch import Trained
+from kit.alike import ENGINES
+from kit.launch import Trained
 
 Fit = Callable[..., Trained]
 

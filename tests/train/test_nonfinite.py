@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from alike import ENGINES
-from launch import Trained, flexiclip_main, run_ranks
+from kit.alike import ENGINES
+from kit.launch import Trained, flexiclip_main, run_ranks
+from kit.train_shards import SAMPLES, SIZES, sample, write_shard
 from safetensors.torch import load_file, save_file
 from test_step import ALONE
 from torch import Tensor
-from train_shards import SAMPLES, SIZES, sample, write_shard
 
 from flexiclip.config import Config, load
 from flexiclip.errors import RunError

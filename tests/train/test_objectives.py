@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from alike import ENGINES, assert_same_weights
-from launch import Trained
+from kit.alike import ENGINES, assert_same_weights
+from kit.launch import Trained
 from safetensors.torch import save_file
 
 from flexiclip.model_folder import load_model

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alike import ENGINES
-from launch import Command, Trained, descendants, flexiclip_main, leave_in_time, run_ranks, said, started_ranks, trained
-from overrides import load_last
-from train_shards import sample, write_shard
+from kit.alike import ENGINES
+from kit.launch import Command, Trained, descendants, flexiclip_main, leave_in_time, run_ranks, said, started_ranks, trained
+from kit.overrides import load_last
+from kit.train_shards import sample, write_shard
 
 from flexiclip.train.logs import read_lines
 from flexiclip.train.signals import Stopped, StopSignal

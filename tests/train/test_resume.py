@@ -1,160 +1,244 @@
-"""A run that is stopped, by whatever, goes on with the same command as if it had never been."""
+"""Which recipe may go on with a run that is there, key by key, and which ranks mean the same run."""
 
 from __future__ import annotations
 
-import shutil
-import signal
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+import copy
+import dataclasses
+import threading
+import typing
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from alike import ENGINES
-from launch import Command, Trained
+import torch
 
-from flexiclip.train.logs import read_lines
-
-Fit = Callable[..., Trained]
-WholeRun = Callable[[int, str], Trained]
-
-STEPS = {1: 150, 2: 60}
-"""By the number of ranks: long enough to be stopped on the way."""
-
-
-def long(world: int) -> list[str]:
-    """Checkpoints fall in mid-epoch: an epoch is eight steps."""
-    return [f"train.steps={STEPS[world]}", "train.save_every=21"]
+from flexiclip.config import Config, from_dict, to_dict
+from flexiclip.config.explain import keys as documented
+from flexiclip.errors import UserError
+from flexiclip.schedules import Horizon
+from flexiclip.train.course import Course
+from flexiclip.train.ranks import Ranks
+from flexiclip.train.resume import check_one_recipe, check_same_run, longer
 
 
-@pytest.fixture(scope="module")
-def whole_run(fit: Fit) -> WholeRun:
-    """The run that nobody stopped, by number of ranks and engine."""
-    return cache(lambda world, engine: fit(world, *long(world), *ENGINES[engine]))
+def keys(sections: dict[str, str]) -> set[str]:
+    """Dotted keys, from the names in each section."""
+    return {f"{section}.{name}".lstrip(".") for section, names in sections.items() for name in names.split()}
 
 
-def reached(folder: Path) -> int:
-    """The step that metrics.jsonl ends with."""
-    rows = read_lines(folder / "metrics.jsonl")
-    return int(rows[-1]["step"]) if rows else 0
+MAY_CHANGE = keys(
+    {
+        "": "run_dir",
+        "data": "workers prefetch index_cache read_attempts read_timeout_s stall_s max_bad_fraction",
+        "train": """
+            micro_batch_size micro_tokens activation_checkpointing compile on_nonfinite log_every save_every
+            save_in_background checkpoint_dir keep_last keep_every resume threads rank_timeout_s log_samples
+        """,
+        "engine": "kind zero_stage offload deepspeed",
+        "eval": "suites every seqhw batch_size",
+    }
+)
+"""Where and how fast a run goes, and what it writes down."""
+
+MAY_GROW = {"train.steps"}
+
+MAKES_ANOTHER_RUN = keys(
+    {
+        "": "seed objective",
+        "model.image": """
+            variant width depth heads mlp_dim image_size base_patch_size base_grid flexible exits exit_heads
+            default_seqhw pool activation norm_eps pre_norm patch_bias kernel_resize kernel_antialias
+            grid_resize grid_antialias projection projection_bias lock unlock_last init
+        """,
+        "model.text": """
+            kind name sha256 variant width depth heads mlp_dim vocab_size pad_id eos_id context_length causal
+            pad_mask pool activation norm_eps projection projection_bias lock unlock_last init
+        """,
+        "model.preprocess": "mean std resize interpolation",
+        "model": "embed_dim classes head_bias_init logit_scale_init logit_scale_max logit_bias_init",
+        "tokenizer": "kind path vocab_size context_length lowercase sticky_eos",
+        "data": """
+            train image_keys captions labels sequential allow_shell window_shards crop_scale crop_ratio flip
+            scaled_decoding mixup
+        """,
+        "patch": "seqhw weights stages curriculum spread finish",
+        "loss": "kind mask_identical widths",
+        "classification": "loss label_smoothing",
+        "distillation": "teacher seqhw temperature kl cosine",
+        "optimizer": "lr weight_decay betas eps grad_clip schedule warmup cooldown timescale",
+        "train": "global_batch_size precision",
+    }
+)
+
+EACH_RANKS_OWN = {"data.train", "data.workers", "data.prefetch", "data.index_cache", "train.threads"}
 
 
-def newest(folder: Path) -> int:
-    """The step of the newest complete checkpoint."""
-    return int((folder / "checkpoints" / "latest").read_text().removeprefix("step-"))
+def leaves(cls: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a section and of those inside."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        inside = [part for part in (hints[field.name], *typing.get_args(hints[field.name])) if dataclasses.is_dataclass(part)]
+        sections = [part for part in inside if part.__name__.endswith("Config")]  # a Duration is a value
+        if sections:
+            yield from leaves(sections[0], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
 
 
-def assert_goes_on(fit: Fit, folder: Path, world: int, engine: str, whole: Trained) -> None:
-    """The same command once more; everything but the timings equals the run never stopped, bit for bit."""
-    assert reached(folder) < STEPS[world], "it was done before it was stopped"
-    saved = newest(folder)
-    resumed = fit(world, *long(world), *ENGINES[engine], folder=folder)
-    assert f"going on from {folder}/checkpoints/step-{saved}\n" in (folder.parent / "log.0").read_text()
-    assert resumed.timeless() == whole.timeless()
-    assert resumed.samples == whole.samples
-    for name, tensor in whole.weights().items():
-        assert (resumed.weights()[name] == tensor).all(), name
+def test_every_key_is_said_to_be_free_or_not() -> None:
+    """Whoever adds one decides whether a run may go on under another value of it."""
+    said = [MAY_CHANGE, MAY_GROW, MAKES_ANOTHER_RUN]
+    assert set().union(*said) == set(leaves(Config))
+    assert sum(map(len, said)) == len(set(leaves(Config)))
 
 
-@pytest.mark.parametrize(("world", "engine"), [(1, "torch"), pytest.param(2, "zero2", marks=pytest.mark.slow)])
-def test_kill_9_in_mid_epoch(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path, world: int, engine: str) -> None:
-    folder = tmp_path / "run"
-    with Command() as command:
-        command.train(world, tmp_path / "killed", *recipe, f"run_dir={folder}", *long(world), *ENGINES[engine])
-        command.wait_for(lambda: reached(folder) >= 24)
-        command.kill()
-    assert_goes_on(fit, folder, world, engine, whole_run(world, engine))
+def changed(key: str) -> dict[str, Any]:
+    """The default recipe as plain data, one key of it with another value."""
+    recipe: dict[str, Any] = copy.deepcopy(to_dict(Config()))
+    *sections, last = key.split(".")
+    section = recipe
+    for name in sections:
+        section = section[name]
+    section[last] = other(section[last])
+    return recipe
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_signal_saves_and_leaves(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path, number: int) -> None:
-    """Sent to the whole process group, as a terminal and a scheduler do, data workers included."""
-    folder = tmp_path / "run"
-    with Command() as command:
-        command.train(1, tmp_path / "stopped", *recipe, f"run_dir={folder}", *long(1), "data.workers=2")
-        command.wait_for(lambda: reached(folder) >= 5)
-        command.signal_groups(number)
-        assert command.wait() == [0]
-    assert "stopped by a signal" in (tmp_path / "stopped.0").read_text()
-    assert newest(folder) == reached(folder)
-    assert_goes_on(fit, folder, 1, "torch", whole_run(1, "torch"))
+def other(value: Any) -> Any:
+    """A value of the same kind. What a key takes is of no account to the comparison."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, list):
+        return [*value, 7]
+    return {"x": 1} if isinstance(value, dict) else f"{value}x"
 
 
-@pytest.mark.slow
-def test_sigterm_under_torchrun(fit: Fit, recipe: list[str], whole_run: WholeRun, tmp_path: Path) -> None:
-    """torchrun hands the signal down to its ranks and waits for them to save. Its own exit code then is not ours to choose."""
-    folder = tmp_path / "run"
-    with Command() as command:
-        command.torchrun(2, tmp_path / "stopped", "train", *recipe, f"run_dir={folder}", *long(2), *ENGINES["zero2"])
-        command.wait_for(lambda: reached(folder) >= 5)
-        command.signal(signal.SIGTERM)
-        command.wait()
-    assert "stopped by a signal" in (tmp_path / "stopped").read_text()
-    assert newest(folder) == reached(folder)
-    assert_goes_on(fit, folder, 2, "zero2", whole_run(2, "zero2"))
+@pytest.mark.parametrize("key", sorted(MAKES_ANOTHER_RUN))
+def test_a_run_with_another_value_is_refused(key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_same_run(Config(), changed(key), "runs/a")
+    assert str(caught.value).startswith(f"runs/a holds a run with {key}=")
 
 
-def test_a_finished_run_says_so_and_never_starts_anew_unasked(fit: Fit, reference: Trained, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(reference.folder, folder)
-    again = fit(1, folder=folder)
-    assert "is complete at step 20: nothing to train" in (tmp_path / "log.0").read_text()
-    assert again.rows == reference.rows
-
-    anew = fit(1, "train.resume=never", folder=folder)
-    assert anew.timeless() == reference.timeless()
-    assert anew.rows != reference.rows, "it was not trained again"
-    assert Trained(tmp_path / "run.old-1").rows == reference.rows
-    assert not [*tmp_path.glob("run*/.running")], "a claim outlives its run"
+@pytest.mark.parametrize("key", sorted(MAY_CHANGE | MAY_GROW))
+def test_a_run_with_another_value_goes_on(key: str) -> None:
+    check_same_run(Config(), changed(key), "runs/a")
 
 
-def test_a_run_made_longer_is_the_run_that_was_so_long_from_its_start(fit: Fit, tmp_path: Path) -> None:
-    """With a schedule that does not look at the end. Under another one the rule is said."""
-    still = ["optimizer.schedule=constant", "optimizer.warmup=2", "train.save_every=0"]
-    whole = fit(1, *still, "train.steps=5")
-    fit(1, *still, "train.steps=3", folder=tmp_path / "run")
-    longer = fit(1, *still, "train.steps=60 samples", folder=tmp_path / "run")
-    said = (tmp_path / "log.0").read_text()
-    assert "train.steps has grown from 3 to 5 at step 3: learning rates and lengths are those of a run that had 5 steps" in said
-    assert longer.timeless() == whole.timeless()
-    assert longer.samples == whole.samples
-    for name, tensor in whole.weights().items():
-        assert (longer.weights()[name] == tensor).all(), name
+def test_explain_and_the_reference_page_say_the_same() -> None:
+    """Keys of the items of a list belong to the key that holds the list."""
+    plain = {doc.key: doc.resume for doc in documented() if "[]" not in doc.key}
+    assert plain.keys() == MAY_CHANGE | MAY_GROW | MAKES_ANOTHER_RUN
+    assert {key for key, free in plain.items() if free} == MAY_CHANGE | MAY_GROW
 
 
-def test_keep_last_keeps_the_newest(fit: Fit) -> None:
-    run = fit(1, "train.save_every=4", "train.keep_last=3")
-    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"step-12", "step-16", "step-20", "latest"}
-    assert (run.folder / "checkpoints" / "latest").read_text().strip() == "step-20"
+@pytest.mark.parametrize(("section", "goes_on"), [("engine", True), ("eval", True), ("train", False), ("data", False)])
+def test_a_key_that_this_version_does_not_have(section: str, goes_on: bool) -> None:
+    """The run of an older version may hold keys that are gone. In a section that is free as a whole they do not matter."""
+    recipe = to_dict(Config())
+    recipe[section]["gone"] = 3
+    if goes_on:
+        check_same_run(Config(), recipe, "runs/a")
+        return
+    with pytest.raises(UserError, match=f"runs/a holds a run with {section}.gone=3, not None"):
+        check_same_run(Config(), recipe, "runs/a")
 
 
-HOW = {"": [], "workers": ["data.workers=2"], "micro": ["train.micro_batch_size=2"], "tokens": ["train.micro_tokens=100"]}
-"""What else may change between two lives."""
+class Threads(Ranks):
+    """Two ranks that are threads of this process."""
 
-COVERING = [(1, "torch", "workers"), (1, "zero1", "micro"), (3, "zero3", "tokens")]
-
-
-def elastic() -> list[Any]:
-    """Every number of ranks, engine and way; all but a covering few are slow."""
-    every = [(world, engine, how) for world in (1, 2, 3) for engine in ENGINES for how in HOW]
-    return [pytest.param(*each, marks=[] if each in COVERING else [pytest.mark.slow]) for each in every]
-
-
-@pytest.mark.parametrize(("world", "engine", "how"), elastic())
-def test_saved_on_two_ranks_goes_on_on_any(fit: Fit, saved_on_two: Trained, world: int, engine: str, how: str) -> None:
-    run = fit(world, *ENGINES[engine], *HOW[how], f"train.resume={saved_on_two.checkpoint(10)}")
-    assert run.samples == saved_on_two.samples[10:]
-    assert [row["step"] for row in run.rows] == list(range(11, 21))
-    for name, bound in (("loss", 1e-4), ("logit_scale", 1e-4), ("seqhw", 0), ("lr", 0)):
-        difference = abs(run.column(name) - saved_on_two.column(name)[10:]).max()
-        assert difference <= bound, (name, difference)
-    norms = saved_on_two.column("grad_norm")[10:]
-    assert abs(run.column("grad_norm") - norms).max() <= 1e-3 * norms.max()
-    for name, tensor in saved_on_two.weights().items():
-        assert (run.weights()[name] - tensor).abs().max() < 1e-5, name
+    def collect(self, items: list[Any]) -> list[Any]:
+        BOARD[self.rank] = items
+        BARRIER.wait(10)
+        found = [item for rank in (0, 1) for item in BOARD[rank]]
+        BARRIER.wait(10)
+        return found
 
 
-@pytest.fixture(scope="module")
-def saved_on_two(fit: Fit) -> Trained:
-    """20 steps under ZeRO-2 on two ranks, with checkpoints at 10 and 20."""
-    return fit(2, *ENGINES["zero2"], "train.save_every=10")
+BOARD: dict[int, list[Any]] = {}
+BARRIER = threading.Barrier(2)
+
+
+def said_by_two(recipes: tuple[dict[str, Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What check_one_recipe raises on each of two ranks."""
+    monkeypatch.setattr("flexiclip.train.resume.to_dict", lambda recipe: recipe)  # of any value of a key
+    said = ["", ""]
+
+    def start(rank: int) -> None:
+        try:
+            check_one_recipe(recipes[rank], Threads(rank, 2, rank, torch.device("cpu")))  # type: ignore[arg-type]
+        except UserError as error:
+            said[rank] = str(error)
+
+    threads = [threading.Thread(target=start, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return said
+
+
+@pytest.mark.parametrize("key", sorted(MAKES_ANOTHER_RUN | MAY_CHANGE | MAY_GROW))
+def test_ranks_with_other_values_are_refused_but_for_what_is_their_own(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = said_by_two((to_dict(Config()), changed(key)), monkeypatch)
+    assert said[0] == said[1]
+    assert bool(said[0]) == (key not in EACH_RANKS_OWN)
+    assert key in EACH_RANKS_OWN or f" was started with {key}=" in said[0]
+
+
+def course_of(*sections: tuple[str, dict[str, Any]]) -> tuple[Config, Course]:
+    config = from_dict(Config, dict(sections))
+    return config, Course.of(config, 2560)
+
+
+def grown(steps: Any, step: int = 10, **optimizer: Any) -> tuple[str | None, Course]:
+    """What is said when a run of 20 steps, 10 of which are done, goes on with so many."""
+    sections: Any = [("train", {"steps": 20}), ("optimizer", {"warmup": 2, "schedule": "constant", **optimizer})]
+    before, _ = course_of(*sections)
+    after, course = course_of(("train", {"steps": steps}), sections[1])
+    return longer(after, to_dict(before), course, step, "runs/a"), course
+
+
+def test_longer_says_the_rule_of_the_schedules() -> None:
+    assert grown(20)[0] is None
+    assert grown("5120 samples")[0] is None, "as long, in another unit"
+    line = "train.steps has grown from 20 to 40 at step 10: "
+    same = "learning rates and lengths are those of a run that had 40 steps from its start"
+    rates = "the learning rates from here on are those of a run of 40 steps, which has others before"
+    assert grown(40)[0] == grown("4 epochs")[0] == line + same
+    assert grown(40, schedule="rsqrt")[0] == line + same
+    assert grown(40, schedule="cosine")[0] == line + rates
+    assert grown(40, warmup="50%")[0] == line + rates
+    assert grown(40, step=0)[0] is None, "nothing is done that could have been otherwise"
+    _, course = grown(40, schedule="cosine")
+    assert course.horizon == Horizon(40, 256, 2560)
+
+
+def test_longer_says_it_of_lengths_too() -> None:
+    stages = ("patch", {"seqhw": [5], "stages": [{"start": "40%", "seqhw": [6]}]})
+    constant = ("optimizer", {"warmup": 2, "schedule": "constant"})
+    before, _ = course_of(("train", {"steps": 20}), stages, constant)
+    after, course = course_of(("train", {"steps": 40}), stages, constant)
+    assert longer(after, to_dict(before), course, 8, "a") is not None
+    assert "lengths are those of a run that had" in (longer(after, to_dict(before), course, 8, "a") or "")
+    assert "the lengths from here on are those of a run of 40 steps" in (longer(after, to_dict(before), course, 9, "a") or "")
+
+
+def test_a_run_is_not_made_shorter() -> None:
+    with pytest.raises(UserError, match=r"runs/a holds a run with train.steps=20, and 19 is less: a run may only be made longer"):
+        grown(19)
+
+
+def test_a_run_of_a_version_that_had_fewer_keys_goes_on() -> None:
+    recipe = to_dict(Config())
+    del recipe["objective"], recipe["distillation"], recipe["data"]["mixup"]
+    check_same_run(Config(), recipe, "runs/a")
+    with pytest.raises(UserError, match=r"runs/a holds a run with objective=contrastive, not distillation"):
+        check_same_run(Config(objective="distillation"), recipe, "runs/a")
+
+
+def test_a_recipe_that_this_version_cannot_read_is_another_run() -> None:
+    recipe = to_dict(Config()) | {"objectives": 2}
+    with pytest.raises(UserError, match=r"runs/a holds a run with objectives=2, not None"):
+        check_same_run(Config(), recipe, "runs/a")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from launch import flexiclip_main, free_port, leave_in_time, rank_environment, run_ranks, started_ranks
+from kit.launch import flexiclip_main, free_port, leave_in_time, rank_environment, run_ranks, started_ranks
 
 from flexiclip.train.ranks import joined_ranks
 from flexiclip.train.signals import PATIENCE_S, Stopped, StopSignal

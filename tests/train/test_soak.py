@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from alike import ENGINES
-from launch import Trained, run_ranks
-from soak import EVALUATE_EVERY, SAVE_EVERY, Life, Soak, soak, steps_for, train_and_evaluate
-from train_shards import SAMPLES
+from kit.alike import ENGINES
+from kit.launch import Trained, run_ranks
+from kit.soak import EVALUATE_EVERY, SAVE_EVERY, Life, Soak, soak, steps_for, train_and_evaluate
+from kit.train_shards import SAMPLES
 
 BATCH = 12
 

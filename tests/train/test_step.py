@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from launch import Trained
-from overrides import load_last
+from kit.launch import Trained
+from kit.overrides import load_last
+from kit.train_shards import sample
 from torch import Tensor, nn
-from train_shards import sample
 
 from flexiclip.config import Config
 from flexiclip.data.batch import caption_id

@@ -144,7 +144,7 @@ def test_latest_names_a_complete_one_wherever_a_put_is_killed(kind: str, others:
     assert line > 20
 
 
-def test_dropped_is_gone(store: Store) -> None:
+def test_drop_removes_a_checkpoint(store: Store) -> None:
     put(store, 5, "five")
     put(store, 10, "ten")
     store.drop("step-5")
@@ -230,7 +230,10 @@ def test_a_store_that_never_answers_is_one_line_in_bounded_time(tmp_path: Path, 
     store = open_store("silent://bucket/run", tmp_path)
     began = time.monotonic()
     for question in (store.latest, store.check_writable, lambda: store.state("step-5")):
-        with pytest.raises(UserError, match=r"^checkpoints at silent://bucket/run cannot be reached: no answer within 1 s$"):
+        with pytest.raises(
+            UserError,
+            match=r"^checkpoints at silent://bucket/run cannot be reached: no answer, or not the whole of it, within 0\.6 s$",
+        ):
             question()
     assert time.monotonic() - began < 30
 

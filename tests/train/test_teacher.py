@@ -1,4 +1,4 @@
-"""The teacher of a distillation: its length, and what a student takes from it. What it gives: test_objective_losses.py."""
+"""The teacher of a distillation: its length, and what a student takes from it. What it gives: test_objectives_losses.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_objective_losses import IMAGE, model_of
+from test_objectives_losses import IMAGE, model_of
 
 from flexiclip.config import Config, DistillationConfig, from_dict
 from flexiclip.errors import UserError

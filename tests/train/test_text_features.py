@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import Trained
+from kit.launch import Trained
 from torch import Tensor
 
 from flexiclip.config import load

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import Trained
-from overrides import load_last
+from kit.launch import Trained
+from kit.overrides import load_last
 from test_model_keys import CLASSIFY, LENGTHS, perturbed
 from test_step import ALONE
 from torch import Tensor

@@ -2,7 +2,7 @@
 
     tower = build_text_tower(config.model.text)                 # with the weights that the recipe names
     tower = build_text_tower(config.model.text, model_folder)   # only the architecture, whose weights are in model.safetensors
-    tokens = trim_padding(tokens, tower.pad_id) if tower.trims else tokens
+    tokenizer = tower.trimming(tokenizer)                       # cuts padding columns, if that does not change the features
 
 There are three kinds: `transformer` is our own (base.py), and `huggingface` and `open_clip` are towers of other
 libraries, which are imported only when a recipe asks for them.

@@ -12,6 +12,8 @@ Shapes: B captions, L tokens (columns), D width of the tower.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,13 +29,15 @@ SUBFOLDER = "text_tower"
 """The folder inside a model folder that holds the architecture of another library's tower."""
 WEIGHTS = "model.safetensors"
 """The file of a model folder that holds the weights of all its parts."""
+Tokenize = Callable[[list[str]], Tensor]
+"""Maps N captions to tokens [N, L] int64, as tokenizers do."""
 
 
 class TextTower(nn.Module, ABC):
     """A text tower: tokens to pooled features, before the projection into the joint space.
 
     `width` is D, `context_length` is the largest number of tokens, and `pad_id` is the id of padding. `trims` says
-    whether columns that are padding in every row may be cut (`trim_padding`) without changing the output.
+    whether columns that are padding in every row may be cut (see `trimming`) without changing the output.
     """
 
     width: int
@@ -48,6 +52,13 @@ class TextTower(nn.Module, ABC):
     @abstractmethod
     def save_config(self, folder: Path) -> None:
         """Write into folder/text_tower what build_text_tower needs, besides the recipe, to rebuild this tower offline."""
+
+    def trimming(self, tokenizer: Tokenize) -> Tokenize:
+        """Return the tokenizer, or one that also cuts padding columns if this tower allows it.
+
+        The result holds no weights, so it can be pickled and sent to data workers.
+        """
+        return TrimmingTokenizer(tokenizer, self.pad_id) if self.trims else tokenizer
 
     def check_length(self, tokens: Tensor) -> None:
         """Raise UserError if the rows have more tokens than the tower has positions."""
@@ -77,6 +88,18 @@ def trim_padding(tokens: Tensor, pad_id: int) -> Tensor:
     """
     used = (tokens != pad_id).any(dim=0).nonzero()
     return tokens[:, : int(used[-1]) + 1 if len(used) else 1]
+
+
+@dataclass(frozen=True)
+class TrimmingTokenizer:
+    """A tokenizer followed by `trim_padding`: maps N captions to tokens [N, l], as long as the longest of them."""
+
+    tokenizer: Tokenize
+    pad_id: int
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        """Return the tokens of the captions, int64 [N, l] with l >= 1."""
+        return trim_padding(self.tokenizer(captions), self.pad_id)
 
 
 def last_used(tokens: Tensor, pad_id: int) -> Tensor:

@@ -1,0 +1,74 @@
+"""The commands of `flexiclip data`: what each option reaches, and the exit code of a check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexiclip.__main__ import main
+
+
+def test_data_commands_hand_every_option_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flexiclip.data import tokenizers
+    from flexiclip.datasets import cue_conflict, vendors
+    from flexiclip.datasets import vendors as openmoji
+    from flexiclip.datasets.emoji_set import EmojiBuild
+
+    built: list[tuple[Any, ...]] = []
+    build = EmojiBuild(1, 8, 1, None, 1, 1, 1, 1, {}, "MIT", {})
+
+    def note(*arguments: Any, **named: Any) -> Any:
+        built.append((*arguments, *named.items()))
+        return build, True
+
+    monkeypatch.setattr(openmoji, "build_openmoji", note)
+    monkeypatch.setattr(vendors, "build_vendor", note)
+    monkeypatch.setattr(cue_conflict, "build_cue_conflict", note)
+    monkeypatch.setattr(tokenizers, "train_sentencepiece", note)
+    for command in (
+        "data openmoji --output o",
+        "data openmoji --output o --pixels 9",
+        "data noto --output o --package p --pixels 9",
+        "data fluent --output o",
+        "data fluent --output o --style flat",
+        "data cue-conflict --output o --pixels 9",
+        "data cue-conflict --output o",
+        "data tokenizer x.tar --output t.model --vocab-size 99 --keep-case",
+        "data tokenizer x.tar --output t.model",
+    ):
+        assert main(command.split()) == 0
+    o = Path("o")
+    assert built[:7] == [
+        (o, ("pixels", 96)),
+        (o, ("pixels", 9)),
+        (o, vendors.NOTO, Path("p"), ("pixels", 9)),
+        (o, vendors.FLUENT["3d"], None, ("pixels", 96)),
+        (o, vendors.FLUENT["flat"], None, ("pixels", 96)),
+        (o, 9),
+        (o, 224),
+    ]
+    assert [call[1:] for call in built[7:]] == [
+        (Path("t.model"), 99, ("lowercase", False)),
+        (Path("t.model"), 4096, ("lowercase", True)),
+    ]
+
+
+def test_data_check_says_by_its_code_whether_all_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import tarfile
+
+    import webdataset
+    from kit.shards import good_sample
+
+    with webdataset.TarWriter(str(tmp_path / "good.tar"), encoder=False) as writer:
+        writer.write(good_sample(0))
+    assert main(["data", "check", str(tmp_path / "good.tar")]) == 0
+    assert capsys.readouterr().out == "every sample is good\n"
+    tarfile.open(tmp_path / "bad.tar", "w").close()
+    with webdataset.TarWriter(str(tmp_path / "bad.tar"), encoder=False) as writer:
+        writer.write({"__key__": "s", "jpg": b"no picture", "txt": b"words"})
+    assert main(["data", "check", str(tmp_path / "bad.tar")]) == 1
+    assert capsys.readouterr().out.endswith("\n1 bad samples\n")
+    assert main(["data", "check", str(tmp_path / "good.tar"), "--captions", "json:a"]) == 1
+    assert main(["data", "check", str(tmp_path / "good.tar"), "--images", "png"]) == 1

@@ -1,0 +1,184 @@
+"""The page without a browser: all is inside and escaped, its size is bounded, and pictures are those of the data set.
+
+The numbers that its script draws, and those of its table, against a report whose every number is its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from flexiclip_eval import Row
+from flexiclip_eval.report.files import write_report
+from flexiclip_eval.report.page import render_page
+from flexiclip_eval.report.page_data import add_thumbnails, as_script, page_data
+from flexiclip_eval.report.table import ModelInfo, Report
+from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tradeoffs import CascadeCurve, CascadePoint, choose, parse_budget, sentence
+from kit.reports import HOSTILE, full_report
+from PIL import Image
+
+
+class Tags(HTMLParser):
+    """The attributes of all elements, as a browser would read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page")
+    report, gallery = full_report(out / "data")
+    write_report(report, out, gallery)
+    return out
+
+
+def test_the_page_loads_nothing_and_says_everything(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    sources = [value for name, value in tags.attributes if name in ("src", "href", "srcset", "action")]
+    assert not any(name.startswith("on") for name, _ in tags.attributes)
+    assert sum(source.startswith("data:image/png;base64,") for source in sources) == 5
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert "<!-- " not in page
+    for text in ("FlexiViT-128x4 runs/flexible", "flexiclip eval runs/flexible", "run_dir: runs/fixed", "35.5%", "chance"):
+        assert text in page
+    assert HOSTILE not in page
+    assert HOSTILE in unescape(page)
+    assert page.count("<script") == page.count("</script>") == 2
+
+
+def test_the_policy_names_the_script_and_the_style_by_their_hashes(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    for name in ("script", "style"):
+        (body,) = re.findall(f"<{name}>(.*?)</{name}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_the_data_of_the_script_is_the_rows(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    data = json.loads(text)
+    rows = json.loads((folder / "results.json").read_text())
+    shown = [dict(zip([m["key"] for m in t["metrics"]], row["values"], strict=True)) for t in data["tasks"] for row in t["rows"]]
+    by_task = [row["metrics"] for task in data["tasks"] for row in rows if row["task"] == task["task"]]
+    assert shown == by_task
+    first = data["tasks"][0]["rows"][0]["found"][0]
+    thumbs = {int(record): picture for record, picture in data["thumbs"]["toys"].items()}
+    assert set(first["ranked"]) <= set(thumbs)
+    picture = Image.open(io.BytesIO(base64.b64decode(thumbs[4])))
+    assert picture.format == "JPEG"
+    assert picture.size == (24, 21)  # image 4 of toys(); a small one is not enlarged
+
+
+def test_size_is_bounded_caption_by_caption(tmp_path: Path) -> None:
+    report, gallery = full_report(tmp_path)
+    everything, data = page_data(report), page_data(report)
+    add_thumbnails(everything, gallery, 1 << 20)
+    room = sum(len(picture) + 16 for picture in everything["thumbs"]["toys"].values()) - 1  # the last picture finds no room
+    add_thumbnails(data, gallery, room)
+    retrieval, classification = data["tasks"]
+    kept = {len(row["found"]) for row in retrieval["rows"]}
+    assert len(kept) == 1
+    assert 0 < kept.pop() < 6
+    assert sum(map(len, data["thumbs"]["toys"].values())) < room
+    for row in retrieval["rows"]:
+        for found in row["found"]:
+            assert {*found["ranked"], found["positives"][0]} <= data["thumbs"]["toys"].keys()
+    assert classification["rows"][0]["perClass"][0] == pytest.approx(1 / 8 + 0.03, abs=1e-4)
+
+
+def test_as_script_lets_no_text_end_the_script() -> None:
+    text = as_script({"a": "</script><!--\u2028&"})
+    assert re.search(r"[<>&\u2028]", text) is None
+    assert json.loads(text) == {"a": "</script><!--\u2028&"}
+
+
+R5, RANK = "image_retrieval_recall@5", "image_retrieval_median_rank"
+
+
+def row(model: str, task: str, metrics: dict[str, float], seqhw: int, **more: object) -> Row:
+    numbers = {"gflops": seqhw / 8, "images_per_s": 1000.0 / seqhw}
+    return Row("set", "vit", model, task, metrics, "en", 50, seqhw, seqhw**2, 60 // seqhw, 60, **{**numbers, **more})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def report() -> Report:
+    """Two models at two lengths on two tasks."""
+    models = [ModelInfo("vit", "a", {}, (3, 6)), ModelInfo("vit", "b", {}, (6,))]
+    tasks = [
+        TaskInfo("set", "zeroshot_retrieval", {R5: 0.1, RANK: 25.5}, captions=60),
+        TaskInfo("set", "zeroshot_classification", {"acc1": 0.5}, ("x", "y", "z"), 0.4),
+    ]
+    found = Report("flexiclip eval a b", models=models, tasks=[])
+    for m, model in enumerate("ab"):
+        for seqhw in (3, 6):
+            unique = m * 10 + seqhw
+            metrics = {R5: unique / 100, RANK: float(unique)}
+            examples = [{"caption": f"c{unique}", "positives": [unique], "ranked": [1], "rank": unique}]
+            found.add(row(model, "zeroshot_retrieval", metrics, seqhw), tasks[0], {"found": examples})
+            recall = {"x": unique / 50, "z": 0.123456}
+            found.add(row(model, "zeroshot_classification", {"acc1": unique / 40}, seqhw), tasks[1], {"per_class": recall})
+    found.choices = choose(found.rows, budget=parse_budget("0.5 GFLOPs"))
+    points = (CascadePoint(0, {R5: 0.03}, 0.0, 0.375, 0.0), CascadePoint(5, {R5: 0.04}, 0.5, 0.75, 3.75))
+    found.cascades = [CascadeCurve("set", "zeroshot_retrieval", "vit", "b", 3, 6, points)]
+    return found
+
+
+def test_page_data_is_the_report(report: Report) -> None:
+    data = page_data(report)
+    assert data["models"] == [{"name": "vit a", "trained": (3, 6)}, {"name": "vit b", "trained": (6,)}]
+    retrieval, classification = data["tasks"]
+    assert [(m["key"], m["share"], m["chance"]) for m in retrieval["metrics"]] == [(R5, True, 0.1), (RANK, False, 25.5)]
+    assert (retrieval["primary"], classification["primary"]) == (0, 0)
+    assert [(r["model"], r["seqhw"], r["values"]) for r in retrieval["rows"]] == [
+        (0, 3, [0.03, 3.0]),
+        (0, 6, [0.06, 6.0]),
+        (1, 3, [0.13, 13.0]),
+        (1, 6, [0.16, 16.0]),
+    ]
+    assert [(r["tokens"], r["patch"], r["gflops"], r["speed"]) for r in retrieval["rows"][:2]] == [
+        (9, 20, 3 / 8, 1000 / 3),
+        (36, 10, 6 / 8, 1000 / 6),
+    ]
+    assert [r["found"][0]["caption"] for r in retrieval["rows"]] == ["c3", "c6", "c13", "c16"]
+    assert [r["perClass"] for r in retrieval["rows"]] == [None] * 4
+    assert [r["perClass"] for r in classification["rows"]] == [[u / 50, None, 0.1235] for u in (3, 6, 13, 16)]
+    assert classification["classes"] == ["x", "y", "z"]
+    assert [(c["model"], c["seqhw"]) for c in retrieval["choices"]] == [(0, 6), (0, 3), (1, 6), (1, 3)]
+    assert retrieval["choices"][2]["text"] == sentence(report.choices[4]) != retrieval["choices"][0]["text"]
+    (curve,) = retrieval["cascades"]
+    assert (curve["model"], curve["short"], curve["long"]) == (1, 3, 6)
+    assert curve["points"][1] == {"k": 5, "gflops": 0.75, "query": 3.75, "reranked": 0.5, "values": [0.04, None]}
+    assert classification["cascades"] == []
+
+
+def test_render_page_marks_the_best_of_each_column(report: Report) -> None:
+    """The highest recall and the lowest rank; the values that a click sorts by are those of the rows."""
+    page = render_page(report, {})
+    table = re.findall(r"<table>.*?</table>", page, re.DOTALL)[0]
+    body = re.findall(r"<tr>(.*?)</tr>", table.partition("<tbody>")[2].partition("</tbody>")[0])
+    values = [re.findall(r'data-value="([^"]*)"', line) for line in body]
+    assert values[2] == ["vit b", "3", "9", "20", "0.375", str(1000.0 / 3), "0.13", "13.0"]
+    assert [re.findall(r'class="best" data-value="([^"]*)"', line) for line in body] == [["3.0"], [], [], ["0.16"]]
+    assert "<td>10.0%</td><td>25.5</td>" in table.partition("<tfoot>")[2]
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)[0])
+    assert [r["values"] for r in data["tasks"][0]["rows"]] == [[0.03, 3.0], [0.06, 6.0], [0.13, 13.0], [0.16, 16.0]]
+    assert "50 images, 60 captions" in page
+    assert "50 images, 3 classes. The largest class holds 40.0% of the images." in page

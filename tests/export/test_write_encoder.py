@@ -1,0 +1,299 @@
+"""Encoders that are written, as ONNX and as torch programs, run as another program runs them: the same embeddings as the model's,
+also of an exit.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from kit.export_models import LENGTHS
+from PIL import Image
+
+from flexiclip.__main__ import main
+from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, PatchStage, PreprocessConfig, parse_duration
+from flexiclip.export.encoders import ImageEncoder, bake
+from flexiclip.model_folder import LoadedModel, build_model, load_model, save_model
+from flexiclip.models.pi_resize import pi_resize
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, x: torch.Tensor) -> torch.Tensor:
+    opened = session(path)
+    return torch.from_numpy(opened.run(None, {opened.get_inputs()[0].name: x.numpy()})[0])
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) < 1e-4
+    assert float(F.cosine_similarity(found.double(), expected.double()).min()) > 0.99999
+
+
+@torch.no_grad()
+def test_onnx_image_encoders_at_five_lengths(folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+    """CLIP's architecture, for it has a class token; the batch is open and nothing is resized in the graph."""
+    lengths = ",".join(map(str, LENGTHS))
+    assert main(["export", "image", str(folders["clip"]), "--seqhw", lengths, "--output", str(tmp_path / "i.onnx")]) == 0
+    files = [tmp_path / f"i-{seqhw}{suffix}" for seqhw in LENGTHS for suffix in (".md", ".onnx")]
+    assert sorted(tmp_path.iterdir()) == sorted(files), "a file and a card a length, and nothing left over"
+    for seqhw in LENGTHS:
+        path = tmp_path / f"i-{seqhw}.onnx"
+        operators = {node.op_type for node in onnx.load(path).graph.node}
+        assert "MatMul" in operators
+        assert operators.isdisjoint({"Resize", "Upsample", "Conv", "If", "Loop"})
+        for batch in (1, 3):
+            images = pixels(batch) / 127.5 - 1
+            assert_same(run(path, images), opened["clip"].model.encode_image(images, seqhw, normalize=True))
+
+
+@pytest.mark.parametrize("name", ["ours", "siglip"])
+@torch.no_grad()
+def test_normalize_inside_takes_raw_pixels(
+    name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
+) -> None:
+    path = tmp_path / "deep" / "image.onnx"
+    assert main(["export", "image", str(folders[name]), "--normalize-inside", "--seqhw", "3", "--output", str(path)]) == 0
+    assert session(path).get_inputs()[0].type == "tensor(uint8)"
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 50, 3), dtype=np.uint8))
+    loaded = opened[name]
+    expected = loaded.model.encode_image(loaded.transform(photo)[None], 3, normalize=True)
+    assert_same(run(path, loaded.transform.pixels(photo)[None]), expected)
+
+
+@torch.no_grad()
+def test_normalisation_inside_is_by_channel_with_the_models_mean_and_std(opened: dict[str, LoadedModel]) -> None:
+    model, preprocess = opened["ours"].model, PreprocessConfig(mean=(0.1, 0.3, 0.6), std=(0.4, 0.2, 0.7))
+    images = pixels(3)
+    channels = [(images[:, c].double() / 255 - preprocess.mean[c]) / preprocess.std[c] for c in range(3)]
+    expected = model.encode_image(torch.stack(channels, 1).float(), 4, normalize=True)
+    assert_same(ImageEncoder(model, 4, preprocess)(images), expected)
+    assert_same(ImageEncoder(model, 4)(torch.stack(channels, 1).float()), expected)
+
+
+@pytest.mark.parametrize("name", ["ours", "clip", "siglip"])
+@torch.no_grad()
+def test_onnx_text_encoders(name: str, folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+    path, loaded = tmp_path / "text.onnx", opened[name]
+    assert main(["export", "text", str(folders[name]), "--output", str(path)]) == 0
+    tokens = loaded.tokenizer(["rain", "two dogs running along a beach at sunset", "an old map"])
+    for length in (12, 7, 2, 1) if loaded.model.text_tower.trims else (12,):
+        for rows in (slice(3), slice(1)):
+            expected = loaded.model.encode_text(tokens[rows, :length], normalize=True)
+            assert_same(run(path, tokens[rows, :length]), expected)
+    for file, content in loaded.tokenizer.files.items():
+        assert (tmp_path / "text_tokenizer" / file).read_bytes() == content
+
+
+@torch.no_grad()
+def test_torch_programs_give_the_embeddings_of_the_model(
+    folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
+) -> None:
+    model = opened["clip"].model
+    for what, extra in (("image", ["--seqhw", "8"]), ("text", [])):
+        file = tmp_path / f"{what}.pt2"
+        assert main(["export", what, str(folders["clip"]), "--format", "torch", *extra, "--output", str(file)]) == 0
+        said = {"flexiclip": ""}
+        torch.export.load(file, extra_files=said)
+        assert json.loads(said["flexiclip"])["role"] == what
+        assert f'torch.export.load("{what}.pt2")' in file.with_suffix(".md").read_text()
+    images, tokens = torch.randn(5, 3, 48, 48), torch.randint(0, opened["clip"].tokenizer.vocab_size, (4, 9))
+    assert_same(torch.export.load(tmp_path / "image.pt2").module()(images), model.encode_image(images, 8, normalize=True))
+    assert_same(torch.export.load(tmp_path / "text.pt2").module()(tokens), model.encode_text(tokens, normalize=True))
+
+
+@torch.no_grad()
+def test_int8_encoders_are_smaller_and_agree(
+    make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make("ours", image={"width": 64, "depth": 4}, text={"width": 64})
+    shards = tmp_path / "photos"
+    shards.mkdir()
+    for i in range(3):
+        Image.effect_mandelbrot((90, 60), (-2, -1.2, 1, 1.2 + i), 50).convert("RGB").save(shards / f"{i}.png")
+    path, whole = tmp_path / "int8.onnx", tmp_path / "whole.onnx"
+    options = ["--seqhw", "6", "--images", str(shards)]
+    assert main(["export", "image", str(folder), *options, "--quantize", "int8", "--output", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "3 real images" in said
+    assert "times as fast as float32" in said
+    assert main(["export", "image", str(folder), *options, "--output", str(whole)]) == 0
+    assert json.loads(session(path).get_modelmeta().custom_metadata_map["flexiclip"])["quantize"] == "int8"
+    assert path.stat().st_size < 0.6 * whole.stat().st_size
+    images = torch.rand(6, 3, 48, 48) * 2 - 1
+    expected = load_model(folder).model.encode_image(images, 6, normalize=True)
+    assert 0.99 < float(F.cosine_similarity(run(path, images), expected).min()) < 1 - 1e-7
+
+
+def test_a_quantised_encoder_that_is_not_the_model_is_not_kept(
+    make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A channel a thousand times larger, and its weights that much smaller: the same function, and poison for int8."""
+    loaded = load_model(make("ours"))
+    with torch.no_grad():
+        for block in loaded.model.image_tower.blocks:
+            for norm, layer in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.fc1)):
+                norm.weight[0] *= 1000
+                norm.bias[0] *= 1000
+                layer.weight[:, 0] /= 1000
+    save_model(tmp_path / "model", loaded)
+    command = ["export", "image", str(tmp_path / "model"), "--quantize", "int8", "--output", str(tmp_path / "out" / "i.onnx")]
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert "is not the model, and was not kept: 8 random images: largest difference" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_baked_tower_is_a_plain_one(opened: dict[str, LoadedModel]) -> None:
+    tower = opened["ours"].model.image_tower
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    baked = bake(tower, 8)
+    assert torch.allclose(baked.kernel, pi_resize(tower.kernel, 6), atol=1e-6)
+    assert baked.posemb.shape == (1, 32, 8, 8)
+    assert (baked.config.base_patch_size, baked.config.base_grid) == ((6, 6), (8, 8))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items()), "the model is left alone"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["image", "MODEL", "--seqhw", "5"], "valid seqhw: [1, 2, 3, 4, 6, 8"),
+        (["image", "MODEL", "--seqhw", "6,7"], "seqhw=7 does not divide"),
+        (["image", "MODEL", "--format", "tflite"], "one of onnx, torch"),
+        (["image", "MODEL", "--quantize", "int4"], "only int8"),
+        (["image", "MODEL", "--quantize", "int8", "--format", "torch"], "give --format onnx"),
+        (["image", "MODEL", "--images", "nowhere.tar"], "nowhere.tar"),
+        (["image", "nowhere"], "is no model folder"),
+        (["model", "MODEL", "--format", "keras"], "open_clip, timm, transformers, big_vision"),
+        (["model", "MODEL", "--format", "timm", "--seqhw", "2,3"], "one model has one length"),
+        (["model", "MODEL", "--format", "big_vision", "--seqhw", "2"], "keeps the base kernel"),
+        (["model", "MODEL", "--format", "big_vision"], "name it .npz"),
+    ],
+)
+def test_export_names_mistakes_in_one_line(
+    arguments: list[str], message: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(folders["siglip"]) if part == "MODEL" else part for part in arguments]
+    assert main(["export", *given, "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # Python's own way to make an import fail
+    assert main(["export", "text", str(folders["ours"]), "--output", str(tmp_path / "t.onnx")]) == 2
+    assert "pip install 'flexiclip[export]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+def test_a_model_that_open_clip_names(make: Callable[..., Path], tmp_path: Path) -> None:
+    """`open_clip:NAME` is imported for as long as the export takes; local-dir is open_clip's own way to name a folder."""
+    ours, folder, path = (
+        make("clip", tokenizer={"kind": "clip", "context_length": 12}),
+        tmp_path / "theirs",
+        tmp_path / "image.onnx",
+    )
+    assert main(["export", "model", str(ours), "--format", "open_clip", "--output", str(folder)]) == 0
+    assert main(["export", "image", f"open_clip:local-dir:{folder}", "--output", str(path)]) == 0
+    images = pixels(2) / 127.5 - 1
+    assert_same(run(path, images), load_model(ours).model.encode_image(images, 6, normalize=True))
+
+
+def test_a_text_encoder_in_the_place_of_another_has_its_own_tokenizer(
+    folders: dict[str, Path], make: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "text.onnx"
+    (tmp_path / "text_tokenizer").mkdir()
+    (tmp_path / "text_tokenizer" / "of another kind.json").write_text("{}")
+    assert main(["export", "text", str(folders["ours"]), "--output", str(path)]) == 0
+    written = {file.name for file in (tmp_path / "text_tokenizer").iterdir()}
+    assert written == set(load_model(folders["ours"]).tokenizer.files)
+    assert not list(tmp_path.glob(".*"))
+
+
+EXIT_PATCH = PatchConfig(seqhw=(4, 2, 6), weights=(1.0, 1.0, 0.0), stages=(PatchStage(parse_duration("50%"), (3,)),))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    image = ImageTowerConfig(
+        width=32, depth=3, heads=2, image_size=24, base_patch_size=8, base_grid=3, exits=(1, 2), exit_heads="separate"
+    )
+    config = Config(model=ModelConfig(image=image, text=None, embed_dim=8), patch=EXIT_PATCH)
+    loaded = build_model(config)
+    with torch.no_grad():
+        for p in loaded.model.parameters():  # the heads must differ from one another
+            p.add_(0.3 * torch.randn_like(p))
+    folder = tmp_path_factory.mktemp("exits") / "model"
+    save_model(folder, loaded)
+    (folder / "results.json").write_text(
+        '[{"dataset": "d", "task": "t", "seqhw": 4, "pretrained": "exits", "metrics": {"acc1": 0.5}}]'
+    )
+    return folder
+
+
+@torch.no_grad()
+def test_an_exit_is_loaded_and_exported_as_what_it_is(source: Path, tmp_path: Path) -> None:
+    images = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    whole, left = load_model(source), load_model(f"{source}+exit2")
+    expected = left.model.encode_image(images, 4, normalize=True)
+    assert (len(left.model.image_tower.blocks), left.config.model.image.depth, left.config.model.image.exits) == (2, 2, ())
+    assert not torch.allclose(expected, whole.model.encode_image(images, 4, normalize=True), atol=0.1)
+
+    output = tmp_path / "image.onnx"
+    command = ["export", "image", f"{source}+exit2", "--format", "onnx", "--seqhw", "4", "--output", str(output)]
+    assert main(command) == 0
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+    card = output.with_suffix(".md").read_text()
+    assert "left after block: 2" in card
+    assert "trained at seqhw: 2, 3, 4" in card
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["flexiclip"])
+    assert facts["image"]["trained_seqhw"] == [2, 3, 4], "those of the stages too, and not the 6 that is never drawn"
+    assert "0.5000" not in card, "the metrics beside the folder are those of the whole depth"
+
+
+def test_a_saved_exit_is_a_model_of_its_own(source: Path, tmp_path: Path) -> None:
+    left = load_model(f"{source}+exit1")
+    save_model(tmp_path / "short", left)
+    again = load_model(tmp_path / "short")
+    images = torch.randn(2, 3, 24, 24)
+    assert torch.equal(again.model.encode_image(images, 2), left.model.encode_image(images, 2))
+    assert replace(again.config.model.image, init=None) == left.config.model.image
+
+
+def test_a_block_without_an_exit_is_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "image", f"{source}+exit5", "--output", "image.onnx"]) == 2
+    assert "cannot be left after block 5 of 3: its exits are 1, 2" in capsys.readouterr().err
+
+
+def test_a_saved_exit_has_metrics_of_its_own(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "short"
+    save_model(folder, load_model(f"{source}+exit1"))
+    (folder / "results.json").write_text(
+        '[{"dataset": "d", "task": "t", "seqhw": 4, "pretrained": "short", "metrics": {"acc1": 0.25}}]'
+    )
+    output = tmp_path / "image.onnx"
+    assert main(["export", "image", str(folder), "--format", "onnx", "--seqhw", "4", "--output", str(output)]) == 0
+    assert "0.2500" in output.with_suffix(".md").read_text()

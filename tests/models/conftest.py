@@ -1,1 +1,0 @@
-"""Here so that golden.py can be imported by the tests in folders below."""
