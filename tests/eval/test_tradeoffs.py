@@ -15,6 +15,7 @@ from flexiclip_eval.tradeoffs import (
     cascade_pair,
     choose,
     fronts,
+    pareto_front,
     parse_budget,
     parse_cascade,
     priced,
@@ -177,3 +178,10 @@ def test_the_front_is_what_nothing_beats() -> None:
         assert (one.model in kept) == (not better), one
     assert 0 < len(kept) < 60
     assert fronts([row(1.0, None, 0.5)]) == []
+
+
+def test_pareto_front_by_hand() -> None:
+    """(quality, cheapness): equal points stay both, and the order of the points stays."""
+    points = [(2.0, 2.0), (3.0, 1.0), (2.0, 1.0), (2.0, 2.0), (1.0, 3.0), (0.0, 3.0)]
+    assert pareto_front(points, lambda point: point) == [(2.0, 2.0), (3.0, 1.0), (2.0, 2.0), (1.0, 3.0)]
+    assert pareto_front([], lambda point: point) == []
