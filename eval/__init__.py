@@ -10,9 +10,9 @@ if __name__ == "eval":
     raise ImportError("this folder is installed as flexiclip_eval: import flexiclip_eval, not eval")
 
 from flexiclip_eval.rows import Row
-from flexiclip_eval.run import evaluate_suites, make_evaluators
+from flexiclip_eval.run import EvalOptions, evaluate_suites, make_evaluators
 from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.load import SuiteConfig, load_suite
 from flexiclip_eval.suites.task import TaskConfig
 
-__all__ = ["DatasetConfig", "Row", "SuiteConfig", "TaskConfig", "evaluate_suites", "load_suite", "make_evaluators"]
+__all__ = ["DatasetConfig", "EvalOptions", "Row", "SuiteConfig", "TaskConfig", "evaluate_suites", "load_suite", "make_evaluators"]

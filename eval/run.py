@@ -17,7 +17,6 @@ import torch
 from flexiclip_eval.data.labels import Splits, open_splits
 from flexiclip_eval.embeddings.embed import embedding_width, evaluating
 from flexiclip_eval.embeddings.store import EmbeddingStore, StoreError
-from flexiclip_eval.models import open_model
 from flexiclip_eval.models.protocol import (
     EvalModel,
     Length,
@@ -30,7 +29,7 @@ from flexiclip_eval.models.protocol import (
     model_names,
     trained_lengths,
 )
-from flexiclip_eval.progress import silent, watch
+from flexiclip_eval.models.sources import open_model
 from flexiclip_eval.report.page_data import Gallery
 from flexiclip_eval.report.table import ModelInfo, Report
 from flexiclip_eval.rows import Row
@@ -38,16 +37,43 @@ from flexiclip_eval.score import Encoding, Score, score_tasks
 from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.layout import printable
 from flexiclip_eval.suites.load import load_datasets, load_readable
-from flexiclip_eval.tasks.registry import WITH_A_HEAD, WITHOUT_TEXT
+from flexiclip_eval.tasks import WITH_A_HEAD, WITHOUT_TEXT
 from flexiclip_eval.tradeoffs import TOLERANCE, Budget, CascadeCurve, cascade_pair, check_tolerance, choose, fronts, priced
 
 from flexiclip.config import to_dict
 from flexiclip.distributed import gather_objects, rank
 from flexiclip.errors import UserError
+from flexiclip.progress import Watch, silent, watch
 
 log = logging.getLogger("flexiclip.eval")
 
 CACHE_BYTES = 1 << 30  # decoded images kept per split and rank between the evaluations of a training run
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How evaluate_suites scores models, and which rules it applies to their scores."""
+
+    device: str | torch.device = "cpu"
+    batch_size: int = 128
+    """Images or texts encoded at once per rank."""
+    workers: int = 2
+    """Threads per rank that decode images."""
+    embeddings: Path | None = None
+    """A folder that keeps the embeddings; the next evaluation of the same model on the same images reads them."""
+    widths: Sequence[int] = ()
+    """Also score the first N columns of the embeddings, for each N, as if these were further models, without cascades."""
+    cascade: tuple[int, int] | None = None
+    """The short and the long length of the cascade (tradeoffs.py); default: the shortest and the longest."""
+    tolerance: float = TOLERANCE
+    """Choose the shortest length that is within this many percentage points of the best (tradeoffs.py)."""
+    budget: Budget | None = None
+    """Also choose the best length that keeps to this budget (tradeoffs.py)."""
+    command: str | None = None
+    """The command line that the report shows; default: that of this process."""
+
+
+DEFAULTS = EvalOptions()
 
 
 def evaluate_suites(
@@ -55,16 +81,8 @@ def evaluate_suites(
     suites: Sequence[str],
     *,
     seqhw: Sequence[int] | None = None,
-    device: str | torch.device = "cpu",
-    batch_size: int = 128,
     output: Path | None = None,
-    command: str | None = None,
-    workers: int = 2,
-    embeddings: Path | None = None,
-    tolerance: float = TOLERANCE,
-    budget: Budget | None = None,
-    cascade: tuple[int, int] | None = None,
-    widths: Sequence[int] = (),
+    options: EvalOptions = DEFAULTS,
 ) -> list[Row]:
     """Score models on suites and return the rows of all models; every rank gets the same rows.
 
@@ -75,32 +93,28 @@ def evaluate_suites(
     - `suites`: names of suites, YAML files, or folders or URLs of single data sets (see `load_suite`).
     - `seqhw`: the lengths to score; default: those that each model was made for. Next to other models, a model with a single
       length keeps that length.
-    - `batch_size`, `workers`: images per batch and rank, and threads that decode images.
-    - `output`, `command`: the folder of the report, and the command line that it shows (default: that of this process).
-    - `embeddings`: a folder that keeps the embeddings; the next evaluation of the same model on the same images reads them.
-    - `tolerance`, `budget`: the rules that choose a length for each task (tradeoffs.py). `tolerance` is in percentage points.
-    - `cascade`: the short and the long length of the cascade (tradeoffs.py); default: the shortest and the longest.
-    - `widths`: also score the first N columns of the embeddings, for each N, as if these were further models, without cascades.
+    - `output`: the folder of the report.
+    - `options`: the device, the batch size and everything else (see `EvalOptions`).
 
     If a data set cannot be read, the others are still scored, shown and written; then a UserError names the data set.
     """
     from flexiclip_eval.report.files import check_output
 
     _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
-    check_tolerance(tolerance)
-    if seqhw and cascade:
-        cascade_pair(seqhw, cascade)
-    report, gallery = Report(command=printable(command or shlex.join(sys.argv))), Gallery()
+    check_tolerance(options.tolerance)
+    if seqhw and options.cascade:
+        cascade_pair(seqhw, options.cascade)
+    report, gallery = Report(command=printable(options.command or shlex.join(sys.argv))), Gallery()
     datasets = _readable(suites, report)
     main = rank() == 0
     if main and output is not None:
         check_output(output)  # before the work, which may take hours
-    plan = _Plan(datasets, seqhw, len(models) > 1, torch.device(device), batch_size, workers, embeddings, cascade, widths)
+    plan = _Plan(datasets, seqhw, len(models) > 1, options)
     try:
         for model in models:
             _score_model(model, plan, report, gallery)
     finally:  # if a model fails, the results of the earlier models are still shown and written
-        report.choices = choose(report.rows, tolerance=tolerance, budget=budget)
+        report.choices = choose(report.rows, tolerance=options.tolerance, budget=options.budget)
         report.fronts = fronts(report.rows)
         if main and report.rows:
             _show(report, output, gallery)
@@ -143,33 +157,29 @@ def _show(report: Report, output: Path | None, gallery: Gallery) -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The arguments of evaluate_suites that are the same for every model."""
+    """What evaluate_suites does with every model."""
 
     datasets: list[DatasetConfig]
     seqhw: Sequence[int] | None
     several: bool  # whether there are several models
-    device: torch.device
-    batch_size: int
-    workers: int
-    embeddings: Path | None
-    cascade: tuple[int, int] | None
-    widths: Sequence[int]
+    options: EvalOptions
 
 
 def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report, gallery: Gallery) -> None:
     """Add the rows of one model to the report. A model that is opened here is released at the end, so two are never in memory."""
-    source, loaded = (model, open_model(model, str(plan.device))) if isinstance(model, str) else model
+    options, device = plan.options, torch.device(plan.options.device)
+    source, loaded = (model, open_model(model, str(device))) if isinstance(model, str) else model
     _require_text(loaded, source, plan.datasets)
     lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
-    widths = _widths(loaded, source, plan, lengths[0])
+    widths = _widths(loaded, source, options, lengths[0])
     report.models += [_model_info(source, loaded, width) for width in widths]
-    pair = cascade_pair(lengths, plan.cascade) if len(lengths) > 1 and not plan.widths else None
-    opened = [_open(dataset, loaded, plan.workers) for dataset in plan.datasets]
-    store = None if plan.embeddings is None else EmbeddingStore(plan.embeddings, loaded)
+    pair = cascade_pair(lengths, options.cascade) if len(lengths) > 1 and not options.widths else None
+    opened = [_open(dataset, loaded, options.workers) for dataset in plan.datasets]
+    store = None if options.embeddings is None else EmbeddingStore(options.embeddings, loaded)
     main, failed = rank() == 0, dict[str, UserError]()
     for dataset, splits in zip(plan.datasets, opened, strict=True):
-        seen = watch(f"{source} · {dataset.name}") if main else silent
-        encoding = Encoding(loaded, lengths, plan.batch_size, plan.device, seen, store)
+        seen: Watch[torch.Tensor] = watch(f"{source} · {dataset.name}") if main else silent
+        encoding = Encoding(loaded, lengths, options.batch_size, device, seen, store)
         try:
             if isinstance(splits, UserError):
                 raise splits
@@ -200,21 +210,21 @@ def _open(dataset: DatasetConfig, loaded: EvalModel, workers: int) -> Splits | U
     return UserError(wrong[0]) if wrong else found
 
 
-def _widths(loaded: EvalModel, source: str, plan: _Plan, length: Length) -> list[Width]:
+def _widths(loaded: EvalModel, source: str, options: EvalOptions, length: Length) -> list[Width]:
     """Return the widths asked for and the width of the whole embeddings; [None] if no widths are asked for.
 
     The whole width is measured on an embedding, because a model of another library states it nowhere else. Raises UserError for
     a classifier, and for a width that the embeddings do not have.
     """
-    if not plan.widths:
+    if not options.widths:
         return [None]
     if head_classes(loaded) is not None:
         raise UserError(f"--widths: {source} is a classifier, whose outputs are its classes; leave the option out")
     with evaluating(loaded.model):
-        whole = embedding_width(loaded, length, plan.device)
-    if not 1 <= min(plan.widths) <= max(plan.widths) <= whole:
-        raise UserError(f"--widths {','.join(map(str, plan.widths))}: the embeddings of {source} have {whole} columns")
-    return [*sorted({*plan.widths, whole})]
+        whole = embedding_width(loaded, length, torch.device(options.device))
+    if not 1 <= min(options.widths) <= max(options.widths) <= whole:
+        raise UserError(f"--widths {','.join(map(str, options.widths))}: the embeddings of {source} have {whole} columns")
+    return [*sorted({*options.widths, whole})]
 
 
 def make_evaluators(

@@ -13,12 +13,13 @@ from flexiclip_eval.data.labels import Splits
 from flexiclip_eval.embeddings.embed import embed_images, embed_texts, evaluating, unit_rows
 from flexiclip_eval.embeddings.store import EmbeddingStore, Kept
 from flexiclip_eval.models.protocol import EvalModel, Length, Width, head_classes
-from flexiclip_eval.progress import Watch, silent
 from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.tasks import TASKS
 from flexiclip_eval.tasks.base import Context, Prepared, Result
-from flexiclip_eval.tasks.registry import TASKS
 from flexiclip_eval.tradeoffs import Reranked
 from torch import Tensor
+
+from flexiclip.progress import Watch, silent
 
 Embedded = tuple[dict[Length, Tensor], dict[Length, float | None]]  # by length: unit rows [N, D], and images/s
 
@@ -36,7 +37,7 @@ class Encoding:
     lengths: Sequence[Length]
     batch_size: int
     device: torch.device
-    seen: Watch = silent
+    seen: Watch[Tensor] = silent
     store: EmbeddingStore | None = None
 
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -23,13 +23,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from flexiclip_eval.rows import Row
 
 from flexiclip.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,29 @@ def fronts(rows: Sequence[Row]) -> list[Front]:
     metrics: dict[tuple[str, str], str] = {}
     for row in rows:
         if row.width is not None and row.gflops is not None:
-            metric = metrics.setdefault((row.dataset, row.task), primary_metric(row))
+            metric = metrics.setdefault((row.dataset, row.task), primary_metric(row.metrics))
             point = FrontPoint(row.model, row.pretrained, row.seqhw, row.width, row.gflops, row.metrics[metric])
             tasks.setdefault((row.dataset, row.task), []).append(point)
-    return [Front(*task, metrics[task], _unbeaten(points)) for task, points in tasks.items()]
+    return [Front(*task, metrics[task], _front_of(points)) for task, points in tasks.items()]
 
 
-def _unbeaten(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
-    left = [point for point in points if not any(_beats(other, point) for other in points)]
+def _front_of(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
+    left = pareto_front(points, lambda point: (point.value, -point.gflops, -point.width))
     return tuple(sorted(left, key=lambda point: (point.gflops, point.width)))
 
 
-def _beats(one: FrontPoint, other: FrontPoint) -> bool:
-    """True if `one` is at least as good as `other` in value, GFLOPs and width, and better in at least one of them."""
-    gains = one.value - other.value, other.gflops - one.gflops, other.width - one.width
-    return min(gains) >= 0 and max(gains) > 0
+def pareto_front(points: Iterable[T], goods: Callable[[T], tuple[float, ...]]) -> list[T]:
+    """Return the points that no other point beats, in their order.
+
+    goods: a point -> numbers of which more is better. A point beats another if it has at least as much of each of them, and
+    more of at least one.
+    """
+    scored = [(point, goods(point)) for point in points]
+
+    def beaten(own: tuple[float, ...]) -> bool:
+        return any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for _, other in scored)
+
+    return [point for point, own in scored if not beaten(own)]
 
 
 PRIMARY = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc", "lp_acc1")
@@ -166,7 +176,7 @@ def check_tolerance(tolerance: float) -> None:
 
 def shortest_within(curve: Sequence[Row], tolerance: float) -> Choice:
     """Choose the shortest length whose primary metric is at most `tolerance` percentage points below the best of the curve."""
-    metric = primary_metric(curve[0])
+    metric = primary_metric(curve[0].metrics)
     enough = max(row.metrics[metric] for row in curve) - tolerance / 100 - 1e-9  # 50 % is within 1 point of 51 % in floats too
     chosen = min((row for row in curve if row.metrics[metric] >= enough), key=lambda row: row.seqhw or 0)
     return _choice(curve, chosen, f"shortest within {tolerance:g} {'point' if tolerance == 1 else 'points'} of the best")
@@ -174,15 +184,15 @@ def shortest_within(curve: Sequence[Row], tolerance: float) -> Choice:
 
 def best_within(curve: Sequence[Row], budget: Budget) -> Choice:
     """Choose the length with the best primary metric among those within the budget; among equals, the shortest."""
-    metric = primary_metric(curve[0])
+    metric = primary_metric(curve[0].metrics)
     fitting = [row for row in curve if (cost := budget.cost(row)) is not None and cost <= budget.limit]
     chosen = max(fitting, key=lambda row: (row.metrics[metric], -(row.seqhw or 0))) if fitting else None
     return _choice(curve, chosen, f"best within {budget}")
 
 
-def primary_metric(row: Row) -> str:
-    """Return the metric that represents the task of a row: the first of PRIMARY that it has, else its first metric."""
-    return next((name for name in PRIMARY if name in row.metrics), next(iter(row.metrics)))
+def primary_metric(metrics: Mapping[str, float]) -> str:
+    """Return the metric that represents a task, from the metrics of a row: the first of PRIMARY, else the first metric."""
+    return next((name for name in PRIMARY if name in metrics), next(iter(metrics)))
 
 
 def sentence(choice: Choice) -> str:
@@ -197,7 +207,7 @@ def sentence(choice: Choice) -> str:
 
 
 def _choice(curve: Sequence[Row], chosen: Row | None, rule: str) -> Choice:
-    first, metric = curve[0], primary_metric(curve[0])
+    first, metric = curve[0], primary_metric(curve[0].metrics)
     best = max(curve, key=lambda row: (row.metrics[metric], -(row.seqhw or 0)))
     assert best.seqhw is not None, "a curve has lengths"
     whole = (first.dataset, first.task, first.model, first.pretrained, metric, rule, best.seqhw, best.metrics[metric])

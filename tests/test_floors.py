@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines
 
 # unit -> the units it may import, besides itself. `.` is flexiclip/__init__.py, which holds the public names.
-CONFIG = {"config", "draws", "errors", "files", "tensor_files"}
+CONFIG = {"config", "draws", "errors", "files", "progress", "tensor_files"}
 PARTS = {"models", "data", "losses", "schedules"}
 WHOLE = CONFIG | PARTS | {"distributed", "model_folder"}
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "draws": set(),
     "distributed": set(),
+    "progress": set(),
     "files": {"errors"},
     "tensor_files": {"errors", "files"},
     "config": {"errors"},

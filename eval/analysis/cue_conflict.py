@@ -25,7 +25,7 @@ from flexiclip_eval.data.files import read_image
 from flexiclip_eval.embeddings.embed import class_embeddings, embed_texts, to_device, unit_rows
 from flexiclip_eval.models.protocol import has_text
 from flexiclip_eval.suites.layout import class_folders, class_images, class_templates
-from flexiclip_eval.suites.task import DEFAULT_TEMPLATES
+from flexiclip_eval.suites.task import DEFAULT_TEMPLATES, fill_templates
 from torch import Tensor
 
 from flexiclip.data.samples import BadSample
@@ -95,7 +95,7 @@ def answers(
 ) -> tuple[dict[int, list[Answer]], list[Conflict]]:
     """Return the model's answer to each readable image, by length, and these images."""
     templates = class_templates(str(subject.cue_conflict)) or DEFAULT_TEMPLATES
-    prompts = [[template.replace("{c}", name.replace("_", " ")) for template in templates] for name in classes]
+    prompts = [fill_templates(templates, [name.replace("_", " ")]) for name in classes]
     class_z = class_embeddings(
         partial(embed_texts, subject.loaded, batch_size=subject.batch_size, device=subject.device), prompts
     )

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
-import torch.nn.functional as F
 from flexiclip_eval.analysis import figures
 from flexiclip_eval.analysis.subject import Finding, Subject, Table
 from flexiclip_eval.data.labels import open_splits
+from flexiclip_eval.embeddings.embed import unit_rows
 from flexiclip_eval.report.table import long_name, show
 from flexiclip_eval.score import EmbeddedSplit, Encoding, prepare_tasks
 from flexiclip_eval.tasks.base import Prepared
-from flexiclip_eval.tradeoffs import PRIMARY
+from flexiclip_eval.tradeoffs import primary_metric
 from torch import Tensor
 
 LISTED = 12  # ensembles in the table; analysis.json has all of them
@@ -100,10 +100,10 @@ def task_ensembles(subject: Subject, prepared: Prepared, images: EmbeddedSplit, 
     def measure(lengths: Sequence[int], unit: bool) -> dict[str, float]:
         z = mean_rows(rows, lengths)
         t = mean_rows(trained, lengths) if trained else z[:0]
-        return prepared.measure(*((F.normalize(each, dim=-1) for each in (z, t)) if unit else (z, t))).metrics
+        return prepared.measure(*(map(unit_rows, (z, t)) if unit else (z, t))).metrics
 
     alone = {length: measure([length], unit=False) for length in subject.lengths}
-    metric = next((name for name in PRIMARY if name in alone[subject.lengths[0]]), next(iter(alone[subject.lengths[0]])))
+    metric = primary_metric(alone[subject.lengths[0]])
     singles = {length: values[metric] for length, values in alone.items()}
     curve = [(subject.gflops(length), singles[length]) for length in subject.lengths]
     ensembles = []

@@ -23,8 +23,8 @@ from flexiclip_eval.analysis import attention, cka, cue_conflict, ensembles, tok
 from flexiclip_eval.analysis.figures import render_findings
 from flexiclip_eval.analysis.subject import Finding, Subject, draw_sample, subject_lengths
 from flexiclip_eval.embeddings.embed import evaluating
-from flexiclip_eval.models import open_model
 from flexiclip_eval.models.protocol import geometry, model_names
+from flexiclip_eval.models.sources import open_model
 from flexiclip_eval.report.files import check_folder, require_folder, write_whole
 from flexiclip_eval.report.plots import drawn
 from flexiclip_eval.suites.layout import printable

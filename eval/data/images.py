@@ -1,6 +1,7 @@
-"""Decodes the images of a data set: each rank has a block of them, which threads decode and a cache of bounded size keeps.
+"""Opens the samples of a data set and decodes its images: each rank has a block of them.
 
-A sample that cannot be read is counted and named, but never replaced: `n` in the rows does not include it, on any rank.
+Threads decode the images, and a cache of bounded size keeps them. A sample that cannot be read is counted and named, but never
+replaced: `n` in the rows does not include it, on any rank.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from flexiclip_eval.data.opening import open_source
-from flexiclip_eval.data.shards import Label
+from flexiclip_eval.data.files import FolderSource, TableSource
+from flexiclip_eval.data.shards import Label, ShardSource, Source
 from flexiclip_eval.suites.dataset import DatasetConfig
 from PIL import Image
 from torch import Tensor
@@ -32,6 +33,23 @@ log = logging.getLogger("flexiclip.eval")
 
 TIMED_BATCHES = 3  # at least this many, so that a single slow batch does not decide the measured speed
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def open_source(config: DatasetConfig) -> Source:
+    """Open the samples of a data set. Raises UserError if there are none, or if they cannot be opened.
+
+    For the training split, use `open_source(suites.dataset.training(config))`.
+    """
+    source: Source
+    if config.images is not None:
+        source = FolderSource(config, config.images)
+    elif config.csv is not None:
+        source = TableSource(config, config.csv)
+    else:
+        source = ShardSource(config)
+    if len(source) == 0:
+        raise UserError(f"data set {config.name}: {config.shards or config.root or config.csv} holds no sample")
+    return source
 
 
 @dataclass(frozen=True)

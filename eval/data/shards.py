@@ -1,8 +1,8 @@
 """Defines a source of samples (Source, Item), and reads samples from webdataset shards.
 
 A source returns samples by number. ShardSource reads the shards that a suite names and those of CLIP_benchmark's layout; files.py
-has the sources for folders and tables, and opening.py opens the right one. All of them return the same Item, so that tasks and
-embeddings do not depend on the kind of source.
+has the sources for folders and tables, and `open_source` of images.py opens the right one. All of them return the same Item, so
+that tasks and embeddings do not depend on the kind of source.
 
 Samples are read from a shard by offset. Keys and members only select bytes inside a shard; they are never used as paths.
 """
@@ -22,7 +22,7 @@ from PIL.Image import Image
 from flexiclip.data.index import ShardIndex
 from flexiclip.data.reading import shard_stamp
 from flexiclip.data.remote import expand_shards, shard_name
-from flexiclip.data.samples import SampleStore, open_samples
+from flexiclip.data.samples import SampleStore, nested, open_samples
 from flexiclip.errors import UserError
 from flexiclip.tensor_files import read_npy
 
@@ -97,10 +97,7 @@ class ShardSource:
         """Return the label in a JSON field (`json:FIELD`; `json:a.b` is field b of a) or in a member; None if there is none."""
         if not key.startswith("json:"):
             return member_label(key, self.store.member(*self.store.locate(number), key))
-        value: Any = meta
-        for part in key.removeprefix("json:").split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return json_label(value)
+        return json_label(nested(meta, key.removeprefix("json:")))
 
 
 def require_images(index: ShardIndex, image_keys: Sequence[str]) -> None:

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from flexiclip_eval.data.images import ImageBlock
 from flexiclip_eval.embeddings.store import EmbeddingStore
 from flexiclip_eval.models.protocol import EvalModel, Length
-from flexiclip_eval.progress import Watch, silent
 from PIL import Image
 from torch import Tensor, nn
 
 from flexiclip.data.images import normalize
 from flexiclip.distributed import block, gather_objects, gather_rows, largest_block
+from flexiclip.progress import Watch, silent
 
 
 def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], prompts: Sequence[Sequence[str]]) -> Tensor:
@@ -33,7 +33,7 @@ def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], prompts: Se
     embed_texts: texts -> unit rows [T, D]. prompts: those of each class, at least one; their number may differ between classes.
     """
     each = embed_texts([prompt for several in prompts for prompt in several]).split([len(several) for several in prompts])
-    return F.normalize(torch.stack([rows.mean(0) for rows in each]), dim=-1)
+    return unit_rows(torch.stack([rows.mean(0) for rows in each]))
 
 
 def embed_texts(
@@ -81,7 +81,7 @@ def embed_images(
     *,
     batch_size: int,
     device: torch.device,
-    watch: Watch = silent,
+    watch: Watch[Tensor] = silent,
 ) -> tuple[dict[Length, Tensor], dict[Length, float | None]]:
     """Encode a data set at every length in one pass; return (embeddings by length, images/s by length) on every rank.
 

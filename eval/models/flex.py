@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 from flexiclip_eval.models.protocol import ForeignModel, Geometry, Length, geometry_of
-from flexiclip_eval.models.readers import read_model
 from torch import Tensor, nn
 
 from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.errors import UserError
+from flexiclip.model_folder import LoadedModel
 from flexiclip.models.flexivit import FlexiViT, resizers
 from flexiclip.models.pi_resize import AxisMatrix, AxisResize, interpolation_matrix
 
@@ -45,12 +45,8 @@ def split_suffix(source: str) -> tuple[str, str | None]:
     return plain, flex
 
 
-def open_flexed(source: str, flex: str, device: str) -> ForeignModel:
-    """Open a model that runs at every length that divides its images.
-
-    Raises UserError if the model is not a plain ViT, or has no weights, or if its patches overlap.
-    """
-    loaded = read_model(source, device)
+def flexed(loaded: LoadedModel, source: str, flex: str) -> ForeignModel:
+    """Change a model so that it runs at every length that divides its images. Raises UserError if its patches overlap."""
     if loaded.config.model.image.flexible == "stride":
         raise UserError(f"{source}+{flex}: its patches overlap (model.image.flexible=stride), and no kernel of them is resized")
     trained = loaded.config.trained_seqhw

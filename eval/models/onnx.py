@@ -27,6 +27,7 @@ from flexiclip.data.images import EvalTransform
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.export.encoder_facts import KEY, EncoderFacts, ImageFacts, facts_from_json, tokenizer_folder
+from flexiclip.export.onnx import open_session
 
 Run = Callable[[Tensor], Tensor]
 
@@ -184,13 +185,8 @@ def _read_facts(path: Path) -> EncoderFacts:
 
 def _open(encoder: _Encoder) -> Any:
     """Open an onnxruntime session. Raises UserError if the input or output of the graph differs from the facts."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # errors are raised, so onnxruntime need not log them
     try:
-        session = onnxruntime.InferenceSession(str(encoder.path), options, providers=["CPUExecutionProvider"])
+        session = open_session(encoder.path)
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise UserError(f"{encoder.path}: onnxruntime cannot load it ({_line(error)}); export it again") from None
     facts, given, found = encoder.facts, session.get_inputs(), session.get_outputs()

@@ -6,13 +6,15 @@ open_clip. The patch size and the grid of a ViT are read from its modules.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from flexiclip_eval.models.cost import measured_gflops
 from flexiclip_eval.models.protocol import OPEN_CLIP, ForeignModel, Geometry, Length, side
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from flexiclip.config.schema import pair
 from flexiclip.errors import UserError
@@ -97,6 +99,24 @@ def _describe(model: Any) -> tuple[Length, Geometry]:
         return None, Geometry(side(height, width), None, gflops)
     grid = (height // patch[0], width // patch[1])
     return grid[0] if grid[0] == grid[1] else None, Geometry(side(height, width), side(*patch), gflops)
+
+
+def measured_gflops(encode: Callable[[Tensor], Tensor], image: Tensor) -> float | None:
+    """Return the GFLOPs of `encode` on one image [1, 3, H, W], where a multiply-add counts 2; None if no product can be seen.
+
+    The counted products are those that flexiclip/models/flops.py counts for models of flexiclip.
+
+    torch counts what its dispatcher sees, and on a CPU it does not see inside a fused attention kernel. Attention is therefore
+    computed with plain products meanwhile, and the fused inference path of nn.MultiheadAttention is switched off.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            encode(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops() / 1e9 or None
 
 
 def _patch_size(visual: Any) -> tuple[int, int] | None:

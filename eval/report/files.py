@@ -110,7 +110,7 @@ def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
     front = next((front for front in report.fronts if (front.dataset, front.task) == (task.dataset, task.task)), None)
     figures["_front"] = None if front is None else plot_front(front, runs)
     if cascades:
-        figures["_cascade"] = plot_cascades(cascades, runs, primary_metric(runs[next(iter(cascades))][0]))
+        figures["_cascade"] = plot_cascades(cascades, runs, primary_metric(runs[next(iter(cascades))][0].metrics))
     files = []
     for ending, figure in figures.items():
         file = output / f"{_stem(task.dataset, task.task)}{ending}.png"

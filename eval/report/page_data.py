@@ -17,8 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from flexiclip_eval.data.images import Record
-from flexiclip_eval.data.opening import open_source
+from flexiclip_eval.data.images import Record, open_source
 from flexiclip_eval.data.shards import Source
 from flexiclip_eval.report.table import Report, is_share, label_of, long_name, rows_of
 from flexiclip_eval.rows import TaskInfo
@@ -189,7 +188,7 @@ def _task(report: Report, task: TaskInfo, labels: list[str]) -> dict[str, Any]:
         "metrics": [
             {"key": name, "name": long_name(name), "share": is_share(name), "chance": task.chance.get(name)} for name in names
         ],
-        "primary": names.index(primary_metric(rows[0])),
+        "primary": names.index(primary_metric(rows[0].metrics)),
         "classes": list(task.classes),
         "rows": [
             {

@@ -125,7 +125,7 @@ class TaskConfig:
         assert not isinstance(self.templates, str), "complete.py reads files"
         assert not isinstance(self.prompts, str), "complete.py reads files"
         if self.prompts is None:
-            return [[template.replace("{c}", word) for word in each for template in self.templates] for each in words.values()]
+            return [fill_templates(self.templates, each) for each in words.values()]
         found = []
         for label, each in words.items():
             key = next((key for key in (label, *each) if key in self.prompts), None)
@@ -133,6 +133,11 @@ class TaskConfig:
                 raise UserError(f"task {self.name or self.kind}: prompts has none for the class {label!r}")
             found.append(list(_several(self.prompts[key])))
         return found
+
+
+def fill_templates(templates: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return the prompts of one class: each of its words in the place of {c} in every template."""
+    return [template.replace("{c}", word) for word in words for template in templates]
 
 
 def _several(texts: Any) -> tuple[str, ...]:

@@ -214,26 +214,24 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from flexiclip_eval import evaluate_suites
+    from flexiclip_eval import EvalOptions, evaluate_suites
     from flexiclip_eval.tradeoffs import parse_budget, parse_cascade
 
     from flexiclip.train.ranks import joined_ranks
 
     with joined_ranks(process_group=False):
-        evaluate_suites(
-            arguments.model,
-            each_once("--suite", arguments.suite),
-            seqhw=arguments.seqhw,
+        options = EvalOptions(
             device=_device(arguments.device),
             batch_size=arguments.batch_size,
-            output=arguments.output,
             workers=arguments.workers,
             embeddings=arguments.embeddings,
+            widths=arguments.widths,
+            cascade=parse_cascade(arguments.cascade) if arguments.cascade is not None else None,
             tolerance=arguments.tolerance,
             budget=parse_budget(arguments.budget) if arguments.budget is not None else None,
-            cascade=parse_cascade(arguments.cascade) if arguments.cascade is not None else None,
-            widths=arguments.widths,
         )
+        suites = each_once("--suite", arguments.suite)
+        evaluate_suites(arguments.model, suites, seqhw=arguments.seqhw, output=arguments.output, options=options)
 
 
 def _analyze(arguments: argparse.Namespace) -> None:

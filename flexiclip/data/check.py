@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from flexiclip.data.index import index_shard, index_shards, require_whole
-from flexiclip.data.progress import progress
 from flexiclip.data.samples import BadSample, SampleStore
 from flexiclip.errors import UserError
+from flexiclip.progress import progress
 
 _CHUNK = 256  # samples handed to the threads at a time, so that the images of a whole shard are never in memory together
 

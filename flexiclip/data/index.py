@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flexiclip.data.progress import progress
 from flexiclip.data.reading import DEFAULT, Retries, open_ranges, retried, shard_stamp
 from flexiclip.data.remote import is_remote, local_path, shard_name
 from flexiclip.data.tar_walk import DamageError, Member, walk
 from flexiclip.errors import UserError
+from flexiclip.progress import progress
 
 _VERSION = 3  # of the file's layout
 _FARTHEST = 2**50  # the largest size of a shard, in bytes

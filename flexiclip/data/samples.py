@@ -106,10 +106,15 @@ def json_values(shard: str, key: str, data: bytes, selector: str) -> list[Any]:
 
     Raises BadSample.
     """
-    value = parse_json(shard, key, data)
+    value = nested(parse_json(shard, key, data), selector)
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def nested(value: Any, selector: str) -> Any:
+    """Return what is at a dotted `selector` inside nested mappings: `a.b` is value["a"]["b"]; None if there is nothing."""
     for part in selector.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return value
 
 
 def parse_json(shard: str, key: str, data: bytes) -> Any:

@@ -12,6 +12,7 @@ import importlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,18 +98,26 @@ def narrowing_layers(source: Path) -> list[str]:
     return found
 
 
+def open_session(path: Path, threads: int | None = None) -> Any:
+    """Return an onnxruntime.InferenceSession that runs the file on the CPU. The default of `threads` is torch's number.
+
+    Errors are raised, so they are not logged as well. They are of onnxruntime's own types, which have no common base class.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 def open_encoder(path: Path, threads: int | None = None) -> Encode:
     """Return a function that runs the file on the CPU and maps the input to the embeddings.
 
     The default of `threads` is torch's number of threads.
     """
     require("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path, threads)
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 

@@ -5,14 +5,20 @@ a100  data sheet of SXM 80 GB: 312 TFLOP/s bf16, 19.5 fp32, 2.04 TB/s, NVLink 60
 cpu   this machine, which its ranks share: peaks and bandwidth are measured when the plan is made; hosts have 10 Gb/s Ethernet
 
 fp32 means fp32, not TF32: torch uses TF32 in matrix products only if it is told to, and nothing here does that.
+
+`describe_machine` names the machine on which numbers were measured.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -78,14 +84,13 @@ def device_of(name: str, ranks_per_node: int, mfu: float | None = None) -> Devic
 
 
 def _this_machine(ranks: int) -> Device:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     source = f"measured: {torch.get_num_threads()} threads, a matrix product of 768 and a copy of 64 MB"
     bandwidth = _copy_bandwidth()
     return Device(
         name="cpu",
         bf16_flops=_matmul_flops(torch.bfloat16) / ranks,
         fp32_flops=_matmul_flops(torch.float32) / ranks,
-        memory=memory / ranks,
+        memory=_memory() / ranks,
         memory_bandwidth=bandwidth / ranks,
         node_link=bandwidth / ranks,
         network_link=1.25 * GB / ranks,
@@ -93,6 +98,11 @@ def _this_machine(ranks: int) -> Device:
         mfu=0.6,
         source=source,
     )
+
+
+def _memory() -> int:
+    """Return the memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _matmul_flops(dtype: torch.dtype, side: int = 768) -> float:
@@ -113,3 +123,44 @@ def _fastest(run: Callable[[], object], repeats: int = 4) -> float:
         run()
         seconds.append(time.perf_counter() - began)
     return min(seconds)
+
+
+LIBRARIES = ("torch", "open_clip_torch", "timm", "clip_benchmark", "webdataset", "onnxruntime", "Pillow")
+"""The libraries whose versions describe_machine gives."""
+
+
+def describe_machine() -> dict[str, str]:
+    """Describe the machine on which numbers were measured, for the pages that scripts write.
+
+    Returns the processor, cores, memory, system, commit and versions of libraries, each as a short text by its name.
+    """
+    found = {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "memory": f"{_memory() / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "commit": _commit(),
+    }
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in lines.items()}
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
+    has = [flag for flag in wanted if flag in fields.get("flags", "").split()]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(has) or 'no vector extensions named'})"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constant words
+    return done.stdout.strip() or "unknown"

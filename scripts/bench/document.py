@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiclip_eval.report.documents import Axes, draw_lines, markdown_table
+from flexiclip_eval.report.plots import LineAxes, draw_lines
+from flexiclip_eval.report.table import markdown_table
 from side_by_side.record import Goal, digits
 
 ORDER = (
@@ -79,7 +80,7 @@ def subject_lines(record: dict[str, Any], images: Path) -> list[str]:
         lines += ["", f"**{table['title']}**", "", *markdown_table(table["columns"], table["rows"])]
     for i, curves in enumerate(record["curves"]):
         name = f"bench_{record['subject']}{'' if i == 0 else f'_{i + 1}'}.png"
-        axes = Axes(curves["title"], curves["x"], curves["y"], curves["log_x"], curves["log_y"])
+        axes = LineAxes(curves["title"], curves["x"], curves["y"], curves["log_x"], curves["log_y"])
         draw_lines(curves["series"], axes, images / name)
         lines += ["", f"![{curves['title']}](images/{name})"]
     for note in record["notes"]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flexiclip_eval import evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from flexiclip_eval.data.images import ImageBlock
 from flexiclip_eval.suites.load import load_datasets
 from PIL import Image
@@ -142,7 +142,7 @@ def works(loaded: LoadedModel, suite: str, folder: Path, options: argparse.Names
     batches: list[Tensor] = []
 
     def sweep() -> None:
-        rows = evaluate_suites([("model", loaded)], [suite], batch_size=size, workers=workers)
+        rows = evaluate_suites([("model", loaded)], [suite], options=EvalOptions(batch_size=size, workers=workers))
         found["flexiclip"] = [row.metrics["acc1"] for row in rows]
 
     def decode() -> None:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flexiclip_eval.report.machine import describe
 from reproduction import records
 from reproduction.outcomes import Outcomes
 from reproduction.page import write_page
@@ -24,6 +23,7 @@ from reproduction.work import tasks_of
 from studies import STUDIES
 
 from flexiclip.errors import UserError
+from flexiclip.plan.hardware import describe_machine
 
 PAGE = Path("docs/explanation/paper.md")
 """The page. The records are in the folder with its name."""
@@ -59,7 +59,7 @@ def _seed(studies: Sequence[Study], seed: int, budget: Budget, work: Path, folde
     """Run a seed, and record every study whose commands all succeeded. Returns a line for each command that did not."""
     runner = Runner(work, jobs)
     missing = runner.run(tasks_of(studies, seed, budget, work))
-    machine = describe()
+    machine = describe_machine()
     for study in studies:
         if not {task.name for task in tasks_of([study], seed, budget, work)} & set(missing):
             records.add(folder, study.name, budget, seed, study.measure(Outcomes(work / "evaluations")), machine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,31 +103,25 @@ def test_eval_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([*(given + "--embeddings e --tolerance 2.5 --cascade 5:8").split(), "--budget", "20 ms"]) == 0
     (((models, suites), named),) = calls
     assert (models, suites) == (["a", "b"], ["s", "t"])
-    budget, cascade = named.pop("budget"), named.pop("cascade")
-    assert (budget.limit if hasattr(budget, "limit") else budget) is not None
-    assert cascade is not None
-    assert named == {
-        "seqhw": [5, 8],
-        "widths": [64, 128],
-        "output": Path("o"),
-        "device": "cpu",
-        "batch_size": 7,
-        "workers": 3,
-        "embeddings": Path("e"),
-        "tolerance": 2.5,
-    }
+    options = named.pop("options")
+    assert (options.budget.limit, options.budget.unit) == (20, "ms")
+    assert options == flexiclip_eval.EvalOptions(
+        device="cpu", batch_size=7, workers=3, embeddings=Path("e"), widths=[64, 128], cascade=(5, 8), tolerance=2.5,
+        budget=options.budget,
+    )  # fmt: skip
+    assert named == {"seqhw": [5, 8], "output": Path("o")}
     assert main(["eval", "a", "--suite", "s", "--device", "cpu"]) == 0
-    assert calls[1][1] == {
-        "seqhw": None,
-        "widths": (),
-        "output": None,
+    assert calls[1][1] == {"seqhw": None, "output": None, "options": flexiclip_eval.EvalOptions()}
+    assert dataclasses.asdict(flexiclip_eval.EvalOptions()) == {
         "device": "cpu",
         "batch_size": 128,
         "workers": 2,
         "embeddings": None,
+        "widths": (),
+        "cascade": None,
         "tolerance": 1.0,
         "budget": None,
-        "cascade": None,
+        "command": None,
     }
 
 

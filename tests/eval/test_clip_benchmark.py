@@ -17,7 +17,7 @@ import torch
 import webdataset
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
-from flexiclip_eval import evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from kit.evaluation import Foreign, toy_model
 from open_clip.transform import image_transform
 from PIL import Image
@@ -101,7 +101,7 @@ def _loader(root: Path, foreign: Any, retrieval: bool) -> Any:
 def test_retrieval_equals_clip_benchmark(foreign: Foreign, tmp_path: Path) -> None:
     root = _write(tmp_path / "toys", 53, (17, 1, 35), "txt")
     suite = _suite(tmp_path, root)
-    (row,) = evaluate_suites([("open_clip:Tiny", foreign)], [suite], batch_size=BATCH)
+    (row,) = evaluate_suites([("open_clip:Tiny", foreign)], [suite], options=EvalOptions(batch_size=BATCH))
     theirs = zeroshot_retrieval.evaluate(
         foreign.model, _loader(root, foreign, True), foreign.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10]
     )
@@ -112,7 +112,7 @@ def test_retrieval_equals_clip_benchmark(foreign: Foreign, tmp_path: Path) -> No
 def test_classification_equals_clip_benchmark(foreign: Foreign, tmp_path: Path) -> None:
     root = _write(tmp_path / "toys", 53, (17, 1, 35), "cls")
     suite = _suite(tmp_path, root)
-    (row,) = evaluate_suites([("open_clip:Tiny", foreign)], [suite], batch_size=BATCH)
+    (row,) = evaluate_suites([("open_clip:Tiny", foreign)], [suite], options=EvalOptions(batch_size=BATCH))
     loader = _loader(root, foreign, False)
     theirs = classification_by_clip_benchmark(foreign.model, loader, foreign.tokenizer)
     assert row.metrics == theirs
@@ -123,13 +123,13 @@ def test_our_model_and_tokenizer_go_into_clip_benchmark_as_they_are(tmp_path: Pa
     default = _default_length(loaded)
 
     labelled = _write(tmp_path / "labelled", 23, (23,), "cls")
-    rows = evaluate_suites([("toy", loaded)], [_suite(tmp_path, labelled)], batch_size=BATCH)
+    rows = evaluate_suites([("toy", loaded)], [_suite(tmp_path, labelled)], options=EvalOptions(batch_size=BATCH))
     loader = _loader(labelled, loaded, False)
     theirs = classification_by_clip_benchmark(loaded.model, loader, loaded.tokenizer)
     assert next(row.metrics for row in rows if row.seqhw == default) == pytest.approx(theirs, abs=1e-9)
 
     captioned = _write(tmp_path / "captioned", 23, (23,), "txt", shared_captions=False)
-    rows = evaluate_suites([("toy", loaded)], [_suite(tmp_path, captioned)], batch_size=BATCH)
+    rows = evaluate_suites([("toy", loaded)], [_suite(tmp_path, captioned)], options=EvalOptions(batch_size=BATCH))
     loader = _loader(captioned, loaded, True)
     theirs = zeroshot_retrieval.evaluate(loaded.model, loader, loaded.tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
     ours = next(row.metrics for row in rows if row.seqhw == default)
@@ -153,7 +153,7 @@ def test_clip_benchmark_build_reads_our_rows(tmp_path: Path, monkeypatch: pytest
 
     loaded = toy_model(tmp_path)
     suite = _suite(tmp_path, _write(tmp_path / "toys", 23, (23,), "txt"))
-    rows = evaluate_suites([("toy", loaded)], [suite], batch_size=BATCH, output=tmp_path / "out")
+    rows = evaluate_suites([("toy", loaded)], [suite], output=tmp_path / "out", options=EvalOptions(batch_size=BATCH))
     table = tmp_path / "benchmark.csv"
     monkeypatch.setattr(sys, "argv", ["clip_benchmark", "build", os.fspath(tmp_path / "out" / "rows"), "--output", str(table)])
     main()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from flexiclip_eval import evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from flexiclip_eval.analysis.run import AnalysisOptions, analyze
 from flexiclip_eval.report.files import read_rows
 from kit.evaluation import toy_model, toys, write_shards, write_suite
@@ -41,15 +41,17 @@ def test_names_that_are_not_utf8_are_scored_and_written(loaded: LoadedModel, tmp
     (place / "zeroshot_classification_templates.txt").write_text("{c}\n")
     kept, command = tmp_path / "kept", f"flexiclip eval {place}"
     model = (str(place / "model"), loaded)
-    rows = evaluate_suites([model], [str(place)], seqhw=[3, 6], output=place / "out", embeddings=kept, command=command)
+    rows = evaluate_suites(
+        [model], [str(place)], seqhw=[3, 6], output=place / "out", options=EvalOptions(embeddings=kept, command=command)
+    )
     assert {row.dataset for row in rows} == {"caf\\udce9"}
     assert rows[0].pretrained.endswith("caf\\udce9/model")
     assert read_rows(place / "out") == rows
     assert "caf\\udce9" in (place / "out" / "report.html").read_text(encoding="utf-8")
     assert len(list(kept.glob("images-*"))) == 2
-    assert evaluate_suites([model], [str(place)], seqhw=[3, 6], embeddings=kept) == rows
+    assert evaluate_suites([model], [str(place)], seqhw=[3, 6], options=EvalOptions(embeddings=kept)) == rows
     for _ in range(2):
-        there = evaluate_suites([model], [str(place)], seqhw=[3, 6], embeddings=place / "kept")
+        there = evaluate_suites([model], [str(place)], seqhw=[3, 6], options=EvalOptions(embeddings=place / "kept"))
         assert [row.metrics for row in there] == [row.metrics for row in rows]
     save_model(place / "model", loaded)
     with pytest.raises(UserError, match=r"cannot be read as safetensors"):

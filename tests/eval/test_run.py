@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flexiclip_eval import evaluate_suites, make_evaluators
+from flexiclip_eval import EvalOptions, evaluate_suites, make_evaluators
 from kit.evaluation import (
     CATEGORIES,
     Toy,
@@ -74,7 +74,7 @@ def _expected_classification(loaded: LoadedModel, seqhw: int) -> dict[str, float
 
 
 def test_rows_equal_the_same_metrics_sample_by_sample(loaded: LoadedModel, suite: str) -> None:
-    rows = evaluate_suites([("runs/toy", loaded)], [suite], batch_size=4)
+    rows = evaluate_suites([("runs/toy", loaded)], [suite], options=EvalOptions(batch_size=4))
     assert [(row.task, row.seqhw) for row in rows] == [
         (task, seqhw) for task in ("zeroshot_retrieval", "zeroshot_classification") for seqhw in (2, 3, 6)
     ]
@@ -153,7 +153,9 @@ def test_a_foreign_model_is_scored_at_its_one_length(suite: str, tmp_path: Path)
         open_clip.CLIPTextCfg(**tower, context_length=16),
     )
     foreign = Foreign(model.eval(), image_transform(24, is_train=False), open_clip.SimpleTokenizer(context_length=16))
-    rows = evaluate_suites([("open_clip:Tiny/none", foreign)], [suite], output=tmp_path / "out", batch_size=6)
+    rows = evaluate_suites(
+        [("open_clip:Tiny/none", foreign)], [suite], output=tmp_path / "out", options=EvalOptions(batch_size=6)
+    )
     row = rows[0]
     assert (row.model, row.pretrained, row.seqhw, row.patch_size, row.gflops, row.n) == ("Tiny", "none", None, None, None, 21)
     items = _good()
@@ -180,7 +182,7 @@ def test_speed_leaves_out_warm_up_and_decoding(loaded: LoadedModel, suite: str, 
 
     monkeypatch.setattr(loaded.model, "encode_image", slow)
     monkeypatch.setattr(SampleStore, "read", slow_read)
-    row = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], batch_size=5)[0]
+    row = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(batch_size=5))[0]
     assert row.images_per_s is not None
     assert row.images_per_s <= 5 / 0.02  # at most 5 images in at least 20 ms
     assert row.images_per_s > 23 / (0.6 + 4 * 0.02)  # the whole time, first batch included, without even decoding

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from flexiclip_eval import evaluate_suites, make_evaluators
+from flexiclip_eval import EvalOptions, evaluate_suites, make_evaluators
 from flexiclip_eval.tasks import search
 from kit.evaluation import toy_model, toys, write_shards, write_suite, write_wider_suite
 
@@ -38,7 +38,9 @@ def _work(rank: int, folder: Path, suite: str, wider: str, suite_of_one: str) ->
             "loop": make_evaluators([suite], batch_size=3)(loaded),
             "rows": [
                 (r.metrics, r.n)
-                for r in evaluate_suites([("toy", loaded)], [suite, wider], batch_size=3, output=folder / f"out-{world}")
+                for r in evaluate_suites(
+                    [("toy", loaded)], [suite, wider], output=folder / f"out-{world}", options=EvalOptions(batch_size=3)
+                )
             ],
             "one": [r.n for r in evaluate_suites([("toy", loaded)], [suite_of_one])],
         }
@@ -56,7 +58,9 @@ def test_every_number_of_ranks_gives_the_same_numbers(tmp_path: Path, monkeypatc
         (tmp_path / f"rank{rank}").mkdir()
     mp.spawn(_work, (tmp_path, suite, wider, lonely), nprocs=3)
     loaded = toy_model(tmp_path)
-    alone = [[row.metrics, row.n] for row in evaluate_suites([("toy", loaded)], [suite, wider], batch_size=3)]
+    alone = [
+        [row.metrics, row.n] for row in evaluate_suites([("toy", loaded)], [suite, wider], options=EvalOptions(batch_size=3))
+    ]
     loop = make_evaluators([suite], batch_size=64)(loaded)
     assert [n for _, n in alone] == [ITEMS - len(BROKEN)] * 15
     for world in (2, 3):

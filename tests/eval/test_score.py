@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from flexiclip_eval import evaluate_suites, make_evaluators
+from flexiclip_eval import EvalOptions, evaluate_suites, make_evaluators
 from flexiclip_eval.suites.load import load_readable
 from kit.evaluation import toy_model
 from kit.roots import write_root
@@ -94,5 +94,7 @@ def test_embeddings_that_cannot_be_kept_stop_everything(
     monkeypatch.setattr(store, "save_file", full)
     roots = [write_root(tmp_path / f"wds_{name}", "classification", shards=(4,)) for name in "ab"]
     with pytest.raises(UserError, match=r"^--embeddings .*kept: cannot write there: .*No space left"):
-        evaluate_suites([("toy", loaded)], [suite_of(tmp_path, *roots)], seqhw=[3], embeddings=tmp_path / "kept")
+        evaluate_suites(
+            [("toy", loaded)], [suite_of(tmp_path, *roots)], seqhw=[3], options=EvalOptions(embeddings=tmp_path / "kept")
+        )
     assert list((tmp_path / "kept").iterdir()) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flexiclip_eval import Row, evaluate_suites
+from flexiclip_eval import EvalOptions, Row, evaluate_suites
 from flexiclip_eval.tradeoffs import (
     Budget,
     CascadePoint,
@@ -15,6 +15,7 @@ from flexiclip_eval.tradeoffs import (
     cascade_pair,
     choose,
     fronts,
+    pareto_front,
     parse_budget,
     parse_cascade,
     priced,
@@ -133,11 +134,11 @@ def test_choices_and_cascade_of_an_evaluation(tmp_path: Path) -> None:
     loaded = toy_model(tmp_path)
     suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(23), (23,)))
     with pytest.raises(UserError, match="--cascade 2:6: both must be evaluated"):
-        evaluate_suites([("toy", loaded)], [suite], seqhw=[2, 3], cascade=(2, 6))
+        evaluate_suites([("toy", loaded)], [suite], seqhw=[2, 3], options=EvalOptions(cascade=(2, 6)))
     with pytest.raises(UserError, match="--tolerance -1"):
-        evaluate_suites([("toy", loaded)], [suite], tolerance=-1)
+        evaluate_suites([("toy", loaded)], [suite], options=EvalOptions(tolerance=-1))
     budget = parse_budget("0.2 MFLOPs")
-    rows = evaluate_suites([("toy", loaded)], [suite], output=tmp_path / "out", tolerance=100, budget=budget)
+    rows = evaluate_suites([("toy", loaded)], [suite], output=tmp_path / "out", options=EvalOptions(tolerance=100, budget=budget))
     about = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [(c["task"], c["seqhw"]) for c in about["choices"][::2]] == [("zeroshot_retrieval", 2), ("zeroshot_classification", 2)]
     cheap = {task: [r for r in rows if r.task == task and (r.gflops or 0) <= budget.limit] for task in {r.task for r in rows}}
@@ -177,3 +178,10 @@ def test_the_front_is_what_nothing_beats() -> None:
         assert (one.model in kept) == (not better), one
     assert 0 < len(kept) < 60
     assert fronts([row(1.0, None, 0.5)]) == []
+
+
+def test_pareto_front_by_hand() -> None:
+    """(quality, cheapness): equal points stay both, and the order of the points stays."""
+    points = [(2.0, 2.0), (3.0, 1.0), (2.0, 1.0), (2.0, 2.0), (1.0, 3.0), (0.0, 3.0)]
+    assert pareto_front(points, lambda point: point) == [(2.0, 2.0), (3.0, 1.0), (2.0, 2.0), (1.0, 3.0)]
+    assert pareto_front([], lambda point: point) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flexiclip_eval import evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from flexiclip_eval.report.files import read_rows
 from kit.evaluation import encode_one_by_one, slow_recall, texts_one_by_one, toy_model, toys, unit, write_shards, write_suite
 
@@ -29,7 +29,9 @@ def suite(tmp_path: Path) -> str:
 
 
 def test_scores_of_prefixes_sample_by_sample(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
-    rows = evaluate_suites([("runs/toy", loaded)], [suite], batch_size=4, seqhw=[2, 6], widths=[5, 2], output=tmp_path / "out")
+    rows = evaluate_suites(
+        [("runs/toy", loaded)], [suite], seqhw=[2, 6], output=tmp_path / "out", options=EvalOptions(batch_size=4, widths=[5, 2])
+    )
     lengths_of = {task: [(row.width, row.seqhw) for row in rows if row.task == task] for task in {row.task for row in rows}}
     assert set(lengths_of) == {"zeroshot_retrieval", "zeroshot_classification"}
     assert all(found == list(itertools.product((2, 5, 12), (2, 6))) for found in lengths_of.values())
@@ -58,7 +60,9 @@ def test_scores_of_prefixes_sample_by_sample(loaded: LoadedModel, suite: str, tm
     assert [front["task"] for front in about["fronts"]] == ["zeroshot_retrieval", "zeroshot_classification"]
     assert "runs/toy [:5]" in (tmp_path / "out" / "report.html").read_text()
     assert len(list((tmp_path / "out").glob("*_front.png"))) == 2
-    plain = evaluate_suites([("runs/toy", loaded)], [suite], batch_size=4, seqhw=[2, 6], output=tmp_path / "out")
+    plain = evaluate_suites(
+        [("runs/toy", loaded)], [suite], seqhw=[2, 6], output=tmp_path / "out", options=EvalOptions(batch_size=4)
+    )
     assert [row.metrics for row in plain] == [row.metrics for row in rows if row.width == 12]
     assert {row.width for row in plain} == {None}
     assert not list((tmp_path / "out").glob("*_front.png")), "of the evaluation before"
@@ -67,4 +71,4 @@ def test_scores_of_prefixes_sample_by_sample(loaded: LoadedModel, suite: str, tm
 @pytest.mark.parametrize("widths", [[0], [4, 13]])
 def test_a_width_that_is_none_of_the_model(loaded: LoadedModel, suite: str, widths: list[int]) -> None:
     with pytest.raises(UserError, match=r"--widths .*: the embeddings of runs/toy have 12 columns"):
-        evaluate_suites([("runs/toy", loaded)], [suite], widths=widths)
+        evaluate_suites([("runs/toy", loaded)], [suite], options=EvalOptions(widths=widths))

@@ -16,8 +16,8 @@ import torch
 from flexiclip_eval import DatasetConfig, TaskConfig
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.embeddings.embed import unit_rows
+from flexiclip_eval.tasks import TASKS
 from flexiclip_eval.tasks.base import Context, Prepared
-from flexiclip_eval.tasks.registry import TASKS
 from PIL import Image
 
 from flexiclip.config import Config, from_dict

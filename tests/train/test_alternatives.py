@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flexiclip_eval.models import open_model
 from flexiclip_eval.models.protocol import geometry
+from flexiclip_eval.models.sources import open_model
 from kit.alike import ENGINES
 from kit.launch import Trained
 

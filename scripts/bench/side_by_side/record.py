@@ -8,9 +8,10 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from flexiclip_eval.report.machine import describe
 from rich.console import Console
 from rich.table import Table
+
+from flexiclip.plan.hardware import describe_machine
 
 WIDTH = 130
 
@@ -110,7 +111,7 @@ class Record:
         if arguments.output is not None:
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             command = " ".join(["python", f"scripts/bench/{self.subject}.py", *_without_output(sys.argv[1:])])
-            whole = {"command": command, "machine": describe(), **asdict(self)}
+            whole = {"command": command, "machine": describe_machine(), **asdict(self)}
             arguments.output.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from flexiclip_eval.analysis.ensembles import at_cost
+from flexiclip_eval.tradeoffs import pareto_front
 
 LENGTHS = (3, 4, 5, 6, 10, 15)
 """The grid sides of the recipes, which give 9 to 225 tokens for images of 60 px."""
@@ -90,9 +91,5 @@ def at_equal_cost(curve: Curve, other: Curve) -> list[tuple[float, float]]:
 
 def front(curves: Mapping[str, Curve]) -> Curve:
     """Return the Pareto front of all curves, cheapest first: points for which no other is at least as good for no more cost."""
-    every = sorted({point for points in curves.values() for point in points}, key=lambda point: (point[0], -point[1]))
-    kept: Curve = []
-    for point in every:
-        if not kept or point[1] > kept[-1][1]:
-            kept.append(point)
-    return kept
+    points = {point for curve in curves.values() for point in curve}
+    return sorted(pareto_front(points, lambda point: (-point[0], point[1])))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flexiclip_eval.report.documents import Axes, draw_lines, markdown_table
+from flexiclip_eval.report.plots import LineAxes, draw_lines
+from flexiclip_eval.report.table import markdown_table
 
 from . import records
 from .outcomes import front
@@ -84,7 +85,7 @@ def _section(study: Study, record: Record, folder: Path) -> Iterator[str]:
     for plot in study.plots:
         means, ranges = record.curves(plot.key)
         series = {**means, "front": front(means)} if plot.front else means
-        axes = Axes(plot.title, plot.x, plot.y, plot.log_x, ticks_at_points=plot.x in ("tokens", "layer"))
+        axes = LineAxes(plot.title, plot.x, plot.y, plot.log_x, ticks_at_points=plot.x in ("tokens", "layer"))
         draw_lines(series, axes, folder / _picture(plot.key), ranges)
         yield from ["", f"![{plot.title}]({_picture(plot.key)})"]
     yield from ["", *_figures_table(study, record)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from flexiclip_eval import evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from flexiclip_eval.data.images import ImageBlock
 from flexiclip_eval.embeddings.store import EmbeddingStore, model_fingerprint
 from flexiclip_eval.suites.load import load_datasets
@@ -67,21 +67,25 @@ class _Counter:
 def test_a_second_evaluation_decodes_and_encodes_nothing(
     loaded: LoadedModel, suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = evaluate_suites([("toy", loaded)], [suite], batch_size=5)
+    plain = evaluate_suites([("toy", loaded)], [suite], options=EvalOptions(batch_size=5))
     count = _Counter(monkeypatch, loaded)
-    first = evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept")
+    first = evaluate_suites([("toy", loaded)], [suite], options=EvalOptions(batch_size=5, embeddings=tmp_path / "kept"))
     assert [row.metrics for row in first] == [row.metrics for row in plain]
     assert count.decoded == 23
     seen = (count.decoded, count.images, count.texts)
-    second = evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept")
+    second = evaluate_suites([("toy", loaded)], [suite], options=EvalOptions(batch_size=5, embeddings=tmp_path / "kept"))
     assert second == first  # images/s and n too
     assert (count.decoded, count.images, count.texts) == seen
-    more = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 4], batch_size=5, embeddings=tmp_path / "kept")
+    more = evaluate_suites(
+        [("toy", loaded)], [suite], seqhw=[3, 4], options=EvalOptions(batch_size=5, embeddings=tmp_path / "kept")
+    )
     assert count.decoded == 2 * 23  # for seqhw 4
     assert count.images - seen[1] == (seen[1] // 3)  # and nothing for seqhw 3
     assert [row for row in more if row.seqhw == 3] == [row for row in first if row.seqhw == 3]
     encoded = count.images
-    evaluate_suites([("toy", loaded)], [suite], batch_size=5, embeddings=tmp_path / "kept", output=tmp_path / "out")
+    evaluate_suites(
+        [("toy", loaded)], [suite], output=tmp_path / "out", options=EvalOptions(batch_size=5, embeddings=tmp_path / "kept")
+    )
     assert count.images == encoded  # the page reads the images that it shows, which encodes nothing
     about = (tmp_path / "out" / "report.json").read_text()
     assert "0002" in about
@@ -92,7 +96,7 @@ def test_what_is_damaged_or_another_is_computed_anew(
     loaded: LoadedModel, suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = tmp_path / "kept"
-    first = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)
+    first = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(embeddings=kept))
     count = _Counter(monkeypatch, loaded)
     (file,) = kept.glob("images-*.safetensors")
     data = bytearray(file.read_bytes())
@@ -101,7 +105,7 @@ def test_what_is_damaged_or_another_is_computed_anew(
         file.write_bytes(damaged)
         before = count.decoded
         with caplog.at_level(logging.WARNING, "flexiclip.eval"):
-            again = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)
+            again = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(embeddings=kept))
         assert count.decoded == before + 23
         assert [row.metrics for row in again] == [row.metrics for row in first]
     said = [record.message for record in caplog.records if "computed anew" in record.message]
@@ -109,11 +113,11 @@ def test_what_is_damaged_or_another_is_computed_anew(
     assert all(file.name in line for line in said)
     before = count.decoded
     write_shards(tmp_path / "data", toys(22), (9, 1, 12))
-    assert evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)[0].n == 22
+    assert evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(embeddings=kept))[0].n == 22
     assert count.decoded == before + 22
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--embeddings .*file: cannot write there"):
-        evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=tmp_path / "file")
+        evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(embeddings=tmp_path / "file"))
 
 
 def test_a_model_is_known_by_its_weights_and_settings_not_by_its_place(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_on_a_cpu_no_image_is_read_while_one_is_encoded(
 
     monkeypatch.setattr(SampleStore, "read", counted)
     monkeypatch.setattr(loaded.model, "encode_image", slow)
-    evaluate_suites([("toy", loaded)], [suite], seqhw=[3], batch_size=size, workers=1)
+    evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(batch_size=size, workers=1))
     assert during == [0] * 7
 
 
@@ -193,7 +197,7 @@ def test_lengths_of_different_samples_never_stand_side_by_side(
         """((seqhw, n) of the rows, how often it was said that all is computed anew)."""
         caplog.clear()
         with caplog.at_level(logging.WARNING, "flexiclip.eval"):
-            rows = evaluate_suites([("toy", loaded)], [suite], seqhw=seqhw, batch_size=5, embeddings=kept)
+            rows = evaluate_suites([("toy", loaded)], [suite], seqhw=seqhw, options=EvalOptions(batch_size=5, embeddings=kept))
         said = [record for record in caplog.records if "data set toys computed anew" in record.message]
         return [(row.seqhw, row.n) for row in rows[: len(seqhw)]], len(said)
 
@@ -203,8 +207,8 @@ def test_lengths_of_different_samples_never_stand_side_by_side(
     assert lines([3]) == ([(3, 21)], 0)  # from what is kept
     assert lines([3, 6]) == ([(3, 20), (6, 20)], 1)  # the pass for 6 misses a sample
     assert lines([3, 6]) == ([(3, 20), (6, 20)], 0)
-    expected = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 6], batch_size=5)
-    rows = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 6], batch_size=5, embeddings=kept)
+    expected = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 6], options=EvalOptions(batch_size=5))
+    rows = evaluate_suites([("toy", loaded)], [suite], seqhw=[3, 6], options=EvalOptions(batch_size=5, embeddings=kept))
     assert [row.metrics for row in rows] == [row.metrics for row in expected]
     _spoil(tmp_path / "data" / "part-2.tar", "0012")
     assert lines([2]) == ([(2, 19)], 0)
@@ -216,7 +220,7 @@ def test_a_label_that_is_corrected_is_read_anew(
 ) -> None:
     """Headers, sizes and offsets of the tar stay as they were; the kept embeddings hold the labels of their pass."""
     kept = tmp_path / "kept"
-    evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)
+    evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(embeddings=kept))
     tar = tmp_path / "data" / "part-0.tar"
     content = tar.read_bytes()
     assert b'"animals"' in content
@@ -224,7 +228,7 @@ def test_a_label_that_is_corrected_is_read_anew(
     os.utime(tar, ns=(tar.stat().st_atime_ns, tar.stat().st_mtime_ns + 1))
     plain = evaluate_suites([("toy", loaded)], [suite], seqhw=[3])
     count = _Counter(monkeypatch, loaded)
-    after = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], embeddings=kept)
+    after = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(embeddings=kept))
     assert count.decoded == 23
     assert [row.metrics for row in after] == [row.metrics for row in plain]
 
@@ -268,10 +272,10 @@ def test_embeddings_of_another_transform_are_not_served(small_suite: str, tmp_pa
         loaded = Foreign(model, transform, tokens)
         plain = evaluate_suites([("m", loaded)], [small_suite])
         before = len(list(kept.glob("images-*")))
-        there = evaluate_suites([("m", loaded)], [small_suite], embeddings=kept)
+        there = evaluate_suites([("m", loaded)], [small_suite], options=EvalOptions(embeddings=kept))
         assert [row.metrics for row in there] == [row.metrics for row in plain]
         assert len(list(kept.glob("images-*"))) == before + 1
-        assert evaluate_suites([("m", loaded)], [small_suite], embeddings=kept) == there
+        assert evaluate_suites([("m", loaded)], [small_suite], options=EvalOptions(embeddings=kept)) == there
 
 
 def changed_statistics(model: Pixels) -> None:
@@ -319,9 +323,9 @@ def test_model_fingerprint_knows_weights_buffers_and_settings(change: Callable[[
 def test_embeddings_of_other_statistics_are_not_served(small_suite: str, tmp_path: Path) -> None:
     model = Pixels().eval()
     loaded = Foreign(model, image_transform(24, is_train=False), tokens)
-    evaluate_suites([("m", loaded)], [small_suite], embeddings=tmp_path / "kept")
+    evaluate_suites([("m", loaded)], [small_suite], options=EvalOptions(embeddings=tmp_path / "kept"))
     model.norm.running_mean[:] = torch.tensor([1.0, -1.0, 0.3])  # type: ignore[index]
-    there = evaluate_suites([("m", loaded)], [small_suite], embeddings=tmp_path / "kept")
+    there = evaluate_suites([("m", loaded)], [small_suite], options=EvalOptions(embeddings=tmp_path / "kept"))
     assert [row.metrics for row in there] == [row.metrics for row in evaluate_suites([("m", loaded)], [small_suite])]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from flexiclip_eval import evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from kit.evaluation import toy_model, toys, write_shards, write_suite
 from safetensors import safe_open
 
@@ -32,8 +32,8 @@ def _rows(folder: Path, suite: str) -> dict[str, Any]:
 
     SampleStore.read = counted  # type: ignore[method-assign]
     try:
-        options: dict[str, Any] = {"batch_size": 3, "embeddings": folder / "kept"}
-        rows = evaluate_suites([("toy", load_model(folder / "model"))], [suite], **options)
+        options = EvalOptions(batch_size=3, embeddings=folder / "kept")
+        rows = evaluate_suites([("toy", load_model(folder / "model"))], [suite], options=options)
     finally:
         SampleStore.read = read  # type: ignore[method-assign]
     return {"rows": [[row.metrics, row.n, row.seqhw, row.images_per_s] for row in rows], "read": count}
@@ -60,7 +60,7 @@ def test_two_ranks_keep_and_read_what_one_would(tmp_path: Path) -> None:
     save_model(tmp_path / "model", toy_model(tmp_path))
     mp.spawn(_work, (tmp_path, suite), nprocs=2)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    alone = evaluate_suites([("toy", load_model(tmp_path / "model"))], [suite], batch_size=3)
+    alone = evaluate_suites([("toy", load_model(tmp_path / "model"))], [suite], options=EvalOptions(batch_size=3))
     for first, second, third in ranks:
         assert [row[:3] for row in first["rows"]] == [[row.metrics, row.n, row.seqhw] for row in alone]
         assert second["rows"] == first["rows"]  # images/s too

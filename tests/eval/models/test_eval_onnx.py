@@ -13,9 +13,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from flexiclip_eval import evaluate_suites
-from flexiclip_eval.models import open_model
+from flexiclip_eval import EvalOptions, evaluate_suites
 from flexiclip_eval.models.protocol import ForeignModel, choose_lengths, has_text, trained_lengths
+from flexiclip_eval.models.sources import open_model
 from kit.evaluation import encode_one_by_one, texts_one_by_one, toy_model, toys, unit, write_shards, write_suite
 
 from flexiclip.__main__ import main
@@ -66,10 +66,10 @@ def set_fact(path: Path, *keys: str, value: object) -> None:
 
 def test_rows_and_embeddings_are_those_of_the_model(loaded: LoadedModel, exported: Path, tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "toys.yaml", write_shards(tmp_path / "data", toys(23, (2,)), (9, 14)))
-    expected = evaluate_suites([("toy", loaded)], [suite], seqhw=LENGTHS, batch_size=5)
+    expected = evaluate_suites([("toy", loaded)], [suite], seqhw=LENGTHS, options=EvalOptions(batch_size=5))
     kept = tmp_path / "kept"
     for _ in range(2):  # the second time from what is kept
-        rows = evaluate_suites([str(exported)], [suite], batch_size=5, embeddings=kept)
+        rows = evaluate_suites([str(exported)], [suite], options=EvalOptions(batch_size=5, embeddings=kept))
         for row, want in zip(rows, expected, strict=True):
             assert row.metrics == pytest.approx(want.metrics, abs=1e-6)
             assert (row.task, row.n, row.seqhw, row.seq_len) == (want.task, want.n, want.seqhw, want.seq_len)

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.embeddings.store import model_fingerprint
-from flexiclip_eval.models import open_model
 from flexiclip_eval.models.flex import FLEXES, split_suffix
 from flexiclip_eval.models.protocol import ForeignModel, choose_lengths, trained_lengths
-from flexiclip_eval.models.readers import fixed
+from flexiclip_eval.models.sources import fixed, open_model
 from kit.evaluation import toy_model, toys, write_shards, write_suite
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image

@@ -65,4 +65,4 @@ def test_primary_metric_of_each_task() -> None:
         "lp_acc1": {"lp_mean_per_class_recall": 1.0, "lp_acc1": 1.0},
         "other": {"other": 1.0, "more": 1.0},
     }
-    assert {name: primary_metric(row("a", "t", metrics, 3)) for name, metrics in expected.items()} == {n: n for n in expected}
+    assert {name: primary_metric(metrics) for name, metrics in expected.items()} == {n: n for n in expected}

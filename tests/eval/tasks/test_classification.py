@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clip_benchmark.metrics.zeroshot_classification import average_precision_per_class
-from flexiclip_eval import DatasetConfig, TaskConfig, evaluate_suites, make_evaluators
+from flexiclip_eval import DatasetConfig, EvalOptions, TaskConfig, evaluate_suites, make_evaluators
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.embeddings.embed import unit_rows
 from flexiclip_eval.tasks.base import Context
@@ -177,7 +177,7 @@ def suite(folder: Path, **task: object) -> str:
 
 def test_the_head_is_scored_at_every_length(classifier: LoadedModel, tmp_path: Path) -> None:
     """Among the suite's classes alone: a class that no label can be is no answer."""
-    rows = evaluate_suites([("classifier", classifier)], [suite(tmp_path)], batch_size=7)
+    rows = evaluate_suites([("classifier", classifier)], [suite(tmp_path)], options=EvalOptions(batch_size=7))
     assert [(row.task, row.seqhw) for row in rows] == [("classification", s) for s in (2, 3, 6)]
     present = sorted({toy.category for toy in toys(40)})
     for row in rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flexiclip_eval import evaluate_suites
+from flexiclip_eval import EvalOptions, evaluate_suites
 from flexiclip_eval.tasks.linear_probe import CS, held_out, probe
 from kit.evaluation import CATEGORIES, encode_one_by_one, toy_model, toys, unit, write_shards
 from PIL import Image
@@ -52,13 +52,15 @@ def _expected(loaded: LoadedModel, seqhw: int) -> dict[str, float]:
 
 def test_a_probe_equals_scikit_learn_called_directly(loaded: LoadedModel, tmp_path: Path) -> None:
     suite = _suite(tmp_path, train=write_shards(tmp_path / "training", toys(90), (40, 50)))
-    rows = evaluate_suites([("toy", loaded)], [suite], batch_size=7, embeddings=tmp_path / "kept", output=tmp_path / "out")
+    rows = evaluate_suites(
+        [("toy", loaded)], [suite], output=tmp_path / "out", options=EvalOptions(batch_size=7, embeddings=tmp_path / "kept")
+    )
     assert [(row.task, row.seqhw, row.n) for row in rows] == [("linear_probe", s, TESTED - len(BROKEN)) for s in (2, 3, 6)]
     for row in rows:
         assert row.metrics == pytest.approx(_expected(loaded, row.seqhw or 0), abs=1e-12)
     assert len({row.metrics["lp_acc1"] for row in rows}) > 1, "each length has a probe of its own"
     assert len(list((tmp_path / "kept").glob("images-*"))) == 6
-    assert evaluate_suites([("toy", loaded)], [suite], embeddings=tmp_path / "kept") == rows
+    assert evaluate_suites([("toy", loaded)], [suite], options=EvalOptions(embeddings=tmp_path / "kept")) == rows
     about = json.loads((tmp_path / "out" / "report.json").read_text())
     assert about["choices"][0]["metric"] == "lp_acc1"
     assert {bad["key"] for bad in about["bad_samples"]} == {f"{i:04d}" for i in BROKEN}

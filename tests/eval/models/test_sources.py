@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flexiclip_eval import evaluate_suites
-from flexiclip_eval.models import open_model
 from flexiclip_eval.models.protocol import ForeignModel, choose_lengths, has_text, model_names
+from flexiclip_eval.models.sources import open_model
 from kit.evaluation import toys, write_shards, write_suite
 from timm.layers import resample_patch_embed
 from torch import Tensor

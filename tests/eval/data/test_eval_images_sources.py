@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from flexiclip_eval import DatasetConfig, TaskConfig, evaluate_suites
-from flexiclip_eval.data.opening import open_source
+from flexiclip_eval import DatasetConfig, EvalOptions, TaskConfig, evaluate_suites
+from flexiclip_eval.data.images import open_source
 from flexiclip_eval.embeddings.embed import class_embeddings
 from flexiclip_eval.suites.complete import complete
 from flexiclip_eval.suites.dataset import training
@@ -89,8 +89,8 @@ def test_the_captions_and_the_many_classes_of_a_root(tmp_path: Path) -> None:
 def test_a_url_scores_as_the_folder_does(site: FlakyServer, tmp_path: Path) -> None:
     root = write_root(site.folder / "wds_toys" / "resolve" / "main", "classification")
     loaded = toy_model(tmp_path)
-    here = evaluate_suites([("toy", loaded)], [str(root)], batch_size=4)
-    there = evaluate_suites([("toy", loaded)], [f"{site.url}/wds_toys/resolve/main"], batch_size=4)
+    here = evaluate_suites([("toy", loaded)], [str(root)], options=EvalOptions(batch_size=4))
+    there = evaluate_suites([("toy", loaded)], [f"{site.url}/wds_toys/resolve/main"], options=EvalOptions(batch_size=4))
     assert [row.dataset for row in there] == ["toys"] * 3
     assert [(row.metrics, row.n, row.seqhw) for row in there] == [(row.metrics, row.n, row.seqhw) for row in here]
     assert len(there) == 3

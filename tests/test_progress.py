@@ -10,7 +10,8 @@ import threading
 
 import pytest
 import torch
-from flexiclip_eval import progress
+
+from flexiclip import progress
 
 BATCHES = [torch.zeros(size, 3) for size in (4, 4, 0, 2)]
 
@@ -23,6 +24,14 @@ def test_a_log_gets_lines_that_count(capsys: pytest.CaptureFixture[str], monkeyp
     assert [re.sub(r", \S+ images/s, \S+ s left", "", line) for line in lines] == [
         f"runs/x · toys: {done} of 10 images" for done in (4, 8, 8, 10)
     ]
+
+
+def test_a_pass_over_shards_logs_what_is_done(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([10.0, 14.0, 15.0, 19.0])  # at the start, and when each shard is done
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with caplog.at_level("INFO", logger="flexiclip"):
+        assert list(progress.progress("abc", 3, "indexing shards")) == ["a", "b", "c"]
+    assert [record.message for record in caplog.records] == ["indexing shards: 2/3, 2 s left"]  # 2.5 s, rounded to even
 
 
 def test_quick_work_and_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
