@@ -241,16 +241,11 @@ def _text_of(head: bytes) -> bytes:
 
 
 @contextmanager
-def writing_run_folder(folder: Path, *library: type[Exception]) -> Iterator[None]:
-    """Raise UserError instead of an OSError about the run folder.
-
-    `library` lists exceptions of libraries that have the same meaning.
-    """
+def writing_run_folder(folder: Path) -> Iterator[None]:
+    """Raise UserError instead of an OSError about the run folder."""
     try:
         yield
-    except Exception as error:
-        if not isinstance(error, (OSError, *library)):
-            raise
+    except OSError as error:
         raise UserError(f"run_dir={folder} cannot be written: {system_reason(error)}") from None
 
 

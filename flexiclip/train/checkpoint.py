@@ -18,11 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flexiclip.errors import UserError
-from flexiclip.files import sync_folder
+from flexiclip.files import save_tensors, sync_folder
 from flexiclip.model_folder import LoadedModel, read_weights, save_model
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -100,7 +99,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Write a checkpoint into a new folder and wait until it is on the disk."""
     folder.mkdir(parents=True)
     save_model(folder / "model", snapshot.loaded, snapshot.weights, step=snapshot.facts.step)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in snapshot.moments.items()}, folder / OPTIMIZER)
+    save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in snapshot.moments.items()}, folder / OPTIMIZER)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / STATE).write_text(json.dumps({**vars(snapshot.facts), "files": files}) + "\n", encoding="utf-8")
     sync_folder(folder)

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flexiclip.data.batch import caption_id
-from flexiclip.files import writing_run_folder
+from flexiclip.files import save_tensors, writing_run_folder
 from flexiclip.model_folder import LoadedModel
 from flexiclip.models.flops import KEPT_TEXT_FEATURES
 from flexiclip.train.ranks import Ranks
@@ -60,8 +59,8 @@ def _keep(rows: Tensor, path: Path) -> None:
     """Write the features to a file. If this fails, leave nothing behind; raises UserError if the run folder is full."""
     aside = path.with_suffix(".tmp")
     try:
-        with writing_run_folder(path.parent, SafetensorError):
-            save_file({"rows": rows}, aside)
+        with writing_run_folder(path.parent):
+            save_tensors({"rows": rows}, aside)
             aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
