@@ -16,6 +16,8 @@ TREE = ROOT / ".mutation"
 """The copy of the repository that mutmut works on (tree.py)."""
 
 MUTANTS = TREE / "mutants"
+IMPORTED = MUTANTS / "imported"
+"""The modules that the tests imported, one per line (hits.py)."""
 
 
 @dataclass(frozen=True)

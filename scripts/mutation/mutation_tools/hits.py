@@ -6,6 +6,7 @@ plugin
 - calls while a fixture is made are counted for every test that uses the fixture, not only for the first, and its time is shared
   between them;
 - caches are emptied between tests, so that a call counts for each test that would make it;
+- what the tests import is imported once, before the first mutant, and not again for each mutant;
 - ranks are forked from pytest's process, which has imported what they need, instead of from a new server for each mutant;
 - the child processes of a mutant that runs out of time are killed too.
 """
@@ -20,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import _lru_cache_wrapper
 from pathlib import Path
 from types import FrameType
@@ -28,8 +30,10 @@ from typing import Any
 import pytest
 from mutmut.state import state
 
+from .core import IMPORTED
+
 PRELOAD = "MUTATION_PRELOAD"
-"""Environment variable with the modules that are imported before the first mutant, separated by commas."""
+"""Environment variable with the modules that ranks import, separated by commas. They are imported before the first mutant."""
 
 TIMEOUT = 36
 """mutmut's exit code for a mutant that ran out of time."""
@@ -103,10 +107,11 @@ class Hits:
                 self.users.setdefault(id(fixturedef), []).append(item.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        """Divide the time of a fixture between its tests.
+        """Divide the time of a fixture between its tests, and store which modules have been imported.
 
         mutmut sorts tests by their time, and the time limit of a mutant is their sum.
         """
+        IMPORTED.write_text("\n".join(name for name in sys.modules if name != "__main__"))
         for fixture, tests in self.users.items():
             for test in tests:
                 state().duration_by_test[test] += self.seconds.get(fixture, 0.0) / len(tests)
@@ -114,12 +119,18 @@ class Hits:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
-    """Make ranks fork from this process, and import what they need. This runs before a conftest.py can ask for a server."""
+    """Make ranks fork from this process, and import what tests and ranks need.
+
+    This runs before a conftest.py can ask for a server. The tests import what cannot be imported by its name alone.
+    """
     contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
     for method in ("forkserver", "spawn"):
         contexts[method] = contexts["fork"]
     for name in filter(None, os.environ.get(PRELOAD, "").split(",")):
         importlib.import_module(name)
+    for name in IMPORTED.read_text().split("\n") if IMPORTED.exists() else ():
+        with suppress(Exception):
+            importlib.import_module(name)
 
 
 def pytest_configure(config: pytest.Config) -> None:

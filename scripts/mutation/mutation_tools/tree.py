@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from .core import MUTANTS, ROOT, TREE, Module
+from .core import IMPORTED, MUTANTS, ROOT, TREE, Module
 
 FOLDERS = {"flexiclip": "flexiclip", "eval": "flexiclip_eval", "recipes": "flexiclip_recipes"}
 """Folder of the repository -> name under which it is imported."""
@@ -22,8 +22,13 @@ KEPT = ("staticmethod", "classmethod")
 LEFT = ("abstractmethod", "overload", "setter")
 """Decorators that are left as they are: their functions have no body, or the decorator cannot be called afterwards."""
 
-PLUGINS = ["-p", "mutation_tools.hits", "-p", "pytest_timeout", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
-"""Options of pytest. unraisableexception would collect garbage ten times per run, which takes longer than most tests."""
+PLUGINS = [
+    *("-p", "mutation_tools.hits", "-p", "pytest_timeout", "-p", "no:cacheprovider", "-p", "no:unraisableexception"),
+    *("--assert=plain", "--tb=no"),
+]
+"""Options of pytest. unraisableexception would collect garbage ten times per run, which takes longer than most tests.
+
+Explanations of failed assertions are not made, because nobody reads them."""
 
 SETTINGS = """
 [tool.mutmut]
@@ -82,6 +87,7 @@ def prepare(module: Module, patience: float) -> None:
     # A run of another module leaves an unmutated copy behind, and the times of its own tests.
     (MUTANTS / module.in_tree).unlink(missing_ok=True)
     (MUTANTS / "mutmut-stats.json").unlink(missing_ok=True)
+    IMPORTED.unlink(missing_ok=True)
 
 
 def _settings(module: Module, patience: float) -> bytes:
