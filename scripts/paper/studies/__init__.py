@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import (
+from scripts.paper.studies import (
     alternatives,
     analyses,
     curricula,
