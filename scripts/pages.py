@@ -1,4 +1,4 @@
-"""The parts of a page that scripts write: Markdown tables, plots of lines, and the machine on which numbers were measured."""
+"""Makes parts of the pages that scripts write: Markdown tables, plots of lines, and a description of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks of docs/explanation/benchmarks.md: `python -m scripts.bench --help`.
+"""Makes the benchmarks of docs/explanation/benchmarks.md: `python -m scripts.bench --help`.
 
 __main__.py    the command: runs subjects and writes the page
 subjects/      one module per subject, which measures and writes a record

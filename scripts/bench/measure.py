@@ -1,4 +1,4 @@
-"""Measuring time and memory: works that take turns, measurements in fresh processes, and the memory of a process.
+"""Measures time and memory: of works that take turns, in fresh processes, and of this process.
 
 On a shared machine the time of one work alone means little. Works therefore take turns, so that other load on the machine slows
 all of them alike. The median over rounds of theirs / ours, where the two of a pair are measured one directly after the other, is
@@ -61,7 +61,7 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> float:
 
 
 class MeasurementError(RuntimeError):
-    """The measuring process ended with an error. `said` is its output on stderr."""
+    """Raised if the measuring process ended with an error. `said` is its output on stderr."""
 
     def __init__(self, command: Sequence[str], said: str) -> None:
         super().__init__(f"{' '.join(command)} failed:\n{said[-3000:]}")

@@ -1,4 +1,4 @@
-"""The page docs/explanation/benchmarks.md and its plots, from the records of the subjects."""
+"""Writes docs/explanation/benchmarks.md and its plots from the records of the subjects."""
 
 from __future__ import annotations
 

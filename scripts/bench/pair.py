@@ -1,4 +1,4 @@
-"""One CLIP model in open_clip and in flexiclip with the same weights, a training step of each, and the check that both agree.
+"""Builds one CLIP model in open_clip and in flexiclip, and a training step of each, and checks that both agree.
 
 open_clip's step does what open_clip_train's main.py and train.py do at world size 1: its CLIP and ClipLoss, torch's AdamW in two
 groups, autocast for --precision amp_bf16, and torch.compile of the whole model for --torchcompile. Our step is that of

@@ -1,4 +1,4 @@
-"""The tables, goals and curves of a subject: printed, and written as JSON for docs/explanation/benchmarks.md."""
+"""Collects the tables, goals and curves of a subject, prints them, and writes them as JSON for docs/explanation/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Goal:
 
     @property
     def holds(self) -> bool:
-        """Whether the measured figure reaches the bound."""
+        """Return whether the measured figure reaches the bound."""
         return self.found >= self.wanted if self.at_least else self.found <= self.wanted
 
     def line(self) -> str:

@@ -1,4 +1,4 @@
-"""Pictures and captions: generated photographs in shards, and names from OpenMoji, alone and in sentences.
+"""Makes pictures and captions: shards of generated photographs, and names from OpenMoji, alone and in sentences.
 
 The pictures take as long to decode as photographs, so that no package has to provide photographs.
 """

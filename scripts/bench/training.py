@@ -1,4 +1,4 @@
-"""A training step as the trainer builds it, on random pairs: both towers, the torch engine, the loss and its scalars."""
+"""Builds a training step as the trainer does, on random pairs: both towers, the torch engine, the loss and its scalars."""
 
 from __future__ import annotations
 

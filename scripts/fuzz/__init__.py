@@ -1,4 +1,4 @@
-"""Fuzzing of everything that reads files from other sources: `python -m scripts.fuzz --help`.
+"""Fuzzes everything that reads files from other sources: `python -m scripts.fuzz --help`.
 
 __main__.py       the command
 case.py           an input: a few named files in one byte string

@@ -1,4 +1,4 @@
-"""A fuzzing run: one worker after the other until the time is over, and a report of what they found.
+"""Runs one worker after the other until the time is over, and reports what they found.
 
 A worker that dies, hangs or runs out of memory is replaced, and its last input becomes a finding. A finding is run again in a
 fresh process before it counts, and its input is reduced to what is needed.
@@ -146,7 +146,7 @@ def _take_stats(result: Result, folder: Path) -> None:
 
 
 def _confirm(target: str, path: Path, folder: Path) -> bool:
-    """Whether a finding occurs again in a fresh process. If it does, and the process survives it, the input is reduced."""
+    """Return whether a finding occurs again in a fresh process. If it does, and the process survives it, reduce the input."""
     outcome = replay(target, path, folder)
     if outcome.kind == "finding" and not outcome.label.startswith(("crash", "hang", "slow")):
         _job("minimise", target, path, folder)

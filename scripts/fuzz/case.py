@@ -1,4 +1,4 @@
-"""An input of a fuzz target: a few named files, framed so that an engine can treat them as one byte string.
+"""Packs the input of a fuzz target, which is a few named files, so that an engine can treat it as one byte string.
 
 --|recipe.yaml|--
 base: base

@@ -1,4 +1,4 @@
-"""The rules of an execution: a value or a documented error, within limits of memory and time, and no access outside the folder.
+"""Enforces the rules: a value or a documented error, limits of memory and time, and no access outside the folder.
 
 Memory is limited through the address space of the process, so that an allocation that is too large fails at once. A MemoryError
 in the chain of an error is a finding, even if the code turned it into a documented error. Files, processes, sockets and pickles

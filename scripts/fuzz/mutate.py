@@ -1,4 +1,4 @@
-"""Changes to an input that keep enough of its format to pass the first checks and reach the reader behind them.
+"""Changes an input but keeps enough of its format to pass the first checks and reach the reader behind them.
 
 Checksums of tar headers, zip members and PNG chunks are corrected after a change. A number is replaced by an extreme one, and a
 word of a text by one that the reader knows. There are also simple changes: flipped bits, cuts and insertions.

@@ -1,4 +1,4 @@
-"""The inputs that fuzzing starts from: good and hostile files of each format, written by the libraries that users have.
+"""Makes the inputs that fuzzing starts from: good and hostile files of each format, written by the libraries that users have.
 
 The hostile files are known attacks (decompression bombs, members of 8 EB, alias bombs, paths with `..`). Mutations find others.
 """

@@ -1,4 +1,4 @@
-"""The fuzz targets: four readers of files from other sources, and the errors that each may raise.
+"""Defines the fuzz targets: four readers of files from other sources, and the errors that each may raise.
 
 A target writes the files of a case into its folder and reads them as a user's command would. It returns a few words about the
 result.

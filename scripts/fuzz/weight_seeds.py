@@ -1,4 +1,4 @@
-"""Seeds of the weight readers: tiny models in every format, each written by its own library, and hostile files."""
+"""Makes the seeds of the weight readers: tiny models in every format, each written by its own library, and hostile files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process that runs inputs of a target until its time is over, it has grown too large, or an input kills it.
+"""Runs inputs of a target in one process until its time is over, it has grown too large, or an input kills it.
 
 Its folder then contains what the campaign needs: `current`, the last input; `stats.json`, the outcomes of the other inputs; and
 `findings/`, an input and a report for each defect.
@@ -86,7 +86,7 @@ class Recorder:
 
     @property
     def too_large(self) -> bool:
-        """Whether a fresh process should take over from this one."""
+        """Return whether a fresh process should take over from this one."""
         return address_space() - self._started > _GROWTH
 
 

@@ -1,4 +1,4 @@
-"""Mutation tests of the core: `python -m scripts.mutation --help`.
+"""Runs mutation tests of the core: `python -m scripts.mutation --help`.
 
 __main__.py    the command
 core.yaml      the modules of the core and their tests; core.py reads it

@@ -1,4 +1,4 @@
-"""The core: the modules that are mutated, and the test files of each (core.yaml)."""
+"""Reads core.yaml, which lists the modules that are mutated and the test files of each."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Module:
 
     @property
     def in_tree(self) -> str:
-        """The path under which Python imports the module: eval/ is installed as flexiclip_eval."""
+        """Return the path under which Python imports the module: eval/ is installed as flexiclip_eval."""
         return "flexiclip_eval/" + self.path.removeprefix("eval/") if self.path.startswith("eval/") else self.path
 
     @property
     def ranks(self) -> bool:
-        """Whether a test starts ranks. Then their imports are done once, before the first mutant."""
+        """Return whether a test starts ranks. If so, their imports are done once, before the first mutant."""
         return any(test.startswith("tests/train/") for test in self.tests)
 
 

@@ -1,4 +1,4 @@
-"""A pytest plugin for mutmut, for tests that start ranks and for fixtures that live as long as the session.
+"""Extends mutmut, as a pytest plugin, for tests that start ranks and for fixtures that live as long as the session.
 
 mutmut runs each mutant against the tests that called its function, and counts the calls inside pytest's own process. With this
 plugin

@@ -1,4 +1,4 @@
-"""Reading and writing record.yaml: for each module the number of mutants, their results, and the mutants that no test noticed.
+"""Reads and writes record.yaml: for each module the number of mutants, their results, and the mutants that no test noticed.
 
 Each of the latter has a verdict: `open`, or `equivalent: reason` if no test can tell the mutant from the source. Verdicts are
 written by hand. They are kept as long as the mutant's line does not change.
@@ -50,7 +50,7 @@ def write(entries: dict[str, dict[str, Any]], order: list[str]) -> None:
 
 
 def summary(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The number of mutants that were killed, survived and are equivalent, in all and for each module.
+    """Return the number of mutants that were killed, survived and are equivalent, in all and for each module.
 
     A mutant that ran out of time counts as killed. `survived` leaves out the equivalent ones.
     """

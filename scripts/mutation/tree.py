@@ -1,4 +1,4 @@
-"""The copy of the repository that mutmut works on, in .mutation/.
+"""Makes the copy of the repository that mutmut works on, in .mutation/.
 
 mutmut skips functions with decorators, which would leave out `pi_matrix`, every property and every `torch.no_grad()`. So the copy
 replaces `@decorate` / `def f` by the equivalent `def f` / `f = decorate(f)`, in which mutmut sees a plain function.

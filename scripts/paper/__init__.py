@@ -1,4 +1,4 @@
-"""The studies of docs/explanation/paper.md: `python -m scripts.paper --help`.
+"""Makes the studies of docs/explanation/paper.md: `python -m scripts.paper --help`.
 
 __main__.py     the command: runs studies seed by seed and writes the page
 studies/        one module per study, which declares its evaluations, claims and plots, and measures a seed

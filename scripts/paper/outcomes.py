@@ -1,4 +1,4 @@
-"""The results of the evaluations of one seed, read from their results.json and analysis.json."""
+"""Reads the results of the evaluations of one seed from their results.json and analysis.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _read(path: Path) -> Any:
 
 
 class Outcomes:
-    """The results of one seed. folder: its folder `evaluations`."""
+    """The results of one seed. `folder` is the seed's folder `evaluations`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The records docs/explanation/paper/STUDY.json, and the verdicts on claims from the figures of several seeds.
+"""Keeps the records docs/explanation/paper/STUDY.json, and judges claims by the figures of several seeds.
 
 A record has the figures and curves of every seed of a study that was run. Several calls can add seeds to it. If a record was made
 with another budget, the first new seed replaces it, because the two cannot be compared.

@@ -19,7 +19,7 @@ from scripts.paper.work import Task, ready
 
 
 class Runner:
-    """Runs the commands of a seed. folder: the seed's. jobs: number of commands at a time, which share the cores."""
+    """Runs the commands of a seed in the seed's folder. `jobs` is the number of commands at a time, which share the cores."""
 
     def __init__(self, folder: Path, jobs: int) -> None:
         self.folder, self.jobs = folder, jobs
@@ -69,7 +69,7 @@ class Runner:
         return code == 0
 
     def _finished(self, task: Task) -> bool:
-        """Whether the task is done. Raises UserError if it was done with another command, so that results are not mixed."""
+        """Return whether the task is done. Raises UserError if another command did it, so that results are not mixed."""
         stamp = self._stamp(task)
         if not stamp.is_file():
             return False

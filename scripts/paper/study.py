@@ -1,4 +1,4 @@
-"""The declaration of a study: its evaluations (and with them its trainings), its measurements of a seed, and its claims."""
+"""Defines how a study declares its evaluations (and with them its trainings), its measurements of a seed, and its claims."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Evaluation:
 
     @property
     def training(self) -> str:
-        """The name of the training that makes the model."""
+        """Return the name of the training that makes the model."""
         return self.model.split("+")[0]
 
     @property
     def name(self) -> str:
-        """A unique name, which is also the path of its folder."""
+        """Return a unique name, which is also the path of the folder."""
         words = [self.model, self.suite, *(["alone"] if self.alone else []), *(o.strip("-").split("=")[0] for o in self.options)]
         return f"{self.command}/{'.'.join(words)}"
 
@@ -90,7 +90,7 @@ class Study:
 
     @property
     def trainings(self) -> set[str]:
-        """The trainings that its evaluations name, without those that these start from."""
+        """Return the trainings that the evaluations name, without those that these start from."""
         return {each.training for each in self.evaluations}
 
 

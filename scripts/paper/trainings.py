@@ -1,4 +1,4 @@
-"""Every training that a study may need. Each is declared once, so that studies that need the same one share its run.
+"""Declares every training that a study may need, each only once, so that studies that need the same one share its run.
 
 A setting may contain `{NAME}`, the run folder of another training, which then runs first. SAMPLES, TFLOPS and SHORT are
 placeholders for the budget of a run: a number of images, a number of floating point operations, or a quarter of the images.
@@ -43,7 +43,7 @@ class Training:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The trainings whose runs it starts from."""
+        """Return the trainings whose runs this one starts from."""
         return tuple(dict.fromkeys(name for setting in self.settings for name in _RUN.findall(setting)))
 
 

@@ -1,4 +1,4 @@
-"""From studies to commands: the `flexiclip` commands of one seed, in an order that is possible."""
+"""Turns studies into the `flexiclip` commands of one seed, in an order that is possible."""
 
 from __future__ import annotations
 

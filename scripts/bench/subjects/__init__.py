@@ -1,4 +1,4 @@
-"""The subjects of docs/explanation/benchmarks.md, one per file, in the order of the page."""
+"""Lists the subjects of docs/explanation/benchmarks.md, one per file, in the order of the page."""
 
 from __future__ import annotations
 

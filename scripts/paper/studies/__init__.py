@@ -1,4 +1,4 @@
-"""The studies of docs/explanation/paper.md, one per file, in the order of the page."""
+"""Lists the studies of docs/explanation/paper.md, one per file, in the order of the page."""
 
 from __future__ import annotations
 
