@@ -164,7 +164,7 @@ def _first_line(error: BaseException) -> str:
 def _function(block: nn.Module) -> Callable[..., Any]:
     """Return the block's forward as a function whose first argument is the block."""
     bound: Any = block.forward
-    return bound.__func__  # type: ignore[no-any-return]
+    return bound.__func__
 
 
 def _replace(block: nn.Module, forward: Callable[..., Any]) -> None:

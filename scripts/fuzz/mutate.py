@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from scripts.fuzz.case import Case, pack, unpack
 from scripts.fuzz.seeds import with_checksum
@@ -145,14 +146,15 @@ def _blunt(content: bytes, rng: random.Random) -> bytes:
 
 def _number(content: bytes, rng: random.Random) -> bytes:
     """Replace a number of 1 to 8 bytes, in either byte order, by an extreme one or by one close to the old value."""
-    width, order = rng.choice((1, 2, 4, 8)), rng.choice(("little", "big"))
+    width = rng.choice((1, 2, 4, 8))
+    order: Literal["little", "big"] = rng.choice(("little", "big"))
     if len(content) < width:
         return _blunt(content, rng)
     reach = len(content) if rng.random() < 0.4 else min(len(content), 128)  # headers are at the start
     at = rng.randrange(max(1, reach - width + 1))
-    now = int.from_bytes(content[at : at + width], order)  # type: ignore[arg-type]
+    now = int.from_bytes(content[at : at + width], order)
     value = rng.choice((*_NUMBERS, now + 1, now - 1, now * 2, -now)) % 256**width
-    return content[:at] + value.to_bytes(width, order) + content[at + width :]  # type: ignore[arg-type]
+    return content[:at] + value.to_bytes(width, order) + content[at + width :]
 
 
 def _words(content: bytes, rng: random.Random) -> bytes:

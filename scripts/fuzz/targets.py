@@ -14,8 +14,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.fuzz.case import Case, unpack, write
+
+if TYPE_CHECKING:
+    from flexiclip.formats.imported import Imported
 
 CAPTIONS = ("txt", "json:caption", "json:a.b", "lines.txt:lines")
 OPEN_CLIP_ARCH = "fuzz-tiny"
@@ -162,10 +166,10 @@ def _weights(files: Case, folder: Path) -> str:
     return _built(import_timm(folder / "timm" if first.startswith("timm/") else folder / (first or "nothing")))
 
 
-def _built(imported: object) -> str:
+def _built(imported: Imported) -> str:
     from flexiclip.formats.run import build_imported
 
-    loaded = build_imported(imported, "the file")  # type: ignore[arg-type]
+    loaded = build_imported(imported, "the file")
     return "two towers" if loaded.config.model.text else "image tower"
 
 

@@ -20,6 +20,7 @@ import sys
 import time
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from scripts.mutation import record
 from scripts.mutation.core import MUTANTS, TREE, Module, digest, modules
@@ -157,7 +158,7 @@ def report(chosen: list[Module]) -> None:
     print(f"all: {total} mutants, {caught} noticed, {record.score(caught, survivors)} % of those that are not equivalent")
 
 
-def line(found: dict) -> str:
+def line(found: dict[str, Any]) -> str:
     """Return a summary of a module's entry."""
     survivors = found["survivors"]
     opened = sum(survivor["verdict"] == "open" for survivor in survivors)

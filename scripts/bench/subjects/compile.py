@@ -16,6 +16,7 @@ import copy
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch._dynamo.utils import counters
 
 from flexiclip.train.blocks import compile_blocks
 from flexiclip.train.towers import Towers
-from scripts.bench.measure import Work, ratio, seconds, take_turns
+from scripts.bench.measure import ratio, seconds, take_turns
 from scripts.bench.record import Grid, Record, options
 from scripts.bench.training import TOKENS, VOCABULARY, make_model, random_pairs
 
@@ -36,7 +37,7 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 """Largest allowed difference in a component of the embeddings. In bf16 the compiler rounds in other places."""
 
 
-def step_of(towers: Towers, images: Tensor, tokens: Tensor, seqhw: int) -> Work:
+def step_of(towers: Towers, images: Tensor, tokens: Tensor, seqhw: int) -> Callable[[], Tensor]:
     """Return a function that runs forward and backward and returns the image embeddings."""
 
     def step() -> Tensor:
@@ -53,8 +54,8 @@ def measure(table: Grid, pair: dict[str, Towers], images: Tensor, seqhw: int, ar
     tokens = torch.randint(2, VOCABULARY, (len(images), min(seqhw, TOKENS)))
     works = {name: step_of(towers, images, tokens, seqhw) for name, towers in pair.items()}
     found: list[Tensor] = []
-    first = seconds(lambda: found.append(works["compiled"]()))  # type: ignore[arg-type]
-    difference = float((found[0] - works["eager"]()).abs().max())  # type: ignore[operator]
+    first = seconds(lambda: found.append(works["compiled"]()))
+    difference = float((found[0] - works["eager"]()).abs().max())
     assert difference <= TOLERANCE[arguments.precision], f"seqhw {seqhw}: compiled embeddings differ by {difference:.0e}"
     times = take_turns(works, arguments.rounds)
     speeds = [f"{len(images) / statistics.median(each):.1f}" for each in times.values()]

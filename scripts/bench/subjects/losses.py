@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scripts.bench.measure import Work, forget_peak, measure_apart, memory, ratio, seconds, take_turns
+from scripts.bench.measure import forget_peak, measure_apart, memory, ratio, seconds, take_turns
 from scripts.bench.record import Record, options
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ def inputs(kind: str, batch: int, dim: int) -> list[Tensor]:
     return [x.requires_grad_() for x in (*rows, *scalars)]
 
 
-def passes(loss: Callable[..., Tensor], given: list[Tensor]) -> Work:
+def passes(loss: Callable[..., Tensor], given: list[Tensor]) -> Callable[[], Tensor]:
     """Return a forward and backward pass, which leaves its gradients in `given`."""
 
     def work() -> Tensor:
         for x in given:
             x.grad = None
         value = loss(*given)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value.detach()
 
     return work
@@ -115,7 +115,7 @@ def assert_same(kind: str, batch: int, dim: int) -> None:
         value = passes(loss_function(side, kind), given)()
         found.append([value, *(x.grad for x in given if x.grad is not None)])
     for ours, theirs in zip(*found, strict=True):
-        apart_by, size = float((ours - theirs).norm()), float(theirs.norm())  # type: ignore[union-attr, operator]
+        apart_by, size = float((ours - theirs).norm()), float(theirs.norm())
         assert apart_by <= 1e-4 * size, f"{kind}, batch {batch}: the two losses differ by {apart_by / size:.0e}"
 
 
