@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the parts of the reference that are written by the code itself.
+"""Writes parts of the reference from the code, as a hook of mkdocs.
 
 A page of docs/reference/ marks the place with a line such as `<!-- generated: commands -->`. When the site is built, the line is
 replaced by what the function of that name in PARTS returns. mkdocs.yml names this file under `hooks`.
@@ -18,19 +18,19 @@ MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """mkdocs calls this with the text of each page, and takes what it returns in place of it."""
+    """Return the text of a page with its marks replaced. mkdocs calls this for each page."""
     return MARK.sub(lambda found: PARTS[found[1]](), markdown)
 
 
 def commands() -> str:
-    """A section for each command: how it is called, and a table of its arguments and options."""
+    """Return a section for each command: how it is called, and a table of its arguments and options."""
     from flexiclip.cli import _parser
 
     return "\n".join(line for parser in leaves(_parser()) for line in _command(parser))
 
 
 def leaves(parser: argparse.ArgumentParser, summary: str = "") -> Iterator[argparse.ArgumentParser]:
-    """The parsers that run something: `flexiclip data check`, not `flexiclip data`. Each has its help as its description."""
+    """Yield the parsers that run something: `flexiclip data check`, not `flexiclip data`. The help of each is its description."""
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not groups:
         parser.description = parser.description or summary
@@ -52,14 +52,14 @@ def _command(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    """The usage, wrapped by itself: argparse asks the terminal for its width."""
+    """Return the usage, wrapped at a fixed width: argparse would ask the terminal for its own."""
     formatter = argparse.HelpFormatter(parser.prog, width=86)
     formatter.add_usage(None, parser._actions, parser._mutually_exclusive_groups, prefix="")
     return re.sub(r"\[-h\] ?", "", formatter.format_help().rstrip(), count=1)
 
 
 def _invocation(action: argparse.Action) -> str:
-    """`--suite SUITE`, or `model` of an argument that is known by its place."""
+    """Return `--suite SUITE`, or `model` for an argument that is known by its position."""
     value = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
     if action.choices is not None:
         value = "{" + ",".join(map(str, action.choices)) + "}"
@@ -70,22 +70,22 @@ def _invocation(action: argparse.Action) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A description is a phrase without a capital letter and without a full stop."""
+    """Return a description as a sentence. argparse's descriptions have no capital letter and no full stop."""
     return text[:1].upper() + text[1:] + "."
 
 
 def cell(text: str) -> str:
-    """A text inside a row of a table, which a bar or a new line would end."""
+    """Return a text as a cell of a table, which a bar or a new line would end."""
     return plain(text).replace("|", "\\|").replace("\n", " ")
 
 
 def plain(text: str) -> str:
-    """A text as it is: Markdown would take an angle bracket for a tag, and asterisks for emphasis."""
+    """Escape a text: Markdown would take an angle bracket for a tag, and asterisks for emphasis."""
     return text.replace("<", "&lt;").replace("*", "\\*")
 
 
 def recipe_keys() -> str:
-    """A section for each section of a recipe, and in it each key with its type, its default and its meaning."""
+    """Return a section for each section of a recipe, and in it each key with its type, its default and its meaning."""
     from flexiclip.config.explain import keys, sections
 
     about = {"": "These keys belong to no section.", **sections()}
@@ -110,4 +110,4 @@ def _key(key: KeyDoc) -> list[str]:
 
 
 PARTS: dict[str, Callable[[], str]] = {"commands": commands, "recipe_keys": recipe_keys}
-"""What `generated: NAME` may name."""
+"""The names that `generated: NAME` can have, and the functions that write these parts."""

@@ -4,8 +4,8 @@
 #   EXTRAS=quickstart; source scripts/_env.sh
 #
 # Variables: FLEXICLIP_VENV (default: .venv in the repository's root), PYTHON (default: python3), and those of pip
-# (PIP_INDEX_URL, ...). A second run reuses the environment if pyproject.toml and this file have not changed; a stamp file holds
-# their hash. On return the environment's bin/ is on PATH, and the working directory is the repository's root.
+# (PIP_INDEX_URL, ...). A second run reuses the environment if pyproject.toml, setup.py and this file have not changed; a stamp
+# file holds their hash. On return the environment's bin/ is on PATH, and the working directory is the repository's root.
 
 set -euo pipefail
 
@@ -58,7 +58,7 @@ PY
 
 stamp_key() {
   "$VENV/bin/python" -c 'import hashlib, sys; print(sys.version, hashlib.sha256(b"".join(open(p, "rb").read() for p in sys.argv[1:])).hexdigest())' \
-    pyproject.toml scripts/_env.sh 2>/dev/null || true
+    pyproject.toml setup.py scripts/_env.sh 2>/dev/null || true
 }
 
 set_up() {

@@ -17,7 +17,7 @@ say "1/3 data: OpenMoji and Noto, split by the same concepts"
 flexiclip data openmoji --output "$FLEXICLIP_DATA/openmoji"
 flexiclip data noto --output "$FLEXICLIP_DATA/noto"
 
-say "2/3 training: one patch size a step, and one for all"
+say "2/3 training: one patch size per step, and one for all"
 flexiclip train openmoji_flexilit
 flexiclip train openmoji_fixed
 

@@ -21,5 +21,5 @@ for set in openmoji noto fluent cue-conflict; do
 done
 
 say "2/2 studies"
-python scripts/paper/run.py "$@"
+python -m scripts.paper "$@"
 say "done"

@@ -1,7 +1,7 @@
 """Print the tables of docs/guides/scaling.md: plans of one recipe on 1 to 1,024 GPUs.
 
-python scripts/scaling_tables.py flexiclip_b --device h100 --samples 400000000
-python scripts/scaling_tables.py flexiclip_b model.image.variant=L ... --device a100
+python -m scripts.scaling_tables flexiclip_b --device h100 --samples 400000000
+python -m scripts.scaling_tables flexiclip_b model.image.variant=L ... --device a100
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import argparse
 from flexiclip.config import load
 from flexiclip.plan.plan import make_plan
 from flexiclip.plan.result import Cluster, Plan
+from scripts.pages import markdown_table
 
 SIZES = ((1, 1), (1, 8), (8, 8), (32, 8), (128, 8))  # number of nodes, GPUs per node
 COLUMNS = (
     "GPUs",
-    "pairs a rank",
+    "pairs per rank",
     "fits, peak",
     "micro_batch_size",
     "micro_tokens",
     "sent GB/step",
     "waits for the network",
     "images/s",
-    "a node",
+    "images/s per node",
     "hours",
     "GPU-hours",
 )
@@ -57,9 +58,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400_000_000)
     options = parser.parse_args()
     config = load(options.recipe, options.overrides)
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "|".join("---" if name == "fits, peak" else "---:" for name in COLUMNS) + "|")
-    for nodes, gpus in SIZES:
-        print("| " + " | ".join(cells(make_plan(config, Cluster(nodes, gpus, options.device), options.samples))) + " |")
+    rows = [cells(make_plan(config, Cluster(nodes, gpus, options.device), options.samples)) for nodes, gpus in SIZES]
+    print("\n".join(markdown_table(COLUMNS, rows, left=0)))
 
 
 if __name__ == "__main__":

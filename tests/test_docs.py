@@ -64,8 +64,11 @@ def test_every_command_of_a_block_parses(block: Block) -> None:
         "scripts/docs.sh --sevre",
         "scripts/paper.sh curricula --sedes 1",
         "scripts/launch/slurm.sh RECIPE train.stepps=3",
-        "python scripts/fuzz.py index --minuets 10",
+        "scripts/fuzz.sh index --minuets 10",
         "python scripts/nonesuch.py",
+        "python -m scripts.nonesuch",
+        "python -m scripts.paper --sedes 1",
+        "python -m scripts.bench.subjects.losses --bathces 512",
         "python -m flexiclip_eval.report.compare a=b --ouput x.png",
         "pip install -e '.[nonesuch]'",
         "sbatch scripts/launch/nonesuch.sh",
@@ -87,8 +90,10 @@ def test_what_sentences_name_exists(page: Path) -> None:
     for text in inline_code(page):
         if text.startswith("flexiclip "):
             check_mention(text)
-        elif script := re.match(r"(?:python )?(scripts/[\w/.]+)", text):
-            assert "SUBJECT" in text or (ROOT / script[1]).exists(), f"{page}: {text}"
+        elif text.startswith("python -m scripts."):
+            check(text.split(), page)
+        elif script := re.match(r"scripts/[\w/.]+", text):
+            assert (ROOT / script[0]).exists(), f"{page}: {text}"
         elif key := re.match(r"([a-z]+(?:\.[a-z_]+)+)(?=$|[:=])", text):
             ending = key[1].rpartition(".")[2] in (
                 "py",

@@ -8,9 +8,10 @@ import sys
 from typing import Any
 
 import pytest
-from mutation_tools import record
-from mutation_tools.core import HERE, ROOT, modules
-from mutation_tools.tree import plain
+
+from scripts.mutation import record
+from scripts.mutation.core import ROOT, modules
+from scripts.mutation.tree import plain
 
 WHOLE = ("flexiclip/losses",)
 """Folders whose every module with a function belongs to the core."""
@@ -121,7 +122,8 @@ def test_score_leaves_equivalent_mutants_out() -> None:
     ("word", "code", "said"), [("nowhere", 2, "no module of the core matches nowhere"), ("--help", 0, "--fresh")]
 )
 def test_command_line_of_mutation_tests(word: str, code: int, said: str) -> None:
-    ran = subprocess.run([sys.executable, str(HERE / "mutate.py"), word], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "scripts.mutation", word]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ran.returncode, said in ran.stdout + ran.stderr) == (code, True), ran
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ["flexiclip", "eval", "recipes", "pyproject.toml", "README.md", "LICENSE"]
+SOURCES = ["flexiclip", "eval", "recipes", "pyproject.toml", "setup.py", "README.md", "LICENSE"]
+NEW = {"flexiclip/losses/new": "flexiclip/losses/new", "eval/new/folder": "flexiclip_eval/new/folder"}
+"""Folders that the copy has and the repository does not, and where the wheel should have them."""
 
 PROBE = """
 import flexiclip, flexiclip_eval, flexiclip_recipes, importlib.resources as r
@@ -40,6 +42,10 @@ def wheel(tmp_path_factory):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, copy / name)
+    for folder in (Path(name) for name in NEW):
+        for package in (folder, folder.parent):
+            (copy / package).mkdir(parents=True, exist_ok=True)
+            (copy / package / "__init__.py").touch()
     run(sys.executable, "-m", "build", "--no-isolation", cwd=copy)
     (built,) = (copy / "dist").glob("*.whl")
     return built
@@ -78,6 +84,11 @@ def test_wheel_holds_every_file_of_the_packages(wheel):
     assert "flexiclip_recipes/debug.yaml" in wanted
     assert "flexiclip/py.typed" in wanted
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == set(packages.values())
+
+
+def test_a_new_folder_is_packed_without_being_listed(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"{folder}/__init__.py" for folder in NEW.values()} <= names
 
 
 def test_wheel_has_the_entry_point_and_the_licence(wheel):

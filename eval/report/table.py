@@ -1,13 +1,12 @@
 """Holds all results of an evaluation (Report), and prints them as tables.
 
 The first part defines how metrics are named and written: which are shares, and which are better when they are lower. The tables
-are followed by the lengths that the rules would choose, and by the number of samples that could not be read. `markdown_table`
-writes a table for the pages in docs/.
+are followed by the lengths that the rules would choose, and by the number of samples that could not be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -205,9 +204,3 @@ def _parts(rows: Sequence[Row], names: Sequence[str]) -> list[list[str]]:
 def _broken(heading: str) -> str:
     """Break a heading into several lines, so that its column is narrow."""
     return heading.replace("→", "→\n").replace(" ", "\n")
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
-    """Return the lines of a Markdown table. The first `left` columns are left-aligned, the others right-aligned."""
-    rules = ["---" if i < left else "---:" for i in range(len(columns))]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (columns, rules, *rows)]

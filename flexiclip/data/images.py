@@ -104,7 +104,7 @@ def _tiff_greys(image: Any) -> Image.Image:
     """Return 16-bit greys with black at 0. Pillow leaves 12-bit greys unscaled, and white at 0 if the file stores it so."""
     bits, inverted = image.tag_v2.get(_BITS, (16,))[0], image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     if bits == 16 and not inverted:
-        return image  # type: ignore[no-any-return]
+        return image
     greys = np.asarray(image).astype(np.uint32) * _MOST // (2**bits - 1)
     return Image.fromarray((_MOST - greys if inverted else greys).astype(np.uint16))
 

@@ -10,7 +10,7 @@ normalizers of its images and dzimg follow directly, those of the captions after
 dztxt after one reduction. Every tile overwrites the one before, so the logits take the memory of one tile whatever the
 batch size, and stay in the cache of a CPU. The second visit recomputes them (as in Inf-CL, arXiv 2410.17243, and
 DisCo-CLIP, arXiv 2304.08480). Gradients are computed in forward, where the embeddings are available.
-`scripts/bench/losses.py` measures time and memory.
+`scripts/bench/subjects/losses.py` measures time and memory.
 
 Shapes: b local rows, N global rows, R x T a tile, D joint space.
 """

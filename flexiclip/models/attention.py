@@ -58,7 +58,7 @@ def attend(
     This is torch's scaled_dot_product_attention, except where a CPU trains on short sequences in bfloat16. There, torch's
     kernel multiplies blocks that are too small for the bfloat16 instructions, and its backward pass is slower than in
     float32. Two plain batched products take half its time at 226 tokens and a fifth of it at 38
-    (scripts/bench/attention.py). They round the scores to bfloat16 before the softmax, as autocast rounds every other
+    (scripts/bench/subjects/attention.py). They round the scores to bfloat16 before the softmax, as autocast rounds every other
     product, and they keep the weights, 2 B H Lq L bytes, until the backward pass.
     """
     if training and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= PLAIN_UP_TO:

@@ -5,20 +5,14 @@ a100  data sheet of SXM 80 GB: 312 TFLOP/s bf16, 19.5 fp32, 2.04 TB/s, NVLink 60
 cpu   this machine, which its ranks share: peaks and bandwidth are measured when the plan is made; hosts have 10 Gb/s Ethernet
 
 fp32 means fp32, not TF32: torch uses TF32 in matrix products only if it is told to, and nothing here does that.
-
-`describe_machine` names the machine on which numbers were measured.
 """
 
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -123,44 +117,3 @@ def _fastest(run: Callable[[], object], repeats: int = 4) -> float:
         run()
         seconds.append(time.perf_counter() - began)
     return min(seconds)
-
-
-LIBRARIES = ("torch", "open_clip_torch", "timm", "clip_benchmark", "webdataset", "onnxruntime", "Pillow")
-"""The libraries whose versions describe_machine gives."""
-
-
-def describe_machine() -> dict[str, str]:
-    """Describe the machine on which numbers were measured, for the pages that scripts write.
-
-    Returns the processor, cores, memory, system, commit and versions of libraries, each as a short text by its name.
-    """
-    found = {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "memory": f"{_memory() / 2**30:.0f} GiB",
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "commit": _commit(),
-    }
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor() or platform.machine()
-    lines = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in lines.items()}
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
-    has = [flag for flag in wanted if flag in fields.get("flags", "").split()]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(has) or 'no vector extensions named'})"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - constant words
-    return done.stdout.strip() or "unknown"

@@ -34,7 +34,7 @@ def heading(plan: Plan) -> str:
     captions = f"captions of {plan.caption_tokens} tokens"
     return (
         f"{cluster.nodes} x {cluster.gpus_per_node} {device.name} ({device.source}): {plan.precision} {peak / 1e12:,.3g} TFLOP/s "
-        f"at {device.mfu:.0%} MFU, {plan.usable_memory / 1e9:,.0f} of {device.memory / 1e9:,.0f} GB usable a rank\n"
+        f"at {device.mfu:.0%} MFU, {plan.usable_memory / 1e9:,.0f} of {device.memory / 1e9:,.0f} GB usable per rank\n"
         f"batch {plan.global_batch_size:,} = {cluster.world:,} ranks x {plan.local_batch:,}, {captions}{recomputed}"
     )
 
@@ -69,8 +69,8 @@ def tables(plan: Plan) -> list[tuple[str, list[str], Rows]]:
 def summary(plan: Plan) -> list[str]:
     """The whole run in a few lines, followed by the notes."""
     lines = [
-        f"on average {plan.mean_tokens:,.0f} tokens an image, {plan.mean_step_s:.3g} s a step, {plan.images_per_s:,.0f} images/s "
-        f"({plan.images_per_s / plan.cluster.nodes:,.0f} a node to read and decode)"
+        f"on average {plan.mean_tokens:,.0f} tokens per image, {plan.mean_step_s:.3g} s per step, "
+        f"{plan.images_per_s:,.0f} images/s ({plan.images_per_s / plan.cluster.nodes:,.0f} per node to read and decode)"
     ]
     if plan.hours is not None:
         hours = f"{plan.hours:,.3g} hours, {plan.hours * plan.cluster.world:,.4g} rank-hours"

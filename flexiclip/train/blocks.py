@@ -164,7 +164,7 @@ def _first_line(error: BaseException) -> str:
 def _function(block: nn.Module) -> Callable[..., Any]:
     """Return the block's forward as a function whose first argument is the block."""
     bound: Any = block.forward
-    return bound.__func__  # type: ignore[no-any-return]
+    return bound.__func__
 
 
 def _replace(block: nn.Module, forward: Callable[..., Any]) -> None:
@@ -180,7 +180,8 @@ def keep_freed_memory() -> bool:
 
     Activations of a large batch exceed glibc's largest threshold (32 MB), above which each allocation is mapped separately and
     returned to the system when it is freed. The kernel then has to clear the pages again in every step. With this setting every
-    step uses the same memory, and the process stays as large as its largest step. scripts/bench/training_step.py measures it.
+    step uses the same memory, and the process stays as large as its largest step, which
+    scripts/bench/subjects/training_step.py measures.
 
     Forked children are not affected. Returns False if the C library is not glibc, or if environment variables configure malloc.
     """

@@ -240,7 +240,7 @@ def longer(config: Config, recipe: dict[str, Any], course: Course, step: int, wh
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe with the defaults of keys that are newer than it, so that a run can go on under a newer version."""
     try:
-        return to_dict(from_dict(Config, recipe))  # type: ignore[no-any-return]
+        return to_dict(from_dict(Config, recipe))
     except UserError:  # a key that no longer exists, or now takes other values
         return recipe
 

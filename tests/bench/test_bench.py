@@ -1,4 +1,4 @@
-"""Every benchmark at its small size, in its own process as scripts/bench.sh runs it, and the page that is made of them."""
+"""Every benchmark at its small size, in its own process as `python -m scripts.bench` runs it, and the page of their records."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import document
 import pytest
 
-BENCH = Path(__file__).parents[2] / "scripts" / "bench"
-SUBJECTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "document")
+from scripts.bench import page
+from scripts.bench.subjects import SUBJECTS
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "scripts" / "bench" / "subjects"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -28,12 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_subject_runs(subject: str, folder: Path) -> None:
     output = folder / f"{subject}.json"
-    command = [sys.executable, str(BENCH / f"{subject}.py"), "--quick", "--threads", "1", "--output", str(output)]
-    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", f"scripts.bench.subjects.{subject}", "--quick", "--threads", "1", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads(output.read_text())
     assert record["subject"] == subject
-    assert record["command"] == f"python scripts/bench/{subject}.py --quick --threads 1"
+    assert record["command"] == f"python -m scripts.bench.subjects.{subject} --quick --threads 1"
     assert record["about"]
     assert record["tables"]
     for table in record["tables"]:
@@ -42,25 +44,28 @@ def test_a_subject_runs(subject: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_of_all(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_all(folder: Path, tmp_path: Path) -> None:
     """After the tests above, in whose folder the records are."""
     written = sorted(path.stem for path in folder.glob("*.json"))
     assert written, "run it together with test_a_subject_runs"
-    page = tmp_path / "benchmarks.md"
-    monkeypatch.setattr(sys, "argv", ["document.py", str(folder), "--output", str(page)])
-    document.main()
-    text = page.read_text()
+    page.write_page(folder, tmp_path / "benchmarks.md")
+    text = (tmp_path / "benchmarks.md").read_text()
     for subject in written:
         assert f"\n## {subject}\n" in text
     for image in (line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")):
         assert (tmp_path / image).is_file()
 
 
-def test_every_subject_is_in_the_page_and_in_the_command() -> None:
-    """A script that bench.sh forgets would never be run, and one that document.py forgets would stand at the end."""
-    listed = re.findall(r"SUBJECTS=\(([a-z_ ]+)\)", (BENCH.parent / "bench.sh").read_text())[0].split()
-    assert sorted(listed) == sorted(document.ORDER)
-    assert set(SUBJECTS) <= set(listed)
+def test_every_module_is_a_subject() -> None:
+    """A module that is not listed would never be run."""
+    assert sorted(SUBJECTS) == sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+
+
+def test_an_unknown_subject_is_refused_before_anything_runs() -> None:
+    command = [sys.executable, "-m", "scripts.bench", "losses", "nonesuch"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nonesuch: no such subject: there are training_step, " in done.stderr
 
 
 def written_about(source: str) -> str:
@@ -80,19 +85,18 @@ def written_about(source: str) -> str:
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_record_in_docs_says_what_its_script_says(subject: str) -> None:
     """The words of a script that change are changed in its record too, which is not measured again for them."""
-    path = BENCH.parents[1] / "docs" / "explanation" / "benchmarks" / f"{subject}.json"
+    path = ROOT / "docs" / "explanation" / "benchmarks" / f"{subject}.json"
     if path.is_file():
         about = json.loads(path.read_text(encoding="utf-8"))["about"]
-        assert re.fullmatch(written_about((BENCH / f"{subject}.py").read_text(encoding="utf-8")), about)
+        assert re.fullmatch(written_about((FOLDER / f"{subject}.py").read_text(encoding="utf-8")), about)
 
 
 def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Word for word: nobody writes into it by hand. (Pictures are drawn in test_side_by_side.py.)"""
-    docs = BENCH.parents[1] / "docs" / "explanation"
+    """Word for word: nobody writes into it by hand. (Pictures are drawn in test_bench_parts.py.)"""
+    docs = ROOT / "docs" / "explanation"
     drawn: list[str] = []
-    monkeypatch.setattr(document, "draw_lines", lambda series, axes, path: drawn.append(path.name))
-    monkeypatch.setattr(sys, "argv", ["document.py", str(docs / "benchmarks"), "--output", str(tmp_path / "benchmarks.md")])
-    document.main()
+    monkeypatch.setattr(page, "draw_lines", lambda series, axes, path: drawn.append(path.name))
+    page.write_page(docs / "benchmarks", tmp_path / "benchmarks.md")
     assert (tmp_path / "benchmarks.md").read_text() == (docs / "benchmarks.md").read_text()
     assert drawn
     assert set(drawn) == {path.name for path in (docs / "images").glob("bench_*.png")}

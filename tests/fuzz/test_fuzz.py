@@ -1,6 +1,6 @@
 """Every reader of files from elsewhere gives a value or its documented error: seeds, past findings, and mutations of both.
 
-The inputs run in a process of their own, under the rules of scripts/fuzzing/guard.py: at most 1 GB and 10 s an input, nothing
+The inputs run in a process of their own, under the rules of scripts/fuzz/guard.py: at most 1 GB and 10 s per input, nothing
 touched outside its folder, no process, no socket, no pickle. The corpus holds every finding so far, cut down to what it needs.
 """
 
@@ -15,13 +15,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).parent / "corpus"
-MUTATIONS = {"index": 200, "samples": 200, "recipe": 200, "weights": 100}  # a target
+MUTATIONS = {"index": 200, "samples": 200, "recipe": 200, "weights": 100}  # per target
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "fuzz.py"), *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "scripts.fuzz", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("target", MUTATIONS)

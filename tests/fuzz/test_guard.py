@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import json, os, pickle, socket, subprocess, sys, time
 from pathlib import Path
-from fuzzing import guard
+from scripts.fuzz import guard
 guard.SECONDS = 0.2
 root, outside, elsewhere = map(Path, sys.argv[1:])
 watch = guard.Watch(root, outside)
@@ -70,7 +70,7 @@ def test_the_guard_finds_what_breaks_its_rules_and_refuses_it(tmp_path: Path) ->
     (elsewhere / "seed").write_text("seed")
     (root / "link").symlink_to(elsewhere)
     command = [sys.executable, "-c", PROGRAM, str(root), str(outside), str(elsewhere)]
-    done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found.pop("writes inside") == ["value", "a"]
     assert found.pop("reads elsewhere") == ["value", "seed"]

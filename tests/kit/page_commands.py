@@ -72,14 +72,14 @@ def check_script(path: Path, words: list[str], page: Path) -> None:
         assert all((ROOT / each).exists() for each in paths), paths
         return None
     text = path.read_text(encoding="utf-8")
-    wrapped = re.search(r"python (scripts/\S+\.py) .*\"\$@\"", text)
-    accepted = text + ((ROOT / wrapped[1]).read_text(encoding="utf-8") if wrapped else "")
+    wrapped = re.search(r"python -m (\S+) \"\$@\"", text)
+    accepted = text + (source_of(wrapped[1]) if wrapped else "")
     for word in words:
         name = word.removesuffix("...")
         if word.startswith("--"):
             assert word in accepted, f"{path.name} does not know {word}"
         elif path.name == "bench.sh" and not PLACEHOLDER.fullmatch(word):
-            assert (ROOT / "scripts" / "bench" / f"{name}.py").is_file(), word
+            assert (ROOT / "scripts" / "bench" / "subjects" / f"{name}.py").is_file(), word
         elif path.name == "paper.sh" and word.isidentifier() and not PLACEHOLDER.fullmatch(word):
             assert (ROOT / "scripts" / "paper" / "studies" / f"{name}.py").is_file(), word
     return None
@@ -91,22 +91,30 @@ def check_python(words: list[str], page: Path) -> None:
             return None
         if words[1] == "flexiclip":
             return check_flexiclip(words[2:], page)
-        found = importlib.util.find_spec(words[1])
-        assert found is not None, words[1]
-        assert found.origin is not None
-        source, rest = Path(found.origin).read_text(encoding="utf-8"), words[2:]
+        if PLACEHOLDER.search(words[1]):
+            return None
+        source, rest = source_of(words[1]), words[2:]
     elif f"# {words[0]}\n" in page.read_text(encoding="utf-8"):
         return None  # a file that the page shows
     elif PLACEHOLDER.search(words[0]):
         return None
     else:
         source, rest = (ROOT / words[0]).read_text(encoding="utf-8"), words[1:]
-        if "side_by_side" in source:
-            source += (ROOT / "scripts" / "bench" / "side_by_side" / "record.py").read_text(encoding="utf-8")
     for word in rest:
         if word.startswith("--"):
             assert f'"{word.partition("=")[0]}"' in source, f"{words} has an option that is not there"
     return None
+
+
+def source_of(module: str) -> str:
+    """The source of what `python -m MODULE` runs. The subjects of the benchmarks share the options that record.py has."""
+    found = importlib.util.find_spec(module)
+    assert found is not None, module
+    if found.submodule_search_locations is not None:
+        return source_of(f"{module}.__main__")
+    assert found.origin is not None
+    shared = ROOT / "scripts" / "bench" / "record.py" if module.startswith("scripts.bench.subjects.") else None
+    return Path(found.origin).read_text(encoding="utf-8") + (shared.read_text(encoding="utf-8") if shared else "")
 
 
 def check_pip(words: list[str]) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reproduction import records
-from reproduction.outcomes import LENGTHS, SUITES, Outcomes, at_equal_cost
-from reproduction.page import write_page
-from reproduction.study import Evaluation, Measured
-from reproduction.trainings import FULL, QUICK
-from studies import STUDIES
-from studies.scale import crossing, on_front
+
+from scripts.paper import records
+from scripts.paper.outcomes import LENGTHS, SUITES, Outcomes, at_equal_cost
+from scripts.paper.page import write_page
+from scripts.paper.studies import STUDIES
+from scripts.paper.studies.scale import crossing, on_front
+from scripts.paper.study import Evaluation, Measured
+from scripts.paper.trainings import FULL, QUICK
 
 MACHINE = {"commit": "abc", "torch": "2", "processor": "a computer"}
 
@@ -144,7 +145,7 @@ def test_the_page_in_docs_is_that_of_the_records_in_docs(tmp_path: Path, monkeyp
     """Word for word: nobody writes into it by hand. (Pictures are drawn in the test before.)"""
     docs = Path(__file__).parents[2] / "docs" / "explanation"
     drawn: list[str] = []
-    monkeypatch.setattr("reproduction.page.draw_lines", lambda series, axes, path, ranges: drawn.append(path.name))
+    monkeypatch.setattr("scripts.paper.page.draw_lines", lambda series, axes, path, ranges: drawn.append(path.name))
     write_page(STUDIES, docs / "paper", tmp_path / "paper.md")
     assert (tmp_path / "paper.md").read_text() == (docs / "paper.md").read_text()
     assert drawn

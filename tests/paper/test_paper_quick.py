@@ -1,4 +1,4 @@
-"""scripts/paper/run.py as a user calls it, on real shards of coloured noise: every command of two studies runs."""
+"""`python -m scripts.paper` as scripts/paper.sh calls it, on real shards of coloured noise: every command of two studies runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from studies import STUDIES
 
-RUN = Path(__file__).parents[2] / "scripts" / "paper" / "run.py"
+from scripts.paper.studies import STUDIES
+
+ROOT = Path(__file__).parents[2]
 
 
 def _write(path: Path, count: int) -> None:
@@ -28,8 +29,8 @@ def _write(path: Path, count: int) -> None:
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "FLEXICLIP_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(RUN), *arguments]
+    environment = {**os.environ, "FLEXICLIP_DATA": str(folder / "data"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "scripts.paper", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from reproduction.running import Runner
-from reproduction.work import Task
 
 from flexiclip.errors import UserError
+from scripts.paper.running import Runner
+from scripts.paper.work import Task
 
 SHOW = ("show-config", "openmoji_flexilit")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from reproduction.verdicts import judge
 from scipy import stats
+
+from scripts.paper.records import judge
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from reproduction.trainings import FULL, QUICK, TRAININGS, Budget, in_order
-from reproduction.work import PAPER, Task, ready, tasks_of
-from studies import STUDIES
 
 from flexiclip.config import Config, load
 from flexiclip.plan.plan import make_plan
 from flexiclip.plan.result import Cluster
+from scripts.paper.studies import STUDIES
+from scripts.paper.trainings import FULL, QUICK, TRAININGS, Budget, in_order
+from scripts.paper.work import PAPER, Task, ready, tasks_of
 
 SEED = 3
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,10 @@ from flexiclip.plan.states import Engine, states
 from flexiclip.plan.table import render
 from flexiclip.plan.towers import build
 from flexiclip.plan.traffic import Collective, step_collectives
+from scripts.scaling_tables import SIZES, cells
 
 ROOT = Path(__file__).parents[2]
-(SCRIPT,) = (ROOT / "scripts").rglob("scaling_tables.py")
 (PAGE,) = (ROOT / "docs").rglob("scaling.md")
-TABLES_OF_THE_SCRIPT = runpy.run_path(str(SCRIPT))
-SIZES, cells = TABLES_OF_THE_SCRIPT["SIZES"], TABLES_OF_THE_SCRIPT["cells"]
 
 SIZE_L = (
     "model.image.variant=L",

@@ -1,8 +1,8 @@
-"""The studies of docs/explanation/paper.md, one per file, in the order of the page."""
+"""Lists the studies of docs/explanation/paper.md, one per file, in the order of the page."""
 
 from __future__ import annotations
 
-from . import (
+from scripts.paper.studies import (
     alternatives,
     analyses,
     curricula,

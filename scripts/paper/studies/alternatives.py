@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from reproduction.outcomes import Curve, Outcomes, at_equal_cost
-from reproduction.study import Claim, Evaluation, Measured, Plot, Study, scored
+from scripts.paper.outcomes import Curve, Outcomes, at_equal_cost
+from scripts.paper.study import Claim, Evaluation, Measured, Plot, Study, scored
 
 EXIT_AT, DEPTH = 10, 4
 """The length of the models of flexible depth, and the number of their blocks. The last block is not an early exit."""
@@ -47,6 +47,6 @@ STUDY = Study(
         Claim("patch_over_depth_shared", "7", "Flexible patch size is better than early exits with a shared head"),
         Claim("patch_over_depth_separate", "7", "Flexible patch size is better than early exits with separate heads"),
     ),
-    plots=(Plot("alternatives", "Three ways to spend less", "GFLOPs an image"),),
+    plots=(Plot("alternatives", "Three ways to spend less", "GFLOPs per image"),),
     measure=measure,
 )

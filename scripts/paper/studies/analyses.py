@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from reproduction.outcomes import LENGTHS, Outcomes
-from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study
+from scripts.paper.outcomes import LENGTHS, Outcomes
+from scripts.paper.study import Claim, Evaluation, Measured, Plot, Series, Study
 
 MODELS = ("flexible", "fixed_6+pi")
 CUES = ("--cue-conflict=$FLEXICLIP_DATA/cue-conflict",)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reproduction.outcomes import Outcomes
-from reproduction.study import Claim, Measured, Plot, Study, scored
+from scripts.paper.outcomes import Outcomes
+from scripts.paper.study import Claim, Measured, Plot, Study, scored
 
 SCHEDULES = {
     "uniform": "flexible",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reproduction.outcomes import Outcomes
-from reproduction.study import Claim, Measured, Plot, Study, scored
+from scripts.paper.outcomes import Outcomes
+from scripts.paper.study import Claim, Measured, Plot, Study, scored
 
 STUDENTS = ("flexible", "distilled", "distilled_from_random", "flexible_from_teacher")
 TAUGHT_AT = 10

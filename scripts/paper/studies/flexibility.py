@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from reproduction.outcomes import LENGTHS, Outcomes
-from reproduction.study import Claim, Measured, Plot, Study, scored
+from scripts.paper.outcomes import LENGTHS, Outcomes
+from scripts.paper.study import Claim, Measured, Plot, Study, scored
 
 FIXED = (3, 6, 15)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reproduction.outcomes import LENGTHS, Outcomes
-from reproduction.study import Claim, Evaluation, Measured, Plot, Study
+from scripts.paper.outcomes import LENGTHS, Outcomes
+from scripts.paper.study import Claim, Evaluation, Measured, Plot, Study
 
 NARROW, WIDTHS, WHOLE = 32, (32, 64, 128), 256
 MODELS = ("clip_matryoshka", "clip_flexible")

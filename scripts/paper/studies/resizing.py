@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reproduction.outcomes import LENGTHS, Outcomes
-from reproduction.study import Claim, Measured, Plot, Study, scored
+from scripts.paper.outcomes import LENGTHS, Outcomes
+from scripts.paper.study import Claim, Measured, Plot, Study, scored
 
 WAYS = ("pi", "bilinear", "bicubic", "area", "norm")
 OTHERS = WAYS[1:]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from reproduction.outcomes import Curve, Outcomes, at_equal_cost, front
-from reproduction.study import Claim, Evaluation, Measured, Plot, Series, Study
+from scripts.paper.outcomes import Curve, Outcomes, at_equal_cost, front
+from scripts.paper.study import Claim, Evaluation, Measured, Plot, Series, Study
 
 WIDTHS = {48: "width_48", 96: "flexible", 192: "width_192"}
 """Width -> name of its training."""
@@ -75,8 +75,8 @@ STUDY = Study(
         ),
     ),
     plots=(
-        Plot("scale_flops", "Three widths at every length", "GFLOPs an image", front=True),
-        Plot("scale_time", "Three widths at every length", "milliseconds an image, in batches", front=True),
+        Plot("scale_flops", "Three widths at every length", "GFLOPs per image", front=True),
+        Plot("scale_time", "Three widths at every length", "milliseconds per image, in batches", front=True),
     ),
     measure=measure,
     remarks=(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reproduction.outcomes import LENGTHS, Outcomes
-from reproduction.study import Claim, Measured, Plot, Study, scored
+from scripts.paper.outcomes import LENGTHS, Outcomes
+from scripts.paper.study import Claim, Measured, Plot, Study, scored
 
 TUNED_AT, LONG = 4, (10, 15)
 AWAY = tuple(n for n in LENGTHS if n != 6)
