@@ -124,7 +124,7 @@ def test_a_cpu_is_measured() -> None:
         ("--device tpu", "--device tpu: choose one of h100, a100, cpu"),
         ("--device h100 --mfu 40", "--mfu 40: the share of peak FLOP/s"),
         ("--device h100 --nodes 0", "--nodes: '0' is no whole number above 0"),
-        ("--device h100 --samples many", "'many' is no duration"),
+        ("--device h100 --samples many", "'many' is not a duration"),
         ("engine.offload=optimizer --device h100", "engine.offload=optimizer is ZeRO's"),
         ("model.text.kind=huggingface model.text.name=./missing --device h100", "(a plan needs the text tower's configuration"),
         ("", "the following arguments are required: --device"),

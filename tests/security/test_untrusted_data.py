@@ -127,7 +127,7 @@ def test_an_index_cache_that_lies_is_written_anew(tmp_path: Path) -> None:
         ("run_dir: 2001-13-45", "a value cannot be read"),
         ("seed: !!int x", "a value cannot be read"),
         ("seed: !!python/object/apply:os.abort []", "not YAML"),
-        ("train: {steps: 9e999 epochs}", "no duration that ends"),
+        ("train: {steps: 9e999 epochs}", "is too long: write a duration of at most"),
         ("model: {image: {image_size: 99999999999}}", "exceeds 16384 pixels"),
         ("base: " + "x" * 5000, "no recipe"),
         ("base: [1]", "name one recipe"),

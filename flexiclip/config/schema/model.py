@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from flexiclip.config.schema.keys import Size, key, pair, positive, require, section
+from flexiclip.config.keys import Size, key, pair, positive, require, section
 
 
 class _Lockable:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from flexiclip.config.durations import Duration, parse_duration
-from flexiclip.config.schema.keys import key, positive, require, seconds, section
+from flexiclip.config.keys import Duration, key, parse_duration, positive, require, seconds, section
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ class EngineConfig:
         "What DeepSpeed keeps in host memory: nothing, the optimizer's states and the update (ZeRO stages 1 to 3), or the "
         "parameters as well (stage 3).",
     )
-    deepspeed: dict[str, Any] = section(
+    deepspeed: dict[str, object] = section(
         dict,
         "DeepSpeed settings, merged over those that are generated. Settings that other keys of the recipe decide are refused.",
     )

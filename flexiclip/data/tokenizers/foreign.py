@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -23,14 +23,19 @@ from flexiclip.data.tokenizers.base import Tokenizer, read_files, require_id, un
 from flexiclip.errors import UserError
 from flexiclip.files import short_reason, stands_there
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPEN_CLIP_FILE = "open_clip_config.json"
 _LARGEST_BPE = 2**24  # bytes, decompressed; CLIP's file has 3 MB
 _OPEN_CLIP_OPTIONS = {"clean", "strip_sep_token", "language"}
 _NEEDS_PAD = 'name one in its tokenizer_config.json ("pad_token"), or choose a vocabulary with padding'
 _NEEDS_EOS = 'name one in its tokenizer_config.json ("eos_token"), or choose a vocabulary that ends its texts'
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt")
-_MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
+)
 _GEMMA_VOCABULARY = 256_000
 
 
@@ -61,7 +66,7 @@ class ClipTokenizer(Tokenizer):
 
     def encode(self, texts: list[str]) -> Tensor:
         """Map texts to ids between start and end of text, int64 [N, context_length]."""
-        return cast(Tensor, self._engine(texts))
+        return self._engine(texts)
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -93,8 +98,11 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, texts: list[str]) -> Tensor:
         """Map texts to ids with the vocabulary's special tokens, int64 [N, context_length]."""
-        options = {"padding": "max_length", "truncation": True, "max_length": self.context_length}
-        return cast(Tensor, self._engine(texts, return_tensors="pt", **options)["input_ids"])
+        length = self.context_length
+        tokens: Tensor = self._engine(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=length)[
+            "input_ids"
+        ]
+        return tokens
 
 
 class OpenClipTokenizer(Tokenizer):
@@ -146,10 +154,10 @@ class OpenClipTokenizer(Tokenizer):
 
     def encode(self, texts: list[str]) -> Tensor:
         """Map texts to the ids that the model was trained with, int64 [N, context_length]."""
-        return cast(Tensor, self._engine(texts))
+        return self._engine(texts)
 
 
-def _text_cfg(files: Mapping[str, bytes]) -> Any:
+def _text_cfg(files: Mapping[str, bytes]) -> object:
     """Return the text configuration of open_clip's file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(files[OPEN_CLIP_FILE])["model_cfg"]["text_cfg"]
@@ -159,7 +167,7 @@ def _text_cfg(files: Mapping[str, bytes]) -> Any:
         ) from None
 
 
-def _check_text_cfg(text_cfg: Any, name: str) -> None:
+def _check_text_cfg(text_cfg: object, name: str) -> None:
     """Raise UserError for tokenizer options other than open_clip's own.
 
     open_clip passes these options to transformers unchanged, including `trust_remote_code`.
@@ -169,7 +177,7 @@ def _check_text_cfg(text_cfg: Any, name: str) -> None:
         raise UserError(f"tokenizer {name}: tokenizer_kwargs={given!r}; only {', '.join(sorted(_OPEN_CLIP_OPTIONS))} are taken")
 
 
-def _auto_tokenizer(source: str, name: str) -> Any:
+def _auto_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
     """Return the AutoTokenizer of a folder or hub name. Raises UserError."""
     try:
         from transformers import AutoTokenizer
@@ -186,13 +194,13 @@ def _check_files(folder: Path) -> None:
 
     A web page or a Git LFS pointer in place of a list of words would be read as the words.
     """
-    for path in [folder / name for name in (*_FILES, *_MODELS) if (folder / name).is_file()]:
+    for path in [folder / name for name in _FILES if (folder / name).is_file()]:
         found = stands_there(path)
         if found is not None:
             raise UserError(f"{path}: not a tokenizer's file: {found}")
 
 
-def _as_trained(tokenizer: Any, source: str, name: str) -> Any:
+def _as_trained(tokenizer: PreTrainedTokenizerBase, source: str, name: str) -> PreTrainedTokenizerBase:
     """Make the tokenizer of SigLIP 2 lower-case its texts, as big_vision did in training; return others unchanged.
 
     The folders of SigLIP 2 name Gemma's tokenizer, which keeps capitals. The Siglip2Tokenizer of transformers 5
@@ -228,14 +236,14 @@ def _model_type(source: str) -> str | None:
     return data.get("model_type") if isinstance(data, dict) else None
 
 
-def _saved(tokenizer: Any) -> dict[str, bytes]:
+def _saved(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """Return the files that save_pretrained writes."""
     with TemporaryDirectory(prefix="flexiclip-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
         return read_files(Path(folder))
 
 
-def _end_of_text(tokenizer: Any, name: str) -> int:
+def _end_of_text(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     """Return the id of the EOS token, or of the separator token if there is no EOS token."""
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     return require_id(eos, "EOS", name, _NEEDS_EOS)
