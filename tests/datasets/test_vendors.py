@@ -77,7 +77,7 @@ def test_a_concept_that_openmoji_holds_out_is_held_out(openmoji: Path, tmp_path:
     assert {(each["license"], each["source"][:10]) for each in got_train.values()} == {("Apache-2.0", "Noto Emoji")}
     assert "Apache License" in (tmp_path / "set" / "LICENSE.txt").read_text()
     assert build_vendor(tmp_path / "set", NOTO, package, **TRIAL) == (build, False)
-    with pytest.raises(UserError, match="holds no Fluent flat build"):
+    with pytest.raises(UserError, match="does not hold a build of Fluent flat"):
         build_vendor(tmp_path / "set", FLUENT["flat"], package, **TRIAL)
 
 
@@ -108,8 +108,8 @@ def test_pictures_are_laid_on_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        (None, "is no package of npm"),
-        ('{"name": "left-pad", "version": "1.0.0"}', "holds the npm package 'left-pad'; needed is @iconify"),
+        (None, "is not an npm package"),
+        ('{"name": "left-pad", "version": "1.0.0"}', "holds the npm package 'left-pad': give the folder of @iconify"),
     ],
 )
 def test_a_folder_of_something_else(about: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
