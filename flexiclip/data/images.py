@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from flexiclip.files import short_reason, text_there
 
@@ -61,7 +62,7 @@ _BAND = 2**22  # pixels that are processed at once
 
 def raw_mode(image: Image.Image) -> str:
     """Return Pillow's name for how the file stores its pixels ("" if the image is already loaded)."""
-    tiles: Any = getattr(image, "tile", None)
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     raw = tiles[0][3] if tiles else ""
     return str(raw[0] if isinstance(raw, tuple) and raw else raw or "")
 
@@ -79,7 +80,7 @@ def adapted(image: Image.Image, raw: str, data: bytes | None = None) -> Image.Im
     elif raw == "RGB;16B" and isinstance(colour, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in colour)
         return image if data is None else _transparent_at(image, colour, data)
-    elif image.format == "TIFF" and image.mode.startswith("I;16"):
+    elif isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
         return _tiff_greys(image)
     return image
 
@@ -100,11 +101,11 @@ def _transparent_at(image: Image.Image, colour: tuple[int, ...], data: bytes) ->
     return image
 
 
-def _tiff_greys(image: Any) -> Image.Image:
+def _tiff_greys(image: TiffImageFile) -> Image.Image:
     """Return 16-bit greys with black at 0. Pillow leaves 12-bit greys unscaled, and white at 0 if the file stores it so."""
     bits, inverted = image.tag_v2.get(_BITS, (16,))[0], image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     if bits == 16 and not inverted:
-        return image  # type: ignore[no-any-return]
+        return image
     greys = np.asarray(image).astype(np.uint32) * _MOST // (2**bits - 1)
     return Image.fromarray((_MOST - greys if inverted else greys).astype(np.uint16))
 

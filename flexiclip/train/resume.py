@@ -174,7 +174,8 @@ def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, s
     written = run / "config.yaml"
     recipe = found.facts.recipe
     if recipe is None and written.is_file():
-        recipe = read_yaml(written.read_text(encoding="utf-8"), str(written))
+        data = read_yaml(written.read_text(encoding="utf-8"), str(written))
+        recipe = data if isinstance(data, dict) else None
     if recipe is None:
         return found, None
     where = str(run) if written.is_file() else f"{store}"
@@ -240,7 +241,7 @@ def longer(config: Config, recipe: dict[str, Any], course: Course, step: int, wh
 def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe with the defaults of keys that are newer than it, so that a run can go on under a newer version."""
     try:
-        return to_dict(from_dict(Config, recipe))  # type: ignore[no-any-return]
+        return to_dict(from_dict(Config, recipe))
     except UserError:  # a key that no longer exists, or now takes other values
         return recipe
 
