@@ -1,4 +1,4 @@
-"""YAML within bounds: a key that is given twice is refused with both lines. Bombs are in tests/security/test_untrusted_data.py."""
+"""YAML within bounds: a key that is given twice is refused with both lines. Bombs are in test_untrusted_data.py."""
 
 from __future__ import annotations
 
