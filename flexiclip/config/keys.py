@@ -25,21 +25,14 @@ Size = int | tuple[int, int]
 """A side in pixels or cells, or (height, width)."""
 Unit = Literal["steps", "epochs", "samples", "percent", "minutes", "TFLOPs"]
 
-_UNITS: dict[str, Unit] = {
-    "": "steps",
-    "step": "steps",
-    "steps": "steps",
-    "epoch": "epochs",
-    "epochs": "epochs",
-    "ep": "epochs",
-    "sample": "samples",
-    "samples": "samples",
-    "%": "percent",
-    "percent": "percent",
-    "minute": "minutes",
-    "minutes": "minutes",
-    "min": "minutes",
+_WRITTEN: dict[Unit, tuple[str, ...]] = {
+    "steps": ("", "step", "steps"),
+    "epochs": ("ep", "epoch", "epochs"),
+    "samples": ("sample", "samples"),
+    "percent": ("%", "percent"),
+    "minutes": ("min", "minute", "minutes"),
 }
+_UNITS = {text: unit for unit, texts in _WRITTEN.items() for text in texts}
 _TERAS = {"gflops": 1e-3, "tflops": 1.0, "pflops": 1e3, "eflops": 1e6, "zflops": 1e9}
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _LONGEST = 1e15  # in any unit: whole numbers up to here are exact as floats, and their sums do not overflow

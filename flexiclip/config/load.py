@@ -124,25 +124,18 @@ def read_recipe(recipe: str, readers: tuple[Path, ...] = ()) -> dict[str, YamlVa
     if not isinstance(base, str):
         raise UserError(f"{path}: base={base!r}: name one recipe, by its file or its installed name")
     sibling = path.parent / f"{base}.yaml"
-    return _merge(read_recipe(str(sibling) if _is_file(sibling) else base, (*readers, path)), data)
+    return _merge(read_recipe(str(sibling) if os.path.isfile(sibling) else base, (*readers, path)), data)
 
 
 def find_recipe(recipe: str) -> Path:
     """Return the file of a recipe that is given by its path or its installed name. Raises UserError that lists the names."""
-    if _is_file(Path(recipe)):
+    if os.path.isfile(recipe):  # False also for a name that is too long or has a zero byte, where Path.is_file may raise
         return Path(recipe)
     folder = Path(str(resources.files("flexiclip_recipes")))
     names = sorted(p.stem for p in folder.glob("*.yaml"))
     if recipe in names:
         return folder / f"{recipe}.yaml"
     raise UserError(f"no recipe {recipe!r}: neither a file nor one of {', '.join(names)}")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # the name is too long or has a zero byte, or a folder may not be entered
-        return False
 
 
 def parse_yaml(text: str, where: str) -> YamlValue:

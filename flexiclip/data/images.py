@@ -15,7 +15,7 @@ import functools
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +91,19 @@ def _transparent_at(image: Image.Image, colour: tuple[int, ...], data: bytes) ->
     low.tile = [(*tile[:3], "RGB;16L") for tile in low.tile]  # the low byte of each number
     low.load()
     alpha = Image.new("L", image.size)
-    rows = max(1, _BAND // image.width)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
+    for box in _bands(image):
         pixels = np.asarray(image.crop(box)).astype(np.uint16) << 8 | np.asarray(low.crop(box))
         opaque = (pixels != np.array(colour, np.uint16)).any(axis=2)
         alpha.paste(Image.fromarray(255 * opaque.astype(np.uint8)), box)
     image.putalpha(alpha)
     return image
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes (left, top, right, bottom) that hold some rows of the image each, so that work on them takes little memory."""
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
 
 
 def _tiff_greys(image: TiffImageFile) -> Image.Image:
@@ -216,10 +221,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Apply `convert`, a function to RGB that treats each pixel alone, to some rows at a time, which limits memory."""
     converted = Image.new("RGB", image.size)
-    rows = max(1, _BAND // image.width)
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        converted.paste(convert(band), (0, top))
+    for box in _bands(image):
+        converted.paste(convert(image.crop(box)), box)
     return converted
 
 

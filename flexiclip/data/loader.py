@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -30,7 +30,6 @@ from flexiclip.data.sequential import SequentialDataset, stream_captions
 from flexiclip.data.worker_watch import Notes, StageBoard
 from flexiclip.errors import RunError, UserError
 
-T = TypeVar("T")
 _PARALLEL_READS = 16  # samples that a worker reads at once from remote storage
 
 
@@ -107,25 +106,22 @@ class Batches:
 
     def _pass(self, batches: Iterator[BatchOrError]) -> Iterator[Batch]:
         try:
-            yield from self._pull(batches)
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (RuntimeError, OSError, EOFError) as error:
+                    raise self._explained(error) from None
+                if batch is None:
+                    return
+                if isinstance(batch, (UserError, RunError)):
+                    try:
+                        raise batch
+                    finally:
+                        del batch  # the error holds this frame; a frame that held the error too would keep the workers alive
+                yield batch
         finally:
             atexit.unregister(self.end_workers)
             self.end_workers()
-
-    def _pull(self, batches: Iterator[BatchOrError]) -> Iterator[Batch]:
-        while True:
-            try:
-                batch = next(batches, None)
-            except (RuntimeError, OSError, EOFError) as error:
-                raise self._explained(error) from None
-            if batch is None:
-                return
-            if isinstance(batch, (UserError, RunError)):
-                try:
-                    raise batch
-                finally:
-                    del batch  # the error holds this frame; a frame that held the error too would keep the workers alive
-            yield batch
 
     def end_workers(self) -> None:
         """Kill the workers that are still alive.
@@ -193,15 +189,10 @@ def _batches(dataset: Dataset[BatchOrError], sampler: Sequence[int] | None, work
         sampler=sampler,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
-        collate_fn=_unchanged,
         worker_init_fn=functools.partial(_start_worker, stages),
         pin_memory=torch.cuda.is_available(),
     )
     return Batches(loader, stages)
-
-
-def _unchanged(batch: T) -> T:
-    return batch
 
 
 def _leave_with_the_trainer() -> None:

@@ -165,32 +165,21 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, OSError) and str(error) else f"{type(error).__name__}: {error}"
 
 
-class _Descriptor:
-    """An open file that is closed when its last user drops it."""
-
-    def __init__(self, path: str) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
-
-
 @functools.lru_cache(maxsize=_OPEN_FILES)
-def _descriptor(path: str) -> _Descriptor:
-    return _Descriptor(path)
+def _opened(path: str) -> io.FileIO:
+    """Open a local file, or return it if it is open. Python closes a file when the cache and its last user have dropped it."""
+    return io.FileIO(path)
 
 
 def _read_local(path: str, offset: int, size: int) -> bytes:
-    file = _descriptor(path)
+    file = _opened(path)
     try:
-        if size > _LARGE and size > os.fstat(file.number).st_size - offset:  # pread would first allocate memory for all of it
+        if size > _LARGE and size > os.fstat(file.fileno()).st_size - offset:  # pread would first allocate memory for all of it
             raise FinalError(f"short read: {size} bytes at offset {offset} lie beyond the end of the file")
         data = b""
         while len(data) < size:  # the kernel may return less than asked for
             # pread takes an explicit offset, so forked processes and threads can share a descriptor.
-            more = os.pread(file.number, size - len(data), offset + len(data))
+            more = os.pread(file.fileno(), size - len(data), offset + len(data))
             if not more:
                 raise FinalError(f"short read: {len(data)} of {size} bytes at offset {offset}")
             data += more
@@ -204,7 +193,7 @@ def _read_local(path: str, offset: int, size: int) -> bytes:
 
 def reopen() -> None:
     """Make the next read of a local shard open the file again, because it may have been replaced."""
-    _descriptor.cache_clear()
+    _opened.cache_clear()
 
 
 class _Ranges(io.RawIOBase):
@@ -297,4 +286,4 @@ def prefetch(urls: Iterable[str]) -> None:
         return
     for path in sizes:
         with contextlib.suppress(OSError):
-            os.posix_fadvise(_descriptor(path).number, 0, 0, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(_opened(path).fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

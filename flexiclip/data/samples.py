@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -145,11 +146,9 @@ def class_names(classes: int | str | tuple[str, ...]) -> tuple[str, ...]:
     if not 2 <= count <= MOST_CLASSES:
         raise UserError(f"model.classes: {count} classes; expected 2 to {MOST_CLASSES}")
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise UserError(f"model.classes names {name!r} twice")
-        seen.add(name)
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise UserError(f"model.classes names {twice!r} twice: give each class a name of its own")
     return names
 
 

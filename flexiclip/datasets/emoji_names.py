@@ -108,14 +108,9 @@ def merge(items: list[Emoji], key: Callable[[Emoji], Hashable]) -> list[Emoji]:
 
 def _fill_categories(items: list[Emoji]) -> list[Emoji]:
     """Give an emoji without a category, because it is newer than the list, the category of another emoji of its concept."""
-    known = {item.concept: (item.category, item.subcategory) for item in reversed(items) if item.category is not None}
-    filled = []
-    for item in items:
-        if item.category is None and item.concept in known:
-            category, subcategory = known[item.concept]
-            item = replace(item, category=category, subcategory=subcategory)
-        filled.append(item)
-    return filled
+    known = {item.concept: item for item in reversed(items) if item.category is not None}
+    sources = [item if item.category is not None else known.get(item.concept, item) for item in items]
+    return [replace(item, category=s.category, subcategory=s.subcategory) for item, s in zip(items, sources, strict=True)]
 
 
 def _without_tones(code: str) -> str:

@@ -191,7 +191,7 @@ def _drawn(
     """
     _, held_out = split(openmoji, heldout)
     held = {each.concept for each, _ in held_out}
-    placed = sorted(place(emoji, [each for each, _ in openmoji], held), key=lambda e: shuffled(e.hexcode))
+    placed = sorted(with_openmoji_concepts(emoji, [each for each, _ in openmoji], held), key=lambda e: shuffled(e.hexcode))
     with ThreadPoolExecutor(2) as pool:
         images = list(pool.map(lambda e: pictures[e.hexcode](pixels), placed))
     concepts: dict[bytes, set[str]] = {}
@@ -201,7 +201,7 @@ def _drawn(
     return [d for d in drawings if d[0].concept not in held], [d for d in drawings if d[0].concept in held]
 
 
-def place(emoji: Sequence[Emoji], openmoji: Iterable[Emoji], held: set[str]) -> list[Emoji]:
+def with_openmoji_concepts(emoji: Sequence[Emoji], openmoji: Iterable[Emoji], held: set[str]) -> list[Emoji]:
     """Return the emoji whose concept OpenMoji has, each with OpenMoji's concept.
 
     Emoji that join concepts from both sides of OpenMoji's split are left out.

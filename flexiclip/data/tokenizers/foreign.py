@@ -83,9 +83,7 @@ class HuggingFaceTokenizer(Tokenizer):
         with unpacked(self.files) as folder:
             self._engine = _auto_tokenizer(str(folder), name)
         self._engine.padding_side = "right"
-        self.vocab_size = len(self._engine)
-        self.pad_id = require_id(self._engine.pad_token_id, "padding", name, _NEEDS_PAD)
-        self.eos_id = _end_of_text(self._engine, name)
+        self.vocab_size, self.pad_id, self.eos_id = _ids_of(self._engine, name)
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
@@ -119,11 +117,8 @@ class OpenClipTokenizer(Tokenizer):
             self._engine = open_clip.get_tokenizer(f"local-dir:{folder}", context_length=config.context_length)
         if isinstance(self._engine, SimpleTokenizer):
             self.vocab_size, self.pad_id, self.eos_id = self._engine.vocab_size, 0, self._engine.eot_token_id
-            return
-        inner = self._engine.tokenizer
-        self.vocab_size = len(inner)
-        self.pad_id = require_id(inner.pad_token_id, "padding", name, _NEEDS_PAD)
-        self.eos_id = _end_of_text(inner, name)
+        else:
+            self.vocab_size, self.pad_id, self.eos_id = _ids_of(self._engine.tokenizer, name)
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
@@ -138,14 +133,14 @@ class OpenClipTokenizer(Tokenizer):
             raise UserError("tokenizer.kind=open_clip needs tokenizer.path: a model name such as ViT-B-32")
         try:
             described = open_clip.get_model_config(config.path)
-            _check_text_cfg((described or {}).get("text_cfg", {}), config.path)
-            engine = open_clip.get_tokenizer(config.path) if described else None
+            if not described:
+                raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
+            _check_text_cfg(described.get("text_cfg", {}), config.path)
+            engine = open_clip.get_tokenizer(config.path)
         except UserError:
             raise
         except Exception as error:  # open_clip and transformers each raise their own errors
             raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {short_reason(error)}") from None
-        if described is None or engine is None:
-            raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
         if not isinstance(engine, (SimpleTokenizer, HFTokenizer)):
             raise UserError(f"tokenizer.path={config.path}: use tokenizer.kind=sentencepiece with its .model file instead")
         files = {} if isinstance(engine, SimpleTokenizer) else _saved(engine)
@@ -243,7 +238,8 @@ def _saved(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
         return read_files(Path(folder))
 
 
-def _end_of_text(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Return the id of the EOS token, or of the separator token if there is no EOS token."""
+def _ids_of(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[int, int, int]:
+    """Return (vocabulary size, id of padding, id of EOS). Without an EOS token, the separator token ends a text."""
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    return require_id(eos, "EOS", name, _NEEDS_EOS)
+    pad = require_id(tokenizer.pad_token_id, "padding", name, _NEEDS_PAD)
+    return len(tokenizer), pad, require_id(eos, "EOS", name, _NEEDS_EOS)
