@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeGuard, Union
 
@@ -79,20 +80,23 @@ def explain(name: str = "", config: Config | None = None) -> str:
     return "\n\n".join([*heading, *(_about(doc, config) for doc in found)]) + "\n"
 
 
-def _entries(cls: type[DataclassInstance], prefix: str = "", resume: bool = False) -> Iterator[tuple[KeyDoc, bool]]:
-    """Yield each field of a dataclass, and whether it is a section.
+@functools.cache
+def _entries(cls: type[DataclassInstance], prefix: str = "", resume: bool = False) -> Sequence[tuple[KeyDoc, bool]]:
+    """Return each field of a dataclass, and whether it is a section. The default of a section is left out.
 
     A section, and a list of mappings, is followed by what is inside it. `resume`: whether all fields may change on resume.
     """
-    hints = typing.get_type_hints(cls)
+    hints, entries = typing.get_type_hints(cls), list[tuple[KeyDoc, bool]]()
     for field in dataclasses.fields(cls):
         hint, name, free = hints[field.name], prefix + field.name, resume or field.metadata["resume"]
         options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
         is_section = any(map(_is_section, options))
-        yield KeyDoc(name, _type(hint), _default(field), field.metadata["description"], free), is_section
+        default = "" if is_section else _default(field)
+        entries.append((KeyDoc(name, _type(hint), default, field.metadata["description"], free), is_section))
         inside = next(filter(_is_section, _parts(hint)), None)
         if inside is not None:
-            yield from _entries(inside, f"{name}." if is_section else f"{name}[].", free)
+            entries += _entries(inside, f"{name}." if is_section else f"{name}[].", free)
+    return entries
 
 
 def _is_section(hint: object) -> TypeGuard[type[DataclassInstance]]:

@@ -96,10 +96,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, texts: list[str]) -> Tensor:
         """Map texts to ids with the vocabulary's special tokens, int64 [N, context_length]."""
-        length = self.context_length
-        tokens: Tensor = self._engine(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=length)[
-            "input_ids"
-        ]
+        found = self._engine(texts, padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt")
+        tokens: Tensor = found["input_ids"]
         return tokens
 
 
