@@ -86,7 +86,7 @@ def _check_classification(config: Config) -> None:
 
 def _check_distillation(config: Config) -> None:
     if config.distillation.teacher is None:
-        raise UserError("objective=distillation needs distillation.teacher: a model folder or a run's")
+        raise UserError("objective=distillation needs distillation.teacher: a model folder or a run folder")
     if config.model.text is None and config.distillation.cosine:
         raise UserError("distillation.cosine compares embeddings, and model.text=null distils a classifier's logits: set it to 0")
 
@@ -139,7 +139,7 @@ def _check_durations(config: Config) -> None:
         if duration.unit == "TFLOPs" and key != "train.steps":
             raise UserError(f"{key}={duration}: only train.steps can be a number of FLOPs; write steps, epochs or samples")
         if duration.unit == "percent" and key == "train.steps":
-            raise UserError(f"{key}={duration} is a share of itself; write steps, epochs, samples or FLOPs")
+            raise UserError(f"{key}={duration} cannot be a percentage of the run; write steps, epochs, samples or FLOPs")
 
 
 _DECIDED_BY = {

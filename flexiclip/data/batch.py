@@ -58,7 +58,7 @@ TENSORS = ("images", "tokens", "caption_ids", "labels", "shares")
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """What the batches hold besides what `data` in the recipe says.
+    """The parts of a batch that the section `data` of the recipe does not decide.
 
     `image_size`: (H, W) in pixels. `interpolation`: how images are resized, `bilinear` or `bicubic`. `tokenizer`: maps
     list[str] to int64 [N, L], or None if no captions are wanted. `labels`: where the class labels are, or None if none
@@ -147,7 +147,7 @@ class Batch:
 
 
 BatchOrError = Batch | UserError | RunError
-"""What a data worker hands over. An error that ends the run is a value, because torch would hide it in a worker's traceback."""
+"""The result of a data worker. An error that ends the run is a value, because torch would hide it in a worker's traceback."""
 
 
 def caption_id(caption: str) -> int:

@@ -9,7 +9,7 @@ from flexiclip.config.keys import Size, key, pair, positive, require, section
 
 
 class _Lockable:
-    """What the sections of both towers share: `lock`, and its exception `unlock_last`."""
+    """The keys that the sections of both towers share: `lock`, and its exception `unlock_last`."""
 
     lock: bool
     unlock_last: int
