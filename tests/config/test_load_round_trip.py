@@ -33,7 +33,7 @@ PLAIN = {
     str: TEXTS | WORDS,
     type(None): st.none(),
     Duration: st.builds(Duration, NUMBERS, UNITS),
-    object: st.integers(-(2**63), 2**63 - 1) | NUMBERS | TEXTS | WORDS | st.booleans(),
+    Any: st.integers(-(2**63), 2**63 - 1) | NUMBERS | TEXTS | WORDS | st.booleans(),
 }
 
 

@@ -93,7 +93,7 @@ BROKEN = {
     "patch.stages[0].start=3 TFLOPs: only train.steps can be a number of FLOPs": {
         "patch": {"stages": [{"start": "3 TFLOPs", "seqhw": [5]}]}
     },
-    "train.steps=5% is a share of itself": {"train": {"steps": "5%"}},
+    "train.steps=5% cannot be a percentage of the run": {"train": {"steps": "5%"}},
     "data.crop_ratio=(2.0, 0.5) must satisfy 0 < low <= high": {"data": {"crop_ratio": [2, 0.5]}},
     "data.crop_ratio=(0.0, 1.0) must satisfy 0 < low <= high": {"data": {"crop_ratio": [0, 1]}},
     "train.global_batch_size=0 must be positive": {"train": {"global_batch_size": 0}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flexiclip.config.keys import Duration, key, parse_duration, positive, require, seconds, section
 
@@ -214,7 +214,7 @@ class EngineConfig:
         "What DeepSpeed keeps in host memory: nothing, the optimizer's states and the update (ZeRO stages 1 to 3), or the "
         "parameters as well (stage 3).",
     )
-    deepspeed: dict[str, object] = section(
+    deepspeed: dict[str, Any] = section(
         dict,
         "DeepSpeed settings, merged over those that are generated. Settings that other keys of the recipe decide are refused.",
     )
