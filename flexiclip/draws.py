@@ -51,7 +51,7 @@ class Stream:
         """Return a permutation of 0..count-1, int64 [count]."""
         return np.argsort(self._bits.random_raw(count), kind="stable")
 
-    def choice(self, weights: Iterable[float]) -> int:
+    def weighted_index(self, weights: Iterable[float]) -> int:
         """Return the index of one of the weights, drawn with a probability in proportion to the weight.
 
         Weights are 0 or more, and not all 0.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import threading
@@ -50,7 +51,7 @@ _MISPLACED = {
     errno.ETXTBSY,
     errno.ESTALE,
 }
-_RUST = re.compile(r"\(os error (\d+)\)")
+_RUST = re.compile(r"\(os error (\d+)\)")  # an OSError in the words of a library that is written in Rust
 _TORCH = re.compile(r"PytorchStreamWriter failed writing")  # torch's C++ code does not give the reason
 
 _HEAD = 1024  # bytes of a file that `stands_there` reads
@@ -68,7 +69,6 @@ _BINARY = {
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\\x1b\[[0-9;]*[A-Za-z]")
 _ADDRESS = re.compile(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?")
 _UNPICKLER = re.compile(r"WeightsUnpickler error: *(.*?)(?: Check the documentation | *$)")
-_OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)?$")  # the end of an OSError in Rust's words
 
 
 def cannot_write(error: BaseException) -> str | None:
@@ -77,12 +77,17 @@ def cannot_write(error: BaseException) -> str | None:
         return os.strerror(error.errno)
     if isinstance(error, OSError) and error.errno is not None:
         return None
-    text = str(error)
-    rust = _RUST.search(text)
-    if rust is not None:
-        return os.strerror(int(rust[1])) if int(rust[1]) in _REFUSED else None
+    text, number = str(error), _rust_errno(error)
+    if number is not None:
+        return os.strerror(number) if number in _REFUSED else None
     said = [os.strerror(number) for number in sorted(_REFUSED) if os.strerror(number) in text]
     return said[0] if said else "the file system took only a part of the file" if _TORCH.search(text) else None
+
+
+def _rust_errno(error: BaseException) -> int | None:
+    """The number of the system's error that the text of a Rust library ends with, or None if there is none."""
+    found = _RUST.search(str(error))
+    return int(found[1]) if found else None
 
 
 def misplaced(error: BaseException) -> str | None:
@@ -124,7 +129,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # hosts that share a folder may have equal process ids
     try:
         with aside.open("wb") as file:
             file.write(data)
@@ -179,10 +184,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     try:
         save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
-        found = _RUST.search(str(error))
-        if found is None:
+        number = _rust_errno(error)
+        if number is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def stands_there(content: bytes | Path) -> str | None:
@@ -289,8 +294,8 @@ def system_reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and (said := error.strerror or str(error)):
         return said
-    wrapped = _OS_ERROR.search(str(error))
-    return wrapped[1].strip() if wrapped else f"{type(error).__name__}: {error}"
+    number = _rust_errno(error)
+    return f"{type(error).__name__}: {error}" if number is None else os.strerror(number)
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:

@@ -299,7 +299,7 @@ def _read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
     provenance = data.pop("provenance", {}) if isinstance(data, dict) else None
-    if not isinstance(provenance, dict):
+    if not isinstance(data, dict) or not isinstance(provenance, dict):
         raise UserError(f"{folder / CONFIG}: expected the sections of a recipe and `provenance`")
     try:
         return from_dict(Config, data), provenance

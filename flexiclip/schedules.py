@@ -127,7 +127,7 @@ class SeqhwSchedule:
     def __call__(self, step: int) -> int:
         """Return the grid side on which step `step` (from 0) trains."""
         seqhw, probabilities = self._law.at(step)
-        return int(seqhw[Stream(self.seed, step).choice(probabilities)])
+        return int(seqhw[Stream(self.seed, step).weighted_index(probabilities)])
 
     def expected(self, step: int, value: Callable[[int], float]) -> float:
         """Return the mean of `value(seqhw)` over the lengths that may be drawn at `step`."""

@@ -40,8 +40,8 @@ def test_choice_is_the_first_end_above_the_draw() -> None:
     for key in range(300):
         word = int(words(key)[0]) >> 11
         expected = next(i for i in range(len(weights)) if sum(weights[: i + 1]) * 2**53 > word * sum(weights))
-        assert Stream(key).choice(weights) == expected
-    assert Counter(Stream(key).choice(np.array([1, 0, 0.5])) for key in range(3000))[1] == 0
+        assert Stream(key).weighted_index(weights) == expected
+    assert Counter(Stream(key).weighted_index(np.array([1, 0, 0.5])) for key in range(3000))[1] == 0
 
 
 class Fixed(Stream):
@@ -65,7 +65,7 @@ def test_choice_at_an_end_takes_the_next_weight() -> None:
         (2**63, [2, 0, 2], 2),
         (2**64 - 1, [1, 2, 0], 1),
     ):
-        assert Fixed(word).choice(weights) == expected
+        assert Fixed(word).weighted_index(weights) == expected
 
 
 def test_below_and_permutation() -> None:

@@ -41,7 +41,7 @@ def test_write_whole_leaves_the_old_file_where_it_fails(tmp_path: Path, monkeypa
     write_whole(path, "step-5\n")
 
     def fail(*_: object) -> None:
-        assert names(tmp_path) == {"latest", f".latest.{os.getpid()}"}, "it is written aside"
+        assert sorted(name.rpartition(".")[0] for name in names(tmp_path)) == ["", ".latest"], "it is written aside"
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:

@@ -90,18 +90,19 @@ def _say_built(output: Path, build: EmojiBuild, fresh: bool) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from flexiclip.data.check import describe_shards
+    from flexiclip.data.index import index_shards, require_whole
     from flexiclip.data.remote import expand_shards
 
-    rows = describe_shards(expand_shards(arguments.shards))
-    for row in rows:
-        print(f"{row.samples:>10} samples  {row.bytes:>14} bytes  {row.shard}")
-    print(f"{sum(row.samples for row in rows):>10} samples  {sum(row.bytes for row in rows):>14} bytes  in {len(rows)} shards")
+    indices = require_whole(index_shards(expand_shards(arguments.shards)))
+    for index in indices:
+        print(f"{len(index):>10} samples  {index.content_bytes:>14} bytes  {index.url}")
+    size = sum(index.content_bytes for index in indices)
+    print(f"{sum(map(len, indices)):>10} samples  {size:>14} bytes  in {len(indices)} shards")
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from flexiclip.data.check import check_shards
     from flexiclip.data.remote import expand_shards
+    from flexiclip.data.samples import check_shards
 
     bad = check_shards(expand_shards(arguments.shards), _listed(arguments.images), _listed(arguments.captions))
     for sample in bad:

@@ -1,4 +1,4 @@
-"""What each key of a recipe means: `flexiclip explain KEY`, the reference page, and which keys a resumed run may change.
+"""Documents each key of a recipe: `flexiclip explain KEY`, the reference page, and which keys a resumed run may change.
 
     keys()                              # every key, in the order of the schema
     explain("train.steps")              # the text that the command prints; a section lists its keys
@@ -11,27 +11,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Literal, TypeGuard, Union
 
 import yaml
 
-from flexiclip.config.durations import Duration
-from flexiclip.config.load import to_dict
+from flexiclip.config.keys import Duration
+from flexiclip.config.load import WORDS, to_plain
 from flexiclip.config.schema import Config
 from flexiclip.config.yaml_text import Dumper
 from flexiclip.errors import UserError
 
-REQUIRED = "required"
-"""In place of a default, for a key that has none."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-_WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", Duration: "duration", type(None): "null"}
+REQUIRED = "required"
+"""Takes the place of a default for a key that has none."""
+
 _UNIONS = (Union, types.UnionType)
 _PLURALS = {"integer": "integers", "number": "numbers", "text": "texts"}
 
@@ -48,28 +51,24 @@ class KeyDoc:
 
 
 def keys() -> list[KeyDoc]:
-    """Every key of a recipe, in the order of the schema."""
-    return [
-        KeyDoc(entry.name, _type(entry.hint), _default(entry.field), entry.field.metadata["description"], entry.resume)
-        for entry in _entries(Config)
-        if entry.section is None
-    ]
+    """Return every key of a recipe, in the order of the schema."""
+    return [doc for doc, is_section in _entries(Config) if not is_section]
 
 
 def sections() -> dict[str, str]:
-    """Dotted name of each section -> its description, in the order of the schema."""
-    return {entry.name: entry.field.metadata["description"] for entry in _entries(Config) if entry.section is not None}
+    """Return a mapping from the dotted name of each section to its description, in the order of the schema."""
+    return {doc.key: doc.description for doc, is_section in _entries(Config) if is_section}
 
 
 def changeable() -> tuple[str, ...]:
-    """The keys and whole sections whose values may differ when a run is resumed."""
-    return tuple(entry.name for entry in _entries(Config) if entry.field.metadata["resume"])
+    """Return the keys and sections whose values may differ when a run is resumed."""
+    return tuple(doc.key for doc, _ in _entries(Config) if doc.resume)
 
 
 def explain(name: str = "", config: Config | None = None) -> str:
-    """The text about a key, or about all keys of a section; without a name, an overview. Raises UserError for an unknown name.
+    """Return the text about a key, or about all keys of a section; without a name, an overview.
 
-    With a config, each key's value in it is shown as well, and without a name all keys are.
+    With a config, each key's value in it is shown as well, and without a name all keys are. Raises UserError for an unknown name.
     """
     if not name and config is None:
         return _overview()
@@ -81,44 +80,38 @@ def explain(name: str = "", config: Config | None = None) -> str:
     return "\n\n".join([*heading, *(_about(doc, config) for doc in found)]) + "\n"
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A field of the schema under its dotted name. section: the dataclass of a section, None for a key."""
+@functools.cache
+def _entries(cls: type[DataclassInstance], prefix: str = "", resume: bool = False) -> Sequence[tuple[KeyDoc, bool]]:
+    """Return each field of a dataclass, and whether it is a section. The default of a section is left out.
 
-    name: str
-    field: dataclasses.Field[Any]
-    hint: Any
-    section: type | None
-    resume: bool
-
-
-def _entries(cls: type, prefix: str = "", resume: bool = False) -> Iterator[_Entry]:
-    """The sections and keys of a dataclass; each section and each list of mappings is followed by what is inside."""
-    hints = typing.get_type_hints(cls)
+    A section, and a list of mappings, is followed by what is inside it. `resume`: whether all fields may change on resume.
+    """
+    hints, entries = typing.get_type_hints(cls), list[tuple[KeyDoc, bool]]()
     for field in dataclasses.fields(cls):
-        hint, name = hints[field.name], prefix + field.name
-        choices = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-        section = next(filter(_is_section, choices), None)
-        entry = _Entry(name, field, hint, section, resume or field.metadata["resume"])
-        yield entry
-        inside = section or next(filter(_is_section, _parts(hint)), None)
+        hint, name, free = hints[field.name], prefix + field.name, resume or field.metadata["resume"]
+        options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+        is_section = any(map(_is_section, options))
+        default = "" if is_section else _default(field)
+        entries.append((KeyDoc(name, _type(hint), default, field.metadata["description"], free), is_section))
+        inside = next(filter(_is_section, _parts(hint)), None)
         if inside is not None:
-            yield from _entries(inside, f"{name}." if section else f"{name}[].", entry.resume)
+            entries += _entries(inside, f"{name}." if is_section else f"{name}[].", free)
+    return entries
 
 
-def _is_section(hint: Any) -> bool:
+def _is_section(hint: object) -> TypeGuard[type[DataclassInstance]]:
     return dataclasses.is_dataclass(hint) and hint is not Duration
 
 
-def _parts(hint: Any) -> Iterator[Any]:
-    """A type and all types inside it."""
+def _parts(hint: object) -> Iterator[object]:
+    """Yield a type and all types inside it."""
     yield hint
     for part in typing.get_args(hint):
         yield from _parts(part)
 
 
-def _type(hint: Any) -> str:
-    """A type in words: `integer or null`, `list of numbers`."""
+def _type(hint: object) -> str:
+    """Return a type in words: `integer or null`, `list of numbers`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in _UNIONS:
         return " or ".join(map(_type, args))
@@ -132,18 +125,18 @@ def _type(hint: Any) -> str:
         return f"[{', '.join(map(_type, args))}]"
     if _is_section(hint):
         return "{" + ", ".join(field.name for field in dataclasses.fields(hint)) + "}"
-    return "mapping" if origin is dict else _WORDS[hint]
+    return "mapping" if origin is dict else WORDS[hint].removeprefix("an ").removeprefix("a ")
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
+def _default(field: dataclasses.Field[object]) -> str:
     if field.default_factory is not dataclasses.MISSING:
         return _yaml(field.default_factory())
     return REQUIRED if field.default is dataclasses.MISSING else _yaml(field.default)
 
 
-def _yaml(value: Any) -> str:
-    """A value in one line, as a recipe or an override takes it."""
-    written: str = yaml.dump([to_dict(value)], Dumper=Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+def _yaml(value: object) -> str:
+    """Return a value in one line, as a recipe or an override takes it."""
+    written: str = yaml.dump([to_plain(value)], Dumper=Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
     return written.strip()[1:-1]
 
 
@@ -156,8 +149,8 @@ def _is_under(key: str, name: str) -> bool:
 
 
 def _near(name: str) -> str:
-    """What to write instead of an unknown name."""
-    known = [_without_items(entry.name) for entry in _entries(Config)]
+    """Return what to write instead of an unknown name."""
+    known = [_without_items(doc.key) for doc, _ in _entries(Config)]
     above, inside, part = "", list[str](), ""
     for part in name.split("."):
         inside = list(dict.fromkeys(key.removeprefix(above).partition(".")[0] for key in known if key.startswith(above)))
@@ -179,8 +172,8 @@ def _near(name: str) -> str:
 
 
 def _overview() -> str:
-    """Each section and each key outside of sections, with its description."""
-    rows = [(entry.name, entry.field.metadata["description"]) for entry in _entries(Config) if "." not in entry.name]
+    """Return the text about each section and each key outside of sections."""
+    rows = [(doc.key, doc.description) for doc, _ in _entries(Config) if "." not in doc.key]
     width = max(len(name) for name, _ in rows) + 2
     lines = [_wrapped(name.ljust(width) + description, indent=" " * width) for name, description in rows]
     rest = (
@@ -199,7 +192,7 @@ def _about(doc: KeyDoc, config: Config | None) -> str:
 
 
 def _value(config: Config, key: str) -> str:
-    value: Any = config
+    value: object = config
     for name in key.split("."):
         if value is None:  # model.text
             return "its section is null"
@@ -208,6 +201,6 @@ def _value(config: Config, key: str) -> str:
 
 
 def _wrapped(text: str, indent: str = "") -> str:
-    """Text in lines that fit the terminal, and of at most 100 characters."""
+    """Return the text in lines that fit the terminal, and of at most 100 characters."""
     width = max(40, min(100, shutil.get_terminal_size((100, 24)).columns))
     return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

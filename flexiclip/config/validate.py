@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from flexiclip.config.schema import Config, ImageTowerConfig, Size, pair
+from flexiclip.config.schema import Config, Size, pair
 from flexiclip.errors import UserError
 
 
 def valid_seqhw(image_size: Size, widest_stride: Size | None = None) -> list[int]:
-    """Every grid side that divides both sides of the image into cells of at most `widest_stride` pixels."""
+    """Return every grid side that divides both sides of the image into cells of at most `widest_stride` pixels."""
     height, width = pair(image_size)
+    p, q = pair(widest_stride or image_size)
     sides = [s for s in range(1, min(height, width) + 1) if height % s == 0 and width % s == 0]
-    if widest_stride is None:
-        return sides
-    p, q = pair(widest_stride)
     return [s for s in sides if height // s <= p and width // s <= q]
 
 
@@ -88,7 +86,7 @@ def _check_classification(config: Config) -> None:
 
 def _check_distillation(config: Config) -> None:
     if config.distillation.teacher is None:
-        raise UserError("objective=distillation needs distillation.teacher: a model folder or a run's")
+        raise UserError("objective=distillation needs distillation.teacher: a model folder or a run folder")
     if config.model.text is None and config.distillation.cosine:
         raise UserError("distillation.cosine compares embeddings, and model.text=null distils a classifier's logits: set it to 0")
 
@@ -99,14 +97,11 @@ def _check_locks(config: Config) -> None:
         raise UserError("model.image.lock=true freezes a tower without weights: give model.image.init")
     if text is not None and text.lock and text.init is None and text.kind == "transformer":
         raise UserError("model.text.lock=true freezes a tower without weights: give model.text.init")
-    if image.projection == "none" and _width(image) not in (None, dim):
-        raise UserError(f"model.image.projection=none needs model.embed_dim={dim} to be the tower's width {_width(image)}")
+    width = image.width if image.variant is None else None
+    if image.projection == "none" and width not in (None, dim):
+        raise UserError(f"model.image.projection=none needs model.embed_dim={dim} to be the tower's width {width}")
     if image.frozen and image.projection == "none" and (text is None or (text.frozen and text.projection == "none")):
         raise UserError("model.image.lock and model.text.lock leave nothing to train: open one, or give it a projection")
-
-
-def _width(image: ImageTowerConfig) -> int | None:
-    return image.width if image.variant is None else None
 
 
 def _check_batch(config: Config) -> None:
@@ -144,10 +139,10 @@ def _check_durations(config: Config) -> None:
         if duration.unit == "TFLOPs" and key != "train.steps":
             raise UserError(f"{key}={duration}: only train.steps can be a number of FLOPs; write steps, epochs or samples")
         if duration.unit == "percent" and key == "train.steps":
-            raise UserError(f"{key}={duration} is a share of itself; write steps, epochs, samples or FLOPs")
+            raise UserError(f"{key}={duration} cannot be a percentage of the run; write steps, epochs, samples or FLOPs")
 
 
-OURS = {
+_DECIDED_BY = {
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.micro_batch_size",
@@ -160,7 +155,7 @@ OURS = {
     "zero_optimization.offload_optimizer": "engine.offload",
     "zero_optimization.offload_param": "engine.offload",
 }
-"""Keys of a DeepSpeed config that other keys of a recipe decide. If both were given, the trainer and DeepSpeed could disagree."""
+"""Maps a key of a DeepSpeed config to what decides it in a recipe. If both were given, trainer and DeepSpeed could disagree."""
 
 
 def _check_deepspeed(config: Config) -> None:
@@ -168,8 +163,8 @@ def _check_deepspeed(config: Config) -> None:
     zero = given.get("zero_optimization")
     keys = [*given, *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else ()))]
     for key in keys:
-        if key in OURS:
-            raise UserError(f"engine.deepspeed.{key} is what {OURS[key]} says: set that instead")
+        if key in _DECIDED_BY:
+            raise UserError(f"engine.deepspeed.{key} is decided by {_DECIDED_BY[key]}: set that instead")
 
 
 def _check_offload(config: Config) -> None:
@@ -177,6 +172,6 @@ def _check_offload(config: Config) -> None:
     if engine.offload == "none":
         return
     if engine.kind == "torch" or engine.zero_stage == 0:
-        raise UserError(f"engine.offload={engine.offload} is ZeRO's: set engine.kind=deepspeed and engine.zero_stage=1, 2 or 3")
+        raise UserError(f"engine.offload={engine.offload} needs ZeRO: set engine.kind=deepspeed and engine.zero_stage=1, 2 or 3")
     if engine.offload == "parameters" and engine.zero_stage < 3:
         raise UserError(f"engine.offload=parameters needs engine.zero_stage=3, not {engine.zero_stage}: or offload=optimizer")

@@ -1,18 +1,21 @@
 """Reading YAML that may come from anywhere, within limits that PyYAML's safe loader does not set.
 
 The safe loader runs no code. But with aliases, a file of a kilobyte can expand to gigabytes ("billion laughs") or contain itself.
-Deep nesting exhausts the stack, of two equal keys the first is lost without a word, and a bad scalar raises whatever its
+Deep nesting exhausts the stack, of two equal keys the first is lost without a message, and a bad scalar raises whatever its
 conversion raises. Here each of these is a UserError of one line.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
 
 import yaml
 
 from flexiclip.errors import UserError
+
+YamlValue = None | bool | int | float | str | list["YamlValue"] | dict[str, "YamlValue"]
+"""A value of a document. Dates and tags give other types, and a key may be a number, so a reader checks what it uses."""
 
 LARGEST = 4_000_000
 """The most characters that a file may have once its aliases are expanded."""
@@ -25,7 +28,10 @@ _LARGEST_INTEGER = 2**63 - 1  # the largest that a tensor or an array holds; Pyt
 
 
 class Loader(yaml.SafeLoader):
-    """A safe loader that reads `1e-3` as a number, as YAML 1.2 does, and stops at DEEPEST levels before the stack runs out."""
+    """A safe loader that reads `1e-3` as a number, as YAML 1.2 does, and limits nesting and integers.
+
+    It stops at DEEPEST levels before the stack runs out, and refuses integers of more than 64 bits.
+    """
 
     _depth = 0
 
@@ -39,6 +45,14 @@ class Loader(yaml.SafeLoader):
         finally:
             self._depth -= 1
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return the integer of a scalar. yaml.constructor calls this."""
+        value: int = super().construct_yaml_int(node)
+        if not -_LARGEST_INTEGER - 1 <= value <= _LARGEST_INTEGER:
+            said = f"an integer of {value.bit_length()} bits is too large: the largest is 2^63 - 1"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
+        return value
+
 
 class Dumper(yaml.SafeDumper):
     """A safe dumper that quotes the texts which Loader would read as numbers."""
@@ -47,19 +61,19 @@ class Dumper(yaml.SafeDumper):
 _FLOAT = re.compile(r"([-+]?(\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
 for _yaml in (Loader, Dumper):
     _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 
-def read_yaml(text: str, where: str) -> Any:
-    """The only document in `text`, or None if there is none. `where` names the text in errors. Raises UserError."""
+def read_yaml(text: str, where: str) -> YamlValue:
+    """Return the only document in `text`, or None if there is none. `where` names the text in errors. Raises UserError."""
     loader = None
     try:
         loader = Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_size(node, where)
-        _refuse_twice(node, loader, where)
-        value = loader.construct_document(node)
+        _check(node, loader, where)
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML: {error}") from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # a scalar cannot be converted, as in `!!int x`
@@ -69,12 +83,10 @@ def read_yaml(text: str, where: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
-    _check_integers(value, where)
-    return value
 
 
-def read_value(text: str, where: str) -> Any:
-    """A value from the command line, as YAML without comments, so that a path may contain `#` and any byte. Raises UserError."""
+def read_value(text: str, where: str) -> YamlValue:
+    """Return a value of the command line: YAML without comments, so that a path may hold `#` and any byte. Raises UserError."""
     odd = sorted(set(_ODD.findall(text)))
     stand_ins = dict(zip(odd, (c for c in map(chr, _RARE) if c not in text), strict=False))
     back = {ord(stand_in): character for character, stand_in in stand_ins.items()}
@@ -84,54 +96,27 @@ def read_value(text: str, where: str) -> Any:
         raise UserError(str(error).translate(back)) from None
 
 
-def _translated(value: Any, table: dict[int, str]) -> Any:
+def _translated(value: YamlValue, table: dict[int, str]) -> YamlValue:
+    """Return the value with the characters of its texts and of its keys translated."""
     if isinstance(value, dict):
-        return {_translated(key, table): _translated(item, table) for key, item in value.items()}
+        return {key.translate(table) if isinstance(key, str) else key: _translated(item, table) for key, item in value.items()}
     if isinstance(value, list):
         return [_translated(item, table) for item in value]
     return value.translate(table) if isinstance(value, str) else value
 
 
-def _refuse_twice(root: yaml.Node, loader: Loader, where: str) -> None:
-    """Raise UserError for a key that a mapping holds twice. YAML forbids that, but PyYAML would silently keep the last value."""
-    seen: set[int] = set()
-
-    def visit(node: yaml.Node, above: str) -> None:
-        if id(node) in seen:
-            return
-        seen.add(id(node))
-        lines: dict[Any, int] = {}
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            if not isinstance(key, yaml.ScalarNode):
-                visit(key, above)
-                continue
-            dotted = f"{above}.{key.value}" if above else key.value
-            line = key.start_mark.line + 1
-            name = "<<" if key.tag == _MERGE else loader.construct_object(key)
-            if name in lines:
-                before = lines[name]
-                places = f"in line {line}" if before == line else f"in lines {before} and {line}"
-                raise UserError(f"{where}: the key {dotted!r} stands twice, {places}: one of them would be lost; keep one")
-            lines[name] = line
-            visit(value, dotted)
-        for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-            visit(item, above)
-
-    visit(root, "")
-
-
-def _check_size(root: yaml.Node, where: str) -> None:
-    """Raise UserError for a document that is too large, too deep or endless once its aliases are expanded."""
+def _check(root: yaml.Node, loader: Loader, where: str) -> None:
+    """Raise UserError for a document that gives a key twice, or that is too large, too deep or endless with its aliases."""
     sizes: dict[int, tuple[int, int]] = {}  # id of a node -> (characters, levels) inside it
     above: set[int] = set()
 
-    def measure(node: yaml.Node, depth: int) -> tuple[int, int]:
+    def measure(node: yaml.Node, dotted: str, depth: int) -> tuple[int, int]:
         if id(node) in above or depth > DEEPEST:
             why = "contains itself through an alias" if id(node) in above else f"is nested more than {DEEPEST} levels deep"
             raise UserError(f"{where}: not YAML that we read: a value {why}")
         if id(node) not in sizes:
             above.add(id(node))
-            inside = [measure(child, depth + 1) for child in _children(node)]
+            inside = [measure(child, name, depth + 1) for child, name in _children(node, dotted, loader, where)]
             above.remove(id(node))
             own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
             sizes[id(node)] = (own + 1 + sum(size for size, _ in inside), 1 + max((levels for _, levels in inside), default=0))
@@ -142,22 +127,25 @@ def _check_size(root: yaml.Node, where: str) -> None:
             )
         return size, levels
 
-    measure(root, 0)
+    measure(root, "", 0)
 
 
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+def _children(node: yaml.Node, dotted: str, loader: Loader, where: str) -> Iterator[tuple[yaml.Node, str]]:
+    """Yield the nodes inside a node, each with its dotted name; `dotted` is the name of the node itself.
 
-
-def _check_integers(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_integers(key, where)
-            _check_integers(item, where)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check_integers(item, where)
-    elif isinstance(value, int) and not -_LARGEST_INTEGER - 1 <= value <= _LARGEST_INTEGER:
-        raise UserError(f"{where}: an integer of {value.bit_length()} bits; the largest that can stand here is 2^63 - 1")
+    Raises UserError for a key that a mapping holds twice. YAML forbids that, but PyYAML would silently keep the last value.
+    """
+    if isinstance(node, yaml.SequenceNode):
+        yield from ((item, dotted) for item in node.value)
+    lines: dict[object, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        yield key, dotted
+        name = dotted
+        if isinstance(key, yaml.ScalarNode):
+            name = f"{dotted}.{key.value}" if dotted else key.value
+            line, held = key.start_mark.line + 1, "<<" if key.tag == _MERGE else loader.construct_object(key)
+            if held in lines:
+                places = f"in line {line}" if lines[held] == line else f"in lines {lines[held]} and {line}"
+                raise UserError(f"{where}: the key {name!r} is given twice, {places}: one of them would be lost; keep one")
+            lines[held] = line
+        yield value, name

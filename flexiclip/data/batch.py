@@ -1,4 +1,4 @@
-"""Training items, batches, mixup, and the hand-over of batches from data workers through shared memory.
+"""Training samples, batches, mixup, and the hand-over of batches from data workers through shared memory.
 
 Left alone, torch moves a batch into shared memory in a background thread of the data worker. When /dev/shm is full
 (docker gives a container 64 MB), that thread prints a traceback and drops the batch, and the trainer waits for the
@@ -58,7 +58,7 @@ TENSORS = ("images", "tokens", "caption_ids", "labels", "shares")
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """What the batches hold besides what `data` in the recipe says.
+    """The parts of a batch that the section `data` of the recipe does not decide.
 
     `image_size`: (H, W) in pixels. `interpolation`: how images are resized, `bilinear` or `bicubic`. `tokenizer`: maps
     list[str] to int64 [N, L], or None if no captions are wanted. `labels`: where the class labels are, or None if none
@@ -103,7 +103,7 @@ class RankSteps:
 
 
 @dataclass(frozen=True)
-class Item:
+class TrainSample:
     """One training sample.
 
     `pixels`: uint8 [3, H, W], in any memory layout. `caption`: "" if no captions are read. `bad`: the unreadable
@@ -146,6 +146,10 @@ class Batch:
         return replace(self, **pinned)
 
 
+BatchOrError = Batch | UserError | RunError
+"""The result of a data worker. An error that ends the run is a value, because torch would hide it in a worker's traceback."""
+
+
 def caption_id(caption: str) -> int:
     """Return a 63-bit number that depends only on the text, so it is the same on every rank and in every run."""
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big") >> 1
@@ -153,7 +157,7 @@ def caption_id(caption: str) -> int:
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a Batch of Items.
+    """Makes a Batch of training samples.
 
     `tokenizer`: None if no captions are read.
     """
@@ -161,21 +165,21 @@ class Collate:
     tokenizer: Tokenize | None
     mixup: Mixup | None = None
 
-    def __call__(self, step: int, items: Sequence[Item], before: Item | None = None) -> Batch:
-        """Tokenize and stack the items.
+    def __call__(self, step: int, samples: Sequence[TrainSample], before: TrainSample | None = None) -> Batch:
+        """Tokenize and stack the samples.
 
         With mixup, each image is mixed with the one before it, and the first image with `before`.
         """
-        captions = [item.caption for item in items]
-        images = torch.empty((len(items), *items[0].pixels.shape), dtype=torch.uint8)
-        for image, item in zip(images, items, strict=True):
-            image.copy_(item.pixels)  # the only copy; it also makes the memory contiguous
-        labels, shares = _labels(items)
+        captions = [sample.caption for sample in samples]
+        images = torch.empty((len(samples), *samples[0].pixels.shape), dtype=torch.uint8)
+        for image, sample in zip(images, samples, strict=True):
+            image.copy_(sample.pixels)  # the only copy; it also makes the memory contiguous
+        labels, shares = _labels(samples)
         if self.mixup is not None:
             assert before is not None, "the loader reads one sample more for mixup"
             kept = self.mixup.kept(step)
             mix(images, before.pixels, kept)
-            others, their_shares = _labels([before, *items[:-1]])
+            others, their_shares = _labels([before, *samples[:-1]])
             labels, shares = torch.hstack([labels, others]), torch.hstack([kept * shares, (1 - kept) * their_shares])
         return Batch(
             step=step,
@@ -185,8 +189,8 @@ class Collate:
             captions=captions,
             labels=labels,
             shares=shares,
-            samples=[item.name for item in items],
-            bad=[error.as_dict() for item in items for error in item.bad],
+            samples=[sample.name for sample in samples],
+            bad=[error.as_dict() for sample in samples for error in sample.bad],
         )
 
     def _tokens(self, captions: list[str]) -> torch.Tensor:
@@ -195,13 +199,13 @@ class Collate:
         return self.tokenizer(captions).long().contiguous()  # cut columns would be copied to shared memory too
 
 
-def _labels(items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (classes int64, shares float32) of the items, both [b, M]; M is the largest number of classes of an item."""
-    most = max(len(item.labels) for item in items)
-    labels, shares = torch.zeros(len(items), most, dtype=torch.int64), torch.zeros(len(items), most)
-    for row, item in enumerate(items):
-        labels[row, : len(item.labels)] = torch.tensor(item.labels, dtype=torch.int64)
-        shares[row, : len(item.labels)] = 1.0
+def _labels(samples: Sequence[TrainSample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (classes int64, shares float32) of the samples, both [b, M]; M is the largest number of classes of a sample."""
+    most = max(len(sample.labels) for sample in samples)
+    labels, shares = torch.zeros(len(samples), most, dtype=torch.int64), torch.zeros(len(samples), most)
+    for row, sample in enumerate(samples):
+        labels[row, : len(sample.labels)] = torch.tensor(sample.labels, dtype=torch.int64)
+        shares[row, : len(sample.labels)] = 1.0
     return labels, shares
 
 

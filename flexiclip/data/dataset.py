@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flexiclip.config import DataConfig, SourceConfig
-from flexiclip.data.batch import Item
+from flexiclip.data.batch import TrainSample
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.index import ShardIndex, index_shards
-from flexiclip.data.order import Place, Plan, Source
+from flexiclip.data.order import Plan, PlannedSample, Source
 from flexiclip.data.reading import Retries, prefetch, reads_in_parallel
 from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import BadSample, Labels, Sample, SampleStore
@@ -106,44 +106,44 @@ class TrainDataset:
         self.note: Note = silent  # called with what is about to be done
         self._windows: dict[int, tuple[int, int]] = {}  # source -> (epoch, window) last entered
 
-    def __getitem__(self, position: int) -> Item:
-        """Return the item at a position. Raises UserError if MAX_BAD samples in a row cannot be read."""
-        place = self.sources.plan[position]
-        store = self.sources.stores[place.source]
-        self.note("reading", store.urls[place.shard], store.key(place.shard, place.sample))
-        self._enter(place)
-        number = store.number(place.shard, place.sample)
-        drawn = stream(self.seed, Draw.AUGMENT, place.source, place.epoch, number)
-        sample, bad = self._read(store, place, number)
+    def __getitem__(self, position: int) -> TrainSample:
+        """Return the sample at a position. Raises UserError if MAX_BAD samples in a row cannot be read."""
+        planned = self.sources.plan[position]
+        store = self.sources.stores[planned.source]
+        self.note("reading", store.urls[planned.shard], store.key(planned.shard, planned.sample))
+        self._enter(planned)
+        number = store.number(planned.shard, planned.sample)
+        drawn = stream(self.seed, Draw.AUGMENT, planned.source, planned.epoch, number)
+        sample, bad = self._read(store, planned, number)
         self.note("augmenting", sample.shard, sample.key)
-        return make_item(sample, self.transform, drawn, bad)
+        return draw_view(sample, self.transform, drawn, bad)
 
-    def _read(self, store: SampleStore, place: Place, number: int) -> tuple[Sample, tuple[BadSample, ...]]:
-        """Return the sample at a place, or its substitute, and the unreadable samples that were met before it."""
+    def _read(self, store: SampleStore, planned: PlannedSample, number: int) -> tuple[Sample, tuple[BadSample, ...]]:
+        """Return a planned sample, or its substitute, and the unreadable samples that were met before it."""
         bad: list[BadSample] = []
-        shard, sample = place.shard, place.sample
+        shard, sample = planned.shard, planned.sample
         while len(bad) < MAX_BAD:
             try:
                 return store.read(shard, sample, self.transform.min_side, self.note), tuple(bad)
             except BadSample as error:
                 bad.append(error)
-            drawn = below(len(store), self.seed, Draw.SUBSTITUTE, place.source, place.epoch, number, len(bad))
+            drawn = below(len(store), self.seed, Draw.SUBSTITUTE, planned.source, planned.epoch, number, len(bad))
             shard, sample = store.locate(drawn)
         raise UserError(
             f"data.train: {MAX_BAD} samples in a row cannot be used, the last one {bad[-1]}: run flexiclip data check"
         )
 
-    def _enter(self, place: Place) -> None:
+    def _enter(self, planned: PlannedSample) -> None:
         """Prefetch the shards of a window when the first of its samples is read."""
-        if self._windows.get(place.source) != (place.epoch, place.window):
-            self._windows[place.source] = (place.epoch, place.window)
-            urls = self.sources.stores[place.source].urls
-            prefetch(urls[shard] for shard in self.sources.plan.window(place))
+        if self._windows.get(planned.source) != (planned.epoch, planned.window):
+            self._windows[planned.source] = (planned.epoch, planned.window)
+            urls = self.sources.stores[planned.source].urls
+            prefetch(urls[shard] for shard in self.sources.plan.window(planned))
 
 
-def make_item(sample: Sample, transform: TrainTransform, stream: Stream, bad: tuple[BadSample, ...] = ()) -> Item:
+def draw_view(sample: Sample, transform: TrainTransform, stream: Stream, bad: tuple[BadSample, ...] = ()) -> TrainSample:
     """Draw a caption and a view of the sample. The draws depend on `stream` alone."""
     # A caption is always drawn, so that the view does not depend on which captions are read.
     number = int(stream.random() * max(1, len(sample.captions)))
     caption = sample.captions[number] if sample.captions else ""
-    return Item(transform(sample.image, stream), caption, sample.name, bad, sample.labels)
+    return TrainSample(transform(sample.image, stream), caption, sample.name, bad, sample.labels)

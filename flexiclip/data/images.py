@@ -15,12 +15,13 @@ import functools
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from flexiclip.files import short_reason, text_there
 
@@ -61,7 +62,7 @@ _BAND = 2**22  # pixels that are processed at once
 
 def raw_mode(image: Image.Image) -> str:
     """Return Pillow's name for how the file stores its pixels ("" if the image is already loaded)."""
-    tiles: Any = getattr(image, "tile", None)
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     raw = tiles[0][3] if tiles else ""
     return str(raw[0] if isinstance(raw, tuple) and raw else raw or "")
 
@@ -79,7 +80,7 @@ def adapted(image: Image.Image, raw: str, data: bytes | None = None) -> Image.Im
     elif raw == "RGB;16B" and isinstance(colour, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in colour)
         return image if data is None else _transparent_at(image, colour, data)
-    elif image.format == "TIFF" and image.mode.startswith("I;16"):
+    elif isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
         return _tiff_greys(image)
     return image
 
@@ -90,9 +91,7 @@ def _transparent_at(image: Image.Image, colour: tuple[int, ...], data: bytes) ->
     low.tile = [(*tile[:3], "RGB;16L") for tile in low.tile]  # the low byte of each number
     low.load()
     alpha = Image.new("L", image.size)
-    rows = max(1, _BAND // image.width)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
+    for box in _bands(image):
         pixels = np.asarray(image.crop(box)).astype(np.uint16) << 8 | np.asarray(low.crop(box))
         opaque = (pixels != np.array(colour, np.uint16)).any(axis=2)
         alpha.paste(Image.fromarray(255 * opaque.astype(np.uint8)), box)
@@ -100,7 +99,14 @@ def _transparent_at(image: Image.Image, colour: tuple[int, ...], data: bytes) ->
     return image
 
 
-def _tiff_greys(image: Any) -> Image.Image:
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes (left, top, right, bottom) that hold some rows of the image each, so that work on them takes little memory."""
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _tiff_greys(image: TiffImageFile) -> Image.Image:
     """Return 16-bit greys with black at 0. Pillow leaves 12-bit greys unscaled, and white at 0 if the file stores it so."""
     bits, inverted = image.tag_v2.get(_BITS, (16,))[0], image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     if bits == 16 and not inverted:
@@ -215,10 +221,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Apply `convert`, a function to RGB that treats each pixel alone, to some rows at a time, which limits memory."""
     converted = Image.new("RGB", image.size)
-    rows = max(1, _BAND // image.width)
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        converted.paste(convert(band), (0, top))
+    for box in _bands(image):
+        converted.paste(convert(image.crop(box)), box)
     return converted
 
 

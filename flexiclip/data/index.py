@@ -5,7 +5,7 @@ grouped as in webdataset: neighboring members form one sample if their paths agr
 Where webdataset would merge samples or raise an error, they are kept apart: a member whose extension the sample already
 has begins a new sample, and a key that occurs again gets a number (`KEY#2`).
 
-    flexiclip data index 'data/train-{0000..0015}.tar'
+    flexiclip data index 'data/train-{0000..0015}.tar'       counts the samples and bytes of shards
 
 The cache is the file SHARD.index next to the shard, or a file in the folder `data.index_cache`. It is in
 ~/.cache/flexiclip if the shard is remote or its folder is read-only. A cached index is dropped when the shard's size,
@@ -15,35 +15,34 @@ they are in memory, because a run with 10,000 shards opens 10,000 of these files
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flexiclip.data.reading import DEFAULT, Retries, open_ranges, retried, shard_stamp
 from flexiclip.data.remote import is_remote, local_path, shard_name
-from flexiclip.data.tar_walk import DamageError, Member, walk
+from flexiclip.data.tar_walk import BLOCK, DamageError, Member, walk
 from flexiclip.errors import UserError
+from flexiclip.files import write_whole
 from flexiclip.progress import progress
 
 _VERSION = 3  # of the file's layout
 _FARTHEST = 2**50  # the largest size of a shard, in bytes
 _ALIGNED = 64  # bytes
 
-Arrays = dict[str, npt.NDArray[Any]]
-DTYPES: dict[str, Any] = {
+DTYPES: dict[str, npt.DTypeLike] = {
     "offset": np.int64,
     "key_first": np.uint32,
     "first": np.uint32,
@@ -54,108 +53,12 @@ DTYPES: dict[str, Any] = {
 }
 """The arrays of an index (see ShardIndex) with the widest dtype first, so that each array is aligned."""
 
-
-def cache_paths(url: str, cache: str | None) -> list[str]:
-    """Return the paths at which the index may be stored, in order of preference."""
-    beside = not is_remote(url)
-    absolute = os.path.abspath(local_path(url)) if beside else url
-    name = f"{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:16]}-{shard_name(url).split('?')[0]}.index"
-    if cache is not None:
-        return [os.path.join(os.path.expanduser(cache), name)]
-    home = os.path.join(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "flexiclip", name)
-    return [local_path(url) + ".index", home] if beside else [home]
-
-
-def load_arrays(path: str, url: str, stamp: str) -> tuple[Arrays, tuple[str, ...], str] | None:
-    """Return (arrays, extensions, damage) of an index file.
-
-    Returns None if the file is missing, is not a valid index, or belongs to another version or another state of the
-    shard.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-        end = data.index(b"\n")
-        about = json.loads(data[:end])
-        if about["version"] != _VERSION or about["stamp"] != stamp:
-            return None
-        arrays = _unpack(data, end + 1, about["lengths"])
-        extensions = tuple(str(extension) for extension in about["extensions"])
-        return (arrays, extensions, str(about["damage"])) if _are_sound(arrays, len(extensions), url) else None
-    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
-        return None
-
-
-def _unpack(data: bytes, start: int, lengths: list[int]) -> Arrays:
-    """Return the arrays of these lengths. Raises ValueError or TypeError unless they fill the rest of the file exactly."""
-    arrays: Arrays = {}
-    for (name, dtype), length in zip(DTYPES.items(), lengths, strict=True):
-        if length < 0:
-            raise ValueError(f"{name} of {length}")
-        arrays[name] = np.frombuffer(data, dtype, length, start) if length else np.empty(0, dtype)
-        start += arrays[name].nbytes
-    if start != len(data):
-        raise ValueError(f"{len(data)} bytes, not {start}")
-    return arrays
-
-
-def _are_sound(arrays: Arrays, extensions: int, url: str) -> bool:
-    """Whether the arrays fit each other and all places are inside the shard.
-
-    An index may have been downloaded together with its shard, so it is not trusted.
-    """
-    members = len(arrays["size"])
-    if not len(arrays["key_first"]) == len(arrays["first"]) > 0:
-        return False
-    if any(len(arrays[name]) != members for name in ("offset", "extension", "header")):
-        return False
-    for ends, count in ((arrays["key_first"], len(arrays["key_bytes"])), (arrays["first"], members)):
-        if ends[0] != 0 or ends[-1] != count or (ends[1:] <= ends[:-1]).any():
-            return False
-    # Places past a remote shard's end fail when they are read. The limit keeps the sums below from overflowing.
-    end = os.path.getsize(local_path(url)) if not is_remote(url) else _FARTHEST
-    offset, size = arrays["offset"], arrays["size"].astype(np.int64)
-    fits = (offset >= 512) & (offset <= end) & (size <= end - offset)
-    return bool(fits.all() and (arrays["extension"] < extensions).all())
-
-
-def pack(arrays: Arrays, extensions: tuple[str, ...], damage: str, stamp: str) -> bytes:
-    """Return the content of an index file."""
-    lengths = [len(arrays[name]) for name in DTYPES]
-    about = {"version": _VERSION, "stamp": stamp, "damage": damage, "extensions": extensions, "lengths": lengths}
-    head = json.dumps(about).encode()
-    head = head.ljust(-(-(len(head) + 1) // _ALIGNED) * _ALIGNED - 1) + b"\n"
-    return head + b"".join(arrays[name].astype(dtype, copy=False).tobytes() for name, dtype in DTYPES.items())
-
-
-def save_arrays(path: str, content: bytes) -> bool:
-    """Write the file and rename it, so that readers never see half a file. Returns False if it cannot be written."""
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
-    try:
-        os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        return False
-    return True
-
-
 _META = re.compile(r"__[^/]*__(/|$)")  # folders such as __MACOSX__, and webdataset's own metadata
 _EXTENSIONS = 2**16  # different extensions in a shard; with more, the text after the first dot is not a kind of file
+_THREADS = 8  # the most threads that index shards
 _TRIED = 4  # local shards that are timed to learn how much of the time is spent waiting
 _RUN = 32  # shards handed to a thread at a time, if there are thousands; handing over costs as much as opening a cached index
 _LARGEST = 2**32 - 1  # bytes of a member; a larger one is neither an image nor a caption
-
-
-class Place(NamedTuple):
-    """The offset and size in bytes of a member's content in its shard, and the CRC-32 of the header block right before it."""
-
-    offset: int
-    size: int
-    header: int
 
 
 @dataclass(frozen=True)
@@ -186,18 +89,99 @@ class ShardIndex:
         """
         return self.key_bytes[self.key_first[sample] : self.key_first[sample + 1]].tobytes().decode("utf-8", "surrogateescape")
 
-    def members(self, sample: int) -> dict[str, Place]:
-        """Return a mapping from extension to place, in the order of the tar file."""
-        rows = range(self.first[sample], self.first[sample + 1])
-        return {
-            self.extensions[self.extension[row]]: Place(int(self.offset[row]), int(self.size[row]), int(self.header[row]))
-            for row in rows
-        }
+    def members(self, sample: int) -> list[Member]:
+        """Return the members of a sample in the order of the tar file. The name of each is its extension."""
+        return [
+            Member(self.extensions[self.extension[row]], int(self.offset[row]), int(self.size[row]), int(self.header[row]))
+            for row in range(self.first[sample], self.first[sample + 1])
+        ]
 
     @property
     def content_bytes(self) -> int:
         """The total size of all members in bytes, without headers and padding."""
         return int(self.size.sum(dtype=np.int64))
+
+
+def _cache_paths(url: str, cache: str | None) -> list[Path]:
+    """Return the paths at which the index may be stored, in order of preference."""
+    remote = is_remote(url)
+    absolute = url if remote else os.path.abspath(local_path(url))
+    name = f"{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:16]}-{shard_name(url).split('?')[0]}.index"
+    if cache is not None:
+        return [Path(os.path.expanduser(cache), name)]
+    home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "flexiclip", name)
+    return [home] if remote else [Path(f"{local_path(url)}.index"), home]
+
+
+def _load(path: Path, url: str, stamp: str) -> ShardIndex | None:
+    """Return the index in a file.
+
+    Returns None if the file is missing, is not a valid index, or belongs to another version or another state of the
+    shard.
+    """
+    try:
+        data = path.read_bytes()
+        end = data.index(b"\n")
+        about = json.loads(data[:end])
+        if about["version"] != _VERSION or about["stamp"] != stamp:
+            return None
+        arrays = _unpack(data, end + 1, about["lengths"])
+        index = ShardIndex(url, tuple(map(str, about["extensions"])), damage=str(about["damage"]), **arrays)
+        return index if _is_sound(index) else None
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+
+
+def _unpack(data: bytes, start: int, lengths: list[int]) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of these lengths. Raises ValueError or TypeError unless they fill the rest of the file exactly."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for (name, dtype), length in zip(DTYPES.items(), lengths, strict=True):
+        if length < 0:
+            raise ValueError(f"{name} of {length}")
+        arrays[name] = np.frombuffer(data, dtype, length, start) if length else np.empty(0, dtype)
+        start += arrays[name].nbytes
+    if start != len(data):
+        raise ValueError(f"{len(data)} bytes, not {start}")
+    return arrays
+
+
+def _is_sound(index: ShardIndex) -> bool:
+    """Whether the arrays fit each other and all members are inside the shard.
+
+    An index may have been downloaded together with its shard, so it is not trusted.
+    """
+    members = len(index.size)
+    if not len(index.key_first) == len(index.first) > 0:
+        return False
+    if any(len(column) != members for column in (index.offset, index.extension, index.header)):
+        return False
+    for ends, count in ((index.key_first, len(index.key_bytes)), (index.first, members)):
+        if ends[0] != 0 or ends[-1] != count or (ends[1:] <= ends[:-1]).any():
+            return False
+    # Members past a remote shard's end fail when they are read. The limit keeps the sums below from overflowing.
+    end = os.path.getsize(local_path(index.url)) if not is_remote(index.url) else _FARTHEST
+    fits = (index.offset >= BLOCK) & (index.offset <= end) & (index.size.astype(np.int64) <= end - index.offset)
+    return bool(fits.all() and (index.extension < len(index.extensions)).all())
+
+
+def pack(index: ShardIndex, stamp: str) -> bytes:
+    """Return the content of an index file. `stamp`: the shard_stamp of the shard."""
+    arrays = [getattr(index, name).astype(dtype, copy=False) for name, dtype in DTYPES.items()]
+    lengths = [len(array) for array in arrays]
+    about = {"version": _VERSION, "stamp": stamp, "damage": index.damage, "extensions": index.extensions, "lengths": lengths}
+    head = json.dumps(about).encode()
+    head = head.ljust(-(-(len(head) + 1) // _ALIGNED) * _ALIGNED - 1) + b"\n"
+    return head + b"".join(array.tobytes() for array in arrays)
+
+
+def _save(path: Path, content: bytes) -> bool:
+    """Write an index file. Returns False if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError:
+        return False
+    return True
 
 
 def split_name(path: str) -> tuple[str, str] | None:
@@ -218,45 +202,43 @@ def index_shard(url: str, cache: str | None = None, retries: Retries = DEFAULT) 
     The index of a damaged shard holds the samples before the damage and the reason. Raises UserError for a shard that
     cannot be reached or read.
     """
-    stamp = shard_stamp(url, retries)
-    paths = cache_paths(url, cache)
+    stamp, paths = shard_stamp(url, retries), _cache_paths(url, cache)
     for path in paths:
-        found = load_arrays(path, url, stamp)
-        if found is not None:
-            arrays, extensions, damage = found
-            return ShardIndex(url, extensions, damage=damage, **arrays)
+        index = _load(path, url, stamp)
+        if index is not None:
+            return index
     index = read_index(url, retries)
-    content = pack({name: getattr(index, name) for name in DTYPES}, index.extensions, index.damage, stamp)
-    any(save_arrays(path, content) for path in paths)
+    content = pack(index, stamp)
+    any(_save(path, content) for path in paths)
     return index
 
 
-def index_shards(urls: Sequence[str], cache: str | None = None, retries: Retries = DEFAULT, workers: int = 8) -> list[ShardIndex]:
+def index_shards(urls: Sequence[str], cache: str | None = None, retries: Retries = DEFAULT) -> list[ShardIndex]:
     """Return the indices of several shards, in order (see `index_shard`).
 
-    At most `workers` threads are used, and for local shards only as many as spend their time waiting for storage.
+    Several threads are used, and for local shards only as many as spend their time waiting for storage.
     """
-    return list(progress(_index_each(urls, cache, retries, workers), len(urls), "indexing shards"))
+    return list(progress(_index_each(urls, cache, retries), len(urls), "indexing shards"))
 
 
-def _index_each(urls: Sequence[str], cache: str | None, retries: Retries, workers: int) -> Iterator[ShardIndex]:
+def _index_each(urls: Sequence[str], cache: str | None, retries: Retries) -> Iterator[ShardIndex]:
     """Yield the indices of the shards, in order.
 
     A local path may be on a remote disk, where threads help, or in this machine's memory, where they only slow each
     other down. The first shards are therefore timed: the number of threads is the ratio of elapsed time to processor
     time.
     """
-    tried = 0 if any(map(is_remote, urls)) else _TRIED
+    tried, threads = 0 if any(map(is_remote, urls)) else _TRIED, _THREADS
     wall, busy = time.perf_counter(), time.thread_time()
     for url in urls[:tried]:
         yield index_shard(url, cache, retries)
     if tried:
         waiting = (time.perf_counter() - wall) / max(time.thread_time() - busy, 1e-6)
-        workers = max(1, min(workers, round(waiting)))
+        threads = max(1, min(threads, round(waiting)))
     rest = urls[tried:]
-    length = max(1, min(_RUN, len(rest) // (8 * workers)))
+    length = max(1, min(_RUN, len(rest) // (8 * threads)))
     runs = [rest[start : start + length] for start in range(0, len(rest), length)]
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for found in pool.map(lambda run: [index_shard(url, cache, retries) for url in run], runs):
             yield from found
 

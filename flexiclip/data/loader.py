@@ -15,14 +15,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from flexiclip.config import DataConfig
-from flexiclip.data.batch import Batch, BatchSpec, Collate, Item, Mixup, RankSteps, require_room, shared
+from flexiclip.data.batch import Batch, BatchOrError, BatchSpec, Collate, Mixup, RankSteps, TrainSample, require_room, shared
 from flexiclip.data.dataset import TrainDataset, TrainSources, open_sources
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.samples import BadSample
@@ -33,11 +33,16 @@ from flexiclip.errors import RunError, UserError
 _PARALLEL_READS = 16  # samples that a worker reads at once from remote storage
 
 
-class _StepBatches(Dataset[Batch | UserError | RunError]):
-    """Maps a step to this rank's batch.
+@runtime_checkable
+class Watchable(Protocol):
+    """A dataset that can write down what it is doing."""
 
-    An error that ends the run is returned as a value, because torch would hide its text in a worker's traceback.
-    """
+    def watched_by(self, notes: Notes) -> None:
+        """From now on, write down in `notes` what is being done."""
+
+
+class _StepBatches(Dataset[BatchOrError]):
+    """Maps a step to this rank's batch, or to the error that ends the run."""
 
     def __init__(self, dataset: TrainDataset, collate: Collate, steps: RankSteps) -> None:
         self.dataset, self.collate = dataset, collate
@@ -50,29 +55,29 @@ class _StepBatches(Dataset[Batch | UserError | RunError]):
         """From now on, write down in `notes` what is being done."""
         self._notes = self.dataset.note = notes
 
-    def __getitem__(self, step: int) -> Batch | UserError | RunError:
+    def __getitem__(self, step: int) -> BatchOrError:
         if self._notes is not None:
             self._notes.step = step
         try:
             start = step * self.stride
-            items = self._items(range(start + self.shift, start + self.shift + self.size))
-            before = self._items([start + (self.shift - 1) % self.stride])[0] if self.collate.mixup else None
+            samples = self._samples(range(start + self.shift, start + self.shift + self.size))
+            before = self._samples([start + (self.shift - 1) % self.stride])[0] if self.collate.mixup else None
             self.dataset.note("tokenising", "", "")
-            return shared(self.collate(step, items, before))
+            return shared(self.collate(step, samples, before))
         except UserError as error:
             return error
         finally:
             self.dataset.note("idle", "", "")
 
-    def _items(self, positions: Sequence[int]) -> list[Item]:
-        """Return the items at these positions, read by several threads if the storage gains by it."""
+    def _samples(self, positions: Sequence[int]) -> list[TrainSample]:
+        """Return the samples at these positions, read by several threads if the storage gains by it."""
         if not self.parallel:
             return [self.dataset[position] for position in positions]
         if self._pool is None:  # created in the worker, because threads do not survive a fork
             self._pool = ThreadPoolExecutor(_PARALLEL_READS)
-        return list(self._pool.map(self._item, positions))
+        return list(self._pool.map(self._sample, positions))
 
-    def _item(self, position: int) -> Item:
+    def _sample(self, position: int) -> TrainSample:
         try:
             return self.dataset[position]
         finally:
@@ -85,7 +90,7 @@ class Batches:
     `stages`: what each worker is doing; it can be read at any time and from any thread.
     """
 
-    def __init__(self, loader: DataLoader[Any], stages: StageBoard) -> None:
+    def __init__(self, loader: DataLoader[BatchOrError], stages: StageBoard) -> None:
         self.loader, self.stages = loader, stages
 
     def __iter__(self) -> Iterator[Batch]:
@@ -94,31 +99,29 @@ class Batches:
         The iteration raises UserError if the data cannot be used, and RunError if a worker has died.
         """
         if not self.loader.num_workers:
-            self.loader.dataset.watched_by(self.stages.notes(0))  # type: ignore[attr-defined]
+            assert isinstance(self.loader.dataset, Watchable)
+            self.loader.dataset.watched_by(self.stages.notes(0))
         atexit.register(self.end_workers)  # an error's traceback may keep this pass alive until the process ends
         return self._pass(_start(self.loader))
 
-    def _pass(self, batches: Iterator[Batch | UserError | RunError]) -> Iterator[Batch]:
+    def _pass(self, batches: Iterator[BatchOrError]) -> Iterator[Batch]:
         try:
-            yield from self._pull(batches)
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (RuntimeError, OSError, EOFError) as error:
+                    raise self._explained(error) from None
+                if batch is None:
+                    return
+                if isinstance(batch, (UserError, RunError)):
+                    try:
+                        raise batch
+                    finally:
+                        del batch  # the error holds this frame; a frame that held the error too would keep the workers alive
+                yield batch
         finally:
             atexit.unregister(self.end_workers)
             self.end_workers()
-
-    def _pull(self, batches: Iterator[Batch | UserError | RunError]) -> Iterator[Batch]:
-        while True:
-            try:
-                batch = next(batches, None)
-            except (RuntimeError, OSError, EOFError) as error:
-                raise self._explained(error) from None
-            if batch is None:
-                return
-            if isinstance(batch, (UserError, RunError)):
-                try:
-                    raise batch
-                finally:
-                    del batch  # the error holds this frame; a frame that held the error too would keep the workers alive
-            yield batch
 
     def end_workers(self) -> None:
         """Kill the workers that are still alive.
@@ -143,7 +146,7 @@ class Batches:
         )
 
 
-def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError | RunError]:
+def _start(loader: DataLoader[BatchOrError]) -> Iterator[BatchOrError]:
     """Start the workers. Raises RunError if there is too little shared memory.
 
     torch's SIGCHLD handler would raise a worker's death at any point of the trainer, even during a save. Without that
@@ -155,10 +158,9 @@ def _start(loader: DataLoader[Any]) -> Iterator[Batch | UserError | RunError]:
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    of_torch = (
-        getattr(handler, "__module__", "") == signal_handling.__name__
-    )  # true if an earlier loader of this process has installed it
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch else handler)
+    # An earlier loader of this process may have installed torch's handler already.
+    is_torchs = getattr(handler, "__module__", "") == signal_handling.__name__
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_torchs else handler)
     return batches
 
 
@@ -178,7 +180,7 @@ def train_loader(config: DataConfig, spec: BatchSpec, steps: RankSteps, sources:
     return _batches(_StepBatches(dataset, collate, steps), steps.numbers, config.workers, config.prefetch)
 
 
-def _batches(dataset: Dataset[Any], sampler: Sequence[int] | None, workers: int, prefetch: int) -> Batches:
+def _batches(dataset: Dataset[BatchOrError], sampler: Sequence[int] | None, workers: int, prefetch: int) -> Batches:
     """Wrap a dataset of ready batches in torch's DataLoader. With `workers` = 0 it runs in this process."""
     stages = StageBoard(workers)
     loader = DataLoader(
@@ -187,15 +189,10 @@ def _batches(dataset: Dataset[Any], sampler: Sequence[int] | None, workers: int,
         sampler=sampler,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
-        collate_fn=_unchanged,
         worker_init_fn=functools.partial(_start_worker, stages),
         pin_memory=torch.cuda.is_available(),
     )
     return Batches(loader, stages)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _leave_with_the_trainer() -> None:
@@ -216,7 +213,9 @@ def _start_worker(stages: StageBoard, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_leave_with_the_trainer, daemon=True).start()
-    info: Any = get_worker_info()
+    info = get_worker_info()
+    assert info is not None
+    assert isinstance(info.dataset, Watchable)
     info.dataset.watched_by(stages.notes(worker))
 
 

@@ -43,7 +43,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Place:
+class PlannedSample:
     """The sample at a position, as shard and sample number inside its source. `epoch` and `window` are the source's own."""
 
     epoch: int
@@ -74,8 +74,8 @@ class Plan:
         """The number of samples of all sources, which is the length of an epoch."""
         return sum(self.sizes)
 
-    def __getitem__(self, position: int) -> Place:
-        """Return the place of the sample at `position`, which is any number from 0 on."""
+    def __getitem__(self, position: int) -> PlannedSample:
+        """Return the sample at `position`, which is any number from 0 on."""
         assert position >= 0, position
         source, rank = (0, position) if len(self.sources) == 1 else self._allocate(position)
         epoch, rank = divmod(rank, self.sizes[source])
@@ -84,12 +84,12 @@ class Plan:
         start = _before(ends, window * self.window_shards)
         rank = start + int(_window(self, source, epoch, window)[rank - start])
         slot = int(np.searchsorted(ends, rank, side="right"))
-        return Place(epoch, source, window, shard=int(order[slot]), sample=rank - _before(ends, slot))
+        return PlannedSample(epoch, source, window, shard=int(order[slot]), sample=rank - _before(ends, slot))
 
-    def window(self, place: Place) -> list[int]:
-        """Return the shards of the window that contains a place."""
-        order, _ = _epoch(self, place.source, place.epoch)
-        first = place.window * self.window_shards
+    def window(self, planned: PlannedSample) -> list[int]:
+        """Return the shards of the window that contains a sample."""
+        order, _ = _epoch(self, planned.source, planned.epoch)
+        first = planned.window * self.window_shards
         return [int(shard) for shard in order[first : first + self.window_shards]]
 
     def _allocate(self, position: int) -> tuple[int, int]:

@@ -1,9 +1,12 @@
-"""Reads byte ranges of local and remote shards, and retries reads that fail.
+"""Reads byte ranges and members of local and remote shards, and retries reads that fail.
 
 A read that fails, takes too long or returns too few bytes is retried after a pause that doubles each time. A failure
 that retrying cannot fix (a missing file, a denied permission, a file that is too short) is raised at once. A short
 network outage therefore does not change which samples are trained on, and storage that is gone does not keep a run
 waiting.
+
+A shard may be replaced after it was indexed. Each read of members therefore includes the header block right before each
+member's content. The index holds the CRC-32 of that block, which covers the member's name, size and time.
 """
 
 from __future__ import annotations
@@ -14,21 +17,18 @@ import io
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from flexiclip.data.remote import (
-    FinalError,
-    bounded,
-    filesystem,
-    is_remote,
-    keeps_copies,
-    local_path,
-    read_remote,
-    read_remote_whole,
-)
+from fsspec.implementations.cached import CachingFileSystem
+
+from flexiclip.data.remote import FinalError, bounded, filesystem, is_remote, local_path, read_remote, read_remote_whole
+from flexiclip.data.tar_walk import BLOCK, Member
 from flexiclip.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 T = TypeVar("T")
 
@@ -38,6 +38,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 _BUFFER = 2**22  # bytes read at once from a remote shard while it is indexed
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PASSING_STATUS = (408, 425, 429)  # HTTP 4xx errors that may pass: timeout, too early, too many requests
+_GAP = 2**20  # up to this many bytes between two members are read along, because a second round trip costs more
+_LARGEST_SAMPLE = 2**28  # bytes of the members of a sample
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Retries:
 
 
 DEFAULT = Retries()
+
+
+class ChangedError(OSError):
+    """The shard has changed since it was indexed."""
 
 
 def read_range(url: str, offset: int, size: int, retries: Retries = DEFAULT) -> bytes:
@@ -77,6 +83,53 @@ def read_whole(place: str, most: int, retries: Retries = DEFAULT) -> bytes:
     if len(data) > most:
         raise FinalError(f"{place}: more than {most} bytes")
     return data
+
+
+def read_members(url: str, members: Sequence[Member], retries: Retries) -> dict[str, bytes]:
+    """Return the contents of members of a shard by name, in the given order.
+
+    Raises OSError if they cannot be read, and its subclass ChangedError if the shard has changed since it was indexed.
+    """
+    total = sum(member.size for member in members)
+    if total > _LARGEST_SAMPLE:
+        raise OSError(f"its members hold {total} bytes: too many to read")
+    found: dict[str, bytes] = {}
+    for run in _runs(members):
+        found |= _read_run(url, run, retries)
+    return {member.name: found[member.name] for member in members}
+
+
+def _runs(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """Yield runs of members that are each read at once.
+
+    The members of a sample are neighbors, so there is one run unless a large unwanted member is between them.
+    """
+    run: list[Member] = []
+    for member in sorted(members, key=lambda member: member.offset):
+        if run and member.offset - max(earlier.end for earlier in run) > _GAP:
+            yield run
+            run = []
+        run.append(member)
+    if run:
+        yield run
+
+
+def _read_run(url: str, run: list[Member], retries: Retries) -> dict[str, bytes]:
+    """Read one run and return the members' contents by name."""
+    start = run[0].offset - BLOCK
+    size = max(member.end for member in run) - start
+    data = read_range(url, start, size, retries)
+    if not _is_as_indexed(data, start, run) and not is_remote(url):
+        reopen()  # this process may hold an older file open
+        data = read_range(url, start, size, retries)
+    if not _is_as_indexed(data, start, run):
+        raise ChangedError("the shard has changed since it was indexed")
+    return {member.name: data[member.offset - start : member.end - start] for member in run}
+
+
+def _is_as_indexed(data: bytes, start: int, run: list[Member]) -> bool:
+    """Whether the header blocks of all members have the CRC-32 that the index holds."""
+    return all(zlib.crc32(data[member.offset - BLOCK - start : member.offset - start]) == member.header for member in run)
 
 
 def retried(action: Callable[[], T], place: str, retries: Retries, failures: type[Exception] = Exception) -> T:
@@ -112,32 +165,21 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, OSError) and str(error) else f"{type(error).__name__}: {error}"
 
 
-class _Descriptor:
-    """An open file that is closed when its last user drops it."""
-
-    def __init__(self, path: str) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
-
-
 @functools.lru_cache(maxsize=_OPEN_FILES)
-def _descriptor(path: str) -> _Descriptor:
-    return _Descriptor(path)
+def _opened(path: str) -> io.FileIO:
+    """Open a local file, or return it if it is open. Python closes a file when the cache and its last user have dropped it."""
+    return io.FileIO(path)
 
 
 def _read_local(path: str, offset: int, size: int) -> bytes:
-    file = _descriptor(path)
+    file = _opened(path)
     try:
-        if size > _LARGE and size > os.fstat(file.number).st_size - offset:  # pread would first allocate memory for all of it
+        if size > _LARGE and size > os.fstat(file.fileno()).st_size - offset:  # pread would first allocate memory for all of it
             raise FinalError(f"short read: {size} bytes at offset {offset} lie beyond the end of the file")
-        # pread takes an explicit offset, so forked processes and threads can share a descriptor.
-        data = os.pread(file.number, size, offset)
+        data = b""
         while len(data) < size:  # the kernel may return less than asked for
-            more = os.pread(file.number, size - len(data), offset + len(data))
+            # pread takes an explicit offset, so forked processes and threads can share a descriptor.
+            more = os.pread(file.fileno(), size - len(data), offset + len(data))
             if not more:
                 raise FinalError(f"short read: {len(data)} of {size} bytes at offset {offset}")
             data += more
@@ -151,7 +193,7 @@ def _read_local(path: str, offset: int, size: int) -> bytes:
 
 def reopen() -> None:
     """Make the next read of a local shard open the file again, because it may have been replaced."""
-    _descriptor.cache_clear()
+    _opened.cache_clear()
 
 
 class _Ranges(io.RawIOBase):
@@ -171,10 +213,10 @@ class _Ranges(io.RawIOBase):
         self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
         return self.position
 
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self.size - self.position))
-        data = read_range(self.url, self.position, wanted, self.retries) if wanted else b""
-        buffer[:wanted] = data
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self.size - self.position))
+        view[:wanted] = read_range(self.url, self.position, wanted, self.retries) if wanted else b""
         self.position += wanted
         return wanted
 
@@ -186,11 +228,16 @@ def open_ranges(url: str, retries: Retries = DEFAULT) -> IO[bytes]:
     """
     if not is_remote(url):
         return open(local_path(url), "rb")
-    fs, path = filesystem(url)
-    size = retried(lambda: bounded(fs, "info", retries.timeout_s, path), url, retries).get("size")
+    size = _info(url, retries).get("size")
     if size is None:
         raise OSError("the server does not say how large it is: set data.sequential=true")
     return io.BufferedReader(_Ranges(url, int(size), retries), _BUFFER)
+
+
+def _info(url: str, retries: Retries) -> dict[str, Any]:
+    """Return what fsspec tells about a remote shard. Its keys depend on the backend."""
+    fs, path = filesystem(url)
+    return retried(lambda: bounded(fs, "info", retries.timeout_s, path), url, retries)
 
 
 def reads_in_parallel(url: str) -> bool:
@@ -201,20 +248,7 @@ def reads_in_parallel(url: str) -> bool:
     if not is_remote(url):
         return False
     fs = filesystem(url)[0]
-    return bool(fs.async_impl) and not keeps_copies(fs)
-
-
-def open_stream(url: str) -> IO[bytes]:
-    """Open the shard with fsspec as a stream that is read from front to back. Raises UserError if it cannot be opened."""
-    try:
-        if not is_remote(url):
-            return open(local_path(url), "rb")
-        fs, path = filesystem(url)
-        return cast("IO[bytes]", fs.open(path, "rb"))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"shard {url}: cannot be opened: {type(error).__name__}: {error}") from None
+    return fs.async_impl and not isinstance(fs, CachingFileSystem)
 
 
 def shard_stamp(url: str, retries: Retries = DEFAULT) -> str:
@@ -227,8 +261,7 @@ def shard_stamp(url: str, retries: Retries = DEFAULT) -> str:
         if not is_remote(url):
             stat = os.stat(local_path(url))
             return f"{stat.st_size}-{stat.st_mtime_ns}"
-        fs, path = filesystem(url)
-        info = retried(lambda: bounded(fs, "info", retries.timeout_s, path), url, retries)
+        info = _info(url, retries)
     except OSError as error:
         raise UserError(f"shard {url}: cannot be reached: {type(error).__name__}: {error}") from None
     times = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created")
@@ -253,4 +286,4 @@ def prefetch(urls: Iterable[str]) -> None:
         return
     for path in sizes:
         with contextlib.suppress(OSError):
-            os.posix_fadvise(_descriptor(path).number, 0, 0, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(_opened(path).fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

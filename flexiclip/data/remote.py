@@ -12,20 +12,27 @@ that a server sends. Only caches that fetch whole files have no time limit here.
 from __future__ import annotations
 
 import asyncio
-import functools
 import glob
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+
+from braceexpand import braceexpand
+from fsspec.asyn import sync
+from fsspec.core import url_to_fs
+from fsspec.implementations.cached import CachingFileSystem, WholeFileCacheFileSystem
 
 from flexiclip.errors import UserError
 from flexiclip.files import too_late, within
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    import aiohttp
 
+T = TypeVar("T")
 
 _PACKAGES = {
     "http": "'flexiclip[http]'",
@@ -39,37 +46,45 @@ _PACKAGES = {
 """Maps a protocol to what pip installs for it."""
 
 
+class _FileSystem(Protocol):
+    """The part of fsspec's file systems that is used here. Only HTTP has `kwargs`, `encode_url` and `set_session`."""
+
+    async_impl: bool
+    protocol: str | tuple[str, ...]
+    loop: asyncio.AbstractEventLoop
+    kwargs: dict[str, Any]
+
+    def open(self, path: str, mode: str) -> IO[bytes]: ...
+    def glob(self, path: str) -> list[str]: ...
+    def unstrip_protocol(self, name: str) -> str: ...
+    def clear_instance_cache(self) -> None: ...
+    def encode_url(self, url: str) -> str: ...
+    async def set_session(self) -> aiohttp.ClientSession: ...
+
+
 class FinalError(OSError):
     """A failure that would occur again in every further attempt."""
 
 
-def filesystem(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system and the path inside it.
+def filesystem(url: str) -> tuple[_FileSystem, str]:
+    """Return fsspec's file system and the path inside it. Raises UserError for a protocol that cannot be used.
 
     fsspec caches file systems per process and thread, so they are safe after a fork.
     """
-    import fsspec
-
     try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
+        fs, path = url_to_fs(url)
     except ImportError as error:
         protocol = url.rpartition("::")[2].partition("://")[0]
-        mend = f": run `pip install {_PACKAGES[protocol]}`" if protocol in _PACKAGES else ""
-        raise UserError(f"shard {url}: {error}{mend}") from None
+        fix = f": run `pip install {_PACKAGES[protocol]}`" if protocol in _PACKAGES else ""
+        raise UserError(f"shard {url}: {error}{fix}") from None
     except Exception as error:  # an unknown protocol, a missing package, or missing options
         raise UserError(f"shard {url}: {error}") from None
+    return fs, path
 
 
 def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
     """Read `size` bytes from `offset` in one attempt. Raises OSError and the errors of fsspec's backend."""
-    fs, path = filesystem(url)
-    data: bytes
-    if keeps_copies(fs):
-        data = _through_cache(fs, path, offset, size, timeout_s)
-    elif "http" in fs.protocol:
-        data = _bounded(fs, lambda: _http_range(fs, path, offset, size), timeout_s)
-    else:
-        data = bounded(fs, "cat_file", timeout_s, path, start=offset, end=offset + size)
+    data = _read(url, offset, size, timeout_s)
     if len(data) < size:
         raise OSError(f"short read: {len(data)} of {size} bytes at offset {offset}")
     if len(data) > size:
@@ -77,120 +92,83 @@ def read_remote(url: str, offset: int, size: int, timeout_s: float) -> bytes:
     return data
 
 
-def _through_cache(fs: Any, path: str, offset: int, size: int, timeout_s: float) -> bytes:
-    """Read a range of a file of which fsspec keeps a copy.
-
-    The cache's `cat_file` would fetch the file again for each range; its `open` does not.
-    """
-
-    def read() -> bytes:
-        with fs.open(path, "rb") as file:
-            file.seek(offset)
-            data: bytes = file.read(size)
-            return data
-
-    return read() if _fetches_whole_files(fs) else _in_thread(fs, read, timeout_s)
-
-
-async def _http_range(fs: Any, url: str, offset: int, size: int) -> bytes:
-    """Read a range with fsspec's HTTP session.
-
-    fsspec's own request would read the whole shard if the server ignores ranges.
-    """
-    session = await fs.set_session()
-    given = dict(fs.kwargs)
-    headers = {**given.pop("headers", {}), "Range": f"bytes={offset}-{offset + size - 1}"}
-    async with session.get(fs.encode_url(url), headers=headers, **given) as response:
-        _require_found(response, url)
-        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            raise FinalError(
-                f"{url}: the server ignores byte ranges, so samples cannot be read one by one: set data.sequential=true"
-            )
-        return await _body(response, size)
-
-
 def read_remote_whole(url: str, most: int, timeout_s: float) -> bytes:
     """Read a small remote file in one attempt.
 
     Raises OSError for a file of more than `most` bytes, and the errors of fsspec's backend.
     """
-    fs, path = filesystem(url)
-    if "http" in fs.protocol:
-        data = _bounded(fs, lambda: _http_whole(fs, path, most), timeout_s)
-    else:
-        data = bounded(fs, "cat_file", timeout_s, path, end=most + 1)
+    data = _read(url, None, most + 1, timeout_s)
     if len(data) > most:
         raise FinalError(f"{url}: more than {most} bytes")
-    return cast(bytes, data)
+    return data
 
 
-async def _http_whole(fs: Any, url: str, most: int) -> bytes:
-    """Read the body with fsspec's HTTP session, up to a little more than `most` bytes (see `_body`)."""
-    session = await fs.set_session()
-    async with session.get(fs.encode_url(url), **fs.kwargs) as response:
-        _require_found(response, url)
-        return await _body(response, most)
+def _read(url: str, offset: int | None, size: int, timeout_s: float) -> bytes:
+    """Read `size` bytes, or fewer at the end of the file. `offset`: None reads from the start, if possible without a range."""
+    fs, path = filesystem(url)
+    start = offset or 0
+    if offset is not None and isinstance(fs, CachingFileSystem):  # its `cat_file` would fetch the file again for each range
+
+        def read() -> bytes:
+            with fs.open(path, "rb") as file:
+                file.seek(start)
+                return file.read(size)
+
+        return _in_thread(fs, read, timeout_s)
+    if "http" in fs.protocol:
+        return _on_loop(fs, partial(_http_body, fs, path, offset, size), timeout_s)
+    return bounded(fs, "cat_file", timeout_s, path, start=start, end=start + size)
 
 
-def _require_found(response: Any, url: str) -> None:
-    """Raise FileNotFoundError for status 404, and the client's own error for any other failure."""
-    if response.status == 404:
-        raise FileNotFoundError(f"no such file: {url}")
-    response.raise_for_status()
+async def _http_body(fs: _FileSystem, url: str, offset: int | None, size: int) -> bytes:
+    """Read a file with fsspec's HTTP session, from `offset` on if it is not None, and at most one piece beyond `size` bytes.
+
+    fsspec's own request would read the whole file, also if the server ignores ranges.
+    """
+    session, options = await fs.set_session(), dict(fs.kwargs)
+    if offset is not None:
+        options["headers"] = {**options.get("headers", {}), "Range": f"bytes={offset}-{offset + size - 1}"}
+    async with session.get(fs.encode_url(url), **options) as response:
+        if response.status == 404:
+            raise FileNotFoundError(f"no such file: {url}")
+        response.raise_for_status()
+        found = response.headers.get("Content-Range", "") if response.status == 206 else ""
+        if offset is not None and not found.startswith(f"bytes {offset}-"):
+            raise FinalError(
+                f"{url}: the server ignores byte ranges, so samples cannot be read one by one: set data.sequential=true"
+            )
+        data = bytearray()
+        async for chunk in response.content.iter_any():
+            data += chunk
+            if len(data) > size:
+                break
+        return bytes(data)
 
 
-async def _body(response: Any, size: int) -> bytes:
-    """Read the body, and stop after the first piece that goes beyond `size` bytes."""
-    data = bytearray()
-    async for chunk in response.content.iter_any():
-        data += chunk
-        if len(data) > size:
-            break
-    return bytes(data)
-
-
-def bounded(fs: Any, method: str, timeout_s: float, *arguments: Any, **options: Any) -> Any:
+def bounded(fs: _FileSystem, method: str, timeout_s: float, *arguments: object, **options: object) -> Any:
     """Call fs.method(*arguments) with a limit of timeout_s seconds. Raises TimeoutError and the errors of the method."""
     if fs.async_impl:
-        return _bounded(fs, lambda: getattr(fs, f"_{method}")(*arguments, **options), timeout_s)
-    call = functools.partial(getattr(fs, method), *arguments, **options)
-    return call() if _fetches_whole_files(fs) else _in_thread(fs, call, timeout_s)
+        return _on_loop(fs, partial(getattr(fs, f"_{method}"), *arguments, **options), timeout_s)
+    return _in_thread(fs, partial(getattr(fs, method), *arguments, **options), timeout_s)
 
 
-def _bounded(fs: Any, coroutine: Callable[[], Any], timeout_s: float) -> Any:
+def _on_loop(fs: _FileSystem, coroutine: Callable[[], Coroutine[None, None, T]], timeout_s: float) -> T:
     """Run a coroutine on fsspec's event loop. When its time is over, it is canceled and its connection is closed."""
-    from fsspec.asyn import sync
-
     try:
         return sync(fs.loop, coroutine, timeout=timeout_s)
     except asyncio.TimeoutError:
         raise too_late(timeout_s) from None
 
 
-def _in_thread(fs: Any, call: Callable[[], T], timeout_s: float) -> T:
-    """Run a blocking call in a thread, which is abandoned when its time is over."""
+def _in_thread(fs: _FileSystem, call: Callable[[], T], timeout_s: float) -> T:
+    """Make a blocking call in a thread, which is abandoned when its time is over. Caches of whole files have no limit."""
+    if isinstance(fs, WholeFileCacheFileSystem):
+        return call()
     try:
         return within(timeout_s, call)
     except TimeoutError:
         fs.clear_instance_cache()  # its connection may still be in use, so the next attempt opens another one
         raise
-
-
-def keeps_copies(fs: Any) -> bool:
-    """Whether the file system is one of fsspec's caches.
-
-    This needs a check of the type, because a cache shows the attributes of the file system behind it as its own.
-    """
-    from fsspec.implementations.cached import CachingFileSystem
-
-    return isinstance(fs, CachingFileSystem)
-
-
-def _fetches_whole_files(fs: Any) -> bool:
-    """Whether the file system is a cache that fetches whole files."""
-    from fsspec.implementations.cached import WholeFileCacheFileSystem
-
-    return isinstance(fs, WholeFileCacheFileSystem)
 
 
 PIPE = "pipe:"
@@ -226,15 +204,13 @@ def expand_shards(spec: str | Sequence[str], *, allow_shell: bool = False) -> li
 
 
 def _expand(pattern: str, allow_shell: bool) -> list[str]:
-    import braceexpand
-
     if pattern.startswith(PIPE):
         if not allow_shell:
             raise UserError(SHELL.format(pattern))
         return [pattern]
     try:
         longest = max((abs(int(last) - int(first)) for first, last in _RANGE.findall(pattern)), default=0)
-        urls = list(islice(braceexpand.braceexpand(pattern), _MOST + 1)) if longest < _MOST else []
+        urls = list(islice(braceexpand(pattern), _MOST + 1)) if longest < _MOST else []
     except ValueError as error:  # braceexpand's UnbalancedBracesError is one of them
         raise UserError(f"shards {pattern!r}: {error}") from None
     if longest >= _MOST or len(urls) > _MOST:
@@ -267,7 +243,7 @@ def _expand_remote(url: str) -> list[str]:
         return [url]
     chain, separator, target = url.rpartition("::")  # for filecache::s3://..., list the target and read through the cache
     fs, path = filesystem(target)
-    found = [chain + separator + str(fs.unstrip_protocol(p)) for p in fs.glob(path)]
+    found = [chain + separator + fs.unstrip_protocol(p) for p in fs.glob(path)]
     if not found:
         raise UserError(f"shards {url}: the pattern matches nothing")
     for shard in found:
@@ -283,7 +259,7 @@ def _check_chain(url: str) -> None:
     """
     *caches, target = url.split("::")
     if any(cache.removesuffix("://") not in _CACHES for cache in caches) or target.lstrip().startswith(PIPE):
-        raise UserError(f"shard {url}: only {', '.join(_CACHES)} may stand before ::, and a URL after it")
+        raise UserError(f"shard {url}: only {', '.join(_CACHES)} may come before ::, and a URL after it")
 
 
 def shard_name(url: str) -> str:

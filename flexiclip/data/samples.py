@@ -1,4 +1,4 @@
-"""Makes samples of the members of tar shards: an image, captions, class labels and metadata.
+"""Makes samples of the members of tar shards: an image, captions, class labels and metadata. Finds samples that are broken.
 
 The entries of `data.captions` name the captions of a sample, as `MEMBER` or `MEMBER:SELECTOR`:
 
@@ -19,31 +19,33 @@ The classes (`model.classes`) are a list of names, a file with one name per line
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from flexiclip.data.images import ImageError, decode_image
-from flexiclip.data.index import ShardIndex, index_shards, require_whole
-from flexiclip.data.members import ChangedError, read_members
-from flexiclip.data.reading import DEFAULT, Retries
+from flexiclip.data.index import ShardIndex, index_shard, index_shards, require_whole
+from flexiclip.data.reading import DEFAULT, ChangedError, Retries, read_members
 from flexiclip.data.remote import shard_name
 from flexiclip.data.worker_watch import Note, silent
 from flexiclip.errors import UserError, one_line
+from flexiclip.progress import progress
 
 _LONGEST_TEXT = 2**24  # bytes of a member that holds captions, a label or JSON
 _LONGEST_CAPTION = 2**13  # characters; the rest is cut off, because no text tower reads so much
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile("\r\n|\n|\r")  # str.splitlines also splits at U+2028, U+0085 and others, which may be inside a caption
 _MARK = "\ufeff"
+_CHECKERS = 4  # threads that decode samples to check them; Pillow decodes without Python's global lock
+_CHUNK = 256  # samples handed to the threads at a time, so that the images of a whole shard are never in memory together
 
 
 class BadSample(Exception):  # noqa: N818 (not an error of the program: every large data set has some)
@@ -62,33 +64,56 @@ class BadSample(Exception):  # noqa: N818 (not an error of the program: every la
         return {"shard": self.shard, "key": self.key, "reason": self.reason}
 
 
-def read_captions(shard: str, key: str, members: Mapping[str, bytes], specs: Sequence[str]) -> tuple[str, ...]:
-    """Return the captions that `specs` name, in order (see the module's docstring).
+@dataclass(frozen=True)
+class Members:
+    """The bytes of a sample's members by extension, and the sample's shard and key. Its methods raise BadSample."""
 
-    Raises BadSample if `specs` is not empty and no caption is found.
-    """
-    texts: list[str] = []
-    present = False
-    for spec in specs:
+    shard: str
+    key: str
+    content: Mapping[str, bytes]
+
+    def bad(self, reason: str) -> BadSample:
+        """Return the error that this sample cannot be used."""
+        return BadSample(self.shard, self.key, reason)
+
+    def text(self, name: str) -> str:
+        """Return the text of a member without a byte order mark."""
+        data = self.content[name]
+        if len(data) > _LONGEST_TEXT:
+            raise self.bad(f"caption too long: {name} has {len(data)} bytes")
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise self.bad(f"{name} is not UTF-8") from None
+
+    def json(self, name: str) -> object:
+        """Return the value of a JSON member."""
+        try:
+            return json.loads(self.text(name))
+        except (ValueError, RecursionError) as error:
+            raise self.bad(f"json cannot be parsed: {error}") from None
+
+    def values(self, spec: str) -> list[object]:
+        """Return what `MEMBER` or `MEMBER:SELECTOR` names: the items of a list, a single value, or nothing."""
         name, _, selector = spec.partition(":")
-        if name in members:
-            found = _select(shard, key, name, members[name], selector)
-            present = present or bool(found)
-            texts += [stripped[:_LONGEST_CAPTION] for text in found if (stripped := text.strip().lstrip(_MARK).strip())]
-    if specs and not texts:
-        raise BadSample(shard, key, "empty caption" if present else f"no caption: none of {', '.join(specs)}")
-    unicode = tuple(text for text in texts if not _LONE_SURROGATE.search(text))  # JSON escapes can express what UTF-8 cannot
-    if texts and not unicode:
-        raise BadSample(shard, key, "caption is not Unicode")
-    return unicode
+        if name not in self.content:
+            return []
+        if name.split(".")[-1] == "json":
+            value = nested(self.json(name), selector)
+            return value if isinstance(value, list) else [] if value is None else [value]
+        text = self.text(name)
+        return list(text_lines(text)) if selector == "lines" else [text.strip()]
 
-
-def _select(shard: str, key: str, name: str, data: bytes, selector: str) -> list[str]:
-    """Return the texts of one member."""
-    if is_json(name):
-        return [text for text in json_values(shard, key, data, selector) if isinstance(text, str)]
-    text = decode_text(shard, key, name, data)
-    return text_lines(text) if selector == "lines" else [text]
+    def captions(self, specs: Sequence[str]) -> tuple[str, ...]:
+        """Return the captions that `specs` name, in order. A sample without any caption is bad, unless there are no specs."""
+        found = [text for spec in specs for text in self.values(spec) if isinstance(text, str)]
+        texts = [stripped[:_LONGEST_CAPTION] for text in found if (stripped := text.strip().lstrip(_MARK).strip())]
+        if specs and not texts:
+            raise self.bad("empty caption" if found else f"no caption: none of {', '.join(specs)}")
+        unicode = tuple(text for text in texts if not _LONE_SURROGATE.search(text))  # JSON escapes can express what UTF-8 cannot
+        if texts and not unicode:
+            raise self.bad("caption is not Unicode")
+        return unicode
 
 
 def text_lines(text: str) -> list[str]:
@@ -96,43 +121,11 @@ def text_lines(text: str) -> list[str]:
     return _LINE_END.split(text)
 
 
-def is_json(name: str) -> bool:
-    """Whether a member of this name holds JSON."""
-    return name.split(".")[-1] == "json"
-
-
-def json_values(shard: str, key: str, data: bytes, selector: str) -> list[Any]:
-    """Return the values at the dotted `selector` of a JSON member: the items of a list, a single value, or nothing.
-
-    Raises BadSample.
-    """
-    value = nested(parse_json(shard, key, data), selector)
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def nested(value: Any, selector: str) -> Any:
+def nested(value: object, selector: str) -> object:
     """Return what is at a dotted `selector` inside nested mappings: `a.b` is value["a"]["b"]; None if there is nothing."""
     for part in selector.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def parse_json(shard: str, key: str, data: bytes) -> Any:
-    """Return the value of a JSON member. Raises BadSample."""
-    try:
-        return json.loads(decode_text(shard, key, "json", data))
-    except (ValueError, RecursionError) as error:
-        raise BadSample(shard, key, f"json cannot be parsed: {error}") from None
-
-
-def decode_text(shard: str, key: str, name: str, data: bytes) -> str:
-    """Return the text of a member without a byte order mark. Raises BadSample."""
-    if len(data) > _LONGEST_TEXT:
-        raise BadSample(shard, key, f"caption too long: {name} has {len(data)} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadSample(shard, key, f"{name} is not UTF-8") from None
 
 
 MOST_CLASSES = 1 << 20
@@ -147,17 +140,15 @@ def class_names(classes: int | str | tuple[str, ...]) -> tuple[str, ...]:
         try:
             lines = text_lines(Path(classes).read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"model.classes={classes} is no file with a class name on each line: {error}") from None
+            raise UserError(f"model.classes={classes} is not a file with a class name on each line: {error}") from None
         classes = tuple(name for line in lines if (name := line.strip()))
     count = classes if isinstance(classes, int) else len(classes)
     if not 2 <= count <= MOST_CLASSES:
         raise UserError(f"model.classes: {count} classes; expected 2 to {MOST_CLASSES}")
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else classes
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise UserError(f"model.classes names {name!r} twice")
-        seen.add(name)
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise UserError(f"model.classes names {twice!r} twice: give each class a name of its own")
     return names
 
 
@@ -177,28 +168,21 @@ class Labels:
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.classes)}
 
-    def read(self, shard: str, key: str, members: Mapping[str, bytes]) -> tuple[int, ...]:
+    def read(self, members: Members) -> tuple[int, ...]:
         """Return the numbers of a sample's classes, at least one. Raises BadSample."""
-        name, _, selector = self.spec.partition(":")
-        if name not in members:
-            raise BadSample(shard, key, f"no label: it has no {name}")
-        data = members[name]
-        values = json_values(shard, key, data, selector) if is_json(name) else [decode_text(shard, key, name, data).strip()]
-        if not values:
-            raise BadSample(shard, key, f"no label: {self.spec} is empty")
-        numbers = [self._number(value) for value in values]
-        if None in numbers:
-            wrong = str(values[numbers.index(None)])[:100]
-            raise BadSample(shard, key, f"label {wrong!r} is none of the {len(self.classes)} classes")
-        return tuple(dict.fromkeys(number for number in numbers if number is not None))
-
-    def _number(self, value: Any) -> int | None:
-        """Return the number of a class. A value that is not a class name may be a number."""
-        text = str(value)
-        found = self._numbers.get(text)
-        if found is None and text.isdecimal() and len(text) < 10 and int(text) < len(self.classes):
-            return int(text)
-        return found
+        if self.member not in members.content:
+            raise members.bad(f"no label: it has no {self.member}")
+        numbers = []
+        for text in map(str, members.values(self.spec)):
+            number = self._numbers.get(text)
+            if number is None:  # a text that is not a class name may be a number
+                if not (text.isdecimal() and len(text) < 10 and int(text) < len(self.classes)):
+                    raise members.bad(f"label {text[:100]!r} is none of the {len(self.classes)} classes")
+                number = int(text)
+            numbers.append(number)
+        if not numbers:
+            raise members.bad(f"no label: {self.spec} is empty")
+        return tuple(dict.fromkeys(numbers))
 
 
 @dataclass(frozen=True)
@@ -220,10 +204,10 @@ class Sample:
         """`SHARD/KEY`, where SHARD is the shard's file name."""
         return f"{shard_name(self.shard)}/{self.key}"
 
-    @functools.cached_property
-    def meta(self) -> dict[str, Any]:
+    @cached_property
+    def meta(self) -> dict[str, object]:
         """The mapping in the member `json`, or {} if there is none. Raises BadSample if the member cannot be parsed."""
-        found = None if self.json is None else parse_json(self.shard, self.key, self.json)
+        found = None if self.json is None else Members(self.shard, self.key, {"json": self.json}).json("json")
         return found if isinstance(found, dict) else {}
 
 
@@ -248,8 +232,9 @@ class SampleStore:
         self.indices = tuple(indices)
         self.urls = tuple(index.url for index in self.indices)
         self.image_keys = tuple(key.lower() for key in image_keys)
-        self.caption_specs, self.labels, self.besides = tuple(captions), labels, tuple(besides)
-        self.retries = retries
+        self.caption_specs, self.labels, self.retries = tuple(captions), labels, retries
+        self._caption_members = {spec.partition(":")[0] for spec in captions}
+        self._wanted = {*self.image_keys, *self._caption_members, *besides} | ({labels.member} if labels else set())
         self.counts = np.array([len(index) for index in self.indices], dtype=np.int64)  # the number of samples in each shard
         self._ends = np.cumsum(self.counts)
 
@@ -280,32 +265,30 @@ class SampleStore:
 
         `min_side`: see `decode_image`. `note`: called with what is about to be done.
         """
-        wanted = {*self.image_keys, *_caption_members(self.caption_specs), *self.besides}
-        wanted |= {self.labels.member} if self.labels else set()
         url, key = self.urls[shard], self.key(shard, sample)
         note("reading", url, key)
-        members = self._read(shard, sample, wanted)
+        members = self._read(shard, sample, self._wanted)
         note("decoding", url, key)
-        return build_sample(url, key, members, self.image_keys, self.caption_specs, min_side, self.labels)
+        return build_sample(members, self.image_keys, self.caption_specs, min_side, self.labels)
 
     def captions(self, shard: int, sample: int) -> tuple[str, ...]:
         """Return the captions of a sample without reading its image. Raises BadSample."""
-        data = self._read(shard, sample, set(_caption_members(self.caption_specs)))
-        return read_captions(self.urls[shard], self.key(shard, sample), data, self.caption_specs)
+        return self._read(shard, sample, self._caption_members).captions(self.caption_specs)
 
     def member(self, shard: int, sample: int, extension: str) -> bytes | None:
         """Return any other member, such as `cls`, or None if the sample does not have it. Raises BadSample."""
-        return self._read(shard, sample, {extension}).get(extension)
+        return self._read(shard, sample, {extension}).content.get(extension)
 
-    def _read(self, shard: int, sample: int, wanted: set[str]) -> dict[str, bytes]:
-        """Return the bytes of the wanted members that the sample has. Raises BadSample."""
-        places = {name: place for name, place in self.indices[shard].members(sample).items() if name in wanted}
+    def _read(self, shard: int, sample: int, wanted: set[str]) -> Members:
+        """Return the wanted members that the sample has. Raises BadSample."""
+        index = self.indices[shard]
         try:
-            return read_members(self.urls[shard], places, self.retries)
+            content = read_members(index.url, [m for m in index.members(sample) if m.name in wanted], self.retries)
         except ChangedError as error:
-            raise BadSample(self.urls[shard], self.key(shard, sample), str(error)) from None
+            raise BadSample(index.url, index.key(sample), str(error)) from None
         except OSError as error:
-            raise BadSample(self.urls[shard], self.key(shard, sample), f"cannot be read: {error}") from None
+            raise BadSample(index.url, index.key(sample), f"cannot be read: {error}") from None
+        return Members(index.url, index.key(sample), content)
 
 
 def open_samples(
@@ -319,27 +302,51 @@ def open_samples(
 
 
 def build_sample(
-    shard: str,
-    key: str,
-    members: Mapping[str, bytes],
-    image_keys: Sequence[str],
-    captions: Sequence[str],
-    min_side: int | None,
-    labels: Labels | None = None,
+    members: Members, image_keys: Sequence[str], captions: Sequence[str], min_side: int | None, labels: Labels | None = None
 ) -> Sample:
-    """Make a Sample of its members' bytes. Raises BadSample."""
-    data = next((members[name] for name in image_keys if name in members), None)
+    """Make a Sample of its members. Raises BadSample."""
+    data = next((members.content[name] for name in image_keys if name in members.content), None)
     if data is None:
-        raise BadSample(shard, key, f"no image: none of {', '.join(image_keys)}")
-    texts = read_captions(shard, key, members, captions)
-    numbers = labels.read(shard, key, members) if labels else ()
+        raise members.bad(f"no image: none of {', '.join(image_keys)}")
+    texts = members.captions(captions)
+    numbers = labels.read(members) if labels else ()
     try:
         image = decode_image(data, min_side)
     except ImageError as error:
-        raise BadSample(shard, key, f"image cannot be decoded: {error}") from None
-    return Sample(shard, key, image, texts, members.get("json"), numbers)
+        raise members.bad(f"image cannot be decoded: {error}") from None
+    return Sample(members.shard, members.key, image, texts, members.content.get("json"), numbers)
 
 
-def _caption_members(specs: Sequence[str]) -> list[str]:
-    """Return the names of the members that hold captions."""
-    return [spec.partition(":")[0] for spec in specs]
+def check_shards(urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str]) -> list[BadSample]:
+    """Return every sample that training would replace and every shard that it would not use whole, in order.
+
+    `urls`: expanded shards. Every sample is read and decoded exactly as in training, so training can use whatever passes.
+    A bad shard has an empty `key`.
+    """
+    bad: list[BadSample] = []
+    with ThreadPoolExecutor(_CHECKERS) as pool:
+        for url in progress(urls, len(urls), "checking shards"):
+            try:
+                index = index_shard(url)
+            except UserError as error:
+                bad.append(BadSample(url, "", str(error)))
+                continue
+            if index.damage:
+                bad.append(BadSample(url, "", index.damage))
+            if len(index):
+                bad += _check_store(SampleStore([index], image_keys, captions), pool)
+    return bad
+
+
+def _check_store(store: SampleStore, pool: ThreadPoolExecutor) -> Iterator[BadSample]:
+    """Yield the bad samples of a store."""
+
+    def check(number: int) -> BadSample | None:
+        try:
+            store[number]
+        except BadSample as error:
+            return error
+        return None
+
+    for start in progress(range(0, len(store), _CHUNK), -(-len(store) // _CHUNK), f"checking {store.urls[0]}"):
+        yield from filter(None, pool.map(check, range(start, min(start + _CHUNK, len(store)))))

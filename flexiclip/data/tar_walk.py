@@ -36,13 +36,19 @@ _TIME = re.compile(rb"(\d{1,3}) mtime=\d+(?:\.\d+)?\n")  # webdataset writes thi
 class Member(NamedTuple):
     """A regular file of a tar file.
 
-    `offset` and `size`: its content, in bytes. `header`: the CRC-32 of the header block right before the content.
+    `name`: its path, or in the index of a shard only the extension. `offset` and `size`: its content, in bytes. `header`:
+    the CRC-32 of the header block right before the content.
     """
 
     name: str
     offset: int
     size: int
     header: int
+
+    @property
+    def end(self) -> int:
+        """The offset right after the content."""
+        return self.offset + self.size
 
 
 class DamageError(Exception):

@@ -32,7 +32,7 @@ _THREADS = 17  # records of a worker: its main thread and its parallel readers; 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a worker has been doing for `seconds` seconds.
+    """The work that a worker has been doing for `seconds` seconds.
 
     `pid`: 0 if the worker has not started. `step`: the step of its batch, or -1 if it has none. `stage`: `dead` if the
     process is gone.
@@ -82,7 +82,8 @@ class StageBoard:
             return Stage(worker, 0, "starting", -1, "", "", 0.0)
         since, step, pid, stage, shard, key = min(busy) if busy else max(used)
         name: StageName = _NAMES[stage] if _alive(pid) else "dead"
-        return Stage(worker, pid, name, step, _text(shard), _text(key), max(0.0, time.monotonic() - since))
+        texts = (field.rstrip(b"\0").decode("utf-8", "replace") for field in (shard, key))
+        return Stage(worker, pid, name, step, *texts, max(0.0, time.monotonic() - since))
 
 
 class Notes:
@@ -117,8 +118,3 @@ def _alive(pid: int) -> bool:
     except OSError:  # a system without /proc
         return True
     return state != "Z"  # a zombie: the worker has died, but its parent has not waited for it yet
-
-
-def _text(data: bytes) -> str:
-    """Decode a text field of a record."""
-    return data.rstrip(b"\0").decode("utf-8", "replace")

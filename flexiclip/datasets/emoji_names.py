@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module, resources
-from typing import Any
+from types import ModuleType
 
 from flexiclip.errors import UserError
 
@@ -26,6 +26,9 @@ _CHILDREN = {"boy", "boys", "girl", "girls", "child", "children"}
 _DIRECTIONS = {"left", "right", "up", "down", "upwards", "downwards", "facing"}
 _TONE_WORDS = re.compile(r",? (?:medium[- ]light|medium[- ]dark|light|medium|dark) skin tone")
 _SAME = {"princess": "prince", "with crown": "prince", "mermaid": "merperson", "merman": "merperson", "older": "old"}
+
+Category = tuple[str | None, str | None]
+"""The category and the subcategory of an emoji; None for one that is newer than the list of categories."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,13 @@ def known_emoji(hexcodes: Iterable[str]) -> list[Emoji]:
 
     Raises UserError if a package is missing.
     """
-    names, entries = _names(), _entries()
+    names, categories = _names(), _categories()
     found = []
     for code in sorted({strip_presentation(code) for code in hexcodes}):
         if code not in names:
             continue
         character, name, aliases = names[code]
-        entry = entries.get(code) or entries.get(_without_tones(code)) or _flag_entry(code)
-        category, subcategory = entry.get("category"), entry.get("subcategory")
+        category, subcategory = categories.get(code) or categories.get(_without_tones(code)) or _flag_category(code)
         if subcategory in ("country-flag", "subdivision-flag"):
             name = f"flag: {name}"  # Unicode's full name; the package has only the country
         words, modifiers = concept_words(name)
@@ -106,14 +108,9 @@ def merge(items: list[Emoji], key: Callable[[Emoji], Hashable]) -> list[Emoji]:
 
 def _fill_categories(items: list[Emoji]) -> list[Emoji]:
     """Give an emoji without a category, because it is newer than the list, the category of another emoji of its concept."""
-    known = {item.concept: (item.category, item.subcategory) for item in reversed(items) if item.category is not None}
-    filled = []
-    for item in items:
-        category, subcategory = (
-            known.get(item.concept, (None, None)) if item.category is None else (item.category, item.subcategory)
-        )
-        filled.append(replace(item, category=category, subcategory=subcategory))
-    return filled
+    known = {item.concept: item for item in reversed(items) if item.category is not None}
+    sources = [item if item.category is not None else known.get(item.concept, item) for item in items]
+    return [replace(item, category=s.category, subcategory=s.subcategory) for item, s in zip(items, sources, strict=True)]
 
 
 def _without_tones(code: str) -> str:
@@ -127,10 +124,10 @@ def concept_code(code: str) -> str:
     return "-".join(p for p in _without_tones(code).split(f"-{_JOINER}-") if p not in _SIGNS)
 
 
-def _flag_entry(code: str) -> dict[str, Any]:
+def _flag_category(code: str) -> Category:
     """Return the category of a country's flag for two regional indicators, whether or not the list has it."""
     regional = [0x1F1E6 <= int(point, 16) <= 0x1F1FF for point in code.split("-")]
-    return {"category": "Flags", "subcategory": "country-flag"} if regional == [True, True] else {}
+    return ("Flags", "country-flag") if regional == [True, True] else (None, None)
 
 
 def _names() -> dict[str, tuple[str, str, tuple[str, ...]]]:
@@ -148,8 +145,8 @@ def _plain(shortcode: str) -> str:
     return shortcode.strip(":").replace("_", " ").replace("’", "'")
 
 
-def _entries() -> dict[str, dict[str, Any]]:
-    """Return a mapping from code points to emoji-data's entry.
+def _categories() -> dict[str, Category]:
+    """Return a mapping from code points to the category and subcategory of emoji-data.
 
     The package's own objects leave out the subcategory, so its JSON file is read.
     """
@@ -158,11 +155,11 @@ def _entries() -> dict[str, dict[str, Any]]:
     table = {}
     for entry in json.loads(text):
         for code in (entry["unified"], *(v["unified"] for v in entry.get("skin_variations", {}).values())):
-            table[strip_presentation(code)] = entry
+            table[strip_presentation(code)] = entry.get("category"), entry.get("subcategory")
     return table
 
 
-def require(module: str) -> Any:
+def require(module: str) -> ModuleType:
     """Import a package of the quickstart extra. Raises UserError with the command that installs it."""
     try:
         return import_module(module)

@@ -30,11 +30,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from PIL import Image
 
-from flexiclip.datasets.emoji_names import Emoji
+from flexiclip.datasets.emoji_names import Emoji, require
 from flexiclip.errors import UserError
 from flexiclip.files import new_folder
 
@@ -94,10 +93,10 @@ def installed_version(folder: Path, package: NpmPackage) -> str:
         name, version = about["name"], str(about["version"])
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(
-            f"{folder} is no package of npm: no package.json with a name and version; give {package} unpacked"
+            f"{folder} is not an npm package: it has no package.json with a name and version; give {package} unpacked"
         ) from None
     if name != package.name:
-        raise UserError(f"{folder} holds the npm package {name!r}; needed is {package}")
+        raise UserError(f"{folder} holds the npm package {name!r}: give the folder of {package}")
     return version
 
 
@@ -107,6 +106,8 @@ _log = logging.getLogger(__name__)
 
 Drawn = tuple[Emoji, bytes]
 """An emoji and the bytes of its PNG."""
+Settings = tuple[int, int, int, int | None]
+"""The first four fields of EmojiBuild."""
 
 
 @dataclass(frozen=True)
@@ -159,18 +160,18 @@ def build_set(
     Raises UserError if `output` holds something else.
     """
     output = Path(output)
-    found = _existing(output, about, (_FORMAT, pixels, heldout, limit))
+    settings = (_FORMAT, pixels, heldout, limit)
+    found = _existing(output, about, settings)
     if found is not None:
         _log.info("%s holds a complete build already", output)
         return found, False
-    settings = {"format": _FORMAT, "pixels": pixels, "wanted": heldout, "limit": limit}
     with new_folder(output) as folder:  # made first, so that a place that cannot be written to fails before anything is drawn
         build = _write(folder, about, draw(), settings)
     _log.info("%s: %d training images in %d shards, %d concepts held out", output, build.train, build.train_shards, build.heldout)
     return build, True
 
 
-def _existing(output: Path, about: EmojiSet, settings: tuple[int, int, int, int | None]) -> EmojiBuild | None:
+def _existing(output: Path, about: EmojiSet, settings: Settings) -> EmojiBuild | None:
     """Return the complete build in a folder, or None if the folder is missing or empty.
 
     Raises UserError if the folder holds anything else.
@@ -182,7 +183,9 @@ def _existing(output: Path, about: EmojiSet, settings: tuple[int, int, int, int 
         if about.package not in build.packages:
             raise ValueError("another set")
     except (OSError, ValueError, TypeError):
-        raise UserError(f"{output} is not empty and holds no {about.title} build: remove it or give another --output") from None
+        raise UserError(
+            f"{output} is not empty and does not hold a build of {about.title}: remove it or give another --output"
+        ) from None
     if (build.format, build.pixels, build.wanted, build.limit) != settings:
         raise UserError(f"{output} holds a build with other settings ({build.pixels} pixels): remove it or give another --output")
     return build
@@ -193,19 +196,22 @@ def shuffled(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def render(svg_to_bytes: Callable[..., bytes], svg: str, pixels: int) -> bytes:
-    """Render an SVG as a square RGB PNG on white.
+def render(svg: str, pixels: int, background: str | None) -> Image.Image:
+    """Render an SVG as a square image with `pixels` per side. `background`: a color; None leaves it transparent.
 
-    `dpi` resolves sizes in pt or mm. System fonts are left out, because the result would depend on the machine.
+    System fonts are left out, because the result would depend on the machine.
     """
-    rendered = svg_to_bytes(svg_string=svg, width=pixels, height=pixels, background="white", dpi=96, skip_system_fonts=True)
-    return as_png(Image.open(io.BytesIO(bytes(rendered))).convert("RGB"))
+    draw = require("resvg_py").svg_to_bytes
+    drawn = draw(
+        svg_string=svg, width=pixels, height=pixels, background=background, dpi=96, skip_system_fonts=True
+    )  # dpi resolves sizes in pt or mm
+    return Image.open(io.BytesIO(bytes(drawn)))
 
 
 def as_png(image: Image.Image) -> bytes:
-    """Return the image as the bytes of a PNG file."""
+    """Return the image in RGB as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -242,18 +248,17 @@ def _plainness(drawn: Drawn) -> tuple[int, int, str]:
     return drawn[0].modifiers, drawn[0].hexcode.count("-"), drawn[0].hexcode
 
 
-def _write(folder: Path, about: EmojiSet, parts: Parts, settings: dict[str, Any]) -> EmojiBuild:
+def _write(folder: Path, about: EmojiSet, parts: Parts, settings: Settings) -> EmojiBuild:
     """Write all files of the folder, and return its description."""
     classes = sorted({str(emoji.category) for emoji, _ in parts.heldout})
     shards = _write_shards(folder, "train", (sample(about, *drawn) for drawn in parts.train))
     for name, drawings in (("heldout", parts.heldout), ("seen", [d for d in parts.seen if d[0].category in classes])):
         if drawings:
-            labelled = (
-                {**sample(about, *drawn), "cls": str(classes.index(str(drawn[0].category))).encode()} for drawn in drawings
-            )
-            _write_shards(folder, name, labelled)
+            labels = (str(classes.index(str(emoji.category))).encode() for emoji, _ in drawings)
+            samples = ({**sample(about, *drawn), "cls": label} for drawn, label in zip(drawings, labels, strict=True))
+            _write_shards(folder, name, samples)
     build = EmojiBuild(
-        **settings,
+        *settings,
         train=len(parts.train),
         train_shards=shards,
         train_concepts=len({emoji.concept for emoji, _ in parts.train}),
@@ -269,7 +274,7 @@ def _write(folder: Path, about: EmojiSet, parts: Parts, settings: dict[str, Any]
     return build
 
 
-def _write_shards(folder: Path, name: str, samples: Iterable[dict[str, Any]]) -> int:
+def _write_shards(folder: Path, name: str, samples: Iterable[dict[str, str | bytes]]) -> int:
     """Write name-0000.tar and so on, and return the number of shards. With a fixed mtime, equal samples give equal bytes."""
     import webdataset
 
@@ -280,7 +285,7 @@ def _write_shards(folder: Path, name: str, samples: Iterable[dict[str, Any]]) ->
         return int(writer.shard)
 
 
-def sample(about: EmojiSet, emoji: Emoji, png: bytes) -> dict[str, Any]:
+def sample(about: EmojiSet, emoji: Emoji, png: bytes) -> dict[str, str | bytes]:
     """Return the members of one drawing in the form that webdataset's writer takes."""
     where = f"{emoji.name}, {emoji.subcategory.replace('-', ' ')}" if emoji.subcategory else emoji.name
     meta = {

@@ -78,9 +78,8 @@ def draw_openmoji(pixels: int, limit: int | None) -> list[Drawn]:
     emoji = sorted(known_emoji(files), key=lambda e: shuffled(e.hexcode))
     kept = set(sorted({e.concept for e in emoji}, key=shuffled)[:limit])
     emoji = [e for e in emoji if e.concept in kept]
-    resvg = require("resvg_py")
     with ThreadPoolExecutor(2) as pool:  # resvg and zlib release Python's global lock
-        images = list(pool.map(lambda e: render(resvg.svg_to_bytes, files[e.hexcode].read_text(encoding="utf-8"), pixels), emoji))
+        images = list(pool.map(lambda e: as_png(render(files[e.hexcode].read_text("utf-8"), pixels, "white")), emoji))
     picture = {e.hexcode: hashlib.sha256(image).digest() for e, image in zip(emoji, images, strict=True)}
     return list(zip(merge(emoji, lambda e: picture[e.hexcode]), images, strict=True))
 
@@ -114,7 +113,6 @@ def read_iconify(folder: Path) -> Pictures:
     """
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
     chars = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
-    to_bytes = require("resvg_py").svg_to_bytes
 
     def drawer(name: str) -> Callable[[int], bytes]:
         icon = {"left": 0, "top": 0, "width": 16, "height": 16, **icons, **icons["icons"][name]}
@@ -122,7 +120,7 @@ def read_iconify(folder: Path) -> Pictures:
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="{icon["left"]} {icon["top"]} {icon["width"]} {icon["height"]}">{icon["body"]}</svg>'
         )
-        return lambda pixels: render(to_bytes, svg, pixels)
+        return lambda pixels: as_png(render(svg, pixels, "white"))
 
     return {strip_presentation(code): drawer(name) for code, name in sorted(chars.items()) if name in icons["icons"]}
 
@@ -146,29 +144,13 @@ def _on_white(path: Path, pixels: int) -> bytes:
 _NOTO_HASH = "sha512-DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw=="
 _3D_HASH = "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="
 _FLAT_HASH = "sha512-RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw=="
-_GOOGLE = "Noto Emoji by Google, https://github.com/googlefonts/noto-emoji"
-_MICROSOFT = "Fluent Emoji by Microsoft, https://github.com/microsoft/fluentui-emoji"
+_GOOGLE = ("Apache-2.0", "Apache-2.0.txt", "Noto Emoji by Google, https://github.com/googlefonts/noto-emoji")
+_MICROSOFT = ("MIT", "MIT-Microsoft.txt", "Fluent Emoji by Microsoft, https://github.com/microsoft/fluentui-emoji")
 
-NOTO = Vendor(
-    "Noto", NpmPackage("@iconify-json/noto", "1.2.9", _NOTO_HASH), read_iconify, "Apache-2.0", "Apache-2.0.txt", _GOOGLE
-)
+NOTO = Vendor("Noto", NpmPackage("@iconify-json/noto", "1.2.9", _NOTO_HASH), read_iconify, *_GOOGLE)
 FLUENT = {
-    "3d": Vendor(
-        "Fluent 3D",
-        NpmPackage("@lobehub/fluent-emoji-3d", "1.1.0", _3D_HASH),
-        read_pictures,
-        "MIT",
-        "MIT-Microsoft.txt",
-        _MICROSOFT,
-    ),
-    "flat": Vendor(
-        "Fluent flat",
-        NpmPackage("@iconify-json/fluent-emoji-flat", "1.2.6", _FLAT_HASH),
-        read_iconify,
-        "MIT",
-        "MIT-Microsoft.txt",
-        _MICROSOFT,
-    ),
+    "3d": Vendor("Fluent 3D", NpmPackage("@lobehub/fluent-emoji-3d", "1.1.0", _3D_HASH), read_pictures, *_MICROSOFT),
+    "flat": Vendor("Fluent flat", NpmPackage("@iconify-json/fluent-emoji-flat", "1.2.6", _FLAT_HASH), read_iconify, *_MICROSOFT),
 }
 
 
@@ -209,7 +191,7 @@ def _drawn(
     """
     _, held_out = split(openmoji, heldout)
     held = {each.concept for each, _ in held_out}
-    placed = sorted(place(emoji, [each for each, _ in openmoji], held), key=lambda e: shuffled(e.hexcode))
+    placed = sorted(with_openmoji_concepts(emoji, [each for each, _ in openmoji], held), key=lambda e: shuffled(e.hexcode))
     with ThreadPoolExecutor(2) as pool:
         images = list(pool.map(lambda e: pictures[e.hexcode](pixels), placed))
     concepts: dict[bytes, set[str]] = {}
@@ -219,7 +201,7 @@ def _drawn(
     return [d for d in drawings if d[0].concept not in held], [d for d in drawings if d[0].concept in held]
 
 
-def place(emoji: Sequence[Emoji], openmoji: Iterable[Emoji], held: set[str]) -> list[Emoji]:
+def with_openmoji_concepts(emoji: Sequence[Emoji], openmoji: Iterable[Emoji], held: set[str]) -> list[Emoji]:
     """Return the emoji whose concept OpenMoji has, each with OpenMoji's concept.
 
     Emoji that join concepts from both sides of OpenMoji's split are left out.

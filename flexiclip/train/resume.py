@@ -174,7 +174,8 @@ def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, s
     written = run / "config.yaml"
     recipe = found.facts.recipe
     if recipe is None and written.is_file():
-        recipe = read_yaml(written.read_text(encoding="utf-8"), str(written))
+        data = read_yaml(written.read_text(encoding="utf-8"), str(written))
+        recipe = data if isinstance(data, dict) else None
     if recipe is None:
         return found, None
     where = str(run) if written.is_file() else f"{store}"

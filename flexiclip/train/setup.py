@@ -18,7 +18,7 @@ from flexiclip.data.loader import Batches, iter_captions, train_loader
 from flexiclip.data.samples import Labels
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.files import write_whole, writing_run_folder
+from flexiclip.files import clear_left, write_whole, writing_run_folder
 from flexiclip.model_folder import LoadedModel, build_model, load_strictly
 from flexiclip.schedules import Horizon, learning_rate, micro_batches
 from flexiclip.train.blocks import keep_freed_memory, prepare_blocks
@@ -202,11 +202,8 @@ def _with_tokenizer(config: Config, folder: Path, checkpoint: Checkpoint | None,
                 return
             # An existing file may belong to another recipe, so it is not used.
             ranks.say(f"training a sentencepiece tokenizer of {tokenizer.vocab_size} pieces on the training captions")
-            try:
-                train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
-            finally:
-                for left in folder.glob(f"{path.name}.*.part"):
-                    left.unlink()
+            clear_left(folder, path.name)
+            train_sentencepiece(iter_captions(config.data), path, tokenizer.vocab_size, tokenizer.lowercase)
 
     shared(ranks, ranks.main, provide)
     share_file(path, ranks)

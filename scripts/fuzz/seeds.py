@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flexiclip.data.index import ShardIndex, pack
 from scripts.fuzz.case import Case
 
 _BLOCK = 512
@@ -144,7 +145,7 @@ def _caches(shard: bytes) -> list[bytes]:
         {"key_first": np.array([0, 0, 0])},
         {"first": np.zeros(0)},
     ]
-    packed = [pack(good | change, ("jpg", "txt"), "", f"{len(shard)}-1") for change in changes]
+    packed = [pack(ShardIndex("shard.tar", ("jpg", "txt"), **(good | change)), f"{len(shard)}-1") for change in changes]
     return [*packed, packed[0].replace(b"[4, 3", b"[4e1,"), packed[0].replace(b"[4, 3", b"[-4,3")]
 
 

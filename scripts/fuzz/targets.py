@@ -81,7 +81,7 @@ def _index(files: Case, folder: Path) -> str:
     for number in range(min(len(store), 50)):
         shard, sample = store.locate(number)
         try:
-            members = [store.member(shard, sample, extension) for extension in store.indices[shard].members(sample)]
+            members = [store.member(shard, sample, member.name) for member in store.indices[shard].members(sample)]
             outcomes.add(f"{min(len(members), 3)} members")
         except BadSample:
             outcomes.add("unreadable")
@@ -93,11 +93,11 @@ def _index(files: Case, folder: Path) -> str:
 def _samples(files: Case, folder: Path) -> str:
     """Decode, caption and crop a sample as in training. The files are its members, and their names the extensions."""
     from flexiclip.data.images import TrainTransform
-    from flexiclip.data.samples import build_sample
+    from flexiclip.data.samples import Members, build_sample
     from flexiclip.draws import Stream
 
     transform = TrainTransform((16, 16), (0.4, 1.0), (0.75, 4 / 3), True, "bicubic")
-    sample = build_sample("shard.tar", "key", files, ("jpg", "png", "webp"), CAPTIONS, transform.min_side)
+    sample = build_sample(Members("shard.tar", "key", files), ("jpg", "png", "webp"), CAPTIONS, transform.min_side)
     assert sample.image.mode == "RGB"
     assert sample.captions
     assert all(caption.strip() for caption in sample.captions)

@@ -88,7 +88,7 @@ MISTAKES = {
     f"{TRAIN} modle.embed_dim=8": "unknown key 'modle': did you mean 'model'?",
     f"{TRAIN} train.stepps=8": "unknown key 'train.stepps': did you mean 'steps'?",
     f"{TRAIN} train.steps": "override 'train.steps': write dotted.key=value",
-    f"{TRAIN} train.steps=fast": "'fast' is no duration",
+    f"{TRAIN} train.steps=fast": "'fast' is not a duration",
     f"{TRAIN} train.steps=[2": "override train.steps: not YAML",
     f"{TRAIN} patch.seqhw=[2,5]": "[5] do not divide model.image.image_size=48; valid: [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]",
     f"{TRAIN_ON}missing-0000.tar": "missing-0000.tar",

@@ -194,7 +194,7 @@ MISTAKES = {
     "optimizer: 3": "optimizer=3: expected a section, got int",
     "loss: {kind: triplet}": "loss.kind='triplet': choose one of softmax, sigmoid",
     "engine: {zero_stage: true}": "engine.zero_stage=True: choose one of 0, 1, 2, 3",
-    "train: {steps: soon}": "train.steps: 'soon' is no duration",
+    "train: {steps: soon}": "train.steps: 'soon' is not a duration",
     "model: {image: {image_size: big}}": "model.image.image_size='big': expected an integer or a list",
     "[a, b]": "a recipe is a mapping of sections, not a list",
     "a: [": "not YAML",

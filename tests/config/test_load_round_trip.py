@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexiclip.config import Config, Duration, PatchStage, SourceConfig, dump, from_dict, load, to_dict
-from flexiclip.config.load import parse_yaml
+from flexiclip.config.load import parse_yaml, to_plain
 from flexiclip.errors import UserError
 
 RECIPES = sorted(Path(flexiclip_recipes.__file__).parent.glob("*.yaml"))
@@ -109,6 +109,6 @@ def test_dump_keeps_the_order_of_the_fields_and_every_letter():
 
 
 def test_durations_keep_their_unit():
-    assert to_dict(Duration(300, "steps")) == 300
-    assert to_dict(Duration(2.5, "epochs")) == "2.5 epochs"
-    assert to_dict(Duration(5, "percent")) == "5%"
+    assert to_plain(Duration(300, "steps")) == 300
+    assert to_plain(Duration(2.5, "epochs")) == "2.5 epochs"
+    assert to_plain(Duration(5, "percent")) == "5%"

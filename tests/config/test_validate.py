@@ -46,10 +46,10 @@ BROKEN = {
     "model.logit_scale_init=200.0 is above logit_scale_max=100.0": {"model": {"logit_scale_init": 200}},
     "patch.seqhw: [7] do not divide": {"model": {"image": {"default_seqhw": 7}}},
     "optimizer.betas=(0.9, 1.0) must be 0 or more and below 1": {"optimizer": {"betas": [0.9, 1.0]}},
-    "engine.deepspeed.gradient_accumulation_steps is what train.micro_batch_size says": {
+    "engine.deepspeed.gradient_accumulation_steps is decided by train.micro_batch_size": {
         "engine": {"deepspeed": {"gradient_accumulation_steps": 8}}
     },
-    "engine.deepspeed.zero_optimization.stage is what engine.zero_stage says": {
+    "engine.deepspeed.zero_optimization.stage is decided by engine.zero_stage": {
         "engine": {"deepspeed": {"zero_optimization": {"stage": 3}}}
     },
     "loss.kind=sigmoid needs model.logit_bias_init": {"loss": {"kind": "sigmoid"}},
@@ -74,8 +74,8 @@ BROKEN = {
     "data.mixup=0.2 mixes images and classes, and captions cannot be mixed": {"data": {"mixup": 0.2}},
     "data.mixup=-1.0 must be 0 or more": {"data": {"mixup": -1}},
     "train.micro_batch_size=64 exceeds global_batch_size=32": {"train": {"global_batch_size": 32, "micro_batch_size": 64}},
-    "engine.offload=optimizer is ZeRO's: set engine.kind=deepspeed": {"engine": {"kind": "torch", "offload": "optimizer"}},
-    "engine.offload=parameters is ZeRO's: set": {"engine": {"zero_stage": 0, "offload": "parameters"}},
+    "engine.offload=optimizer needs ZeRO: set engine.kind=deepspeed": {"engine": {"kind": "torch", "offload": "optimizer"}},
+    "engine.offload=parameters needs ZeRO: set": {"engine": {"zero_stage": 0, "offload": "parameters"}},
     "engine.offload=parameters needs engine.zero_stage=3, not 2": {"engine": {"zero_stage": 2, "offload": "parameters"}},
     "model.image.exits=[1]: their loss is that of objective=contrastive": {
         "objective": "classification",
@@ -93,7 +93,7 @@ BROKEN = {
     "patch.stages[0].start=3 TFLOPs: only train.steps can be a number of FLOPs": {
         "patch": {"stages": [{"start": "3 TFLOPs", "seqhw": [5]}]}
     },
-    "train.steps=5% is a share of itself": {"train": {"steps": "5%"}},
+    "train.steps=5% cannot be a percentage of the run": {"train": {"steps": "5%"}},
     "data.crop_ratio=(2.0, 0.5) must satisfy 0 < low <= high": {"data": {"crop_ratio": [2, 0.5]}},
     "data.crop_ratio=(0.0, 1.0) must satisfy 0 < low <= high": {"data": {"crop_ratio": [0, 1]}},
     "train.global_batch_size=0 must be positive": {"train": {"global_batch_size": 0}},
@@ -162,7 +162,7 @@ def test_a_key_of_deepspeed_that_the_recipe_says_elsewhere_is_refused(key):
     given = {section: {inside: value}} if inside else {section: value}
     with pytest.raises(UserError) as caught:
         validate(from_dict(Config, {"engine": {"deepspeed": given}}))
-    assert str(caught.value) == f"engine.deepspeed.{key} is what {ours} says: set that instead"
+    assert str(caught.value) == f"engine.deepspeed.{key} is decided by {ours}: set that instead"
 
 
 def test_every_key_that_we_generate_for_deepspeed_is_ours_or_may_be_changed():

@@ -1,4 +1,4 @@
-"""YAML within bounds: a key that stands twice is refused with both lines. Bombs are in tests/security/test_untrusted_data.py."""
+"""YAML within bounds: a key that is given twice is refused with both lines. Bombs are in test_untrusted_data.py."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ TWICE = {
 
 
 @pytest.mark.parametrize(("text", "said"), TWICE.items())
-def test_read_yaml_refuses_a_key_that_stands_twice(text: str, said: tuple[str, str]) -> None:
+def test_read_yaml_refuses_a_key_that_is_given_twice(text: str, said: tuple[str, str]) -> None:
     with pytest.raises(UserError) as caught:
         read_yaml(text, "r.yaml")
-    assert str(caught.value).startswith(f"r.yaml: the key {said[0]!r} stands twice, in {said[1]}: ")
+    assert str(caught.value).startswith(f"r.yaml: the key {said[0]!r} is given twice, in {said[1]}: ")
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ def test_every_file_of_the_same_reader_refuses_it(tmp_path: Path) -> None:
     """A recipe, the one that its `base` names, and a section that an override gives."""
     (tmp_path / "base.yaml").write_text("seed: 1\ntrain: {}\nseed: 2\n")
     (tmp_path / "r.yaml").write_text("base: base\n")
-    with pytest.raises(UserError, match=r"base.yaml: the key 'seed' stands twice, in lines 1 and 3"):
+    with pytest.raises(UserError, match=r"base.yaml: the key 'seed' is given twice, in lines 1 and 3"):
         load(tmp_path / "r.yaml")
-    with pytest.raises(UserError, match=r"override optimizer: the key 'lr' stands twice, in line 1"):
+    with pytest.raises(UserError, match=r"override optimizer: the key 'lr' is given twice, in line 1"):
         load("debug", ["optimizer={lr: 1, lr: 2}"])
     (tmp_path / "b.yaml").write_text("base: debug\nseed: 1\nbase: flexiclip_b\n")
-    with pytest.raises(UserError, match=r"the key 'base' stands twice, in lines 1 and 3"):
+    with pytest.raises(UserError, match=r"the key 'base' is given twice, in lines 1 and 3"):
         load(tmp_path / "b.yaml")
 
 

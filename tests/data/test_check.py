@@ -8,8 +8,9 @@ import pytest
 from kit.shards import good_sample, write_samples
 
 from flexiclip.__main__ import main
-from flexiclip.data.check import ShardRow, check_shards, describe_shards
+from flexiclip.data.index import index_shards, require_whole
 from flexiclip.data.remote import expand_shards
+from flexiclip.data.samples import check_shards
 from flexiclip.errors import UserError
 
 
@@ -34,14 +35,17 @@ def test_index_refuses_a_damaged_shard(tmp_path: Path) -> None:
     whole = write_samples(tmp_path / "cut.tar", [good_sample(n) for n in range(4)])
     whole.write_bytes(whole.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"cut\.tar: damaged"):
-        describe_shards([str(whole)])
+        require_whole(index_shards([str(whole)]))
 
 
-def test_describe_shards_counts_samples_and_bytes(uneven: str, tmp_path: Path) -> None:
-    rows = describe_shards(expand_shards(uneven))
-    assert [row.samples for row in rows] == [1, 9, 2, 11]
+def test_data_index_counts_samples_and_bytes(uneven: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "index", uneven]) == 0
+    *rows, total = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [int(row[0]) for row in rows] == [1, 9, 2, 11]
     sample = good_sample(0)
-    assert rows[0] == ShardRow(str(tmp_path / "train-0000.tar"), 1, len(sample["jpg"]) + len(sample["txt"]))
+    size = len(sample["jpg"]) + len(sample["txt"])
+    assert rows[0] == ["1", "samples", str(size), "bytes", str(tmp_path / "train-0000.tar")]
+    assert total == ["23", "samples", str(sum(int(row[2]) for row in rows)), "bytes", "in", "4", "shards"]
 
 
 def test_data_check_of_shards_without_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,18 @@ from kit.flaky_server import FlakyServer
 from flexiclip.config import DataConfig
 from flexiclip.data.dataset import open_sources
 from flexiclip.data.index import read_index
-from flexiclip.data.reading import Retries, prefetch, read_range, read_whole, reads_in_parallel, retried, shard_stamp
+from flexiclip.data.reading import (
+    Retries,
+    prefetch,
+    read_members,
+    read_range,
+    read_whole,
+    reads_in_parallel,
+    retried,
+    shard_stamp,
+)
 from flexiclip.data.remote import FinalError, bounded
+from flexiclip.data.tar_walk import Member
 from flexiclip.errors import UserError
 
 ONCE, TWICE = Retries(1, 30), Retries(2, 30)
@@ -142,13 +152,13 @@ def test_a_local_read_that_fails_for_a_while() -> None:
     with pytest.raises(OSError, match=r"Input/output error.*\(2 attempts\)"):
         read_range("/proc/self/mem", place, 4, TWICE)
 
-    def mend() -> None:
+    def map_the_page() -> None:
         time.sleep(0.1)
         fixed = 0x10
         libc.mmap(place, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, anonymous | fixed, -1, 0)
         ctypes.memmove(place, b"fine", 4)
 
-    thread = threading.Thread(target=mend)
+    thread = threading.Thread(target=map_the_page)
     thread.start()
     assert read_range("/proc/self/mem", place, 4, Retries(attempts=8)).strip(b"\0") in (b"fine", b"")
     thread.join()
@@ -192,7 +202,7 @@ def test_pauses_between_attempts_double_up_to_half_a_minute(monkeypatch: pytest.
     assert pauses["a.tar:0"] == pauses["a.tar:0 "]
 
 
-def test_what_no_attempt_can_mend_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_attempt_can_repair_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Answer(Exception):  # noqa: N818 (as aiohttp's carries the status)
         status = 0
 
@@ -263,6 +273,13 @@ def test_read_whole_takes_no_more_than_it_was_told(tmp_path: Path) -> None:
             read_whole(place, 9, Retries(attempts=50))
     with pytest.raises(FileNotFoundError):
         read_whole(str(tmp_path / "gone"), 9)
+
+
+def test_members_that_are_too_large_together_are_not_read() -> None:
+    """Refused by their sizes alone: the shard is never opened."""
+    members = [Member("jpg", 512, 2**27, 0), Member("txt", 2**30, 2**27 + 1, 0)]
+    with pytest.raises(OSError, match="its members hold 268435457 bytes: too many to read"):
+        read_members("/no/such.tar", members, Retries(1, 1))
 
 
 def test_prefetch_asks_for_local_shards_that_fit_into_a_quarter_of_the_memory(

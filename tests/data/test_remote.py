@@ -206,7 +206,7 @@ def test_the_name_of_a_file_is_no_command(folder: Path, loader_of: Any, allow_sh
 def test_the_name_of_an_object_is_no_chain(folder: Path) -> None:
     """fsspec would read `memory://trap/a::...` through whatever stands before the colons."""
     fsspec.filesystem("memory").pipe_file("/trap/reference::memory:x.tar", b"")
-    with pytest.raises(UserError, match="may stand before ::"):
+    with pytest.raises(UserError, match="may come before ::"):
         expand_shards("memory://trap/*.tar")
 
 

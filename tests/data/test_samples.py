@@ -13,9 +13,8 @@ import pytest
 from kit.shards import good_sample, jpeg, write_samples
 from PIL import Image
 
-from flexiclip.data.check import check_shards
 from flexiclip.data.remote import expand_shards
-from flexiclip.data.samples import BadSample, Labels, SampleStore, class_names, open_samples, read_captions
+from flexiclip.data.samples import BadSample, Labels, Members, SampleStore, check_shards, class_names, open_samples
 from flexiclip.errors import UserError
 
 
@@ -63,12 +62,12 @@ def test_captions_are_cut_and_texts_too_long_are_refused(tmp_path: Path) -> None
     for size in (8191, 8192, 8193):
         assert len(store_of(tmp_path, {**good_sample(0), "txt": b" " + b"x" * size})[0].captions[0]) == min(size, 8192)
     for size, fits in ((2**24, True), (2**24 + 1, False)):
-        members = {"txt": b"a" + b" " * (size - 1)}
+        members = Members("a.tar", "k", {"txt": b"a" + b" " * (size - 1)})
         if fits:
-            assert read_captions("a.tar", "k", members, ("txt",)) == ("a",)
+            assert members.captions(("txt",)) == ("a",)
         else:
             with pytest.raises(BadSample, match="caption too long: txt has 16777217 bytes"):
-                read_captions("a.tar", "k", members, ("txt",))
+                members.captions(("txt",))
 
 
 BOM = b"\xef\xbb\xbf"
@@ -173,7 +172,7 @@ NAMES = ("cat", "dog", "7", "bird")
     ],
 )
 def test_a_label_is_a_name_or_a_number(spec: str, members: dict[str, bytes], found: tuple[int, ...]) -> None:
-    assert Labels(spec, NAMES).read("a.tar", "k", members) == found
+    assert Labels(spec, NAMES).read(Members("a.tar", "k", members)) == found
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_a_label_is_a_name_or_a_number(spec: str, members: dict[str, bytes], fou
 )
 def test_what_is_no_label_makes_a_bad_sample(spec: str, members: dict[str, bytes], reason: str) -> None:
     with pytest.raises(BadSample, match=r"a\.tar") as caught:
-        Labels(spec, NAMES).read("a.tar", "k", members)
+        Labels(spec, NAMES).read(Members("a.tar", "k", members))
     assert reason in caught.value.reason
 
 
@@ -201,6 +200,6 @@ def test_class_names(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_bytes("\ufeffa cat\r\n\r\ndog\u2028s\r\n".encode())
     assert class_names(str(tmp_path / "names.txt")) == ("a cat", "dog\u2028s")
     assert class_names(3) == ("0", "1", "2")
-    for wrong, said in ((("x", "y", "x"), "'x' twice"), (1, "1 classes; expected 2"), (str(tmp_path / "no"), "is no file")):
+    for wrong, said in ((("x", "y", "x"), "'x' twice"), (1, "1 classes; expected 2"), (str(tmp_path / "no"), "is not a file")):
         with pytest.raises(UserError, match=said):
             class_names(wrong)

@@ -96,7 +96,7 @@ def test_build_openmoji_keeps_an_equal_set_and_refuses_another_folder(built: tup
     with pytest.raises(UserError, match="other settings"):
         build_openmoji(built[0], pixels=64, heldout=HELD_OUT, limit=LIMIT)
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="holds no OpenMoji build"):
+    with pytest.raises(UserError, match="does not hold a build of OpenMoji"):
         build_openmoji(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -15,7 +15,7 @@ from flexiclip.__main__ import main
 from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import Sample, open_samples
 from flexiclip.datasets.emoji_names import known_emoji
-from flexiclip.datasets.vendors import FLUENT, NOTO, build_openmoji, build_vendor, place, read_pictures
+from flexiclip.datasets.vendors import FLUENT, NOTO, build_openmoji, build_vendor, read_pictures, with_openmoji_concepts
 from flexiclip.errors import UserError
 
 TRIAL: dict[str, Any] = {"pixels": 24, "heldout": 40, "limit": 120}
@@ -77,7 +77,7 @@ def test_a_concept_that_openmoji_holds_out_is_held_out(openmoji: Path, tmp_path:
     assert {(each["license"], each["source"][:10]) for each in got_train.values()} == {("Apache-2.0", "Noto Emoji")}
     assert "Apache License" in (tmp_path / "set" / "LICENSE.txt").read_text()
     assert build_vendor(tmp_path / "set", NOTO, package, **TRIAL) == (build, False)
-    with pytest.raises(UserError, match="holds no Fluent flat build"):
+    with pytest.raises(UserError, match="does not hold a build of Fluent flat"):
         build_vendor(tmp_path / "set", FLUENT["flat"], package, **TRIAL)
 
 
@@ -85,12 +85,12 @@ def test_a_drawing_that_joins_both_sides_is_on_neither() -> None:
     emoji = {each.hexcode: each for each in known_emoji(["1F9D1-200D-1F680", "1F468-200D-1F680", "1F32D", "1F603", "1F604"])}
     astronaut, man, dog, smile, _ = (emoji[c] for c in ("1F9D1-200D-1F680", "1F468-200D-1F680", "1F32D", "1F603", "1F604"))
     theirs = [astronaut, dog]
-    assert [e.hexcode for e in place(list(emoji.values()), theirs, {"hot dog"})] == sorted(
+    assert [e.hexcode for e in with_openmoji_concepts(list(emoji.values()), theirs, {"hot dog"})] == sorted(
         [astronaut.hexcode, man.hexcode, dog.hexcode]
     )
-    assert smile.concept not in {e.concept for e in place(list(emoji.values()), theirs, set())}
+    assert smile.concept not in {e.concept for e in with_openmoji_concepts(list(emoji.values()), theirs, set())}
     split_in_two = [astronaut, type(man)(**{**vars(man), "hexcode": "1F32D", "concept": astronaut.concept})]
-    assert place([dog], [*split_in_two, dog], {"hot dog"}) == []
+    assert with_openmoji_concepts([dog], [*split_in_two, dog], {"hot dog"}) == []
 
 
 def test_pictures_are_laid_on_white(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_pictures_are_laid_on_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        (None, "is no package of npm"),
-        ('{"name": "left-pad", "version": "1.0.0"}', "holds the npm package 'left-pad'; needed is @iconify"),
+        (None, "is not an npm package"),
+        ('{"name": "left-pad", "version": "1.0.0"}', "holds the npm package 'left-pad': give the folder of @iconify"),
     ],
 )
 def test_a_folder_of_something_else(about: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from flexiclip.config import Config, DataConfig, SourceConfig, from_dict
 from flexiclip.data.batch import BatchSpec, Mixup, RankSteps
-from flexiclip.data.dataset import make_item
+from flexiclip.data.dataset import draw_view
 from flexiclip.data.images import TrainTransform
 from flexiclip.data.order import Plan, Source
 from flexiclip.data.samples import Sample
@@ -156,7 +156,7 @@ def views(name: str) -> list[list[int]]:
     rows = []
     for place in [(source, epoch, number) for source in (0, 1) for epoch in (0, 3) for number in range(12)]:
         drawn = stream(3, Draw.AUGMENT, *place)
-        item = make_item(Sample("", "", image, tuple("abcdefg")), transform, drawn)
+        item = draw_view(Sample("", "", image, tuple("abcdefg")), transform, drawn)
         again = stream(3, Draw.AUGMENT, *place)
         again.random()  # the caption
         columns = item.pixels[0].float().mean(0)

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 from flexiclip.__main__ import main
 from flexiclip.config import load
 from flexiclip.config.load import resolve_folder
-from flexiclip.data.index import DTYPES, index_shard, pack, read_index
+from flexiclip.data.index import index_shard, pack, read_index
 from flexiclip.data.reading import shard_stamp
 from flexiclip.data.samples import BadSample, open_samples
 from flexiclip.errors import UserError
@@ -87,10 +88,9 @@ def test_an_index_cache_that_lies_is_written_anew(tmp_path: Path) -> None:
     shard = shard_of(tmp_path / "x.tar", {"a.txt": b"fox", "b.txt": b"owl"})
     good = index_shard(shard)
     cache, stamp = Path(shard + ".index"), shard_stamp(shard)
-    arrays = {name: getattr(good, name) for name in DTYPES}
     whole = cache.read_bytes()
-    assert whole == pack(arrays, good.extensions, "", stamp)
-    lies = (
+    assert whole == pack(good, stamp)
+    lies: tuple[dict[str, Any], ...] = (
         {"offset": np.array([0, 2**40])},
         {"size": np.array([3, 2**31])},
         {"header": np.array([0])},
@@ -99,7 +99,7 @@ def test_an_index_cache_that_lies_is_written_anew(tmp_path: Path) -> None:
         {"key_first": np.array([0, 0, 2])},
         {"first": np.zeros(0), "key_first": np.zeros(0)},
     )
-    contents = [pack(arrays | lie, good.extensions, "", stamp) for lie in lies]
+    contents = [pack(replace(good, **lie), stamp) for lie in lies]
     contents += [
         whole[:-1],
         whole + b"x",
@@ -127,7 +127,7 @@ def test_an_index_cache_that_lies_is_written_anew(tmp_path: Path) -> None:
         ("run_dir: 2001-13-45", "a value cannot be read"),
         ("seed: !!int x", "a value cannot be read"),
         ("seed: !!python/object/apply:os.abort []", "not YAML"),
-        ("train: {steps: 9e999 epochs}", "no duration that ends"),
+        ("train: {steps: 9e999 epochs}", "is too long: write a duration of at most"),
         ("model: {image: {image_size: 99999999999}}", "exceeds 16384 pixels"),
         ("base: " + "x" * 5000, "no recipe"),
         ("base: [1]", "name one recipe"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from flexiclip.config.keys import Size, key, pair, require, section
 from flexiclip.config.schema.data import DataConfig, PatchConfig, PatchStage, SourceConfig
-from flexiclip.config.schema.keys import Size, key, pair, require, section
 from flexiclip.config.schema.model import (
     ImageTowerConfig,
     ModelConfig,

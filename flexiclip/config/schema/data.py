@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flexiclip.config.durations import Duration, parse_duration
-from flexiclip.config.schema.keys import about, key, positive, require, seconds
+from flexiclip.config.keys import Duration, about, key, parse_duration, positive, require, seconds
 
 
 @dataclass(frozen=True)

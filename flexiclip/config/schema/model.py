@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from flexiclip.config.schema.keys import Size, key, pair, positive, require, section
+from flexiclip.config.keys import Size, key, pair, positive, require, section
 
 
 class _Lockable:
-    """What the sections of both towers share: `lock`, and its exception `unlock_last`."""
+    """The keys that the sections of both towers share: `lock`, and its exception `unlock_last`."""
 
     lock: bool
     unlock_last: int

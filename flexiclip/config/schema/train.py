@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flexiclip.config.durations import Duration, parse_duration
-from flexiclip.config.schema.keys import key, positive, require, seconds, section
+from flexiclip.config.keys import Duration, key, parse_duration, positive, require, seconds, section
 
 
 @dataclass(frozen=True)

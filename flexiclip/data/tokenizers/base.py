@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +63,7 @@ class Tokenizer(ABC):
             return torch.empty((0, self.context_length), dtype=torch.int64)
         return self.encode(batch)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the settings that change the output. They are part of the fingerprint."""
         return {"kind": self.config.kind, "context_length": self.context_length}
 
@@ -80,7 +79,7 @@ class Tokenizer(ABC):
         """Write the files into a folder that holds nothing else. load_tokenizer rebuilds the tokenizer from it, offline."""
         write_files(folder, self.files)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[TokenizerConfig, dict[str, bytes]]]:
         return type(self), (self.config, self.files)
 
 
@@ -121,8 +120,8 @@ def unpacked(files: Mapping[str, bytes]) -> Iterator[Path]:
         yield Path(folder)
 
 
-def require_id(value: int | None, which: str, name: str, mend: str) -> int:
+def require_id(value: int | None, which: str, name: str, fix: str) -> int:
     """Return a special token's id. Raises UserError if the vocabulary has none (None, or -1 in sentencepiece)."""
     if value is None or value < 0:
-        raise UserError(f"the tokenizer {name} has no {which} token; {mend}")
+        raise UserError(f"the tokenizer {name} has no {which} token; {fix}")
     return value

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -23,14 +23,19 @@ from flexiclip.data.tokenizers.base import Tokenizer, read_files, require_id, un
 from flexiclip.errors import UserError
 from flexiclip.files import short_reason, stands_there
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 OPEN_CLIP_FILE = "open_clip_config.json"
 _LARGEST_BPE = 2**24  # bytes, decompressed; CLIP's file has 3 MB
 _OPEN_CLIP_OPTIONS = {"clean", "strip_sep_token", "language"}
 _NEEDS_PAD = 'name one in its tokenizer_config.json ("pad_token"), or choose a vocabulary with padding'
 _NEEDS_EOS = 'name one in its tokenizer_config.json ("eos_token"), or choose a vocabulary that ends its texts'
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt")
-_MODELS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
+)
 _GEMMA_VOCABULARY = 256_000
 
 
@@ -61,7 +66,7 @@ class ClipTokenizer(Tokenizer):
 
     def encode(self, texts: list[str]) -> Tensor:
         """Map texts to ids between start and end of text, int64 [N, context_length]."""
-        return cast(Tensor, self._engine(texts))
+        return self._engine(texts)
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -78,9 +83,7 @@ class HuggingFaceTokenizer(Tokenizer):
         with unpacked(self.files) as folder:
             self._engine = _auto_tokenizer(str(folder), name)
         self._engine.padding_side = "right"
-        self.vocab_size = len(self._engine)
-        self.pad_id = require_id(self._engine.pad_token_id, "padding", name, _NEEDS_PAD)
-        self.eos_id = _end_of_text(self._engine, name)
+        self.vocab_size, self.pad_id, self.eos_id = _ids_of(self._engine, name)
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
@@ -93,8 +96,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, texts: list[str]) -> Tensor:
         """Map texts to ids with the vocabulary's special tokens, int64 [N, context_length]."""
-        options = {"padding": "max_length", "truncation": True, "max_length": self.context_length}
-        return cast(Tensor, self._engine(texts, return_tensors="pt", **options)["input_ids"])
+        found = self._engine(texts, padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt")
+        tokens: Tensor = found["input_ids"]
+        return tokens
 
 
 class OpenClipTokenizer(Tokenizer):
@@ -111,11 +115,8 @@ class OpenClipTokenizer(Tokenizer):
             self._engine = open_clip.get_tokenizer(f"local-dir:{folder}", context_length=config.context_length)
         if isinstance(self._engine, SimpleTokenizer):
             self.vocab_size, self.pad_id, self.eos_id = self._engine.vocab_size, 0, self._engine.eot_token_id
-            return
-        inner = self._engine.tokenizer
-        self.vocab_size = len(inner)
-        self.pad_id = require_id(inner.pad_token_id, "padding", name, _NEEDS_PAD)
-        self.eos_id = _end_of_text(inner, name)
+        else:
+            self.vocab_size, self.pad_id, self.eos_id = _ids_of(self._engine.tokenizer, name)
 
     @classmethod
     def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
@@ -130,14 +131,14 @@ class OpenClipTokenizer(Tokenizer):
             raise UserError("tokenizer.kind=open_clip needs tokenizer.path: a model name such as ViT-B-32")
         try:
             described = open_clip.get_model_config(config.path)
-            _check_text_cfg((described or {}).get("text_cfg", {}), config.path)
-            engine = open_clip.get_tokenizer(config.path) if described else None
+            if not described:
+                raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
+            _check_text_cfg(described.get("text_cfg", {}), config.path)
+            engine = open_clip.get_tokenizer(config.path)
         except UserError:
             raise
         except Exception as error:  # open_clip and transformers each raise their own errors
             raise UserError(f"tokenizer.path={config.path}: open_clip cannot load its tokenizer: {short_reason(error)}") from None
-        if described is None or engine is None:
-            raise UserError(f"tokenizer.path={config.path}: open_clip knows no such model; see open_clip.list_models()")
         if not isinstance(engine, (SimpleTokenizer, HFTokenizer)):
             raise UserError(f"tokenizer.path={config.path}: use tokenizer.kind=sentencepiece with its .model file instead")
         files = {} if isinstance(engine, SimpleTokenizer) else _saved(engine)
@@ -146,10 +147,10 @@ class OpenClipTokenizer(Tokenizer):
 
     def encode(self, texts: list[str]) -> Tensor:
         """Map texts to the ids that the model was trained with, int64 [N, context_length]."""
-        return cast(Tensor, self._engine(texts))
+        return self._engine(texts)
 
 
-def _text_cfg(files: Mapping[str, bytes]) -> Any:
+def _text_cfg(files: Mapping[str, bytes]) -> object:
     """Return the text configuration of open_clip's file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(files[OPEN_CLIP_FILE])["model_cfg"]["text_cfg"]
@@ -159,7 +160,7 @@ def _text_cfg(files: Mapping[str, bytes]) -> Any:
         ) from None
 
 
-def _check_text_cfg(text_cfg: Any, name: str) -> None:
+def _check_text_cfg(text_cfg: object, name: str) -> None:
     """Raise UserError for tokenizer options other than open_clip's own.
 
     open_clip passes these options to transformers unchanged, including `trust_remote_code`.
@@ -169,7 +170,7 @@ def _check_text_cfg(text_cfg: Any, name: str) -> None:
         raise UserError(f"tokenizer {name}: tokenizer_kwargs={given!r}; only {', '.join(sorted(_OPEN_CLIP_OPTIONS))} are taken")
 
 
-def _auto_tokenizer(source: str, name: str) -> Any:
+def _auto_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
     """Return the AutoTokenizer of a folder or hub name. Raises UserError."""
     try:
         from transformers import AutoTokenizer
@@ -186,13 +187,13 @@ def _check_files(folder: Path) -> None:
 
     A web page or a Git LFS pointer in place of a list of words would be read as the words.
     """
-    for path in [folder / name for name in (*_FILES, *_MODELS) if (folder / name).is_file()]:
+    for path in [folder / name for name in _FILES if (folder / name).is_file()]:
         found = stands_there(path)
         if found is not None:
             raise UserError(f"{path}: not a tokenizer's file: {found}")
 
 
-def _as_trained(tokenizer: Any, source: str, name: str) -> Any:
+def _as_trained(tokenizer: PreTrainedTokenizerBase, source: str, name: str) -> PreTrainedTokenizerBase:
     """Make the tokenizer of SigLIP 2 lower-case its texts, as big_vision did in training; return others unchanged.
 
     The folders of SigLIP 2 name Gemma's tokenizer, which keeps capitals. The Siglip2Tokenizer of transformers 5
@@ -228,14 +229,15 @@ def _model_type(source: str) -> str | None:
     return data.get("model_type") if isinstance(data, dict) else None
 
 
-def _saved(tokenizer: Any) -> dict[str, bytes]:
+def _saved(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """Return the files that save_pretrained writes."""
     with TemporaryDirectory(prefix="flexiclip-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
         return read_files(Path(folder))
 
 
-def _end_of_text(tokenizer: Any, name: str) -> int:
-    """Return the id of the EOS token, or of the separator token if there is no EOS token."""
+def _ids_of(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[int, int, int]:
+    """Return (vocabulary size, id of padding, id of EOS). Without an EOS token, the separator token ends a text."""
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    return require_id(eos, "EOS", name, _NEEDS_EOS)
+    pad = require_id(tokenizer.pad_token_id, "padding", name, _NEEDS_PAD)
+    return len(tokenizer), pad, require_id(eos, "EOS", name, _NEEDS_EOS)

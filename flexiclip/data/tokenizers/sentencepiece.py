@@ -9,13 +9,10 @@ whatever the caption's length.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +20,7 @@ from torch import Tensor
 from flexiclip.config import TokenizerConfig
 from flexiclip.data.tokenizers.base import Tokenizer, require_id
 from flexiclip.errors import UserError
-from flexiclip.files import short_reason, text_there
+from flexiclip.files import short_reason, text_there, write_whole
 
 MODEL_FILE = "sentencepiece.model"
 MAX_TRAINING_CAPTIONS = 1_000_000
@@ -63,7 +60,7 @@ class SentencePieceTokenizer(Tokenizer):
         except OSError as error:
             raise UserError(f"tokenizer.path={config.path}: cannot read it ({error.strerror})") from None
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the settings that change the ids, which include lower-casing and sticky EOS."""
         return super().settings() | {"lowercase": self.config.lowercase, "sticky_eos": self.config.sticky_eos}
 
@@ -87,10 +84,15 @@ def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, 
     """
     import sentencepiece
 
-    model, sentences = io.BytesIO(), _Sentences(captions, lowercase)
+    lines = (" ".join(caption.split()) for caption in islice(captions, MAX_TRAINING_CAPTIONS))
+    sentences = (line.lower() if lowercase else line for line in lines if line)
+    first = next(sentences, None)
+    if first is None:
+        raise UserError("no captions to train a tokenizer on: check data.train and data.captions")
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=chain([first], sentences),
             model_writer=model,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
@@ -103,34 +105,9 @@ def train_sentencepiece(captions: Iterable[str], output: Path, vocab_size: int, 
             minloglevel=2,
         )
     except RuntimeError as error:
-        if sentences.count == 0:
-            raise UserError("no captions to train a tokenizer on: check data.train and data.captions") from None
         raise UserError(
             f"tokenizer.vocab_size={vocab_size}: sentencepiece could not train on the captions: {short_reason(error)}"
         ) from None
-    partial = output.with_name(f"{output.name}.{os.getpid()}.part")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(model.getvalue())
-        partial.replace(output)  # a run that is killed here does not leave half a vocabulary behind
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, model.getvalue())  # a run that is killed here does not leave half a vocabulary behind
     return output
-
-
-class _Sentences:
-    """The captions in the form that the trainer needs: one per line, without empty ones. They are counted."""
-
-    def __init__(self, captions: Iterable[str], lowercase: bool) -> None:
-        self._captions = captions
-        self._lowercase = lowercase
-        self.count = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for caption in islice(self._captions, MAX_TRAINING_CAPTIONS):
-            line = " ".join(caption.split())
-            if line:
-                self.count += 1
-                yield line.lower() if self._lowercase else line

@@ -13,7 +13,7 @@ from flexiclip_eval.data.images import Record
 from flexiclip_eval.data.labels import resolve_labels, resolve_many
 from flexiclip_eval.data.shards import json_label, member_label
 
-from flexiclip.data.samples import BadSample, Labels
+from flexiclip.data.samples import BadSample, Labels, Members
 from flexiclip.errors import UserError
 
 CLASSES = ("cat", "dog", "True", "2020", "1.5")
@@ -22,7 +22,7 @@ CLASSES = ("cat", "dog", "True", "2020", "1.5")
 def trained(value: Any, classes: tuple[str, ...] = CLASSES) -> tuple[int, ...] | None:
     """What training makes of a JSON label; None: a bad sample."""
     try:
-        return Labels("json:label", classes).read("s", "0", {"json": json.dumps({"label": value}).encode()})
+        return Labels("json:label", classes).read(Members("s", "0", {"json": json.dumps({"label": value}).encode()}))
     except BadSample:
         return None
 

@@ -49,14 +49,14 @@ def test_parse_duration_reads_every_form(text, expected):
 )
 def test_parse_duration_refuses_what_is_no_duration(text):
     with pytest.raises(
-        UserError, match=r"is no duration: write 500, '3 epochs', '2M samples', '5%', '10 minutes' or '30 TFLOPs'"
+        UserError, match=r"is not a duration: write 500, '3 epochs', '2M samples', '5%', '10 minutes' or '30 TFLOPs'"
     ):
         parse_duration(text)
 
 
 @pytest.mark.parametrize("text", ["1.1e15", "2000000B samples", "1e400", "2e6 ZFLOPs"])
 def test_a_duration_that_does_not_end(text):
-    with pytest.raises(UserError, match="is no duration that ends: the longest is 1e\\+15"):
+    with pytest.raises(UserError, match="is too long: write a duration of at most 1e\\+15"):
         parse_duration(text)
 
 
@@ -99,8 +99,8 @@ def test_to_steps_is_not_rounded_up_by_float_error():
     [
         ("1 epoch", "the size of an epoch is unknown"),
         ("5%", "cannot be a percentage"),
-        ("10 minutes", "only for train.save_every"),
-        ("3 TFLOPs", "only in train.steps"),
+        ("10 minutes", "only train.save_every takes a time"),
+        ("3 TFLOPs", "only train.steps takes"),
     ],
 )
 def test_what_cannot_be_turned_into_steps_says_why(text, why):
