@@ -1,5 +1,7 @@
 """The schedules of a run: its length, the learning rate, and each step's sequence length and micro-batch size.
 
+`RunSchedule` has all that is known of a run's steps before the first one.
+
 The sequence length of a step is one seqhw, drawn from (seed, step) as in FlexiViT (arXiv 2212.08013, section 3.2).
 Every rank can compute it without communication, and a resumed run draws the same values. The distribution may change
 over the run: by the stages of the recipe's section `patch`, or by its curriculum (section 5.4 of the paper; CLIPA,
@@ -15,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from flexiclip.config import Config, Duration, OptimizerConfig, PatchConfig, to_steps
+from flexiclip.config import Config, Duration, ModelConfig, OptimizerConfig, PatchConfig, TokenizerConfig, TrainConfig, to_steps
 from flexiclip.draws import Stream
 from flexiclip.errors import UserError
 
@@ -77,28 +79,41 @@ def _constant(total: int, warmup: int, timescale: int) -> Callable[[int], float]
 _DECAYS = {"cosine": _cosine, "rsqrt": _rsqrt, "constant": _constant}
 
 
-def pair_tokens(config: Config, seqhw: int) -> int:
-    """Return the tokens of an image with grid side `seqhw`, plus those of a full caption if the text tower trains."""
-    text = config.model.text
-    return seqhw**2 + (0 if text is None or text.frozen else config.tokenizer.context_length)
+def pair_tokens(model: ModelConfig, tokenizer: TokenizerConfig) -> Callable[[int], int]:
+    """Return a function from seqhw to the tokens of a pair: its image, and a full caption if the text tower trains."""
+    caption = 0 if model.text is None or model.text_frozen else tokenizer.context_length
+    return lambda seqhw: seqhw**2 + caption
 
 
-def within_budget(config: Config, budget: int) -> Callable[[int], int]:
-    """Return a function from seqhw to the number of pairs that `budget` tokens hold, at least one."""
-    return lambda seqhw: max(1, budget // pair_tokens(config, seqhw))
+def within_budget(tokens: Callable[[int], int], budget: int) -> Callable[[int], int]:
+    """Return a function from seqhw to the number of pairs that `budget` tokens hold, at least one. tokens: seqhw -> per pair."""
+    return lambda seqhw: max(1, budget // tokens(seqhw))
 
 
-def micro_batches(config: Config, world: int) -> Callable[[int], int]:
-    """Return a function from seqhw to the number of samples encoded at once per rank.
+def micro_batches(train: TrainConfig, tokens: Callable[[int], int], world: int) -> Callable[[int], int]:
+    """Return a function from seqhw to the number of samples encoded at once per rank. tokens: seqhw -> tokens of a pair.
 
     This is a fixed number, the number that a budget of tokens holds, or all samples of the rank.
     """
-    train = config.train
     local = train.global_batch_size // world
     if train.micro_tokens is not None:
-        held = within_budget(config, train.micro_tokens)
+        held = within_budget(tokens, train.micro_tokens)
         return lambda seqhw: min(local, held(seqhw))
     return lambda _: train.micro_batch_size or local
+
+
+KEPT_TEXT_FEATURES = 2 << 30
+"""The most bytes of features of a frozen text tower that a run keeps. With more captions, the tower runs in every step."""
+
+
+def keeps_text_features(config: Config, captions: int | None, width: int) -> bool:
+    """Whether a run computes the features of its captions once, before the first step (train/text_features.py).
+
+    It does if the text tower is frozen and the features, of `width` numbers each, are few enough to keep. `captions` is None if
+    their number is unknown; then they are taken to be few.
+    """
+    few = 4 * width * (captions or 0) <= KEPT_TEXT_FEATURES
+    return config.model.text_frozen and not config.data.sequential and few
 
 
 Cost = Callable[[int], float]
@@ -275,22 +290,24 @@ def _probabilities(seqhw: Sequence[int], weights: str | Sequence[float], cost: C
 TERA = 10**12
 
 
-def horizon_of(config: Config, samples: int | None, cost: Cost, pair_flops: Callable[[int], float]) -> Horizon:
-    """Return the horizon of a recipe's run.
+def horizon_of(
+    train: TrainConfig, patch: PatchConfig, samples: int | None, cost: Cost, pair_flops: Callable[[int], float]
+) -> Horizon:
+    """Return the horizon of a run.
 
     `samples`: the samples of an epoch, None if unknown. `cost`: the relative cost of a length, for weights that are
     `inverse_cost`. `pair_flops`: the FLOPs of training on one pair at a length, called only if train.steps is a number
     of FLOPs, such as "30 TFLOPs". The run is then the longest whose expected FLOPs stay within that number. Raises
     UserError if the number is too small for one step.
     """
-    length, batch = config.train.steps, config.train.global_batch_size
+    length, batch = train.steps, train.global_batch_size
     if length.unit != "TFLOPs":
         return Horizon.of(length, batch, samples)
-    flops = {seqhw: pair_flops(seqhw) for seqhw in config.patch.all_seqhw}
+    flops = {seqhw: pair_flops(seqhw) for seqhw in patch.all_seqhw}
 
     def spent(steps: int) -> float:
         """Return the TFLOPs that a run with this number of steps is expected to take."""
-        schedule = SeqhwSchedule(config.patch, config.seed, Horizon(steps, batch, samples), cost)
+        schedule = SeqhwSchedule(patch, 0, Horizon(steps, batch, samples), cost)
         return steps * batch * schedule.mean(flops.__getitem__) / TERA
 
     if spent(1) > length.value:
@@ -300,3 +317,19 @@ def horizon_of(config: Config, samples: int | None, cost: Cost, pair_flops: Call
         middle = (low + high) // 2
         low, high = (middle, high) if spent(middle) <= length.value else (low, middle)
     return Horizon(low, batch, samples)
+
+
+@dataclass(frozen=True)
+class RunSchedule:
+    """The steps of a run, as they are known before the first one: how many there are, and the length and the rate of each."""
+
+    horizon: Horizon
+    seqhw: SeqhwSchedule
+    lr: Callable[[int], float]
+
+    @classmethod
+    def of(cls, config: Config, samples: int | None, cost: Cost, pair_flops: Callable[[int], float]) -> RunSchedule:
+        """Return the schedule of a recipe. The other arguments are those of `horizon_of`, which also says what is raised."""
+        horizon = horizon_of(config.train, config.patch, samples, cost, pair_flops)
+        seqhw = SeqhwSchedule(config.patch, config.seed, horizon, cost)
+        return cls(horizon, seqhw, learning_rate(config.optimizer, horizon))

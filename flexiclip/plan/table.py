@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from flexiclip.plan.result import LengthPlan, Plan, StagePlan
+from flexiclip.plan.towers import Parameters
 
 Rows = list[list[str]]
 
@@ -34,43 +35,32 @@ def heading(plan: Plan) -> str:
     captions = f"captions of {plan.caption_tokens} tokens"
     return (
         f"{cluster.nodes} x {cluster.gpus_per_node} {device.name} ({device.source}): {plan.precision} {peak / 1e12:,.3g} TFLOP/s "
-        f"at {device.mfu:.0%} MFU, {plan.usable_memory / 1e9:,.0f} of {device.memory / 1e9:,.0f} GB usable a rank\n"
+        f"at {device.mfu:.0%} MFU, {plan.usable_memory / 1e9:,.0f} of {device.memory / 1e9:,.0f} GB usable per rank\n"
         f"batch {plan.global_batch_size:,} = {cluster.world:,} ranks x {plan.local_batch:,}, {captions}{recomputed}"
     )
 
 
 def tables(plan: Plan) -> list[tuple[str, list[str], Rows]]:
     """(title, heading, rows) of each table."""
-    stage_head = ["engine", "states GB", "peak GB", "fits", "micro_batch_size", "micro_tokens", "recomputing", "sent GB/step"]
-    length_head = [
-        "seqhw",
-        "tokens",
-        "share",
-        "GFLOPs/pair",
-        "micro-batch",
-        "activ. GB",
-        "peak GB",
-        "step s",
-        "network",
-        "images/s",
-    ]
+    stage_head = "engine|states GB|peak GB|fits|micro_batch_size|micro_tokens|recomputing|sent GB/step"
+    length_head = "seqhw|tokens|share|GFLOPs/pair|micro-batch|activ. GB|peak GB|step s|network|images/s"
     return [
-        ("Parameters, million", ["part", "trained", "frozen"], [_part(plan, i) for i in range(len(plan.parameters))]),
+        ("Parameters, million", ["part", "trained", "frozen"], [_part(part) for part in plan.parameters]),
         (
             "Engines: the recipe's setting at its worst length; the largest micro-batches that fit; `recomputing`: with "
             "train.activation_checkpointing",
-            stage_head,
+            stage_head.split("|"),
             [_stage(stage) for stage in plan.stages],
         ),
-        ("Lengths, with the recipe's engine", length_head, [_length(length) for length in plan.lengths]),
+        ("Lengths, with the recipe's engine", length_head.split("|"), [_length(length) for length in plan.lengths]),
     ]
 
 
 def summary(plan: Plan) -> list[str]:
     """The whole run in a few lines, followed by the notes."""
     lines = [
-        f"on average {plan.mean_tokens:,.0f} tokens an image, {plan.mean_step_s:.3g} s a step, {plan.images_per_s:,.0f} images/s "
-        f"({plan.images_per_s / plan.cluster.nodes:,.0f} a node to read and decode)"
+        f"on average {plan.mean_tokens:,.0f} tokens per image, {plan.mean_step_s:.3g} s per step, "
+        f"{plan.images_per_s:,.0f} images/s ({plan.images_per_s / plan.cluster.nodes:,.0f} per node to read and decode)"
     ]
     if plan.hours is not None:
         hours = f"{plan.hours:,.3g} hours, {plan.hours * plan.cluster.world:,.4g} rank-hours"
@@ -98,8 +88,7 @@ def _advice(own: StagePlan) -> str:
     return "not one sample fits under this engine; take a higher engine.zero_stage, more ranks, or engine.offload"
 
 
-def _part(plan: Plan, i: int) -> list[str]:
-    part = plan.parameters[i]
+def _part(part: Parameters) -> list[str]:
     return [part.part.replace("_", " "), _million(part.trained), _million(part.frozen)]
 
 

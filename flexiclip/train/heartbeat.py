@@ -23,7 +23,6 @@ import threading
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
 
 import torch.distributed as dist
 
@@ -50,7 +49,7 @@ class Heartbeat:
     signal stops one rank before the first step, all ranks stop.
     """
 
-    def __init__(self, store: Any, rank: int, world: int, timeout_s: float) -> None:
+    def __init__(self, store: dist.Store, rank: int, world: int, timeout_s: float) -> None:
         """store: a c10d store that all ranks share. Raises RunError if rank 0 cannot be reached."""
         self.rank, self.timeout_s = rank, timeout_s
         self.beat_s = min(BEAT_S, timeout_s / 5)
@@ -107,14 +106,14 @@ class Heartbeat:
             self._known.wait(self.timeout_s + 2 * self.beat_s)
         return self.loss is not None
 
-    def _leave(self, farewell: dict[str, Any]) -> None:
+    def _leave(self, farewell: dict[str, object]) -> None:
         if self.loss is None:
             for link in list(self._links):
                 link.send(farewell)
         self._over.set()
         self._thread.join()
 
-    def _listen(self, store: Any) -> None:
+    def _listen(self, store: dist.Store) -> None:
         address = os.environ["MASTER_ADDR"]
         family = socket.getaddrinfo(address, None)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -128,7 +127,7 @@ class Heartbeat:
         self._selector.register(listener, selectors.EVENT_READ)
         store.set(_KEY, json.dumps({"port": listener.getsockname()[1], "token": self._token, "name": self.name}))
 
-    def _connect(self, store: Any) -> None:
+    def _connect(self, store: dist.Store) -> None:
         address = os.environ["MASTER_ADDR"]
         store.wait([_KEY], timedelta(seconds=JOIN_S))
         hub = json.loads(store.get(_KEY))
@@ -201,12 +200,12 @@ class Heartbeat:
             if name and not done:
                 self._lose(f"{name} is lost: its process ended without a word (killed, or out of memory?)")
 
-    def _hear(self, link: _Link, message: dict[str, Any]) -> None:
+    def _hear(self, link: _Link, message: dict[str, object]) -> None:
         if not link.name:  # only ranks of this run know the token; a port scanner does not
             if message.get("token") != self._token:
-                raise ValueError("no rank of this run")
+                raise ValueError("not a rank of this run")
             link.name = str(message["name"])
-            self._awaited.discard(int(message["rank"]))
+            self._awaited.discard(int(str(message["rank"])))
         elif "lost" in message:
             link.done = True
             self._lose(str(message["lost"]), bool(message.get("stopped")))
@@ -244,7 +243,7 @@ class _Link:
         self.silent = 0.0  # seconds since the last line
         self._unread = b""
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, object]) -> None:
         """Send a message. Errors are ignored, because a full buffer or a closed connection is noticed when reading."""
         with contextlib.suppress(OSError):
             self.socket.send(json.dumps(message).encode() + b"\n")
@@ -254,7 +253,7 @@ class _Link:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
 
-    def receive(self) -> list[dict[str, Any]]:
+    def receive(self) -> list[dict[str, object]]:
         """Return the messages that have arrived. Raises OSError if the other side is gone, ValueError if a line is not valid."""
         try:
             data = self.socket.recv(_MAX_LINE)

@@ -16,6 +16,7 @@ import copy
 import os
 import statistics
 import tempfile
+from functools import partial
 
 import torch
 from side_by_side.record import Grid, Record, options
@@ -93,7 +94,8 @@ def main() -> None:
         other = copy.deepcopy(model)
         for tower in (other.image_tower, other.text_tower):
             compile_blocks(tower)
-        pair = {name: Towers(each, arguments.precision == "bf16") for name, each in (("eager", model), ("compiled", other))}
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=arguments.precision == "bf16")
+        pair = {name: Towers(each, autocast) for name, each in (("eager", model), ("compiled", other))}
         for seqhw in arguments.lengths:
             measure(table, pair, images, seqhw, arguments)
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())

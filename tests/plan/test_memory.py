@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kit.plans import ALONE, IMAGE, TEXT, config_of, inputs, real_model, stepper
+from kit.plans import ALONE, IMAGE, TEXT, config_of, context_of, inputs, real_model, stepper
 from torch.profiler import ProfilerActivity, profile
 
 from flexiclip.config import Config
@@ -50,7 +50,7 @@ def measured_peak(config: Config, seqhw: int) -> int:
     if config.train.activation_checkpointing:
         for tower in (model.image_tower, model.text_tower):
             recompute_blocks(tower)
-    engine = TorchEngine(Towers(model, config.train.precision == "bf16"), config, ALONE)
+    engine = TorchEngine(Towers(model, context_of(config).autocast), config.optimizer, ALONE)
     step = stepper(model, engine, config)
     given = inputs(config, config.train.global_batch_size)
     assert step(given, seqhw, 0, 1e-3).fault is None

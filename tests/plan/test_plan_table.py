@@ -11,7 +11,7 @@ def test_the_table_shows_the_plan(flexiclip_b: Plan) -> None:
     text = render(flexiclip_b)
     assert flexiclip_b.hours is not None
     assert f"{flexiclip_b.hours:,.3g} hours, {16 * flexiclip_b.hours:,.4g} rank-hours" in text
-    assert f"{flexiclip_b.images_per_s:,.0f} images/s ({flexiclip_b.images_per_s / 2:,.0f} a node to read and decode)" in text
+    assert f"{flexiclip_b.images_per_s:,.0f} images/s ({flexiclip_b.images_per_s / 2:,.0f} per node to read and decode)" in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
     lines = {row[0]: row[1:] for row in cells}
     own = next(stage for stage in flexiclip_b.stages if stage.own)
