@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -47,10 +48,10 @@ def learning_rate(config: OptimizerConfig, horizon: Horizon) -> Callable[[int], 
     the last step, as in big_vision's create_learning_rate_schedule.
     """
     total, warmup, cooldown = horizon.steps, horizon.steps_of(config.warmup), horizon.steps_of(config.cooldown)
-    decay = _DECAYS[config.schedule](total, warmup, horizon.steps_of(config.timescale))
+    decay, timescale = _DECAYS[config.schedule], horizon.steps_of(config.timescale)
 
     def rate(step: int) -> float:
-        lr = config.lr * decay(step)
+        lr = config.lr * decay(max(0, step - warmup), max(1, total - warmup), timescale)
         if warmup:
             lr *= min(1.0, step / warmup)
         if cooldown:
@@ -60,23 +61,12 @@ def learning_rate(config: OptimizerConfig, horizon: Horizon) -> Callable[[int], 
     return rate
 
 
-def _cosine(total: int, warmup: int, timescale: int) -> Callable[[int], float]:
-    def decay(step: int) -> float:
-        progress = min(1.0, max(0.0, (step - warmup) / max(1, total - warmup)))
-        return 0.5 * (1 + math.cos(math.pi * progress))
-
-    return decay
-
-
-def _rsqrt(total: int, warmup: int, timescale: int) -> Callable[[int], float]:
-    return lambda step: (1 + max(0, step - warmup) / timescale) ** -0.5
-
-
-def _constant(total: int, warmup: int, timescale: int) -> Callable[[int], float]:
-    return lambda step: 1.0
-
-
-_DECAYS = {"cosine": _cosine, "rsqrt": _rsqrt, "constant": _constant}
+_DECAYS: dict[str, Callable[[int, int, int], float]] = {
+    "cosine": lambda passed, steps, timescale: 0.5 * (1 + math.cos(math.pi * min(1.0, passed / steps))),
+    "rsqrt": lambda passed, steps, timescale: (1 + passed / timescale) ** -0.5,
+    "constant": lambda passed, steps, timescale: 1.0,
+}
+"""Functions of the steps that have passed since the warm-up, the number of all steps after it, and optimizer.timescale."""
 
 
 def pair_tokens(model: ModelConfig, tokenizer: TokenizerConfig) -> Callable[[int], int]:
@@ -125,11 +115,9 @@ class _Law(Protocol):
 
     def at(self, step: int) -> tuple[Sequence[int], np.ndarray]:
         """Return the lengths at a step and their probabilities, which sum to 1."""
-        ...
 
     def shares(self) -> dict[int, float]:
         """Return each seqhw's expected share of the steps of the whole run."""
-        ...
 
 
 class SeqhwSchedule:
@@ -243,20 +231,16 @@ def _clipa(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
     return _Stages(stages, horizon.steps)
 
 
-def _short_to_long(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
+def _moving(direction: Literal[1, -1], config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
+    """Return a law that moves from the shortest to the longest length (1), or back (-1)."""
     seqhw, probabilities = _in_order(config, cost)
-    return _Window(seqhw, _edges(probabilities), config.spread, horizon.steps)
-
-
-def _long_to_short(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
-    seqhw, probabilities = _in_order(config, cost)
-    return _Window(seqhw[::-1], _edges(probabilities[::-1]), config.spread, horizon.steps)
+    return _Window(seqhw[::direction], _edges(probabilities[::direction]), config.spread, horizon.steps)
 
 
 _LAWS: dict[str, Callable[[PatchConfig, Horizon, Cost], _Law]] = {
     "none": _stages,
-    "short_to_long": _short_to_long,
-    "long_to_short": _long_to_short,
+    "short_to_long": partial(_moving, 1),
+    "long_to_short": partial(_moving, -1),
     "clipa": _clipa,
 }
 

@@ -118,16 +118,11 @@ def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool)
     return [*parts, _projection(model, half, micro, size)]
 
 
-def block_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
-    """Return the bytes that a block keeps per token for its backward pass, by the table above.
+def _seen_bytes(shape: Shape, size: int) -> int:
+    """Return the bytes that a block keeps for a token that others attend to, by the table above: the first norm, q, k and v.
 
     size: bytes of a number in the linear layers, 2 under bf16 autocast, else 4.
     """
-    return _seen_bytes(shape, size) + _computed_bytes(section, shape, size)
-
-
-def _seen_bytes(shape: Shape, size: int) -> int:
-    """Return the bytes that a block keeps for a token that others attend to: the first norm, q, k and v."""
     return FLOAT * shape.width + 8 + size * 4 * shape.width
 
 

@@ -122,15 +122,13 @@ def update_s(memory: Memory, device: Device) -> float:
 
 
 def _engines(own: Engine) -> list[Engine]:
-    """The engine of the recipe, and every ZeRO stage for comparison."""
-    staged = [replace(own, kind="deepspeed", stage=stage, offload=_offload(own.offload, stage)) for stage in range(4)]
+    """The engine of the recipe, and every ZeRO stage for comparison, each with as much of the offloading as it has."""
+    states = "none" if own.offload == "none" else "optimizer"
+    staged = [
+        replace(own, kind="deepspeed", stage=stage, offload=offload)
+        for stage, offload in enumerate(("none", states, states, own.offload))
+    ]
     return staged if own.kind == "deepspeed" else [own, *staged]
-
-
-def _offload(offload: str, stage: int) -> str:
-    if stage == 0 or offload == "none":
-        return "none"
-    return offload if stage == 3 else "optimizer"
 
 
 def _stage(model: Model, engine: Engine, lengths: tuple[int, ...], usable: float, own: bool) -> StagePlan:

@@ -113,12 +113,8 @@ def gathered(model: Model, engine: Engine, several: bool) -> int:
     held = model.total("in_engine")
     if not several and engine.keeps_gathered(held):
         return held
-    return min(held, engine.setting("stage3_prefetch_bucket_size", PREFETCH) + largest_block(model))
-
-
-def largest_block(model: Model) -> int:
-    """Number of weights of the largest block."""
-    return max(block_weights(model.image), block_weights(model.text))
+    largest = max(block_weights(model.image), block_weights(model.text))
+    return min(held, engine.setting("stage3_prefetch_bucket_size", PREFETCH) + largest)
 
 
 def block_weights(shape: Shape) -> int:

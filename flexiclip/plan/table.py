@@ -13,10 +13,14 @@ Rows = list[list[str]]
 
 def show(plan: Plan) -> None:
     """Print a plan on stdout."""
-    if sys.stdout.isatty():
-        _show_rich(plan)
-    else:
-        print(render(plan))
+    text = render(plan)
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text.replace("\n", "  \n")))  # two spaces keep the line breaks
 
 
 def render(plan: Plan) -> str:
@@ -134,20 +138,3 @@ def _aligned(head: Sequence[str], rows: Rows) -> list[str]:
 
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return [line(head), rule, *(line(row) for row in rows)]
-
-
-def _show_rich(plan: Plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(heading(plan), markup=False)
-    for title, head, rows in tables(plan):
-        table = Table(title=title, title_justify="left")
-        for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in rows:
-            table.add_row(*row, style="bold" if row[0].endswith("*") else None)
-        console.print(table)
-    for line in summary(plan):
-        console.print(line, markup=False)

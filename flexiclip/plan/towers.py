@@ -136,9 +136,7 @@ def _parameters(module: FlexiCLIP) -> tuple[Parameters, ...]:
     parts = []
     names = ["image_tower", "text_tower", "image_projection", "text_projection"]
     for name in names + ["exit_projections"] * bool(len(module.exit_projections)):
-        sizes = {True: 0, False: 0}
-        for p in getattr(module, name).parameters():
-            sizes[p.requires_grad] += p.numel()
-        inside = 0 if frozen_whole.get(name, False) else sum(sizes.values())
-        parts.append(Parameters(name, sizes[True], sizes[False], inside))
+        total = sum(p.numel() for p in getattr(module, name).parameters())
+        trained = sum(p.numel() for p in getattr(module, name).parameters() if p.requires_grad)
+        parts.append(Parameters(name, trained, total - trained, 0 if frozen_whole.get(name, False) else total))
     return (*parts, Parameters("scalars", sum(p.numel() for p in module.scalars()), 0, 0))

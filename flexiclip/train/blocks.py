@@ -78,7 +78,7 @@ def recompute_blocks(tower: nn.Module) -> None:
 def _recomputed(forward: Callable[..., object], block: nn.Module, *args: object, **kwargs: object) -> object:
     if not torch.is_grad_enabled():
         return forward(block, *args, **kwargs)
-    return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
+    return checkpoint(partial(forward, **kwargs), block, *args, use_reentrant=False)
 
 
 def compile_blocks(tower: nn.Module, backend: str = "inductor") -> None:
@@ -107,7 +107,7 @@ def check_compiler(device: torch.device) -> None:
     cache = Path(cache_dir())
     remove_cut_off(cache)
     try:
-        torch.compile(_add_one)(torch.ones(2, device=device))
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # compilers, drivers and headers fail in many ways
         raise UserError(
             f"train.compile: torch.compile does not work here ({_first_line(error)}): install a C++ compiler "
@@ -148,10 +148,6 @@ def _is_whole(library: Path) -> bool:
     (start,) = struct.unpack_from(f"{order}Q", head, 40)
     entry, count = struct.unpack_from(f"{order}2H", head, 58)
     return bool(start) and size >= start + entry * count
-
-
-def _add_one(x: torch.Tensor) -> torch.Tensor:
-    return x + 1
 
 
 def _first_line(error: BaseException) -> str:

@@ -76,11 +76,6 @@ class Checkpoint:
         return self.facts.step
 
     @property
-    def skipped(self) -> int:
-        """Number of finished steps that updated nothing."""
-        return self.facts.skipped
-
-    @property
     def model(self) -> Path:
         """Path of the model folder inside the checkpoint."""
         return self.folder / "model"

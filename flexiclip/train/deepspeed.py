@@ -80,8 +80,7 @@ class DeepSpeedEngine:
 
     def discard_gradients(self) -> None:
         """See Engine. DeepSpeed clears what its hooks have added up in a step only, so it gets one that it must refuse."""
-        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
-        self.backward(math.nan * torch.stack([output.sum() for output in outputs]).sum())
+        self._dummy_backward(math.nan)
         self.step(lr=0.0)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -126,13 +125,17 @@ class DeepSpeedEngine:
         Stages 1-3 create the moments in the first step, so this takes one step with learning rate 0 on gradients of zero.
         """
         hooks = [p.register_hook(torch.zeros_like) for _, p in self.towers.trained_parameters()]  # zeros even if a weight is NaN
-        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
-        self.backward(torch.stack([output.sum() for output in outputs]).sum())
+        self._dummy_backward(1.0)
         for hook in hooks:
             hook.remove()
         self.step(lr=0.0)
         for state in self._inner().state.values():
             state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(updates))
+
+    def _dummy_backward(self, factor: float) -> None:
+        """Go forward and backward on dummy inputs, whose loss is the sum of the outputs times `factor`."""
+        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
+        self.backward(factor * torch.stack([output.sum() for output in outputs]).sum())
 
     def _link_moments(self) -> None:
         """Link all moments to their parameters.

@@ -116,22 +116,18 @@ class Engine(Protocol):
 
         Returns the outputs of Trained.forward. last: this is the step's last micro-batch, after which gradients are averaged.
         """
-        ...
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`. For the step's last micro-batch, also average them over the ranks. Collective."""
-        ...
 
     def step(self, lr: float) -> float:
         """Clip, update, and clear the gradients. Returns the norm of the gradients before clipping. Collective.
 
         If the norm is not finite, no rank updates anything: no weight, no moment and no count of steps.
         """
-        ...
 
     def discard_gradients(self) -> None:
         """Clear the gradients without an update: no weight, no moment and no count of steps changes. Collective."""
-        ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter of the towers unsharded, float32, with its name.
@@ -139,18 +135,15 @@ class Engine(Protocol):
         Collective: every rank must exhaust the iterator. Parameters come one at a time, so that a rank that does not write them
         need not hold them all.
         """
-        ...
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's moments unsharded, float32, as "exp_avg/NAME" and "exp_avg_sq/NAME".
 
         They are zero before the first step. Collective: every rank must exhaust the iterator, as with `weights`.
         """
-        ...
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Go on from `moments` (names as in `moments()`), as after `updates` updates. Collective."""
-        ...
 
 
 class TorchEngine:

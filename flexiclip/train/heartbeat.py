@@ -22,6 +22,7 @@ import socket
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 
 import torch.distributed as dist
@@ -124,7 +125,7 @@ class Heartbeat:
         listener.listen(1024)
         listener.setblocking(False)
         self._listener = listener
-        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
         store.set(_KEY, json.dumps({"port": listener.getsockname()[1], "token": self._token, "name": self.name}))
 
     def _connect(self, store: dist.Store) -> None:
@@ -141,7 +142,7 @@ class Heartbeat:
 
     def _add(self, link: _Link) -> None:
         self._links.append(link)
-        self._selector.register(link.socket, selectors.EVENT_READ, link)
+        self._selector.register(link.socket, selectors.EVENT_READ, partial(self._read, link))
 
     def _drop(self, link: _Link) -> None:
         self._links.remove(link)
@@ -167,7 +168,8 @@ class Heartbeat:
                     f"{len(self._awaited)} ranks have not joined within {JOIN_S:g} s, among them rank {min(self._awaited)}"
                 )
             if now > self._end_at:
-                self._end()
+                line = None if self._told else f"flexiclip: {self.loss}"  # the same line and code as the command line's
+                leave(line, stopped_code() if self._stopped else 1)
         for link in self._links:  # an immediate close could lose a line that is still being sent
             link.hang_up()
         self._read_until(time.monotonic() + _FAREWELL_S)
@@ -177,15 +179,11 @@ class Heartbeat:
         leaving = self._over.is_set()
         while (left := deadline - time.monotonic()) > 0 and (bool(self._links) if leaving else not self._over.is_set()):
             for key, _ in self._selector.select(min(left, 0.2)):
-                if key.data is None:
-                    self._accept()
-                else:
-                    self._read(key.data)
+                key.data()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except OSError:  # the other side has closed it again
             return
         self._add(_Link(connection, ""))
@@ -220,10 +218,6 @@ class Heartbeat:
             link.send({"lost": loss, "stopped": stopped})
         self.loss, self._stopped, self._end_at = loss, stopped, time.monotonic() + GRACE_S
         self._known.set()
-
-    def _end(self) -> None:
-        line = None if self._told else f"flexiclip: {self.loss}"
-        leave(line, stopped_code() if self._stopped else 1)  # the same line and code as the command line's
 
     def _let_go(self) -> None:
         """Close the sockets: in a fork its copies, and at the end of the watch its own."""

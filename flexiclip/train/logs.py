@@ -27,7 +27,6 @@ from flexiclip.files import system_reason, write_whole
 
 if TYPE_CHECKING:
     from rich.live import Live
-    from rich.panel import Panel
 
 GRACE = 8
 """A run never ends with fewer unusable samples than this, because the first batch of a good data set may contain a few."""
@@ -64,7 +63,8 @@ class BadShare:
         why = "; ".join(f"{count} x {kind}, as in {self._examples[kind]}" for kind, count in self._reasons.most_common(_REASONS))
         raise UserError(
             f"{self.bad} of {read} samples cannot be used, more than data.max_bad_fraction={self.limit:g}: {why}. "
-            "bad_samples.jsonl names them all: repair the shards or the storage (flexiclip data check), or raise the limit; the run is saved"
+            "bad_samples.jsonl names them all: repair the shards or the storage (flexiclip data check), or raise the limit; "
+            "the run is saved"
         )
 
 
@@ -226,16 +226,19 @@ class Progress:
 
     def show(self, row: Mapping[str, float]) -> None:
         """Show a row of metrics.jsonl."""
+        step, waiting = f"step {row['step']}/{self.total}", row["data_s"] / max(row["step_s"], 1e-9)
+        line = (
+            f"loss {row['loss']:.4f}  seqhw {row['seqhw']}  lr {row['lr']:.2e}  {row['images_per_s']:.0f} images/s  "
+            f"data wait {waiting:.0%}  left {self._left(row['step'])}"
+        )
         if self._live is not None:
-            self._live.update(self._panel(row))
+            from rich.panel import Panel
+
+            scale = f"logit scale {row['logit_scale']:.3f}  " if "logit_scale" in row else ""
+            lengths = "  ".join(f"{s}: {loss:.2f}" for s, loss in sorted(self.by_length.items()))
+            self._live.update(Panel(f"{line}\n{scale}loss at seqhw  {lengths}", title=step))
         elif self.main:
-            waiting = row["data_s"] / max(row["step_s"], 1e-9)
-            print(
-                f"step {row['step']}/{self.total}  loss {row['loss']:.4f}  seqhw {row['seqhw']}  lr {row['lr']:.2e}  "
-                f"{row['images_per_s']:.0f} images/s  data wait {waiting:.0%}  left {self._left(row['step'])}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{step}  {line}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Restore the terminal."""
@@ -246,16 +249,3 @@ class Progress:
         done = step - self.start
         seconds = int((time.monotonic() - self.began) / max(1, done) * (self.total - step))
         return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
-
-    def _panel(self, row: Mapping[str, float]) -> Panel:
-        from rich.panel import Panel
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        scale = ("logit scale", f"{row['logit_scale']:.3f}") if "logit_scale" in row else ()
-        table.add_row("loss", f"{row['loss']:.4f}", "lr", f"{row['lr']:.2e}", *scale)
-        waiting = row["data_s"] / max(row["step_s"], 1e-9)
-        table.add_row("images/s", f"{row['images_per_s']:.0f}", "data wait", f"{waiting:.0%}", "left", self._left(row["step"]))
-        lengths = "  ".join(f"{s}: {loss:.2f}" for s, loss in sorted(self.by_length.items()))
-        table.add_row("loss at seqhw", lengths)
-        return Panel(table, title=f"step {row['step']} of {self.total}")

@@ -73,7 +73,6 @@ class Objective(Protocol):
     @property
     def towers(self) -> Trained:
         """The towers that the engine trains."""
-        ...
 
     @property
     def scalars(self) -> Sequence[nn.Parameter]:
@@ -81,11 +80,9 @@ class Objective(Protocol):
 
         They have their own optimizer (ScalarOptimizer in engine.py).
         """
-        ...
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
         """Compute the part of a micro-batch that needs no gradients, once per step: frozen towers and targets."""
-        ...
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensor:
         """Return the 0-D loss of the global batch. outputs, targets: this rank's rows, each [b, ...]. Collective.
@@ -93,7 +90,6 @@ class Objective(Protocol):
         The loss is the same on every rank, and is differentiable with respect to outputs and scalars. The gradients are those of
         the global loss.
         """
-        ...
 
 
 class Classification:

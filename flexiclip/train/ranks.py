@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -158,14 +158,15 @@ def joined_ranks(
     Raises RunError if the ranks cannot connect, and UserError if other hosts cannot reach this one.
     """
     if "WORLD_SIZE" not in os.environ:  # a plain process; without these variables DeepSpeed would look for MPI
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({**{name: str(value) for name, value in alone.items()}, "MASTER_PORT": str(_free_port())})
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ.update({**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})  # port 0: any free one
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = _device(local_rank, world, threads)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = max(TIMEOUT, timedelta(seconds=longest_wait_s))
     if world == 1:
         if process_group:
-            dist.init_process_group(_backend(device), timeout=timeout)
+            dist.init_process_group(backend, timeout=timeout)
         try:
             yield Ranks(rank, world, local_rank, device)
         finally:
@@ -179,7 +180,7 @@ def joined_ranks(
         with Heartbeat(store, rank, world, rank_timeout_s) as heartbeat, stop.translating() if stop else nullcontext():
             if stop is not None:
                 stop.before_leaving.append(heartbeat.say_stopped)
-            dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world, timeout=timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
             yield Ranks(rank, world, local_rank, device, dist.new_group(backend="gloo", timeout=timeout))
         dist.destroy_process_group()  # not after an error, when it would wait for collectives that never complete
 
@@ -197,10 +198,6 @@ def _local_world(world: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
 
 
-def _backend(device: torch.device) -> str:
-    return "nccl" if device.type == "cuda" else "gloo"
-
-
 def _meet(rank: int) -> dist.Store:
     """Return the store that all ranks share, at MASTER_ADDR:MASTER_PORT."""
     try:
@@ -209,12 +206,6 @@ def _meet(rank: int) -> dist.Store:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).strip().splitlines()[0]
         raise RunError(f"rank {rank} does not meet the other ranks at {place} (MASTER_ADDR, MASTER_PORT): {reason}") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 VISIBLE_WITHIN_S = 30.0
@@ -260,11 +251,9 @@ def share_file(path: Path, ranks: Ranks) -> None:
 def _seen(folder: Path, name: str, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while True:
-        try:
+        with suppress(OSError):
             if name in os.listdir(folder):  # a listing makes NFS ask the server again; a look-up by name may not
                 return True
-        except OSError:
-            pass
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)

@@ -199,13 +199,11 @@ def _started(pid: int) -> str | None:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]
     except OSError:
-        pass
-    if Path("/proc/self/stat").exists():
-        return None
-    try:
-        os.kill(pid, 0)
-    except PermissionError:  # a process of another user
-        return "running"
-    except OSError:
-        return None
+        if Path("/proc/self/stat").exists():
+            return None
+    with suppress(PermissionError):  # a process of another user
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
     return "running"

@@ -136,13 +136,11 @@ def flops_so_far(checkpoint: Checkpoint | None, step_flops: Callable[[int], int]
     return sum(map(step_flops, range(checkpoint.step))) if kept is None else kept
 
 
-def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None = None) -> Run:
+def set_up(config: Config, ranks: Ranks, lock: RunLock, evaluates: bool) -> Run:
     """Build a new run, or one that goes on from a checkpoint. Collective. Raises UserError if the recipe or its files are wrong.
 
-    evaluates: whether the run evaluates its model. lock: keeps other processes out of the run's folder and checkpoints while it
-    is held; by default nothing does.
+    lock: keeps other processes out of the run's folder and checkpoints. evaluates: whether the run evaluates its model.
     """
-    lock = lock or RunLock()
     check_one_recipe(config, ranks)
     if config.train.global_batch_size % ranks.world:
         raise UserError(f"train.global_batch_size={config.train.global_batch_size} does not divide by the {ranks.world} ranks")
@@ -158,7 +156,10 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None =
     store = run_store(config.train, folder)
     schedule_of = partial(run_schedule, samples=samples)
     found = ranks.first_result(ranks.main, lambda: enter_run_folder(config, store, schedule_of, lock, ranks.say))
-    _check_shared(config.train.checkpoint_dir, folder, store, ranks)
+    if isinstance(store, LocalStore):  # with checkpoints in an object store, each host may have folders of its own
+        check_shared_folder(folder, ranks)
+        if config.train.checkpoint_dir is not None:
+            check_shared_folder(store.root, ranks, "train.checkpoint_dir")
     context = RunContext(ranks, uses_bf16(config.train.precision, ranks), folder)
     checkpoint = fetch_checkpoint(found, context) if found is not None else None
 
@@ -190,7 +191,7 @@ def set_up(config: Config, ranks: Ranks, evaluates: bool, lock: RunLock | None =
         store=store,
         checkpoint=found.name if found is not None and found.root == str(store) else None,
         step=checkpoint.step if checkpoint else 0,
-        skips=Skips(config.train.on_nonfinite, checkpoint.skipped if checkpoint else 0),
+        skips=Skips(config.train.on_nonfinite, checkpoint.facts.skipped if checkpoint else 0),
         flops=flops_so_far(checkpoint, step_flops),
         lock=lock,
         shadow=shadow,
@@ -206,15 +207,6 @@ def _begin(loaded: LoadedModel, checkpoint: Checkpoint | None, order: str | None
     load_strictly(loaded.model, checkpoint.weights(), checkpoint.where)
     ranks.say(f"going on from {checkpoint.where}")
     say_if_changed(order, checkpoint, ranks)
-
-
-def _check_shared(checkpoint_dir: str | None, folder: Path, store: Store, ranks: Ranks) -> None:
-    """Raise UserError unless all ranks see the same folders. With checkpoints in an object store, each host may have its own."""
-    if not isinstance(store, LocalStore):
-        return
-    check_shared_folder(folder, ranks)
-    if checkpoint_dir is not None:
-        check_shared_folder(store.root, ranks, "train.checkpoint_dir")
 
 
 def _tokenizer(
@@ -269,7 +261,7 @@ def _engine(
                 f"{checkpoint.where} has not trained {untrained[0]}, which this recipe trains: "
                 "start a new run from its weights with model.image.init and model.text.init"
             )
-        updates = checkpoint.step - checkpoint.skipped
+        updates = checkpoint.step - checkpoint.facts.skipped
         scalars.load({name.removeprefix("scalars/"): moment for name, moment in moments.items()}, updates)
         engine.load_moments(moments, updates)
     return engine, scalars

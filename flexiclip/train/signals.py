@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +25,7 @@ from typing import TypeVar
 HANDLED_WITHIN_S = 0.5
 """Seconds within which the main thread must run its signal handler."""
 
-Self = TypeVar("Self", bound="_Handlers")
+Self = TypeVar("Self", bound="Interruptible")
 
 
 class Stopped(BaseException):
@@ -36,21 +35,14 @@ class Stopped(BaseException):
         super().__init__("stopped by a signal before the first step")
 
 
-class _Handlers(ABC):
-    """Handles signals inside a `with` block, in the main thread or, if that is stuck inside of torch, in a thread of its own."""
+class Interruptible:
+    """Handles SIGINT inside a `with` block: raises KeyboardInterrupt, or ends a process whose main thread is stuck in torch."""
 
-    def __init__(self, *numbers: signal.Signals) -> None:
-        self._numbers, self._handled = numbers, 0
+    def __init__(self, *others: signal.Signals) -> None:
+        """others: signals that are handled too."""
+        self._numbers, self._handled = (signal.SIGINT, *others), 0
         self._old: dict[int, Callable[[], object]] = {}  # each sets the handler that was there before
         self._read, self._write = socket.socketpair()
-
-    @abstractmethod
-    def _act(self, number: int) -> None:
-        """Act on a signal, in the main thread."""
-
-    @abstractmethod
-    def _stuck(self, number: int, count: int) -> None:
-        """Act on a signal that the main thread has not handled, in another thread. count: number of signals so far."""
 
     def __enter__(self: Self) -> Self:
         """Start to listen. Must be called in the main thread, because Python handles signals only there."""
@@ -77,6 +69,14 @@ class _Handlers(ABC):
         self._handled += 1
         self._act(number)
 
+    def _act(self, number: int) -> None:
+        """Act on a signal, in the main thread."""
+        raise KeyboardInterrupt
+
+    def _stuck(self, number: int, count: int) -> None:
+        """Act on a signal that the main thread has not handled, in another thread. count: number of signals so far."""
+        leave("flexiclip: interrupted", 130)
+
     def _let_go(self) -> None:
         """Stop listening in a data worker, whose signals are not meant for its parent."""
         if self._write.fileno() >= 0:
@@ -96,14 +96,14 @@ class _Handlers(ABC):
                     self._stuck(number, count)
 
 
-class StopSignal(_Handlers):
+class StopSignal(Interruptible):
     """Handles SIGINT and SIGTERM inside a `with` block: they raise Stopped, but after `defer` they only set `asked`.
 
     If the main thread is stuck inside of torch, the process is ended with the same message and exit code.
     """
 
     def __init__(self) -> None:
-        super().__init__(signal.SIGINT, signal.SIGTERM)
+        super().__init__(signal.SIGTERM)
         self.asked = False
         self.before_leaving: list[Callable[[], None]] = []  # called from another thread before a stuck process is ended
         self._deferred = False
@@ -146,21 +146,10 @@ class StopSignal(_Handlers):
         if again or not self._deferred:
             for call in self.before_leaving:
                 call()
-            leave("flexiclip: interrupted" if again else str(Stopped()), 130 if again else stopped_code())
+            if again:
+                super()._stuck(number, count)
+            leave(str(Stopped()), stopped_code())
         print("the run stops and saves after this step; Ctrl-C once more leaves at once", file=sys.stderr, flush=True)
-
-
-class Interruptible(_Handlers):
-    """Handles SIGINT inside a `with` block: raises KeyboardInterrupt, or ends a process whose main thread is stuck in torch."""
-
-    def __init__(self) -> None:
-        super().__init__(signal.SIGINT)
-
-    def _act(self, number: int) -> None:
-        raise KeyboardInterrupt
-
-    def _stuck(self, number: int, count: int) -> None:
-        leave("flexiclip: interrupted", 130)
 
 
 def stopped_code() -> int:

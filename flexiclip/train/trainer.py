@@ -13,15 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 
-from torch import Tensor
-
 from flexiclip.config import Config, to_dict
 from flexiclip.data.batch import Batch
 from flexiclip.errors import RunError, UserError
 from flexiclip.model_folder import LoadedModel, is_model_folder, save_model
 from flexiclip.schedules import TERA
 from flexiclip.train.checkpoint import Facts, Snapshot
-from flexiclip.train.checkpoint_writer import CheckpointWriter, Keep
+from flexiclip.train.checkpoint_writer import CheckpointWriter
 from flexiclip.train.feed import STALLS_BEFORE_GIVING_UP, Feed
 from flexiclip.train.logs import BadShare, Metrics, Progress
 from flexiclip.train.objectives import Inputs
@@ -46,7 +44,7 @@ class Recorder:
         self.eval_every = steps_of(every) if every is not None else None
         self.progress = Progress(self.horizon.steps, run.step, main)
         self.metrics = Metrics(folder, run.step, train.log_samples) if main else None
-        keep = Keep(train.keep_last, steps_of(train.keep_every) if train.keep_every is not None else None)
+        keep = train.keep_last, steps_of(train.keep_every) if train.keep_every is not None else None
         self.writer = CheckpointWriter(run.store, folder, keep, self.say, run.checkpoint) if main else None
         self._bad: list[dict[str, str]] = []  # found by this rank and not yet logged
         self._bad_share, self._start = BadShare(run.config.data.max_bad_fraction), run.step
@@ -116,10 +114,9 @@ class Recorder:
         snapshot = self._snapshot()
         if self.writer is None or snapshot is None:
             return
-        if self.run.config.train.save_in_background:
-            self.writer.write(snapshot.owned())
-        else:
-            self.writer.write(snapshot)
+        background = self.run.config.train.save_in_background
+        self.writer.write(snapshot.owned() if background else snapshot)
+        if not background:
             self.writer.wait()
         self._saved_at = time.monotonic()  # by the main rank's clock
 
@@ -193,15 +190,12 @@ class Recorder:
         run, batch, samples = self.run, self.horizon.batch, self.horizon.samples
         data_s, step_s = (sum(column) / len(column) for column in zip(*self._times, strict=True))
         row = {"samples": run.step * batch, **values}
-        row |= {name: _item(p) for name, p in zip(("logit_scale", "logit_bias"), run.stepper.scalars.scalars, strict=False)}
+        named = zip(("logit_scale", "logit_bias"), run.stepper.scalars.scalars, strict=False)
+        row |= {name: float(p.detach()) for name, p in named}
         row |= {"skipped": run.skips.total} if run.config.train.on_nonfinite == "skip" else {}
         row |= {"epoch": run.step * batch / samples} if samples else {}
         row |= {"tflops": run.flops / TERA} if run.flops else {}
         return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}
-
-
-def _item(scalar: Tensor) -> float:
-    return float(scalar.detach())
 
 
 def train(config: Config, evaluators: Evaluators | None = None) -> bool:
@@ -216,7 +210,7 @@ def train(config: Config, evaluators: Evaluators | None = None) -> bool:
             joined_ranks(group, config.train.threads, config.train.rank_timeout_s, longest_wait_s, stop) as ranks,
             RunLock() as lock,
         ):
-            run = set_up(config, ranks, evaluators is not None, lock)
+            run = set_up(config, ranks, lock, evaluators is not None)
             stop.defer()
             folder, steps = run.context.folder, run.schedule.horizon.steps
             if run.step > steps:

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from flexiclip.config import Config
 from flexiclip.models import attention
-from flexiclip.plan.memory import block_bytes, step_memory
+from flexiclip.plan.memory import _computed_bytes, _seen_bytes, step_memory
 from flexiclip.plan.states import Engine
 from flexiclip.plan.towers import build
 from flexiclip.train.blocks import recompute_blocks
@@ -132,4 +132,5 @@ def test_what_a_block_keeps_is_exact(precision: str, seqhw: int) -> None:
     size = 2 if precision == "bf16" else 4
     model = build(config_of(WIDE))
     copies = 2 * (4 * 192 * 192 + 2 * 192 * 768) if precision == "bf16" else 0
-    assert kept(3) - kept(2) == 3 * seqhw**2 * block_bytes(WIDE, model.image, size) + copies
+    bytes_a_token = _seen_bytes(model.image, size) + _computed_bytes(WIDE, model.image, size)
+    assert kept(3) - kept(2) == 3 * seqhw**2 * bytes_a_token + copies

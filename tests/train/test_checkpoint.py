@@ -34,7 +34,7 @@ def save_and_train_on(*argv: str) -> None:
 
     config = load_last(argv)
     with joined_ranks(config.engine.kind == "deepspeed", 1) as ranks:
-        run = set_up(config, ranks, evaluates=False)
+        run = set_up(config, ranks, RunLock(), evaluates=False)
         recorder = Recorder(run, None)
         batches = iter(run.batches())
 

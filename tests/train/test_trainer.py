@@ -210,7 +210,7 @@ def test_engine_of_a_checkpoint_goes_on_after_as_many_updates_as_were_taken(reci
     names = [name for name, _ in objective.towers.named_parameters()]
     moments = {f"{key}/{name}": torch.full_like(p, 0.25) for key in MOMENTS for name, p in objective.towers.named_parameters()}
     moments |= {f"scalars/{key}/0": torch.tensor([0.5]) for key in MOMENTS}
-    checkpoint: Any = SimpleNamespace(step=10, skipped=3, where="there", moments=lambda: moments)
+    checkpoint: Any = SimpleNamespace(step=10, facts=Facts(10, skipped=3), where="there", moments=lambda: moments)
     engine, scalars = _engine(loaded, objective, config, ALONE, checkpoint)
     assert isinstance(engine, TorchEngine)
     assert len(engine.optimizer.state) == len(names)
