@@ -65,7 +65,7 @@ def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpoint
     several = micro < local
     kept = states(model, engine, several)
     halves = _parts(model, "image", seqhw, micro, checkpointing), _parts(model, "text", seqhw, micro, checkpointing)
-    kept_by = tuple(0 if several else sum(p.saved for p in half) for half in halves)
+    kept_by = [0 if several else sum(p.saved for p in half) for half in halves]
     parts = [*halves[0], *halves[1]]
     if engine.stage >= 2 or not kept.gradients:  # gradients pass through the bucket or live in it
         parts = [Part(p.saved, 0, p.scratch) for p in parts]
@@ -81,7 +81,7 @@ def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpoint
     backward = embeddings + max(first, whole)
     if engine.stage:
         backward = embeddings + max(first, again) + kept.gradients
-    forward = _forward_peak(model, seqhw, micro, (kept_by[0], kept_by[1]))
+    forward = _forward_peak(model, seqhw, micro, kept_by)
     peak = kept.device + inputs + max(at_loss, backward, forward, kept.gradients)
     return Memory(kept, inputs, embeddings + loss, activations, peak)
 
@@ -185,7 +185,7 @@ def _loss(model: Model, local: int) -> int:
     return 2 * FLOAT * (rows * model.config.model.embed_dim + min(GPU_TILE, rows * local))
 
 
-def _forward_peak(model: Model, seqhw: int, micro: int, kept: tuple[int, int]) -> int:
+def _forward_peak(model: Model, seqhw: int, micro: int, kept: Sequence[int]) -> int:
     """The highest point of the forward pass. kept: what the image tower and the text tower leave for the backward pass.
 
     In addition, a tower holds its pixels in float32, the residual stream before and after a block, and what the MLP of the block

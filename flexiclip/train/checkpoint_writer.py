@@ -20,8 +20,8 @@ from flexiclip.train.stores import Store, expendable
 class CheckpointWriter:
     """Writes a run's checkpoints. Only the main rank has a writer.
 
-    keep: how many of the newest checkpoints are kept, and a period in steps: the first checkpoint in each is kept too (None: no
-    others are). say: prints a line, from any thread. newest: the name of the checkpoint that the run went on from, if there is one.
+    keep: how many of the newest checkpoints are kept, and a period in steps: the first checkpoint in each is kept too, or None.
+    say: prints a line, from any thread. newest: the name of the checkpoint that the run went on from, if there is one.
     """
 
     def __init__(

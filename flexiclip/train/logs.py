@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,5 @@ class Progress:
             self._live.stop()
 
     def _left(self, step: float) -> str:
-        done = step - self.start
-        seconds = int((time.monotonic() - self.began) / max(1, done) * (self.total - step))
-        return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+        seconds = (time.monotonic() - self.began) / max(1, step - self.start) * (self.total - step)
+        return str(timedelta(seconds=int(seconds)))

@@ -70,16 +70,10 @@ class Micro:
 class Objective(Protocol):
     """The interface of an objective: the towers to train, the inputs of a micro-batch, and the loss of the global batch."""
 
-    @property
-    def towers(self) -> Trained:
-        """The towers that the engine trains."""
-
-    @property
-    def scalars(self) -> Sequence[nn.Parameter]:
-        """The trained scalars of the loss: logit_scale and logit_bias, only the first, or none.
-
-        They have their own optimizer (ScalarOptimizer in engine.py).
-        """
+    towers: Trained
+    """The towers that the engine trains."""
+    scalars: Sequence[nn.Parameter]
+    """The trained scalars of the loss: logit_scale and logit_bias, only the first, or none. They have their own optimizer."""
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
         """Compute the part of a micro-batch that needs no gradients, once per step: frozen towers and targets."""
@@ -92,7 +86,7 @@ class Objective(Protocol):
         """
 
 
-class Classification:
+class Classification(Objective):
     """An image tower that learns the classes of labelled images, as a classifier, a tower for LiT, or a teacher.
 
     The head is the model's image projection.
@@ -117,7 +111,7 @@ class Classification:
         return CROSS_ENTROPIES[self.config.loss](*outputs, *targets)
 
 
-class Contrastive:
+class Contrastive(Objective):
     """Two towers that learn to give an image and its caption the same embedding, with all other pairs as negatives.
 
     The negatives come from the whole global batch (CLIP, arXiv 2103.00020; SigLIP, 2303.15343; locked towers as in LiT,
@@ -185,7 +179,7 @@ class Teacher:
             return self.model.encode_text(tokens.to(caption_ids.device), normalize=True)
 
 
-class ClassifierDistillation:
+class ClassifierDistillation(Objective):
     """An image tower that learns to give the same logits as a frozen teacher, without labels.
 
     Sources: FlexiViT (arXiv 2212.08013, section 3.5) and FunMatch (arXiv 2106.05237).
@@ -204,7 +198,7 @@ class ClassifierDistillation:
         return self.config.kl * classifier_kl(outputs[0], targets[0], self.config.temperature)
 
 
-class PairDistillation:
+class PairDistillation(Objective):
     """Two towers that learn from a frozen teacher instead of from the pairing of images and captions.
 
     With distillation.kl the student learns the teacher's similarities between images and captions. With distillation.cosine it
@@ -222,7 +216,7 @@ class PairDistillation:
         """text_features: precomputed features of the student's locked text tower."""
         self.towers = Towers(model, autocast)
         self.locked, self.teacher, self.config = LockedTowers(model, autocast, text_features), teacher, config
-        self.scalars: Sequence[nn.Parameter] = [model.logit_scale] if config.kl else []
+        self.scalars = [model.logit_scale] if config.kl else []
 
     def prepare(self, inputs: Inputs, seqhw: int) -> Micro:
         """Run the student's locked towers and the teacher. The targets are the teacher's zimg and ztxt."""

@@ -181,7 +181,9 @@ def joined_ranks(
             if stop is not None:
                 stop.before_leaving.append(heartbeat.say_stopped)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-            yield Ranks(rank, world, local_rank, device, dist.new_group(backend="gloo", timeout=timeout))
+            control = dist.new_group(backend="gloo", timeout=timeout)
+            assert isinstance(control, dist.ProcessGroup), "this rank is a member of it"
+            yield Ranks(rank, world, local_rank, device, control)
         dist.destroy_process_group()  # not after an error, when it would wait for collectives that never complete
 
 

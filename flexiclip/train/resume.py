@@ -231,7 +231,8 @@ def prepare_run_folder(config: Config, lock: RunLock, say: Callable[[str], None]
             number += 1
         run.rename(old)
         run.mkdir()
-        lock.moved(LocalStore(old), LocalStore(run), "run_dir", say)
+        lock.forget(LocalStore(old))
+        lock.take(LocalStore(run), "run_dir", say)
     write_whole(run / "config.yaml", dump(config))
 
 

@@ -76,7 +76,7 @@ class RunLock:
                 place.remove(self._file)
             raise
         with self._changing:
-            self._held.append(place)
+            self._held = [*(held for held in self._held if str(held) != str(place)), place]
         if self._thread is None:
             self._thread = threading.Thread(target=self._renew, name="run lock", daemon=True)
             self._thread.start()
@@ -86,12 +86,9 @@ class RunLock:
         if self._lost is not None:
             raise RunError(self._lost)
 
-    def moved(self, old: Store, new: Store, key: str, say: Callable[[str], None]) -> None:
-        """Claim the place `new`, whose former content was moved to `old`. Raises what `take` raises."""
-        with self._changing:
-            self._held = [held for held in self._held if str(held) != str(new)]
-        old.remove(self._file)
-        self.take(new, key, say)
+    def forget(self, place: Store) -> None:
+        """Remove the claim from a place to which the content of a claimed one was moved."""
+        place.remove(self._file)
 
     def _claim(self, state: str) -> bytes:
         self._beat += 1

@@ -167,7 +167,7 @@ class LocalStore(Store):
     def write(self, file: str, content: bytes) -> None:
         """Write a small file aside and rename it."""
         path = self.root / file
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=path.parent == self.root)  # a claim does not bring back a folder that is gone
         write_whole(path, content)
 
     def remove(self, file: str) -> None:
@@ -178,11 +178,6 @@ class LocalStore(Store):
         if path.parent != self.root:
             with suppress(OSError):
                 path.parent.rmdir()
-
-    def check_writable(self) -> None:
-        """Make the folder, write a small file into it and remove it. Raises OSError if this fails."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        super().check_writable()
 
     def open(self, name: str, fetched: Path) -> Checkpoint:
         """Return a checkpoint. Its files are used where they are."""

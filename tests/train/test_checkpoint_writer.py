@@ -160,7 +160,7 @@ def test_writer_drops_what_it_need_not_keep_after_the_new_one_is_whole(
     store = LocalStore(tmp_path / "place")
     writer = CheckpointWriter(store, tmp_path, (2, 4), print, None)
     kept = []
-    for step in (1, (2, 4), 5, 6, 9):
+    for step in (1, 2, 4, 5, 6, 9):
         writer.write(snapshot(step))
         writer.wait()
         kept.append(sorted(store.steps()))

@@ -171,7 +171,8 @@ def test_a_folder_that_was_moved_aside_is_claimed_anew(tmp_path: Path, lock: Run
     lock.take(run, "run_dir", quiet)
     run.root.rename(old.root)
     run.root.mkdir()
-    lock.moved(old, run, "run_dir", quiet)
+    lock.forget(old)
+    lock.take(run, "run_dir", quiet)
     assert run.names(FOLDER) == [lock.name]
     assert not (old.root / FOLDER).exists()
     lock.__exit__()
