@@ -18,7 +18,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from flexiclip.config import Config, Duration, ModelConfig, OptimizerConfig, PatchConfig, TokenizerConfig, TrainConfig, to_steps
+from flexiclip.config import Config, Duration, to_steps
+from flexiclip.config.schema import DataConfig, ModelConfig, OptimizerConfig, PatchConfig, TokenizerConfig, TrainConfig
 from flexiclip.draws import Stream
 from flexiclip.errors import UserError
 
@@ -96,14 +97,14 @@ KEPT_TEXT_FEATURES = 2 << 30
 """The most bytes of features of a frozen text tower that a run keeps. With more captions, the tower runs in every step."""
 
 
-def keeps_text_features(config: Config, captions: int | None, width: int) -> bool:
+def keeps_text_features(model: ModelConfig, data: DataConfig, captions: int | None, width: int) -> bool:
     """Whether a run computes the features of its captions once, before the first step (train/text_features.py).
 
     It does if the text tower is frozen and the features, of `width` numbers each, are few enough to keep. `captions` is None if
     their number is unknown; then they are taken to be few.
     """
     few = 4 * width * (captions or 0) <= KEPT_TEXT_FEATURES
-    return config.model.text_frozen and not config.data.sequential and few
+    return model.text_frozen and not data.sequential and few
 
 
 Cost = Callable[[int], float]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,17 @@ import pytest
 
 from flexiclip.config import Config, OptimizerConfig, PatchConfig, from_dict, load, parse_duration
 from flexiclip.errors import UserError
-from flexiclip.schedules import Horizon, SeqhwSchedule, _edges, horizon_of, learning_rate, micro_batches, pair_tokens
+from flexiclip.schedules import (
+    Horizon,
+    RunSchedule,
+    SeqhwSchedule,
+    _edges,
+    horizon_of,
+    keeps_text_features,
+    learning_rate,
+    micro_batches,
+    pair_tokens,
+)
 
 EXTRAS = np.load(Path(__file__).parent / "golden" / "extras.npz")
 HORIZON = Horizon(steps=1000, batch=8, samples=400)
@@ -164,6 +175,26 @@ def test_a_budget_of_tokens_sets_the_micro_batch_of_each_length() -> None:
     assert micro_batches_of(load("flexiclip_b", ["train.micro_tokens=100"]), world=64)(30) == 1
     fixed = load("flexiclip_b", ["train.micro_tokens=null", "train.micro_batch_size=7"])
     assert {micro_batches_of(fixed, world=64)(s) for s in (5, 30)} == {7}
+
+
+def test_text_features_are_kept_up_to_two_gibibytes() -> None:
+    """Of a frozen text tower whose captions can be read before the run; 2^20 captions of 512 float32 numbers are 2 GiB."""
+    locked, plain = load("flexilit_text_b"), load("flexiclip_b")
+    assert keeps_text_features(locked.model, locked.data, 1 << 20, 512)
+    assert not keeps_text_features(locked.model, locked.data, (1 << 20) + 1, 512)
+    assert not keeps_text_features(locked.model, locked.data, 1 << 20, 513)
+    assert keeps_text_features(locked.model, locked.data, None, 1 << 20)
+    assert not keeps_text_features(plain.model, plain.data, 1, 512)
+    assert not keeps_text_features(locked.model, replace(locked.data, sequential=True), 1, 512)
+
+
+def test_a_run_schedule_is_made_of_its_recipe() -> None:
+    config = from_dict(Config, {"seed": 7, "patch": {"seqhw": LENGTHS}, "train": {"steps": 60, "global_batch_size": 8}})
+    made = RunSchedule.of(config, 400, square, square)
+    assert made.horizon == Horizon(60, 8, 400)
+    lengths, rate = SeqhwSchedule(config.patch, 7, made.horizon, square), learning_rate(config.optimizer, made.horizon)
+    assert [made.seqhw(step) for step in range(60)] == [lengths(step) for step in range(60)]
+    assert [made.lr(step) for step in range(60)] == [rate(step) for step in range(60)]
 
 
 def test_horizon_of_keeps_what_durations_count_in_and_micro_batches_are_whole() -> None:

@@ -67,7 +67,7 @@ class Model:
 
     def text_cost(self) -> TextCost:
         """Forward FLOPs of a caption, without the projection."""
-        kept = partial(keeps_text_features, self.config, self.samples)
+        kept = partial(keeps_text_features, self.config.model, self.config.data, self.samples)
         cost = text_cost(self.config, kept, self.module.text_tower)
         assert cost is not None, "validate() refuses a recipe without a text tower"
         return cost

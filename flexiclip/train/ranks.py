@@ -30,7 +30,6 @@ from flexiclip.data.remote import shard_name
 from flexiclip.distributed import gather_objects
 from flexiclip.errors import RunError, UserError
 from flexiclip.files import write_whole, writing
-from flexiclip.train.checkpoint import Checkpoint
 from flexiclip.train.heartbeat import JOIN_S, Heartbeat
 from flexiclip.train.signals import Interruptible, StopSignal
 
@@ -288,13 +287,4 @@ def check_ranks_agree(order: str | None, ranks: Ranks) -> None:
         raise UserError(
             f"data.train: rank {', '.join(others)} sees other shards or sample counts than rank 0 (on {said[0][1]}): "
             "give every host the same shards, and run flexiclip data index on each"
-        )
-
-
-def say_if_changed(order: str | None, checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Print a line if the order of the samples is not that of the checkpoint, because the shards have changed."""
-    if checkpoint.facts.data_order not in (None, order):
-        ranks.say(
-            f"the training shards are not those of {checkpoint.where} (other names, counts or weights): "
-            f"from step {checkpoint.step} on, the order of the samples is another one"
         )

@@ -28,15 +28,7 @@ from flexiclip.train.checkpoint import Checkpoint
 from flexiclip.train.engine import Engine, ScalarOptimizer, TorchEngine, uses_bf16
 from flexiclip.train.nonfinite import Skips
 from flexiclip.train.objectives import Objective, make_objective, resolve
-from flexiclip.train.ranks import (
-    Ranks,
-    RunContext,
-    check_ranks_agree,
-    check_shared_folder,
-    data_order,
-    say_if_changed,
-    share_file,
-)
+from flexiclip.train.ranks import Ranks, RunContext, check_ranks_agree, check_shared_folder, data_order, share_file
 from flexiclip.train.resume import check_one_recipe, enter_run_folder, fetch_checkpoint, forget_fetched, run_store
 from flexiclip.train.run_lock import RunLock
 from flexiclip.train.step import Stepper
@@ -112,7 +104,7 @@ def pair_flops_of(config: Config, samples: int | None, tower: TextTower | None =
 
     Raises UserError if the FLOPs of another library's text tower cannot be counted.
     """
-    text = text_cost(config, partial(keeps_text_features, config, samples), tower)
+    text = text_cost(config, partial(keeps_text_features, config.model, config.data, samples), tower)
     return {seqhw: pair_flops(config.model, text, seqhw).model for seqhw in config.patch.all_seqhw}
 
 
@@ -207,6 +199,15 @@ def _begin(loaded: LoadedModel, checkpoint: Checkpoint | None, order: str | None
     load_strictly(loaded.model, checkpoint.weights(), checkpoint.where)
     ranks.say(f"going on from {checkpoint.where}")
     say_if_changed(order, checkpoint, ranks)
+
+
+def say_if_changed(order: str | None, checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Print a line if the order of the samples is not that of the checkpoint, because the shards have changed."""
+    if checkpoint.facts.data_order not in (None, order):
+        ranks.say(
+            f"the training shards are not those of {checkpoint.where} (other names, counts or weights): "
+            f"from step {checkpoint.step} on, the order of the samples is another one"
+        )
 
 
 def _tokenizer(

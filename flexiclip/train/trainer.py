@@ -91,9 +91,8 @@ class Recorder:
 
     def check_data(self) -> None:
         """Save and raise UserError if too many samples cannot be used. The counts change at each logged row. Collective."""
-        run = self.run
         try:
-            self._bad_share.check((run.step - self._start) * self.horizon.batch)
+            self._bad_share.check((self.run.step - self._start) * self.horizon.batch)
         except UserError:
             self.save_last()
             raise

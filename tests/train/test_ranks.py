@@ -15,13 +15,11 @@ import pytest
 import torch
 from kit.launch import ENVIRONMENT, run_ranks
 from kit.train_shards import sample, write_shard
-from test_step import ALONE
 
 from flexiclip.config import Config, DataConfig, SourceConfig
 from flexiclip.data.dataset import open_sources
 from flexiclip.errors import UserError
 from flexiclip.train import ranks as ranks_module
-from flexiclip.train.checkpoint import Checkpoint, Facts
 from flexiclip.train.ranks import (
     TIMEOUT,
     Ranks,
@@ -29,7 +27,6 @@ from flexiclip.train.ranks import (
     check_shared_folder,
     data_order,
     joined_ranks,
-    say_if_changed,
     share_file,
 )
 
@@ -241,10 +238,3 @@ def test_data_order_depends_on_names_counts_and_weights_and_not_on_the_folder(fo
 
 def test_data_order_is_not_known_of_a_sequential_source() -> None:
     assert data_order(None) is None
-
-
-@pytest.mark.parametrize(("kept", "said"), [("x", False), (None, False), ("y", True)])
-def test_say_if_changed(kept: str | None, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """A checkpoint of an earlier version kept none."""
-    say_if_changed("x", Checkpoint(Path("a"), "there", Facts(7, data_order=kept)), ALONE)
-    assert ("the training shards are not those of there" in capsys.readouterr().err) is said

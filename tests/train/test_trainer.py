@@ -27,13 +27,13 @@ from flexiclip.errors import RunError, UserError
 from flexiclip.model_folder import LoadedModel, build_model, read_weights
 from flexiclip.schedules import Horizon
 from flexiclip.train import trainer as recorder
-from flexiclip.train.checkpoint import Facts, open_checkpoint
+from flexiclip.train.checkpoint import Checkpoint, Facts, open_checkpoint
 from flexiclip.train.engine import MOMENTS, ScalarOptimizer, TorchEngine
 from flexiclip.train.logs import read_lines
 from flexiclip.train.nonfinite import Skips
 from flexiclip.train.objectives import Contrastive
 from flexiclip.train.ranks import RunContext
-from flexiclip.train.setup import _engine, flops_so_far
+from flexiclip.train.setup import _engine, flops_so_far, say_if_changed
 from flexiclip.train.stores import LocalStore
 from flexiclip.train.trainer import Recorder, train
 
@@ -234,6 +234,13 @@ def test_flops_of_the_steps_so_far_are_those_that_the_checkpoint_says(kept: int 
     checkpoint: Any = SimpleNamespace(step=3, facts=Facts(3, flops=kept))
     assert flops_so_far(checkpoint, lambda step: 10) == flops
     assert flops_so_far(None, lambda step: 10) == 0
+
+
+@pytest.mark.parametrize(("kept", "said"), [("x", False), (None, False), ("y", True)])
+def test_say_if_changed(kept: str | None, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint of an earlier version kept none."""
+    say_if_changed("x", Checkpoint(Path("a"), "there", Facts(7, data_order=kept)), ALONE)
+    assert ("the training shards are not those of there" in capsys.readouterr().err) is said
 
 
 STEPS = [6, 12, 18, 20]
