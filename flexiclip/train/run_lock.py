@@ -67,6 +67,8 @@ class RunLock:
 
         Raises UserError if another process trains there, and what the place raises if it cannot be written.
         """
+        with self._changing:  # a place whose former content was moved is claimed again
+            self._held = [held for held in self._held if str(held) != str(place)]
         try:
             place.write(self._file, self._claim(_ASKS))
             self._wait_for_others(place, key, say)
@@ -76,7 +78,7 @@ class RunLock:
                 place.remove(self._file)
             raise
         with self._changing:
-            self._held = [*(held for held in self._held if str(held) != str(place)), place]
+            self._held.append(place)
         if self._thread is None:
             self._thread = threading.Thread(target=self._renew, name="run lock", daemon=True)
             self._thread.start()
