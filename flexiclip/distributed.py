@@ -6,7 +6,7 @@ function that exchanges something must be called by all ranks.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -42,13 +42,15 @@ def largest_block(total: int) -> int:
     return -(-total // world())
 
 
-def gather_objects(value: T) -> list[T]:
-    """Return the values of all ranks on every rank, in the order of the ranks. The values are pickled."""
-    if world() == 1:
-        return [value]
-    values: list[T | None] = [None] * world()
-    dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Return the values of all ranks on every rank, in the order of the ranks. The values are pickled.
+
+    `group` is a group of all ranks that carries them; by default the one that was made first.
+    """
+    values = [value] * world()
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group)
+    return values
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -88,20 +90,11 @@ def reduce_rows(x: Tensor, rows: int) -> Tensor:
     return own
 
 
-class _MeanOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.rows, ctx.total = rows.shape[0], rows.shape[0] * world()
-        return sum_over_ranks(rows.sum()) / ctx.total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return (grad / ctx.total).expand(ctx.rows)
-
-
 def mean_over_ranks(rows: Tensor) -> Tensor:
     """Return the mean of the rows [b] of all W ranks, which must have the same b.
 
     The gradient is 1 / (b W) for each of this rank's rows.
     """
-    return _MeanOverRanks.apply(rows)
+    total = rows.shape[0] * world()
+    own = rows.sum() / total
+    return own - own.detach() + sum_over_ranks(rows.detach().sum()) / total  # the difference is 0 and carries the gradient

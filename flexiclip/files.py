@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# No program can write there: the disk is full or broken, the mount is read-only, or a quota or limit is reached.
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
+# No program can write there: the disk is full, broken or gone, the mount is read-only, or a quota or limit is reached.
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOTCONN, errno.EFBIG, errno.EACCES, errno.EPERM}
 # The name is wrong: there is a file instead of a folder, a folder is missing, or the file system refuses the name.
 _MISPLACED = {
     errno.ENOENT,
@@ -243,15 +243,6 @@ def _head(content: bytes | Path) -> bytes:
 def _text_of(head: bytes) -> bytes:
     """The first bytes without a byte order mark and leading white space."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()
-
-
-@contextmanager
-def writing_run_folder(folder: Path) -> Iterator[None]:
-    """Raise UserError instead of an OSError about the run folder."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"run_dir={folder} cannot be written: {system_reason(error)}") from None
 
 
 def clear_left(folder: Path, name: str) -> None:

@@ -1,5 +1,7 @@
 """The schedules of a run: its length, the learning rate, and each step's sequence length and micro-batch size.
 
+`RunSchedule` has all that is known of a run's steps before the first one.
+
 The sequence length of a step is one seqhw, drawn from (seed, step) as in FlexiViT (arXiv 2212.08013, section 3.2).
 Every rank can compute it without communication, and a resumed run draws the same values. The distribution may change
 over the run: by the stages of the recipe's section `patch`, or by its curriculum (section 5.4 of the paper; CLIPA,
@@ -11,11 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Literal, Protocol
 
 import numpy as np
 
-from flexiclip.config import Config, Duration, OptimizerConfig, PatchConfig, to_steps
+from flexiclip.config import Config, Duration, to_steps
+from flexiclip.config.schema import DataConfig, ModelConfig, OptimizerConfig, PatchConfig, TokenizerConfig, TrainConfig
 from flexiclip.draws import Stream
 from flexiclip.errors import UserError
 
@@ -45,10 +49,10 @@ def learning_rate(config: OptimizerConfig, horizon: Horizon) -> Callable[[int], 
     the last step, as in big_vision's create_learning_rate_schedule.
     """
     total, warmup, cooldown = horizon.steps, horizon.steps_of(config.warmup), horizon.steps_of(config.cooldown)
-    decay = _DECAYS[config.schedule](total, warmup, horizon.steps_of(config.timescale))
+    decay, timescale = _DECAYS[config.schedule], horizon.steps_of(config.timescale)
 
     def rate(step: int) -> float:
-        lr = config.lr * decay(step)
+        lr = config.lr * decay(max(0, step - warmup), max(1, total - warmup), timescale)
         if warmup:
             lr *= min(1.0, step / warmup)
         if cooldown:
@@ -58,47 +62,49 @@ def learning_rate(config: OptimizerConfig, horizon: Horizon) -> Callable[[int], 
     return rate
 
 
-def _cosine(total: int, warmup: int, timescale: int) -> Callable[[int], float]:
-    def decay(step: int) -> float:
-        progress = min(1.0, max(0.0, (step - warmup) / max(1, total - warmup)))
-        return 0.5 * (1 + math.cos(math.pi * progress))
-
-    return decay
-
-
-def _rsqrt(total: int, warmup: int, timescale: int) -> Callable[[int], float]:
-    return lambda step: (1 + max(0, step - warmup) / timescale) ** -0.5
+_DECAYS: dict[str, Callable[[int, int, int], float]] = {
+    "cosine": lambda passed, steps, timescale: 0.5 * (1 + math.cos(math.pi * min(1.0, passed / steps))),
+    "rsqrt": lambda passed, steps, timescale: (1 + passed / timescale) ** -0.5,
+    "constant": lambda passed, steps, timescale: 1.0,
+}
+"""Functions of the steps that have passed since the warm-up, the number of all steps after it, and optimizer.timescale."""
 
 
-def _constant(total: int, warmup: int, timescale: int) -> Callable[[int], float]:
-    return lambda step: 1.0
+def pair_tokens(model: ModelConfig, tokenizer: TokenizerConfig) -> Callable[[int], int]:
+    """Return a function from seqhw to the tokens of a pair: its image, and a full caption if the text tower trains."""
+    caption = 0 if model.text is None or model.text_frozen else tokenizer.context_length
+    return lambda seqhw: seqhw**2 + caption
 
 
-_DECAYS = {"cosine": _cosine, "rsqrt": _rsqrt, "constant": _constant}
+def within_budget(tokens: Callable[[int], int], budget: int) -> Callable[[int], int]:
+    """Return a function from seqhw to the number of pairs that `budget` tokens hold, at least one. tokens: seqhw -> per pair."""
+    return lambda seqhw: max(1, budget // tokens(seqhw))
 
 
-def pair_tokens(config: Config, seqhw: int) -> int:
-    """Return the tokens of an image with grid side `seqhw`, plus those of a full caption if the text tower trains."""
-    text = config.model.text
-    return seqhw**2 + (0 if text is None or text.frozen else config.tokenizer.context_length)
-
-
-def within_budget(config: Config, budget: int) -> Callable[[int], int]:
-    """Return a function from seqhw to the number of pairs that `budget` tokens hold, at least one."""
-    return lambda seqhw: max(1, budget // pair_tokens(config, seqhw))
-
-
-def micro_batches(config: Config, world: int) -> Callable[[int], int]:
-    """Return a function from seqhw to the number of samples encoded at once per rank.
+def micro_batches(train: TrainConfig, tokens: Callable[[int], int], world: int) -> Callable[[int], int]:
+    """Return a function from seqhw to the number of samples encoded at once per rank. tokens: seqhw -> tokens of a pair.
 
     This is a fixed number, the number that a budget of tokens holds, or all samples of the rank.
     """
-    train = config.train
     local = train.global_batch_size // world
     if train.micro_tokens is not None:
-        held = within_budget(config, train.micro_tokens)
+        held = within_budget(tokens, train.micro_tokens)
         return lambda seqhw: min(local, held(seqhw))
     return lambda _: train.micro_batch_size or local
+
+
+KEPT_TEXT_FEATURES = 2 << 30
+"""The most bytes of features of a frozen text tower that a run keeps. With more captions, the tower runs in every step."""
+
+
+def keeps_text_features(model: ModelConfig, data: DataConfig, captions: int | None, width: int) -> bool:
+    """Whether a run computes the features of its captions once, before the first step (train/text_features.py).
+
+    It does if the text tower is frozen and the features, of `width` numbers each, are few enough to keep. `captions` is None if
+    their number is unknown; then they are taken to be few.
+    """
+    few = 4 * width * (captions or 0) <= KEPT_TEXT_FEATURES
+    return model.text_frozen and not data.sequential and few
 
 
 Cost = Callable[[int], float]
@@ -110,11 +116,9 @@ class _Law(Protocol):
 
     def at(self, step: int) -> tuple[Sequence[int], np.ndarray]:
         """Return the lengths at a step and their probabilities, which sum to 1."""
-        ...
 
     def shares(self) -> dict[int, float]:
         """Return each seqhw's expected share of the steps of the whole run."""
-        ...
 
 
 class SeqhwSchedule:
@@ -228,20 +232,16 @@ def _clipa(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
     return _Stages(stages, horizon.steps)
 
 
-def _short_to_long(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
+def _moving(direction: Literal[1, -1], config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
+    """Return a law that moves from the shortest to the longest length (1), or back (-1)."""
     seqhw, probabilities = _in_order(config, cost)
-    return _Window(seqhw, _edges(probabilities), config.spread, horizon.steps)
-
-
-def _long_to_short(config: PatchConfig, horizon: Horizon, cost: Cost) -> _Law:
-    seqhw, probabilities = _in_order(config, cost)
-    return _Window(seqhw[::-1], _edges(probabilities[::-1]), config.spread, horizon.steps)
+    return _Window(seqhw[::direction], _edges(probabilities[::direction]), config.spread, horizon.steps)
 
 
 _LAWS: dict[str, Callable[[PatchConfig, Horizon, Cost], _Law]] = {
     "none": _stages,
-    "short_to_long": _short_to_long,
-    "long_to_short": _long_to_short,
+    "short_to_long": partial(_moving, 1),
+    "long_to_short": partial(_moving, -1),
     "clipa": _clipa,
 }
 
@@ -275,22 +275,24 @@ def _probabilities(seqhw: Sequence[int], weights: str | Sequence[float], cost: C
 TERA = 10**12
 
 
-def horizon_of(config: Config, samples: int | None, cost: Cost, pair_flops: Callable[[int], float]) -> Horizon:
-    """Return the horizon of a recipe's run.
+def horizon_of(
+    train: TrainConfig, patch: PatchConfig, samples: int | None, cost: Cost, pair_flops: Callable[[int], float]
+) -> Horizon:
+    """Return the horizon of a run.
 
     `samples`: the samples of an epoch, None if unknown. `cost`: the relative cost of a length, for weights that are
     `inverse_cost`. `pair_flops`: the FLOPs of training on one pair at a length, called only if train.steps is a number
     of FLOPs, such as "30 TFLOPs". The run is then the longest whose expected FLOPs stay within that number. Raises
     UserError if the number is too small for one step.
     """
-    length, batch = config.train.steps, config.train.global_batch_size
+    length, batch = train.steps, train.global_batch_size
     if length.unit != "TFLOPs":
         return Horizon.of(length, batch, samples)
-    flops = {seqhw: pair_flops(seqhw) for seqhw in config.patch.all_seqhw}
+    flops = {seqhw: pair_flops(seqhw) for seqhw in patch.all_seqhw}
 
     def spent(steps: int) -> float:
         """Return the TFLOPs that a run with this number of steps is expected to take."""
-        schedule = SeqhwSchedule(config.patch, config.seed, Horizon(steps, batch, samples), cost)
+        schedule = SeqhwSchedule(patch, 0, Horizon(steps, batch, samples), cost)
         return steps * batch * schedule.mean(flops.__getitem__) / TERA
 
     if spent(1) > length.value:
@@ -300,3 +302,19 @@ def horizon_of(config: Config, samples: int | None, cost: Cost, pair_flops: Call
         middle = (low + high) // 2
         low, high = (middle, high) if spent(middle) <= length.value else (low, middle)
     return Horizon(low, batch, samples)
+
+
+@dataclass(frozen=True)
+class RunSchedule:
+    """The steps of a run, as they are known before the first one: how many there are, and the length and the rate of each."""
+
+    horizon: Horizon
+    seqhw: SeqhwSchedule
+    lr: Callable[[int], float]
+
+    @classmethod
+    def of(cls, config: Config, samples: int | None, cost: Cost, pair_flops: Callable[[int], float]) -> RunSchedule:
+        """Return the schedule of a recipe. The other arguments are those of `horizon_of`, which also says what is raised."""
+        horizon = horizon_of(config.train, config.patch, samples, cost, pair_flops)
+        seqhw = SeqhwSchedule(config.patch, config.seed, horizon, cost)
+        return cls(horizon, seqhw, learning_rate(config.optimizer, horizon))

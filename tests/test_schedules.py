@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,17 @@ import pytest
 
 from flexiclip.config import Config, OptimizerConfig, PatchConfig, from_dict, load, parse_duration
 from flexiclip.errors import UserError
-from flexiclip.schedules import Horizon, SeqhwSchedule, _edges, horizon_of, learning_rate, micro_batches
+from flexiclip.schedules import (
+    Horizon,
+    RunSchedule,
+    SeqhwSchedule,
+    _edges,
+    horizon_of,
+    keeps_text_features,
+    learning_rate,
+    micro_batches,
+    pair_tokens,
+)
 
 EXTRAS = np.load(Path(__file__).parent / "golden" / "extras.npz")
 HORIZON = Horizon(steps=1000, batch=8, samples=400)
@@ -148,24 +159,48 @@ def test_what_no_schedule_can_be_made_of_is_refused() -> None:
     assert from_dict(Config, {"seed": 2**64 - 1}).seed == 2**64 - 1
 
 
+def micro_batches_of(config: Config, world: int) -> Callable[[int], int]:
+    return micro_batches(config.train, pair_tokens(config.model, config.tokenizer), world)
+
+
 def test_a_budget_of_tokens_sets_the_micro_batch_of_each_length() -> None:
     """An image costs seqhw^2 tokens, a caption its context length where the text tower trains; a rank has at most its share."""
     config = load("flexiclip_b", ["train.micro_tokens=125056"])
-    sizes = micro_batches(config, world=64)
+    sizes = micro_batches_of(config, world=64)
     assert [sizes(s) for s in (5, 15, 24, 30)] == [512, 414, 191, 128]
-    assert micro_batches(config, world=256)(5) == 128
+    assert micro_batches_of(config, world=256)(5) == 128
     locked = load("flexilit_text_b", ["train.micro_tokens=9000", "train.micro_batch_size=null", "train.global_batch_size=64"])
     assert locked.model.text_frozen
-    assert [micro_batches(locked, world=2)(s) for s in (5, 20, 30)] == [32, 22, 10]
-    assert micro_batches(load("flexiclip_b", ["train.micro_tokens=100"]), world=64)(30) == 1
+    assert [micro_batches_of(locked, world=2)(s) for s in (5, 20, 30)] == [32, 22, 10]
+    assert micro_batches_of(load("flexiclip_b", ["train.micro_tokens=100"]), world=64)(30) == 1
     fixed = load("flexiclip_b", ["train.micro_tokens=null", "train.micro_batch_size=7"])
-    assert {micro_batches(fixed, world=64)(s) for s in (5, 30)} == {7}
+    assert {micro_batches_of(fixed, world=64)(s) for s in (5, 30)} == {7}
+
+
+def test_text_features_are_kept_up_to_two_gibibytes() -> None:
+    """Of a frozen text tower whose captions can be read before the run; 2^20 captions of 512 float32 numbers are 2 GiB."""
+    locked, plain = load("flexilit_text_b"), load("flexiclip_b")
+    assert keeps_text_features(locked.model, locked.data, 1 << 20, 512)
+    assert not keeps_text_features(locked.model, locked.data, (1 << 20) + 1, 512)
+    assert not keeps_text_features(locked.model, locked.data, 1 << 20, 513)
+    assert keeps_text_features(locked.model, locked.data, None, 1 << 20)
+    assert not keeps_text_features(plain.model, plain.data, 1, 512)
+    assert not keeps_text_features(locked.model, replace(locked.data, sequential=True), 1, 512)
+
+
+def test_a_run_schedule_is_made_of_its_recipe() -> None:
+    config = from_dict(Config, {"seed": 7, "patch": {"seqhw": LENGTHS}, "train": {"steps": 60, "global_batch_size": 8}})
+    made = RunSchedule.of(config, 400, square, square)
+    assert made.horizon == Horizon(60, 8, 400)
+    lengths, rate = SeqhwSchedule(config.patch, 7, made.horizon, square), learning_rate(config.optimizer, made.horizon)
+    assert [made.seqhw(step) for step in range(60)] == [lengths(step) for step in range(60)]
+    assert [made.lr(step) for step in range(60)] == [rate(step) for step in range(60)]
 
 
 def test_horizon_of_keeps_what_durations_count_in_and_micro_batches_are_whole() -> None:
     assert Horizon.of(parse_duration("2 epochs"), 8, 401) == Horizon(101, 8, 401)
     recipe = load("flexiclip_b", ["train.micro_tokens=1000000", "train.micro_batch_size=null"])
-    assert repr(micro_batches(recipe, world=32)(5)) == str(recipe.train.global_batch_size // 32), "an int, not a float"
+    assert repr(micro_batches_of(recipe, world=32)(5)) == str(recipe.train.global_batch_size // 32), "an int, not a float"
 
 
 def test_cosine_after_the_last_step_and_with_one_step_of_decay() -> None:
@@ -286,7 +321,7 @@ def recipe(**patch: Any) -> Config:
 def test_a_run_as_long_as_its_flops(patch: dict[str, Any]) -> None:
     """0.5 GFLOPs at 10^4 x seqhw^2 a pair: the run keeps to them, one of a step more does not."""
     config = recipe(**patch)
-    steps = horizon_of(config, 400, square, lambda s: 1e4 * s * s).steps
+    steps = horizon_of(config.train, config.patch, 400, square, lambda s: 1e4 * s * s).steps
 
     def spent(length: int) -> float:
         made = SeqhwSchedule(config.patch, 0, Horizon(length, 8, 400), square)
@@ -298,7 +333,7 @@ def test_a_run_as_long_as_its_flops(patch: dict[str, Any]) -> None:
 
 def test_cheaper_schedules_run_longer_on_the_same_flops() -> None:
     found = {
-        name: horizon_of(recipe(**patch), 400, square, lambda s: 1e4 * s * s).steps
+        name: horizon_of(recipe().train, recipe(**patch).patch, 400, square, lambda s: 1e4 * s * s).steps
         for name, patch in {"even": {}, "inverse": {"weights": "inverse_cost"}, "clipa": {"curriculum": "clipa"}}.items()
     }
     assert found["even"] == 6250 * 4 // sum(s * s for s in LENGTHS)
@@ -307,7 +342,7 @@ def test_cheaper_schedules_run_longer_on_the_same_flops() -> None:
 
 def test_a_budget_below_one_step() -> None:
     with pytest.raises(UserError, match=r"train\.steps=0\.0005 TFLOPs is less than one step takes"):
-        horizon_of(recipe(), 400, square, lambda s: 1e9 * s * s)
+        horizon_of(recipe().train, recipe().patch, 400, square, lambda s: 1e9 * s * s)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [("1 TFLOPs", 1), ("3 TFLOPs", 3), ("49.5 TFLOPs", 49), ("75 TFLOPs", 54)])
@@ -315,7 +350,7 @@ def test_horizon_of_a_budget_by_hand(steps: str, expected: int) -> None:
     """A step of 8 pairs takes seqhw^2 / 16 TFLOPs: one in the first epoch of 50 steps, 6.25 from then on."""
     patch = {"seqhw": [4], "stages": [{"start": "1 epoch", "seqhw": [10]}]}
     config = from_dict(Config, {"patch": patch, "train": {"steps": steps, "global_batch_size": 8}})
-    assert horizon_of(config, 400, square, lambda s: 1e12 * s * s / 16 / 8) == Horizon(expected, 8, 400)
+    assert horizon_of(config.train, config.patch, 400, square, lambda s: 1e12 * s * s / 16 / 8) == Horizon(expected, 8, 400)
 
 
 def test_horizon_of_steps_epochs_and_samples_asks_for_no_flops() -> None:
@@ -324,7 +359,7 @@ def test_horizon_of_steps_epochs_and_samples_asks_for_no_flops() -> None:
 
     for steps, expected in ((7, 7), ("2 epochs", 101), ("17 samples", 3)):
         config = from_dict(Config, {"train": {"steps": steps, "global_batch_size": 8}})
-        assert horizon_of(config, 401, square, never) == Horizon(expected, 8, 401)
+        assert horizon_of(config.train, config.patch, 401, square, never) == Horizon(expected, 8, 401)
 
 
 def test_clipa_weighs_by_cost_and_may_finish_from_the_first_step() -> None:

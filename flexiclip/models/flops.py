@@ -22,7 +22,7 @@ MFU, and a run whose length is given in FLOPs, count `PairFlops.model` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -199,17 +199,13 @@ class TextCost:
     cached: bool  # the features of a locked tower are computed once, before the first step
 
 
-KEPT_TEXT_FEATURES = 2 << 30
-"""The most bytes of features of a frozen text tower that a run keeps. With more captions, the tower runs in every step."""
-
-
-def text_cost(config: Config, tower: TextTower | None = None, samples: int | None = None) -> TextCost | None:
+def text_cost(config: Config, kept: Callable[[int], bool], tower: TextTower | None = None) -> TextCost | None:
     """The cost of a recipe's text half, or None if the recipe has none.
 
+    `kept` says whether a run keeps the features of its captions, by the width of the text tower (schedules.py).
     `tower` is the text tower, on any device. Without it, a tower of another library is built on the meta device.
-    `samples` is the number of samples in an epoch, which is taken as the number of captions. None means that there are
-    few enough to keep the features of a frozen tower. Raises UserError for a tower of another library whose FLOPs cannot
-    be counted, or whose configuration is not on this machine.
+    Raises UserError for a tower of another library whose FLOPs cannot be counted, or whose configuration is not on this
+    machine.
     """
     section = config.model.text
     if section is None:
@@ -222,8 +218,7 @@ def text_cost(config: Config, tower: TextTower | None = None, samples: int | Non
             with torch.device("meta"):
                 tower = build_text_tower(section, pretrained=False)
         flops, width = foreign_text_flops(tower, int(tower.context_length)), int(tower.width)
-    kept = config.model.text_frozen and not config.data.sequential and 4 * width * (samples or 0) <= KEPT_TEXT_FEATURES
-    return TextCost(flops, width, kept)
+    return TextCost(flops, width, kept(width))
 
 
 def pair_flops(

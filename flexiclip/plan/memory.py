@@ -65,7 +65,7 @@ def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpoint
     several = micro < local
     kept = states(model, engine, several)
     halves = _parts(model, "image", seqhw, micro, checkpointing), _parts(model, "text", seqhw, micro, checkpointing)
-    kept_by = tuple(0 if several else sum(p.saved for p in half) for half in halves)
+    kept_by = [0 if several else sum(p.saved for p in half) for half in halves]
     parts = [*halves[0], *halves[1]]
     if engine.stage >= 2 or not kept.gradients:  # gradients pass through the bucket or live in it
         parts = [Part(p.saved, 0, p.scratch) for p in parts]
@@ -81,7 +81,7 @@ def step_memory(model: Model, engine: Engine, seqhw: int, micro: int, checkpoint
     backward = embeddings + max(first, whole)
     if engine.stage:
         backward = embeddings + max(first, again) + kept.gradients
-    forward = _forward_peak(model, seqhw, micro, (kept_by[0], kept_by[1]))
+    forward = _forward_peak(model, seqhw, micro, kept_by)
     peak = kept.device + inputs + max(at_loss, backward, forward, kept.gradients)
     return Memory(kept, inputs, embeddings + loss, activations, peak)
 
@@ -118,16 +118,11 @@ def _parts(model: Model, half: str, seqhw: int, micro: int, checkpointing: bool)
     return [*parts, _projection(model, half, micro, size)]
 
 
-def block_bytes(section: ImageTowerConfig | TextTowerConfig, shape: Shape, size: int) -> int:
-    """Return the bytes that a block keeps per token for its backward pass, by the table above.
+def _seen_bytes(shape: Shape, size: int) -> int:
+    """Return the bytes that a block keeps for a token that others attend to, by the table above: the first norm, q, k and v.
 
     size: bytes of a number in the linear layers, 2 under bf16 autocast, else 4.
     """
-    return _seen_bytes(shape, size) + _computed_bytes(section, shape, size)
-
-
-def _seen_bytes(shape: Shape, size: int) -> int:
-    """Return the bytes that a block keeps for a token that others attend to: the first norm, q, k and v."""
     return FLOAT * shape.width + 8 + size * 4 * shape.width
 
 
@@ -190,7 +185,7 @@ def _loss(model: Model, local: int) -> int:
     return 2 * FLOAT * (rows * model.config.model.embed_dim + min(GPU_TILE, rows * local))
 
 
-def _forward_peak(model: Model, seqhw: int, micro: int, kept: tuple[int, int]) -> int:
+def _forward_peak(model: Model, seqhw: int, micro: int, kept: Sequence[int]) -> int:
     """The highest point of the forward pass. kept: what the image tower and the text tower leave for the backward pass.
 
     In addition, a tower holds its pixels in float32, the residual stream before and after a block, and what the MLP of the block

@@ -21,8 +21,8 @@ from flexiclip.plan.memory import Memory, step_memory
 from flexiclip.plan.result import Cluster, LengthPlan, Plan, StagePlan
 from flexiclip.plan.states import FLOAT, Engine, states
 from flexiclip.plan.towers import Model, build
-from flexiclip.plan.traffic import Collective, seconds, step_collectives
-from flexiclip.schedules import TERA, Horizon, SeqhwSchedule, horizon_of, micro_batches, pair_tokens, within_budget
+from flexiclip.plan.traffic import step_collectives, visible_traffic_s
+from flexiclip.schedules import TERA, Cost, Horizon, SeqhwSchedule, horizon_of, micro_batches, within_budget
 
 
 def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> Plan:
@@ -33,31 +33,33 @@ def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> P
     model = build(replace(config, train=train), samples)
     config = model.config
     engine = Engine.of(config.engine, cluster.world)
-    horizon = _horizon(model)
-    shares = _shares(config, horizon or Horizon(1, config.train.global_batch_size, None))
+    cost = partial(image_model_flops, config.model)
+    horizon = _horizon(model, cost)
+    known = horizon or Horizon(1, train.global_batch_size, None)
+    shares = SeqhwSchedule(config.patch, config.seed, known, cost).shares()
     usable = USABLE_MEMORY * device.memory
     lengths = tuple(_length(model, engine, cluster, device, s, share) for s, share in shares.items())
     mean_step = sum(length.share * length.step_s for length in lengths)
-    first = _text_features_hours(model, cluster, device)
+    work = horizon.steps * horizon.batch * sum(length.share * length.flops.model for length in lengths) if horizon else None
     return Plan(
         cluster=cluster,
         device=device,
         usable_memory=usable,
-        global_batch_size=config.train.global_batch_size,
-        local_batch=config.train.global_batch_size // cluster.world,
-        precision=config.train.precision,
-        activation_checkpointing=config.train.activation_checkpointing,
+        global_batch_size=train.global_batch_size,
+        local_batch=train.global_batch_size // cluster.world,
+        precision=train.precision,
+        activation_checkpointing=train.activation_checkpointing,
         parameters=model.parts,
         caption_tokens=model.caption_tokens,
         lengths=lengths,
         stages=tuple(_stage(model, other, tuple(shares), usable, other == engine) for other in _engines(engine)),
         mean_tokens=sum(length.share * length.tokens for length in lengths),
         mean_step_s=mean_step,
-        images_per_s=config.train.global_batch_size / mean_step,
+        images_per_s=train.global_batch_size / mean_step,
         steps=horizon.steps if horizon else None,
-        tflops=_tflops(lengths, horizon) if horizon else None,
+        tflops=None if work is None else work / TERA,
         hours=horizon.steps * mean_step / 3600 if horizon else None,
-        text_features_hours=first,
+        text_features_hours=_text_features_hours(model, cluster, device),
         notes=_notes(model, engine, horizon),
     )
 
@@ -74,42 +76,27 @@ def _check(config: Config, cluster: Cluster) -> None:
         raise UserError(f"train.global_batch_size={batch} does not divide by the {world} ranks: {near} would")
 
 
-def _horizon(model: Model) -> Horizon | None:
+def _horizon(model: Model, cost: Cost) -> Horizon | None:
     """The length of the run. None if train.steps is in epochs and --samples is missing."""
-    config, samples = model.config, model.samples
-    steps, patch = config.train.steps, config.patch
-    if steps.unit == "epochs" and samples is None:
+    train, patch, samples = model.config.train, model.config.patch, model.samples
+    if train.steps.unit == "epochs" and samples is None:
         if patch.stages or patch.curriculum == "clipa":
-            raise UserError(f"train.steps={steps}: a curriculum needs the size of an epoch; give --samples")
+            raise UserError(f"train.steps={train.steps}: a curriculum needs the size of an epoch; give --samples")
         return None
-    return horizon_of(config, samples, _cost(config), lambda seqhw: model.pair_flops(seqhw).model)
-
-
-def _shares(config: Config, horizon: Horizon) -> dict[int, float]:
-    """seqhw -> its share of the steps of the run, by the schedule that training draws from."""
-    return SeqhwSchedule(config.patch, config.seed, horizon, _cost(config)).shares()
-
-
-def _tflops(lengths: tuple[LengthPlan, ...], horizon: Horizon) -> float:
-    """TFLOPs of the towers and projections in the whole run, without what gradient caching and recomputation repeat."""
-    return horizon.steps * horizon.batch * sum(length.share * length.flops.model for length in lengths) / TERA
-
-
-def _cost(config: Config) -> Callable[[int], float]:
-    return partial(image_model_flops, config.model)
+    return horizon_of(train, patch, samples, cost, lambda seqhw: model.pair_flops(seqhw).model)
 
 
 def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqhw: int, share: float) -> LengthPlan:
     train = model.config.train
     local = train.global_batch_size // cluster.world
-    micro = min(local, micro_batches(model.config, cluster.world)(seqhw))
+    micro = min(local, micro_batches(train, model.pair_tokens, cluster.world)(seqhw))
     count = -(-local // micro)
     flops = model.pair_flops(seqhw, count > 1, train.activation_checkpointing)
     loss = loss_flops(model.config, local, cluster.world)
     peak, fp32 = device.peak(train.precision) * device.mfu, device.fp32_flops * device.mfu
     compute = local * flops.total / peak + loss / fp32
     collectives = step_collectives(model, engine, count)
-    network = visible_traffic_s(collectives, engine, cluster, device, local * flops.total / peak, count)
+    network = visible_traffic_s(collectives, engine, cluster.nodes, device, local * flops.total / peak, count)
     memory = step_memory(model, engine, seqhw, micro, train.activation_checkpointing)
     network += update_s(memory, device)
     return LengthPlan(
@@ -127,20 +114,6 @@ def _length(model: Model, engine: Engine, cluster: Cluster, device: Device, seqh
     )
 
 
-def visible_traffic_s(
-    collectives: list[Collective], engine: Engine, cluster: Cluster, device: Device, towers_s: float, count: int
-) -> float:
-    """Return the seconds of traffic that computation does not hide.
-
-    Traffic that belongs to the last micro-batch can only be hidden by the backward pass of that micro-batch. towers_s: seconds of
-    the towers' computation in a step. count: number of micro-batches.
-    """
-    window = 2 / 3 * towers_s / (1 if engine.stage >= 2 else count)  # the backward pass
-    hidden = seconds(collectives, engine, cluster.nodes, device, "gradients", "gathers")
-    open_ = seconds(collectives, engine, cluster.nodes, device, "loss", "parameters")
-    return open_ + max(0.0, hidden - window)
-
-
 def update_s(memory: Memory, device: Device) -> float:
     """Seconds of the update: AdamW reads and writes states and gradients once, and offloaded ones are also sent to the host."""
     kept = memory.states
@@ -149,22 +122,20 @@ def update_s(memory: Memory, device: Device) -> float:
 
 
 def _engines(own: Engine) -> list[Engine]:
-    """The engine of the recipe, and every ZeRO stage for comparison."""
-    staged = [replace(own, kind="deepspeed", stage=stage, offload=_offload(own.offload, stage)) for stage in range(4)]
+    """The engine of the recipe, and every ZeRO stage for comparison, each with as much of the offloading as it has."""
+    states = "none" if own.offload == "none" else "optimizer"
+    staged = [
+        replace(own, kind="deepspeed", stage=stage, offload=offload)
+        for stage, offload in enumerate(("none", states, states, own.offload))
+    ]
     return staged if own.kind == "deepspeed" else [own, *staged]
-
-
-def _offload(offload: str, stage: int) -> str:
-    if stage == 0 or offload == "none":
-        return "none"
-    return offload if stage == 3 else "optimizer"
 
 
 def _stage(model: Model, engine: Engine, lengths: tuple[int, ...], usable: float, own: bool) -> StagePlan:
     train = model.config.train
     local = train.global_batch_size // engine.world
     checkpointing = train.activation_checkpointing
-    micro = micro_batches(model.config, engine.world)
+    micro = micro_batches(train, model.pair_tokens, engine.world)
 
     def peak(size: Callable[[int], int], recompute: bool = checkpointing) -> Memory:
         found = [step_memory(model, engine, s, min(local, size(s)), recompute) for s in lengths]
@@ -173,8 +144,8 @@ def _stage(model: Model, engine: Engine, lengths: tuple[int, ...], usable: float
     def fixed(recompute: bool) -> int | None:
         return _largest(lambda size: peak(lambda _: size, recompute).peak <= usable, local)
 
-    longest = pair_tokens(model.config, max(lengths))
-    tokens = _largest(lambda budget: peak(within_budget(model.config, budget)).peak <= usable, local * longest)
+    longest = model.pair_tokens(max(lengths))
+    tokens = _largest(lambda budget: peak(within_budget(model.pair_tokens, budget)).peak <= usable, local * longest)
     memory = peak(micro)
     count = -(-local // min(local, micro(max(lengths))))
     return StagePlan(

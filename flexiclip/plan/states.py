@@ -23,8 +23,8 @@ Gradients and buffers follow the sources.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flexiclip.config import EngineConfig
 from flexiclip.models.variants import Shape
@@ -59,7 +59,7 @@ class Engine:
     stage: int
     world: int
     offload: str = "none"
-    settings: dict[str, Any] | None = None  # zero_optimization of engine.deepspeed
+    settings: Mapping[str, object] | None = None  # zero_optimization of engine.deepspeed
 
     @classmethod
     def of(cls, config: EngineConfig, world: int) -> Engine:
@@ -73,10 +73,10 @@ class Engine:
         offloaded = "" if self.offload == "none" else f", {self.offload} on the host"
         return ("torch" if self.kind == "torch" else f"ZeRO-{self.stage}") + offloaded
 
-    def setting(self, key: str, default: Any) -> Any:
-        """A value in zero_optimization of the recipe, or the default."""
+    def setting(self, key: str, default: int) -> int:
+        """A number (or a truth value) in zero_optimization of the recipe, or the default."""
         value = (self.settings or {}).get(key)
-        return default if value is None else value
+        return int(value) if isinstance(value, (int, float)) else default
 
     def keeps_gathered(self, parameters: int) -> bool:
         """Whether ZeRO-3 keeps what it gathered until the backward pass, in a step of one micro-batch."""
@@ -97,7 +97,7 @@ def states(model: Model, engine: Engine, several: bool) -> States:
         elif engine.kind == "torch":
             gradients, buffers = 0, FLOAT * open_
         return States(FLOAT * held + outside, gradients, 2 * FLOAT * open_, buffers)
-    bucket = FLOAT * int(engine.setting("reduce_bucket_size", BUCKET))
+    bucket = FLOAT * engine.setting("reduce_bucket_size", BUCKET)
     if engine.stage == 3:
         shard = FLOAT * -(-held // world)
         found = States(shard + outside + FLOAT * gathered(model, engine, several), FLOAT * own, 3 * FLOAT * own, bucket)
@@ -113,12 +113,8 @@ def gathered(model: Model, engine: Engine, several: bool) -> int:
     held = model.total("in_engine")
     if not several and engine.keeps_gathered(held):
         return held
-    return min(held, int(engine.setting("stage3_prefetch_bucket_size", PREFETCH)) + largest_block(model))
-
-
-def largest_block(model: Model) -> int:
-    """Number of weights of the largest block."""
-    return max(block_weights(model.image), block_weights(model.text))
+    largest = max(block_weights(model.image), block_weights(model.text))
+    return min(held, engine.setting("stage3_prefetch_bucket_size", PREFETCH) + largest)
 
 
 def block_weights(shape: Shape) -> int:

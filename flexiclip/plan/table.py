@@ -6,16 +6,21 @@ import sys
 from collections.abc import Sequence
 
 from flexiclip.plan.result import LengthPlan, Plan, StagePlan
+from flexiclip.plan.towers import Parameters
 
 Rows = list[list[str]]
 
 
 def show(plan: Plan) -> None:
     """Print a plan on stdout."""
-    if sys.stdout.isatty():
-        _show_rich(plan)
-    else:
-        print(render(plan))
+    text = render(plan)
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text.replace("\n", "  \n")))  # two spaces keep the line breaks
 
 
 def render(plan: Plan) -> str:
@@ -41,28 +46,17 @@ def heading(plan: Plan) -> str:
 
 def tables(plan: Plan) -> list[tuple[str, list[str], Rows]]:
     """(title, heading, rows) of each table."""
-    stage_head = ["engine", "states GB", "peak GB", "fits", "micro_batch_size", "micro_tokens", "recomputing", "sent GB/step"]
-    length_head = [
-        "seqhw",
-        "tokens",
-        "share",
-        "GFLOPs/pair",
-        "micro-batch",
-        "activ. GB",
-        "peak GB",
-        "step s",
-        "network",
-        "images/s",
-    ]
+    stage_head = "engine|states GB|peak GB|fits|micro_batch_size|micro_tokens|recomputing|sent GB/step"
+    length_head = "seqhw|tokens|share|GFLOPs/pair|micro-batch|activ. GB|peak GB|step s|network|images/s"
     return [
-        ("Parameters, million", ["part", "trained", "frozen"], [_part(plan, i) for i in range(len(plan.parameters))]),
+        ("Parameters, million", ["part", "trained", "frozen"], [_part(part) for part in plan.parameters]),
         (
             "Engines: the recipe's setting at its worst length; the largest micro-batches that fit; `recomputing`: with "
             "train.activation_checkpointing",
-            stage_head,
+            stage_head.split("|"),
             [_stage(stage) for stage in plan.stages],
         ),
-        ("Lengths, with the recipe's engine", length_head, [_length(length) for length in plan.lengths]),
+        ("Lengths, with the recipe's engine", length_head.split("|"), [_length(length) for length in plan.lengths]),
     ]
 
 
@@ -98,8 +92,7 @@ def _advice(own: StagePlan) -> str:
     return "not one sample fits under this engine; take a higher engine.zero_stage, more ranks, or engine.offload"
 
 
-def _part(plan: Plan, i: int) -> list[str]:
-    part = plan.parameters[i]
+def _part(part: Parameters) -> list[str]:
     return [part.part.replace("_", " "), _million(part.trained), _million(part.frozen)]
 
 
@@ -145,20 +138,3 @@ def _aligned(head: Sequence[str], rows: Rows) -> list[str]:
 
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return [line(head), rule, *(line(row) for row in rows)]
-
-
-def _show_rich(plan: Plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(heading(plan), markup=False)
-    for title, head, rows in tables(plan):
-        table = Table(title=title, title_justify="left")
-        for i, name in enumerate(head):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in rows:
-            table.add_row(*row, style="bold" if row[0].endswith("*") else None)
-        console.print(table)
-    for line in summary(plan):
-        console.print(line, markup=False)

@@ -6,7 +6,9 @@ its weights. A UserError says so if the configuration cannot be had offline.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -19,6 +21,7 @@ from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.flops import PairFlops, TextCost, foreign_shape, pair_flops, text_cost
 from flexiclip.models.text import build_text_tower
 from flexiclip.models.variants import Shape, shape_of
+from flexiclip.schedules import keeps_text_features, pair_tokens
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,15 @@ class Model:
         """Tokens in the image tower, with the class token if there is one."""
         return seqhw * seqhw + (self.config.model.image.pool == "tok")
 
+    @property
+    def pair_tokens(self) -> Callable[[int], int]:
+        """Maps seqhw to the tokens of a pair that count in train.micro_tokens."""
+        return pair_tokens(self.config.model, self.config.tokenizer)
+
     def text_cost(self) -> TextCost:
         """Forward FLOPs of a caption, without the projection."""
-        cost = text_cost(self.config, self.module.text_tower, self.samples)
+        kept = partial(keeps_text_features, self.config.model, self.config.data, self.samples)
+        cost = text_cost(self.config, kept, self.module.text_tower)
         assert cost is not None, "validate() refuses a recipe without a text tower"
         return cost
 
@@ -127,9 +136,7 @@ def _parameters(module: FlexiCLIP) -> tuple[Parameters, ...]:
     parts = []
     names = ["image_tower", "text_tower", "image_projection", "text_projection"]
     for name in names + ["exit_projections"] * bool(len(module.exit_projections)):
-        sizes = {True: 0, False: 0}
-        for p in getattr(module, name).parameters():
-            sizes[p.requires_grad] += p.numel()
-        inside = 0 if frozen_whole.get(name, False) else sum(sizes.values())
-        parts.append(Parameters(name, sizes[True], sizes[False], inside))
+        total = sum(p.numel() for p in getattr(module, name).parameters())
+        trained = sum(p.numel() for p in getattr(module, name).parameters() if p.requires_grad)
+        parts.append(Parameters(name, trained, total - trained, 0 if frozen_whole.get(name, False) else total))
     return (*parts, Parameters("scalars", sum(p.numel() for p in module.scalars()), 0, 0))

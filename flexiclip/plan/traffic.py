@@ -83,3 +83,17 @@ def seconds(collectives: list[Collective], engine: Engine, nodes: int, device: D
     """Seconds of the named parts over the slowest link on their way, which is the network if there are several nodes."""
     link = device.node_link if nodes == 1 else device.network_link
     return sum(c.sent(engine.world) for c in collectives if c.what in what) / (link * LINK_EFFICIENCY)
+
+
+def visible_traffic_s(
+    collectives: list[Collective], engine: Engine, nodes: int, device: Device, towers_s: float, count: int
+) -> float:
+    """Return the seconds of traffic that computation does not hide.
+
+    Traffic that belongs to the last micro-batch can only be hidden by the backward pass of that micro-batch. towers_s: seconds of
+    the towers' computation in a step. count: number of micro-batches.
+    """
+    window = 2 / 3 * towers_s / (1 if engine.stage >= 2 else count)  # the backward pass
+    hidden = seconds(collectives, engine, nodes, device, "gradients", "gathers")
+    open_ = seconds(collectives, engine, nodes, device, "loss", "parameters")
+    return open_ + max(0.0, hidden - window)

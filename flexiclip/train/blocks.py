@@ -21,13 +21,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flexiclip.config import Config
+from flexiclip.config import TrainConfig
 from flexiclip.errors import UserError
 from flexiclip.models.locks import blocks_of
 
@@ -41,16 +40,16 @@ _WRITTEN_S = 3.0
 """After this many seconds without a change, a file of torch's cache counts as completely written."""
 
 
-def prepare_blocks(towers: list[nn.Module], config: Config, device: torch.device) -> None:
+def prepare_blocks(towers: list[nn.Module], train: TrainConfig, device: torch.device) -> None:
     """Compile and recompute the blocks of the towers as `train.compile` and `train.activation_checkpointing` say.
 
     Frozen blocks are compiled too, but never recomputed. Raises UserError if the compiler does not work or a tower has no blocks.
     """
-    if config.train.compile:
+    if train.compile:
         check_compiler(device)
         for tower in towers:
             compile_blocks(tower)
-    if config.train.activation_checkpointing:
+    if train.activation_checkpointing:
         for tower in towers:
             recompute_blocks(tower)
 
@@ -76,10 +75,10 @@ def recompute_blocks(tower: nn.Module) -> None:
             _replace(block, partial(_recomputed, _function(block)))
 
 
-def _recomputed(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _recomputed(forward: Callable[..., object], block: nn.Module, *args: object, **kwargs: object) -> object:
     if not torch.is_grad_enabled():
         return forward(block, *args, **kwargs)
-    return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)
+    return checkpoint(partial(forward, **kwargs), block, *args, use_reentrant=False)
 
 
 def compile_blocks(tower: nn.Module, backend: str = "inductor") -> None:
@@ -93,7 +92,7 @@ def compile_blocks(tower: nn.Module, backend: str = "inductor") -> None:
     torch._dynamo.config.cache_size_limit = max(GRAPHS, torch._dynamo.config.cache_size_limit)  # beyond it, blocks run uncompiled
     torch._dynamo.config.optimize_ddp = False  # it splits graphs at DDP's buckets, but a block is smaller than one
     torch.fx.experimental._config.use_duck_shape = False  # no extra graph when the batch size happens to equal the length
-    compiled: dict[type, Callable[..., Any]] = {}
+    compiled: dict[type, Callable[..., object]] = {}
     for block in towers_blocks(tower):
         kind = type(block)
         if kind not in compiled:
@@ -108,7 +107,7 @@ def check_compiler(device: torch.device) -> None:
     cache = Path(cache_dir())
     remove_cut_off(cache)
     try:
-        torch.compile(_add_one)(torch.ones(2, device=device))
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # compilers, drivers and headers fail in many ways
         raise UserError(
             f"train.compile: torch.compile does not work here ({_first_line(error)}): install a C++ compiler "
@@ -151,23 +150,19 @@ def _is_whole(library: Path) -> bool:
     return bool(start) and size >= start + entry * count
 
 
-def _add_one(x: torch.Tensor) -> torch.Tensor:
-    return x + 1
-
-
 def _first_line(error: BaseException) -> str:
     """The line of the message that says what went wrong. torch puts "backend='inductor' raised:" before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.rstrip().endswith("raised:")]
     return lines[0] if lines else type(error).__name__
 
 
-def _function(block: nn.Module) -> Callable[..., Any]:
+def _function(block: nn.Module) -> Callable[..., object]:
     """Return the block's forward as a function whose first argument is the block."""
-    bound: Any = block.forward
-    return bound.__func__
+    assert isinstance(block.forward, MethodType)
+    return block.forward.__func__
 
 
-def _replace(block: nn.Module, forward: Callable[..., Any]) -> None:
+def _replace(block: nn.Module, forward: Callable[..., object]) -> None:
     block.forward = MethodType(forward, block)  # deepcopy binds a bound method to the copy
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class Facts:
 
     step: int  # finished steps
     skipped: int = 0  # finished steps that updated nothing, which the optimizers do not count
-    recipe: dict[str, Any] | None = None  # resolved, as plain data; None if the checkpoint is older than this field
+    recipe: dict[str, object] | None = None  # resolved, as plain data; None if the checkpoint is older than this field
     data_order: str | None = None  # the hash that data_order in ranks.py returns; None for a sequential source
     flops: int | None = None  # of all steps so far; None if the checkpoint is older than this field
 
@@ -75,11 +74,6 @@ class Checkpoint:
     def step(self) -> int:
         """Number of finished steps."""
         return self.facts.step
-
-    @property
-    def skipped(self) -> int:
-        """Number of finished steps that updated nothing."""
-        return self.facts.skipped
 
     @property
     def model(self) -> Path:
@@ -150,7 +144,7 @@ def read_state(text: str, where: str) -> tuple[Facts, dict[str, int]]:
 
 def incomplete(where: str, why: str) -> UserError:
     """Return the error for a checkpoint that is missing or incomplete."""
-    return UserError(f"{where} is no complete checkpoint ({why}): give train.resume another one, or never")
+    return UserError(f"{where} is not a complete checkpoint ({why}): give train.resume another one, or never")
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
@@ -18,21 +17,16 @@ from flexiclip.train.checkpoint import Snapshot, write_checkpoint
 from flexiclip.train.stores import Store, expendable
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints are kept: the newest ones, and the first one in each period of steps."""
-
-    last: int  # number of newest checkpoints to keep
-    every: int | None  # the period in steps; None keeps only the newest
-
-
 class CheckpointWriter:
     """Writes a run's checkpoints. Only the main rank has a writer.
 
+    keep: how many of the newest checkpoints are kept, and a period in steps: the first checkpoint in each is kept too, or None.
     say: prints a line, from any thread. newest: the name of the checkpoint that the run went on from, if there is one.
     """
 
-    def __init__(self, store: Store, run: Path, keep: Keep, say: Callable[[str], None], newest: str | None) -> None:
+    def __init__(
+        self, store: Store, run: Path, keep: tuple[int, int | None], say: Callable[[str], None], newest: str | None
+    ) -> None:
         self.store, self.run, self.keep, self.say, self.newest = store, run, keep, say, newest
         self._thread: Thread | None = None
 
@@ -81,7 +75,7 @@ class CheckpointWriter:
         self.newest = name
         try:
             link_folder(written / "model", self.run / "model")
-            for step in expendable(self.store.steps(), snapshot.facts.step, self.keep.last, self.keep.every):
+            for step in expendable(self.store.steps(), snapshot.facts.step, *self.keep):
                 self.store.drop(f"step-{step}")
         except Exception as error:
             raise RunError(f"checkpoint {name} is written, but not {self.run / 'model'}: {system_reason(error)}") from error

@@ -11,19 +11,19 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from flexiclip.config import Config
+from flexiclip.config import EngineConfig, OptimizerConfig, TrainConfig
 from flexiclip.train.engine import MOMENTS, adamw, clip_gradients, load_moments_into, moments_of
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.towers import Tensors, Trained
 
 _CPU = {"device": "cpu"}
-OFFLOADED: dict[str, dict[str, Any]] = {
+OFFLOADED: dict[str, dict[str, dict[str, str]]] = {
     "none": {},
     "optimizer": {"offload_optimizer": _CPU},
     "parameters": {"offload_optimizer": _CPU, "offload_param": _CPU},
@@ -34,15 +34,23 @@ OFFLOADED: dict[str, dict[str, Any]] = {
 class DeepSpeedEngine:
     """The Engine (engine.py) that runs DeepSpeed. `towers` must have their weights before the engine is made."""
 
-    def __init__(self, towers: Trained, config: Config, ranks: Ranks) -> None:
-        deepspeed = _import_deepspeed()
-        self.towers, self.ranks = towers, ranks
-        self.stage, self.clip = config.engine.zero_stage, config.optimizer.grad_clip
-        self.shortest = min(config.patch.all_seqhw)
-        self.names = [name for name, p in towers.named_parameters() if p.requires_grad]
-        optimizer = adamw(towers, config.optimizer)
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=towers, optimizer=optimizer, config=deepspeed_config(config, ranks.world), dist_init_required=False
+    def __init__(
+        self,
+        towers: Trained,
+        engine: EngineConfig,
+        train: TrainConfig,
+        optimizer: OptimizerConfig,
+        shortest: int,
+        ranks: Ranks,
+    ) -> None:
+        """shortest: the smallest seqhw of the run, for passes whose result does not matter."""
+        self.towers, self.ranks, self.shortest = towers, ranks, shortest
+        self.stage, self.clip = engine.zero_stage, optimizer.grad_clip
+        self.engine, self.optimizer, _, _ = _import_deepspeed().initialize(
+            model=towers,
+            optimizer=adamw(towers, optimizer),
+            config=deepspeed_config(engine, train, optimizer, ranks.world),
+            dist_init_required=False,
         )
 
     def embed(self, inputs: Tensors, seqhw: int, last: bool) -> Tensors:
@@ -72,8 +80,7 @@ class DeepSpeedEngine:
 
     def discard_gradients(self) -> None:
         """See Engine. DeepSpeed clears what its hooks have added up in a step only, so it gets one that it must refuse."""
-        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
-        self.backward(math.nan * torch.stack([output.sum() for output in outputs]).sum())
+        self._dummy_backward(math.nan)
         self.step(lr=0.0)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -84,7 +91,7 @@ class DeepSpeedEngine:
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's moments, unsharded, by name. Before the first step they are made, as zeros."""
         if self.stage == 0:
-            yield from moments_of(self.towers, self._inner())
+            yield from moments_of(self.towers.trained_parameters(), self._inner())
             return
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -92,20 +99,20 @@ class DeepSpeedEngine:
             self._prime(updates=0)
         self._link_moments()
         for key in MOMENTS:
-            for name, p in self._trained():
+            for name, p in self.towers.trained_parameters():
                 yield f"{key}/{name}", _to_cpu(safe_get_full_optimizer_state(p, key))
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Go on from these moments, as after `updates` updates."""
         if self.stage == 0:
-            load_moments_into(self.towers, self._inner(), moments, updates)
+            load_moments_into(self.towers.trained_parameters(), self._inner(), moments, updates)
             return
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         self._prime(updates)
         self._link_moments()
         for key in MOMENTS:
-            for name, p in self._trained():
+            for name, p in self.towers.trained_parameters():
                 moment = moments[f"{key}/{name}"].to(self.ranks.device)
                 if self.stage == 3:
                     safe_set_local_optimizer_state(p, shard(moment, self.ranks.rank, self.ranks.world), key)
@@ -117,14 +124,18 @@ class DeepSpeedEngine:
 
         Stages 1-3 create the moments in the first step, so this takes one step with learning rate 0 on gradients of zero.
         """
-        hooks = [p.register_hook(torch.zeros_like) for _, p in self._trained()]  # zeros even if a weight is NaN
-        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
-        self.backward(torch.stack([output.sum() for output in outputs]).sum())
+        hooks = [p.register_hook(torch.zeros_like) for _, p in self.towers.trained_parameters()]  # zeros even if a weight is NaN
+        self._dummy_backward(1.0)
         for hook in hooks:
             hook.remove()
         self.step(lr=0.0)
         for state in self._inner().state.values():
             state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(updates))
+
+    def _dummy_backward(self, factor: float) -> None:
+        """Go forward and backward on dummy inputs, whose loss is the sum of the outputs times `factor`."""
+        outputs = self.embed(self.towers.dummy_inputs(self.ranks.device), self.shortest, last=True)
+        self.backward(factor * torch.stack([output.sum() for output in outputs]).sum())
 
     def _link_moments(self) -> None:
         """Link all moments to their parameters.
@@ -139,10 +150,6 @@ class DeepSpeedEngine:
         """The AdamW that DeepSpeed wraps at stages 1-3 and uses directly at stage 0."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        named = dict(self.towers.named_parameters())
-        return [(name, named[name]) for name in self.names]
-
 
 def shard(tensor: Tensor, rank: int, world: int) -> Tensor:
     """Return a rank's part of a tensor under ZeRO-3, [ceil(numel / world)]. The part of the last rank is padded with zeros.
@@ -153,25 +160,24 @@ def shard(tensor: Tensor, rank: int, world: int) -> Tensor:
     return torch.nn.functional.pad(tensor.flatten(), (0, padding)).chunk(world)[rank]
 
 
-def deepspeed_config(config: Config, world: int) -> dict[str, Any]:
+def deepspeed_config(engine: EngineConfig, train: TrainConfig, optimizer: OptimizerConfig, world: int) -> dict[str, object]:
     """Return the DeepSpeed config of a recipe, with `engine.deepspeed` merged over it.
 
     step.py accumulates gradients itself and sets the boundary, so the config names one micro-batch per step.
     """
-    local = config.train.global_batch_size // world
-    clip = config.optimizer.grad_clip if config.engine.zero_stage else None  # stage 0 would clip without reporting the norm
-    generated: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": local,
+    clip = optimizer.grad_clip if engine.zero_stage else None  # stage 0 would clip without reporting the norm
+    generated: dict[str, object] = {
+        "train_micro_batch_size_per_gpu": train.global_batch_size // world,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip or 0.0,
-        "zero_optimization": {"stage": config.engine.zero_stage, **OFFLOADED[config.engine.offload]},
+        "zero_optimization": {"stage": engine.zero_stage, **OFFLOADED[engine.offload]},
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is vectorized on CPUs too, and needs no compiler
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
     }
-    for key, value in config.engine.deepspeed.items():
-        both = isinstance(value, dict) and isinstance(generated.get(key), dict)
-        generated[key] = {**generated[key], **value} if both else value
+    for key, value in engine.deepspeed.items():
+        own = generated.get(key)
+        generated[key] = {**own, **value} if isinstance(own, Mapping) and isinstance(value, Mapping) else value
     return generated
 
 
@@ -194,7 +200,7 @@ def _to_cpu(tensor: Tensor | None) -> Tensor:
     return tensor.detach().cpu()
 
 
-def _import_deepspeed() -> Any:
+def _import_deepspeed() -> ModuleType:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed

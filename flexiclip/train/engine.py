@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flexiclip.config import Config, OptimizerConfig
+from flexiclip.config import OptimizerConfig
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.towers import Tensors, Trained
 
@@ -40,11 +40,6 @@ def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     full = [group for group in groups if group["params"]]  # DeepSpeed raises on an empty group
     return torch.optim.AdamW(full, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-
-
-def moment(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str) -> Tensor:
-    """Return one of a parameter's MOMENTS. It is zero before the first update."""
-    return optimizer.state[parameter][key] if parameter in optimizer.state else torch.zeros_like(parameter)
 
 
 class ScalarOptimizer:
@@ -74,13 +69,14 @@ class ScalarOptimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments as "exp_avg/INDEX" and "exp_avg_sq/INDEX"."""
-        return {f"{key}/{i}": moment(self.adamw, p, key) for i, p in enumerate(self.scalars) for key in MOMENTS}
+        return dict(moments_of(self._named(), self.adamw))
 
     def load(self, state: dict[str, Tensor], updates: int) -> None:
         """Go on from `state`, as after `updates` updates."""
-        for i, p in enumerate(self.scalars):
-            restored: dict[str, Any] = {key: state[f"{key}/{i}"].to(p.device) for key in MOMENTS}
-            self.adamw.state[p] = {"step": torch.tensor(float(updates)), **restored}
+        load_moments_into(self._named(), self.adamw, state, updates)
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(str(i), p) for i, p in enumerate(self.scalars)]
 
 
 def uses_bf16(precision: str, ranks: Ranks) -> bool:
@@ -120,22 +116,18 @@ class Engine(Protocol):
 
         Returns the outputs of Trained.forward. last: this is the step's last micro-batch, after which gradients are averaged.
         """
-        ...
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`. For the step's last micro-batch, also average them over the ranks. Collective."""
-        ...
 
     def step(self, lr: float) -> float:
         """Clip, update, and clear the gradients. Returns the norm of the gradients before clipping. Collective.
 
         If the norm is not finite, no rank updates anything: no weight, no moment and no count of steps.
         """
-        ...
 
     def discard_gradients(self) -> None:
         """Clear the gradients without an update: no weight, no moment and no count of steps changes. Collective."""
-        ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter of the towers unsharded, float32, with its name.
@@ -143,26 +135,23 @@ class Engine(Protocol):
         Collective: every rank must exhaust the iterator. Parameters come one at a time, so that a rank that does not write them
         need not hold them all.
         """
-        ...
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's moments unsharded, float32, as "exp_avg/NAME" and "exp_avg_sq/NAME".
 
         They are zero before the first step. Collective: every rank must exhaust the iterator, as with `weights`.
         """
-        ...
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Go on from `moments` (names as in `moments()`), as after `updates` updates. Collective."""
-        ...
 
 
 class TorchEngine:
     """The plain torch engine: DistributedDataParallel if there are several ranks, and fused AdamW."""
 
-    def __init__(self, towers: Trained, config: Config, ranks: Ranks) -> None:
-        self.towers, self.clip = towers, config.optimizer.grad_clip
-        self.optimizer = adamw(towers, config.optimizer)
+    def __init__(self, towers: Trained, optimizer: OptimizerConfig, ranks: Ranks) -> None:
+        self.towers, self.clip = towers, optimizer.grad_clip
+        self.optimizer = adamw(towers, optimizer)
         device_ids = [ranks.device] if ranks.device.type == "cuda" else None
         self.module: nn.Module = towers
         if ranks.world > 1:
@@ -199,11 +188,11 @@ class TorchEngine:
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's moments by name."""
-        yield from moments_of(self.towers, self.optimizer)
+        yield from moments_of(self.towers.trained_parameters(), self.optimizer)
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Go on from these moments, as after `updates` updates."""
-        load_moments_into(self.towers, self.optimizer, moments, updates)
+        load_moments_into(self.towers.trained_parameters(), self.optimizer, moments, updates)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> float:
@@ -215,15 +204,20 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> flo
     return float(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
 
 
-def moments_of(towers: Trained, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Yield the moments of an optimizer that holds unsharded parameters, by name."""
-    trained = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
-    yield from ((f"{key}/{name}", moment(optimizer, p, key)) for key in MOMENTS for name, p in trained)
+Named = Iterable[tuple[str, nn.Parameter]]
+"""Unsharded parameters with their names in a checkpoint."""
 
 
-def load_moments_into(towers: Trained, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], updates: int) -> None:
-    """Restore the moments of an optimizer that holds unsharded parameters."""
-    for name, p in towers.named_parameters():
-        if p.requires_grad:
-            restored = {key: moments[f"{key}/{name}"].to(p.device) for key in MOMENTS}
-            optimizer.state[p] = {"step": torch.tensor(float(updates), device=p.device), **restored}
+def moments_of(named: Named, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Yield an optimizer's moments of parameters as ("MOMENT/NAME", tensor). They are zero before the first update."""
+    parameters = list(named)
+    for key in MOMENTS:
+        for name, p in parameters:
+            yield f"{key}/{name}", optimizer.state[p][key] if p in optimizer.state else torch.zeros_like(p)
+
+
+def load_moments_into(named: Named, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], updates: int) -> None:
+    """Restore an optimizer's moments of parameters, as after `updates` updates."""
+    for name, p in named:
+        steps = torch.tensor(float(updates), device=p.device if optimizer.defaults["fused"] else None)
+        optimizer.state[p] = {"step": steps, **{key: moments[f"{key}/{name}"].to(p.device) for key in MOMENTS}}

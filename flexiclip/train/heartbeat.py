@@ -22,8 +22,8 @@ import socket
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
-from typing import Any
 
 import torch.distributed as dist
 
@@ -50,7 +50,7 @@ class Heartbeat:
     signal stops one rank before the first step, all ranks stop.
     """
 
-    def __init__(self, store: Any, rank: int, world: int, timeout_s: float) -> None:
+    def __init__(self, store: dist.Store, rank: int, world: int, timeout_s: float) -> None:
         """store: a c10d store that all ranks share. Raises RunError if rank 0 cannot be reached."""
         self.rank, self.timeout_s = rank, timeout_s
         self.beat_s = min(BEAT_S, timeout_s / 5)
@@ -107,14 +107,14 @@ class Heartbeat:
             self._known.wait(self.timeout_s + 2 * self.beat_s)
         return self.loss is not None
 
-    def _leave(self, farewell: dict[str, Any]) -> None:
+    def _leave(self, farewell: dict[str, object]) -> None:
         if self.loss is None:
             for link in list(self._links):
                 link.send(farewell)
         self._over.set()
         self._thread.join()
 
-    def _listen(self, store: Any) -> None:
+    def _listen(self, store: dist.Store) -> None:
         address = os.environ["MASTER_ADDR"]
         family = socket.getaddrinfo(address, None)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -125,10 +125,10 @@ class Heartbeat:
         listener.listen(1024)
         listener.setblocking(False)
         self._listener = listener
-        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
         store.set(_KEY, json.dumps({"port": listener.getsockname()[1], "token": self._token, "name": self.name}))
 
-    def _connect(self, store: Any) -> None:
+    def _connect(self, store: dist.Store) -> None:
         address = os.environ["MASTER_ADDR"]
         store.wait([_KEY], timedelta(seconds=JOIN_S))
         hub = json.loads(store.get(_KEY))
@@ -142,7 +142,7 @@ class Heartbeat:
 
     def _add(self, link: _Link) -> None:
         self._links.append(link)
-        self._selector.register(link.socket, selectors.EVENT_READ, link)
+        self._selector.register(link.socket, selectors.EVENT_READ, partial(self._read, link))
 
     def _drop(self, link: _Link) -> None:
         self._links.remove(link)
@@ -168,7 +168,8 @@ class Heartbeat:
                     f"{len(self._awaited)} ranks have not joined within {JOIN_S:g} s, among them rank {min(self._awaited)}"
                 )
             if now > self._end_at:
-                self._end()
+                line = None if self._told else f"flexiclip: {self.loss}"  # the same line and code as the command line's
+                leave(line, stopped_code() if self._stopped else 1)
         for link in self._links:  # an immediate close could lose a line that is still being sent
             link.hang_up()
         self._read_until(time.monotonic() + _FAREWELL_S)
@@ -178,15 +179,11 @@ class Heartbeat:
         leaving = self._over.is_set()
         while (left := deadline - time.monotonic()) > 0 and (bool(self._links) if leaving else not self._over.is_set()):
             for key, _ in self._selector.select(min(left, 0.2)):
-                if key.data is None:
-                    self._accept()
-                else:
-                    self._read(key.data)
+                key.data()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except OSError:  # the other side has closed it again
             return
         self._add(_Link(connection, ""))
@@ -201,12 +198,12 @@ class Heartbeat:
             if name and not done:
                 self._lose(f"{name} is lost: its process ended without a word (killed, or out of memory?)")
 
-    def _hear(self, link: _Link, message: dict[str, Any]) -> None:
+    def _hear(self, link: _Link, message: dict[str, object]) -> None:
         if not link.name:  # only ranks of this run know the token; a port scanner does not
             if message.get("token") != self._token:
-                raise ValueError("no rank of this run")
+                raise ValueError("not a rank of this run")
             link.name = str(message["name"])
-            self._awaited.discard(int(message["rank"]))
+            self._awaited.discard(int(str(message["rank"])))
         elif "lost" in message:
             link.done = True
             self._lose(str(message["lost"]), bool(message.get("stopped")))
@@ -221,10 +218,6 @@ class Heartbeat:
             link.send({"lost": loss, "stopped": stopped})
         self.loss, self._stopped, self._end_at = loss, stopped, time.monotonic() + GRACE_S
         self._known.set()
-
-    def _end(self) -> None:
-        line = None if self._told else f"flexiclip: {self.loss}"
-        leave(line, stopped_code() if self._stopped else 1)  # the same line and code as the command line's
 
     def _let_go(self) -> None:
         """Close the sockets: in a fork its copies, and at the end of the watch its own."""
@@ -244,7 +237,7 @@ class _Link:
         self.silent = 0.0  # seconds since the last line
         self._unread = b""
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, object]) -> None:
         """Send a message. Errors are ignored, because a full buffer or a closed connection is noticed when reading."""
         with contextlib.suppress(OSError):
             self.socket.send(json.dumps(message).encode() + b"\n")
@@ -254,7 +247,7 @@ class _Link:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
 
-    def receive(self) -> list[dict[str, Any]]:
+    def receive(self) -> list[dict[str, object]]:
         """Return the messages that have arrived. Raises OSError if the other side is gone, ValueError if a line is not valid."""
         try:
             data = self.socket.recv(_MAX_LINE)

@@ -15,15 +15,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from flexiclip.errors import RunError, UserError
 from flexiclip.files import system_reason, write_whole
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 GRACE = 8
 """A run never ends with fewer unusable samples than this, because the first batch of a good data set may contain a few."""
@@ -59,8 +63,9 @@ class BadShare:
             return
         why = "; ".join(f"{count} x {kind}, as in {self._examples[kind]}" for kind, count in self._reasons.most_common(_REASONS))
         raise UserError(
-            f"{self.bad} of {read} samples cannot be used, more than data.max_bad_fraction={self.limit:g}: {why}. All stand in "
-            "bad_samples.jsonl: mend the shards or the storage (flexiclip data check), or raise the limit; the run is saved"
+            f"{self.bad} of {read} samples cannot be used, more than data.max_bad_fraction={self.limit:g}: {why}. "
+            "bad_samples.jsonl names them all: repair the shards or the storage (flexiclip data check), or raise the limit; "
+            "the run is saved"
         )
 
 
@@ -78,7 +83,7 @@ class JsonLines:
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
             self._file = path.open("ab", buffering=0)  # so that closing does not retry a failed write
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Mapping[str, object]) -> None:
         """Append one object."""
         line = json.dumps(row).encode() + b"\n"
         with _one_line(self.path):
@@ -129,18 +134,16 @@ class Metrics:
         self.bad = JsonLines(run / "bad_samples.jsonl")
         self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Mapping[str, float]) -> None:
         """Write a row to metrics.jsonl and TensorBoard, where each length has a curve of its loss.
 
         row["step"] counts finished steps. A number that is not finite (in a skipped step) is written as null, because JSON has
         no notation for it.
         """
-        row = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
-        self.lines.write(row)
+        self.lines.write({name: value if math.isfinite(value) else None for name, value in row.items()})
         curves = {name: value for name, value in row.items() if name not in ("step", "seqhw")}
-        if "seqhw" in row:
-            curves[f"loss_at_seqhw/{row['seqhw']}"] = row["loss"]
-        self._draw(row["step"], curves)
+        curves[f"loss_at_seqhw/{row['seqhw']}"] = row["loss"]
+        self._draw(int(row["step"]), curves)
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
         """Write a row to eval.jsonl, and each value to a TensorBoard curve."""
@@ -177,10 +180,10 @@ class Metrics:
         if not type(arguments.thread).__module__.startswith("tensorboard."):
             self._hook(arguments)
 
-    def _draw(self, step: int, values: dict[str, Any]) -> None:
+    def _draw(self, step: int, values: Mapping[str, float]) -> None:
         with _one_line(self.folder / "tensorboard"):
             for name, value in values.items():
-                if isinstance(value, (int, float)):
+                if math.isfinite(value):
                     self.board.add_scalar(name, value, step)
 
 
@@ -198,7 +201,7 @@ class Progress:
         self.total, self.start, self.main = total, start, main
         self.began = time.monotonic()
         self.by_length: dict[int, float] = {}
-        self._live: Any = None
+        self._live: Live | None = None
         if main and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -222,38 +225,27 @@ class Progress:
         old = self.by_length.get(seqhw, loss)
         self.by_length[seqhw] = old + 0.1 * (loss - old)
 
-    def show(self, row: dict[str, Any]) -> None:
+    def show(self, row: Mapping[str, float]) -> None:
         """Show a row of metrics.jsonl."""
+        step, waiting = f"step {row['step']}/{self.total}", row["data_s"] / max(row["step_s"], 1e-9)
+        line = (
+            f"loss {row['loss']:.4f}  seqhw {row['seqhw']}  lr {row['lr']:.2e}  {row['images_per_s']:.0f} images/s  "
+            f"data wait {waiting:.0%}  left {self._left(row['step'])}"
+        )
         if self._live is not None:
-            self._live.update(self._panel(row))
+            from rich.panel import Panel
+
+            scale = f"logit scale {row['logit_scale']:.3f}  " if "logit_scale" in row else ""
+            lengths = "  ".join(f"{s}: {loss:.2f}" for s, loss in sorted(self.by_length.items()))
+            self._live.update(Panel(f"{line}\n{scale}loss at seqhw  {lengths}", title=step))
         elif self.main:
-            waiting = row["data_s"] / max(row["step_s"], 1e-9)
-            print(
-                f"step {row['step']}/{self.total}  loss {row['loss']:.4f}  seqhw {row['seqhw']}  lr {row['lr']:.2e}  "
-                f"{row['images_per_s']:.0f} images/s  data wait {waiting:.0%}  left {self._left(row['step'])}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{step}  {line}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Restore the terminal."""
         if self._live is not None:
             self._live.stop()
 
-    def _left(self, step: int) -> str:
-        done = step - self.start
-        seconds = int((time.monotonic() - self.began) / max(1, done) * (self.total - step))
-        return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
-
-    def _panel(self, row: dict[str, Any]) -> Any:
-        from rich.panel import Panel
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        scale = ("logit scale", f"{row['logit_scale']:.3f}") if "logit_scale" in row else ()
-        table.add_row("loss", f"{row['loss']:.4f}", "lr", f"{row['lr']:.2e}", *scale)
-        waiting = row["data_s"] / max(row["step_s"], 1e-9)
-        table.add_row("images/s", f"{row['images_per_s']:.0f}", "data wait", f"{waiting:.0%}", "left", self._left(row["step"]))
-        lengths = "  ".join(f"{s}: {loss:.2f}" for s, loss in sorted(self.by_length.items()))
-        table.add_row("loss at seqhw", lengths)
-        return Panel(table, title=f"step {row['step']} of {self.total}")
+    def _left(self, step: float) -> str:
+        seconds = (time.monotonic() - self.began) / max(1, step - self.start) * (self.total - step)
+        return str(timedelta(seconds=int(seconds)))

@@ -12,19 +12,17 @@ from functools import partial
 from typing import Literal, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexiclip.errors import RunError
 from flexiclip.train.ranks import Ranks
+from flexiclip.train.towers import Tensors, Trained
 
-PATIENCE = 100
-"""Number of refused steps in a row after which a run with train.on_nonfinite=skip also stops."""
-
-Halves = tuple[Tensor, ...]
-"""The tensors of the image tower and, if there is one, of the text tower."""
+REFUSED_IN_A_ROW = 100
+"""After this many refused steps in a row, a run with train.on_nonfinite=skip also stops."""
 
 
-def marked(gradients: Halves, *values: Tensor) -> Halves:
+def marked(gradients: Tensors, *values: Tensor) -> Tensors:
     """The gradients as they are if all values are finite, and NaN otherwise.
 
     So the norm of the towers' gradients is NaN too, and every engine refuses the step. No rank has to wait for the values
@@ -36,11 +34,11 @@ def marked(gradients: Halves, *values: Tensor) -> Halves:
 
 def locate(
     ranks: Ranks,
-    z: Halves,
+    z: Tensors,
     loss: Tensor,
     scalars: Sequence[Tensor],
     dscalars: Sequence[Tensor],
-    dz: Halves,
+    dz: Tensors,
     watched_backward: Callable[[], list[str]],
 ) -> str:
     """Return a text that says where the step's first number that is not finite appeared. Collective.
@@ -74,8 +72,8 @@ class GradientWatch:
     It adds up 0 x gradient, which is 0 if all gradients are finite and NaN otherwise.
     """
 
-    def __init__(self, towers: nn.Module) -> None:
-        self._named = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
+    def __init__(self, towers: Trained) -> None:
+        self._named = towers.trained_parameters()
         self._sums = {tower: torch.zeros((), device=self._named[0][1].device) for tower in ("image", "text")}
 
     def __enter__(self) -> GradientWatch:
@@ -110,7 +108,7 @@ class Skips:
     def refused(self, ranks: Ranks, step: int, seqhw: int, fault: str) -> str:
         """Count a refused step and return the line to print about it.
 
-        Ends the run instead if train.on_nonfinite is `stop`, or after PATIENCE refused steps in a row.
+        Ends the run instead if train.on_nonfinite is `stop`, or after REFUSED_IN_A_ROW refused steps in a row.
         """
         line = f"step {step}, seqhw {seqhw}: {fault}"
         if self.policy == "stop":
@@ -119,8 +117,8 @@ class Skips:
                 f"{line}; no weight was touched: train.on_nonfinite=skip goes on from the last checkpoint without such steps",
             )
         self.total, self._row = self.total + 1, self._row + 1
-        if self._row == PATIENCE:
-            _stop(ranks, f"{line}, as in the {PATIENCE - 1} steps before: there is nothing to go on with")
+        if self._row == REFUSED_IN_A_ROW:
+            _stop(ranks, f"{line}, as in the {REFUSED_IN_A_ROW - 1} steps before: there is nothing to go on with")
         return f"{line}: skipped, {self.total} so far"
 
 

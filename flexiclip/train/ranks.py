@@ -15,23 +15,25 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from flexiclip.data.dataset import TrainSources
 from flexiclip.data.remote import shard_name
+from flexiclip.distributed import gather_objects
 from flexiclip.errors import RunError, UserError
-from flexiclip.files import write_whole, writing_run_folder
-from flexiclip.train.checkpoint import Checkpoint
+from flexiclip.files import write_whole, writing
 from flexiclip.train.heartbeat import JOIN_S, Heartbeat
 from flexiclip.train.signals import Interruptible, StopSignal
+
+T = TypeVar("T")
 
 
 def check_address() -> None:
@@ -70,7 +72,7 @@ class Ranks:
     world: int
     local_rank: int
     device: torch.device
-    control: Any = None
+    control: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -90,13 +92,27 @@ class Ranks:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
         return [bool(vote) for vote in votes.tolist()]
 
-    def collect(self, items: list[Any]) -> list[Any]:
+    def collect(self, items: list[T]) -> list[T]:
         """Return the items of all ranks, in order of rank, on every rank. Collective."""
-        if self.world == 1:
-            return items
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, items, group=self.control)
-        return [item for part in parts for item in part]
+        return [item for part in gather_objects(items, self.control) for item in part]
+
+    def first_result(self, works: bool, work: Callable[[], T]) -> T:
+        """Run `work` on the ranks where `works` is true, and return the first result on every rank. Collective.
+
+        If one rank raises UserError, all ranks raise it, so that none of them waits for a rank that has left.
+        """
+        outcome: list[T | UserError] = []
+        if works:
+            try:
+                outcome = [work()]
+            except UserError as error:
+                outcome = [error]
+        results = []
+        for each in self.collect(outcome):
+            if isinstance(each, UserError):
+                raise each
+            results.append(each)
+        return results[0]
 
     def barrier(self) -> None:
         """Wait for every rank. Collective."""
@@ -104,12 +120,30 @@ class Ranks:
             dist.barrier(group=self.control)
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """Where and how this rank computes and writes."""
+
+    ranks: Ranks
+    bf16: bool  # whether the towers run under bf16 autocast
+    folder: Path  # the run folder
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.ranks.device
+
+    def autocast(self) -> torch.autocast:
+        """Return a context manager that gives the towers' forward pass its precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
 @contextmanager
 def joined_ranks(
     process_group: bool,
     threads: int | None = None,
     rank_timeout_s: float = 40.0,
-    patience_s: float = 0.0,
+    longest_wait_s: float = 0.0,
     stop: StopSignal | None = None,
 ) -> Iterator[Ranks]:
     """Connect this process with the other ranks, inside a `with` block. If a rank is lost, the others raise RunError and name it.
@@ -117,20 +151,21 @@ def joined_ranks(
     process_group: make a process group even for a single process, which DeepSpeed needs.
     threads: number of torch threads on CPUs; by default the host's cores are divided by the ranks on it.
     rank_timeout_s: seconds of silence after which a rank counts as lost (heartbeat.py).
-    patience_s: seconds that a rank may keep the others waiting. Collectives time out after this or TIMEOUT, whichever is longer.
+    longest_wait_s: how long one rank may keep the others waiting. Collectives time out after this or TIMEOUT, if that is longer.
     stop: handles signals inside and around the block. By default Ctrl-C interrupts, even while this rank waits for the others.
 
     Raises RunError if the ranks cannot connect, and UserError if other hosts cannot reach this one.
     """
     if "WORLD_SIZE" not in os.environ:  # a plain process; without these variables DeepSpeed would look for MPI
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({**{name: str(value) for name, value in alone.items()}, "MASTER_PORT": str(_free_port())})
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ.update({**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})  # port 0: any free one
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     device = _device(local_rank, world, threads)
-    timeout = max(TIMEOUT, timedelta(seconds=patience_s))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = max(TIMEOUT, timedelta(seconds=longest_wait_s))
     if world == 1:
         if process_group:
-            dist.init_process_group(_backend(device), timeout=timeout)
+            dist.init_process_group(backend, timeout=timeout)
         try:
             yield Ranks(rank, world, local_rank, device)
         finally:
@@ -144,8 +179,10 @@ def joined_ranks(
         with Heartbeat(store, rank, world, rank_timeout_s) as heartbeat, stop.translating() if stop else nullcontext():
             if stop is not None:
                 stop.before_leaving.append(heartbeat.say_stopped)
-            dist.init_process_group(_backend(device), store=store, rank=rank, world_size=world, timeout=timeout)
-            yield Ranks(rank, world, local_rank, device, dist.new_group(backend="gloo", timeout=timeout))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+            control = dist.new_group(backend="gloo", timeout=timeout)
+            assert isinstance(control, dist.ProcessGroup), "this rank is a member of it"
+            yield Ranks(rank, world, local_rank, device, control)
         dist.destroy_process_group()  # not after an error, when it would wait for collectives that never complete
 
 
@@ -162,11 +199,7 @@ def _local_world(world: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
 
 
-def _backend(device: torch.device) -> str:
-    return "nccl" if device.type == "cuda" else "gloo"
-
-
-def _meet(rank: int) -> Any:
+def _meet(rank: int) -> dist.Store:
     """Return the store that all ranks share, at MASTER_ADDR:MASTER_PORT."""
     try:
         return next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))[0]
@@ -176,17 +209,11 @@ def _meet(rank: int) -> Any:
         raise RunError(f"rank {rank} does not meet the other ranks at {place} (MASTER_ADDR, MASTER_PORT): {reason}") from None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-PATIENCE_S = 30.0
+VISIBLE_WITHIN_S = 30.0
 """Seconds until another host must see a new file. Network file systems cache that a file does not exist."""
 
 
-def check_shared_folder(folder: Path, ranks: Ranks, key: str = "run_dir", patience_s: float = PATIENCE_S) -> None:
+def check_shared_folder(folder: Path, ranks: Ranks, key: str = "run_dir", within_s: float = VISIBLE_WITHIN_S) -> None:
     """Raise UserError on every rank if one does not see the folder that the main rank made. Collective, and a barrier.
 
     With different folders the ranks would disagree about the checkpoint to go on from. key: the key of the recipe that names the
@@ -198,7 +225,7 @@ def check_shared_folder(folder: Path, ranks: Ranks, key: str = "run_dir", patien
     if ranks.main:
         (folder / token).touch()
     ranks.barrier()
-    blind = ranks.collect([] if _seen(folder, token, patience_s) else [(ranks.rank, socket.gethostname())])
+    blind = ranks.collect([] if _seen(folder, token, within_s) else [(ranks.rank, socket.gethostname())])
     if ranks.main:
         (folder / token).unlink()
     if blind:
@@ -217,19 +244,17 @@ def share_file(path: Path, ranks: Ranks) -> None:
     (content,) = ranks.collect([path.read_bytes()] if ranks.main else [])
     if path.is_file() and path.read_bytes() == content:
         return
-    with writing_run_folder(path.parent):
+    with writing(f"run_dir={path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
 
 
-def _seen(folder: Path, name: str, patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s
+def _seen(folder: Path, name: str, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
     while True:
-        try:
+        with suppress(OSError):
             if name in os.listdir(folder):  # a listing makes NFS ask the server again; a look-up by name may not
                 return True
-        except OSError:
-            pass
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)
@@ -262,13 +287,4 @@ def check_ranks_agree(order: str | None, ranks: Ranks) -> None:
         raise UserError(
             f"data.train: rank {', '.join(others)} sees other shards or sample counts than rank 0 (on {said[0][1]}): "
             "give every host the same shards, and run flexiclip data index on each"
-        )
-
-
-def say_if_changed(order: str | None, checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Print a line if the order of the samples is not that of the checkpoint, because the shards have changed."""
-    if checkpoint.facts.data_order not in (None, order):
-        ranks.say(
-            f"the training shards are not those of {checkpoint.where} (other names, counts or weights): "
-            f"from step {checkpoint.step} on, the order of the samples is another one"
         )

@@ -6,30 +6,24 @@ remote checkpoint for its node. This file also checks that all ranks were starte
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-from flexiclip.config import Config, dump, from_dict, to_dict
+from flexiclip.config import Config, TrainConfig, dump, from_dict, to_dict
 from flexiclip.config.explain import changeable
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
-from flexiclip.files import write_whole, writing_run_folder
-from flexiclip.schedules import learning_rate
+from flexiclip.files import write_whole, writing
+from flexiclip.schedules import RunSchedule
 from flexiclip.train.checkpoint import Checkpoint, Facts, read_state
-from flexiclip.train.course import Course
-from flexiclip.train.ranks import Ranks
+from flexiclip.train.ranks import Ranks, RunContext
 from flexiclip.train.remote_store import open_store
-from flexiclip.train.run_lock import FolderPlace, RunLock
-from flexiclip.train.stores import Store
-
-T = TypeVar("T")
+from flexiclip.train.run_lock import RunLock
+from flexiclip.train.stores import LocalStore, Store
 
 
 @dataclass(frozen=True)
@@ -41,21 +35,21 @@ class Found:
     facts: Facts
 
 
-def run_store(config: Config, run: Path) -> Store:
+def run_store(train: TrainConfig, run: Path) -> Store:
     """Return the store of a run's checkpoints. Raises UserError if fsspec cannot open its URL."""
-    return open_store(config.train.checkpoint_dir or str(run / "checkpoints"), run / ".saving")
+    return open_store(train.checkpoint_dir or str(run / "checkpoints"), run / ".saving")
 
 
-def find_checkpoint(config: Config, store: Store) -> Found | None:
+def find_checkpoint(train: TrainConfig, store: Store) -> Found | None:
     """Return the checkpoint that `train.resume` names: auto (the latest, if there is one), never, or a folder or URL.
 
     Raises UserError if it cannot be read, or if `never` meets an earlier run in train.checkpoint_dir.
     """
-    resume, name = config.train.resume, store.latest()
+    resume, name = train.resume, store.latest()
     if resume == "never":
-        if name is not None and config.train.checkpoint_dir is not None:  # checkpoints in the run folder are moved aside with it
+        if name is not None and train.checkpoint_dir is not None:  # checkpoints in the run folder are moved aside with it
             raise UserError(
-                f"train.resume=never starts anew, but train.checkpoint_dir={store} holds {name} of an earlier run: "
+                f"train.resume=never starts a new run, but train.checkpoint_dir={store} holds {name} of an earlier run: "
                 "name another place, or remove that one"
             )
         return None
@@ -68,46 +62,27 @@ def find_checkpoint(config: Config, store: Store) -> Found | None:
     return Found(str(store), name, facts)
 
 
-def fetch_checkpoint(found: Found, run: Path, ranks: Ranks) -> Checkpoint:
+def fetch_checkpoint(found: Found, context: RunContext) -> Checkpoint:
     """Open a checkpoint, and first fetch its files if they are remote. Raises UserError if it is incomplete. Collective."""
-    store, fetched = open_store(found.root, Path()), _fetched(run, ranks) / found.name
+    store, fetched, ranks = open_store(found.root, Path()), _fetched(context) / found.name, context.ranks
     if ranks.local_rank == 0:
         shutil.rmtree(fetched, ignore_errors=True)
-    shared(ranks, ranks.local_rank == 0, lambda: store.open(found.name, fetched))
+    ranks.first_result(ranks.local_rank == 0, lambda: store.open(found.name, fetched).step)
     return store.open(found.name, fetched)
 
 
-def forget_fetched(run: Path, ranks: Ranks) -> None:
+def forget_fetched(context: RunContext) -> None:
     """Remove fetched files after every rank has read them. Collective."""
-    ranks.barrier()
-    if ranks.local_rank == 0 and (folder := _fetched(run, ranks)).exists():
+    context.ranks.barrier()
+    if context.ranks.local_rank == 0 and (folder := _fetched(context)).exists():
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another node's files are still there
             folder.parent.rmdir()
 
 
-def shared(ranks: Ranks, works: bool, work: Callable[[], T]) -> T:
-    """Run `work` on the ranks where `works` is true, and return the first result on every rank. Collective.
-
-    If one rank raises UserError, all ranks raise it, so that none of them waits for a rank that has left.
-    """
-    outcome: list[tuple[T | None, str | None]] = []
-    if works:
-        try:
-            outcome = [(work(), None)]
-        except UserError as error:
-            outcome = [(None, str(error))]
-    outcomes = ranks.collect(outcome)
-    for _, said in outcomes:
-        if said is not None:
-            raise UserError(said)
-    result: T = outcomes[0][0]
-    return result
-
-
-def _fetched(run: Path, ranks: Ranks) -> Path:
+def _fetched(context: RunContext) -> Path:
     """Return this node's own folder, the same for all of its ranks, even if all nodes share one disk and one host name."""
-    return run / ".fetched" / f"node-of-rank-{ranks.rank - ranks.local_rank}"
+    return context.folder / ".fetched" / f"node-of-rank-{context.ranks.rank - context.ranks.local_rank}"
 
 
 _LOOKS = 1000
@@ -124,51 +99,57 @@ def check_one_recipe(config: Config, ranks: Ranks) -> None:
     a mixture of the recipes.
     """
     own = {key: value for key, value in _flat(to_dict(config)).items() if not _is_under(key, OWN)}
-    digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
-    said = ranks.collect([(digest, socket.gethostname())])
-    others = [rank for rank, (each, _) in enumerate(said) if each != said[0][0]]
+    started = ranks.collect([(own, socket.gethostname())])
+    others = [rank for rank, (recipe, _) in enumerate(started) if recipe != started[0][0]]
     if not others:
         return
-    (main,), (other,) = (ranks.collect([own] if ranks.rank == rank else []) for rank in (0, others[0]))
+    (main, main_host), (other, host) = started[0], started[others[0]]
     key = next(key for key in sorted(main.keys() | other.keys()) if main.get(key) != other.get(key))
     more = f" and {len(others) - 1} more ranks have another recipe" if len(others) > 1 else ""
     raise UserError(
-        f"rank {others[0]} (on {said[others[0]][1]}) was started with {key}={other.get(key)}, rank 0 (on {said[0][1]}) with "
+        f"rank {others[0]} (on {host}) was started with {key}={other.get(key)}, rank 0 (on {main_host}) with "
         f"{main.get(key)}{more}: start every rank with the same command"
     )
 
 
-def enter_run_folder(config: Config, store: Store, course: Course, lock: RunLock, say: Callable[[str], None]) -> Found | None:
+Schedules = Callable[[Config], RunSchedule]
+"""A function from a recipe to the schedule of its run."""
+
+
+def enter_run_folder(
+    config: Config, store: Store, schedule_of: Schedules, lock: RunLock, say: Callable[[str], None]
+) -> Found | None:
     """Check, claim and prepare the run folder, and return the checkpoint to go on from. Only one rank calls it.
 
-    Mistakes are found before anything is written. course: the course of this start. say: prints a line.
+    Mistakes are found before anything is written. say: prints a line.
 
     Raises UserError if the folder cannot be used, if another process trains there, or if it holds another run (check_same_run).
     """
     run = Path(config.run_dir)
     if run.exists() and not run.is_dir():
         raise UserError(f"run_dir={run} is a file: name a folder")
-    _find(config, store, course)
-    with writing_run_folder(run):
+    _find(config, store, schedule_of)
+    with writing(f"run_dir={run}"):
         run.mkdir(parents=True, exist_ok=True)
-        lock.take(FolderPlace(run), "run_dir", say)
+        lock.take(LocalStore(run), "run_dir", say)
     if config.train.checkpoint_dir is not None:
-        store.check_writable()
-        lock.take(store.claims(), "train.checkpoint_dir", say)
-    found, note = _find(config, store, course)  # once more, because only now no other process writes there
-    with writing_run_folder(run):
+        with writing(f"train.checkpoint_dir={store}"):
+            store.check_writable()
+            lock.take(store, "train.checkpoint_dir", say)
+    found, note = _find(config, store, schedule_of)  # once more, because only now no other process writes there
+    with writing(f"run_dir={run}"):
         prepare_run_folder(config, lock, say)
     if note is not None:
         say(note)
     return found
 
 
-def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, str | None]:
+def _find(config: Config, store: Store, schedule_of: Schedules) -> tuple[Found | None, str | None]:
     """Return the checkpoint to go on from, and a line to print about it, if there is one.
 
     Raises UserError if the checkpoint belongs to a run with another recipe.
     """
-    run, found = Path(config.run_dir), find_checkpoint(config, store)
+    run, found = Path(config.run_dir), find_checkpoint(config.train, store)
     if found is None or config.train.resume != "auto":
         return found, None
     written = run / "config.yaml"
@@ -180,10 +161,10 @@ def _find(config: Config, store: Store, course: Course) -> tuple[Found | None, s
         return found, None
     where = str(run) if written.is_file() else f"{store}"
     check_same_run(config, recipe, where)
-    return found, longer(config, recipe, course, found.facts.step, where)
+    return found, longer(config, recipe, schedule_of, found.facts.step, where)
 
 
-def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
+def check_same_run(config: Config, recipe: Mapping[str, object], where: str) -> None:
     """Raise UserError that names a differing key if `recipe`, that of the run at `where`, describes another run than `config`.
 
     Keys that the schema declares with resume=True may differ. train.steps has its own rule, in `longer`. This is called only if
@@ -196,11 +177,11 @@ def check_same_run(config: Config, recipe: dict[str, Any], where: str) -> None:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise UserError(
             f"{where} holds a run with {key}={old.get(key)}, not {new.get(key)}{more}: "
-            "give another run_dir, or train.resume=never to start anew (the old run is moved aside)"
+            "give another run_dir, or train.resume=never to start a new run (the old one is moved aside)"
         )
 
 
-def longer(config: Config, recipe: dict[str, Any], course: Course, step: int, where: str) -> str | None:
+def longer(config: Config, recipe: Mapping[str, object], schedule_of: Schedules, step: int, where: str) -> str | None:
     """Return a line to print if train.steps is larger than in `recipe`, which was trained up to `step`. None if it is not.
 
     Finished steps stay as they are, and later ones follow the schedule of the new length. Raises UserError if the run would
@@ -212,33 +193,29 @@ def longer(config: Config, recipe: dict[str, Any], course: Course, step: int, wh
         return None
     if before == config.train.steps:
         return None
-    past = Course.of(replace(config, train=replace(config.train, steps=before)), course.horizon.samples)
-    old, new = past.horizon.steps, course.horizon.steps
+    past, now = schedule_of(replace(config, train=replace(config.train, steps=before))), schedule_of(config)
+    old, new = past.horizon.steps, now.horizon.steps
     if new < old:
         raise UserError(
             f"{where} holds a run with train.steps={before}, and {config.train.steps} is less: a run may only be made longer"
         )
     if new == old or not step:
         return None
-    rates = [learning_rate(config.optimizer, each.horizon) for each in (past, course)]
     looked_at = range(0, step, max(1, step // _LOOKS))
-    changed = [
-        what
-        for what, same in (
-            ("learning rates", all(rates[0](s) == rates[1](s) for s in looked_at)),
-            ("lengths", all(past.seqhw(s) == course.seqhw(s) for s in looked_at)),
-        )
-        if not same
-    ]
+    same = {
+        "learning rates": all(past.lr(s) == now.lr(s) for s in looked_at),
+        "lengths": all(past.seqhw(s) == now.seqhw(s) for s in looked_at),
+    }
+    changed = " and ".join(what for what, unchanged in same.items() if not unchanged)
     rule = (
-        f"the {' and '.join(changed)} from here on are those of a run of {new} steps, which has others before"
+        f"the {changed} from here on are those of a run of {new} steps, which has others before"
         if changed
-        else (f"learning rates and lengths are those of a run that had {new} steps from its start")
+        else f"learning rates and lengths are those of a run that had {new} steps from its start"
     )
     return f"train.steps has grown from {old} to {new} at step {step}: {rule}"
 
 
-def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+def _completed(recipe: Mapping[str, object]) -> object:
     """Return the recipe with the defaults of keys that are newer than it, so that a run can go on under a newer version."""
     try:
         return to_dict(from_dict(Config, recipe))
@@ -255,7 +232,8 @@ def prepare_run_folder(config: Config, lock: RunLock, say: Callable[[str], None]
             number += 1
         run.rename(old)
         run.mkdir()
-        lock.moved(FolderPlace(old), FolderPlace(run), "run_dir", say)
+        lock.forget(LocalStore(old))
+        lock.take(LocalStore(run), "run_dir", say)
     write_whole(run / "config.yaml", dump(config))
 
 
@@ -264,7 +242,7 @@ def _is_under(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(name + ".") for name in names)
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, dict) or not data:
+def _flat(data: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(data, Mapping) or not data:
         return {prefix: data}
     return {name: v for key, value in data.items() for name, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}

@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
-PATIENCE_S = 0.5
+HANDLED_WITHIN_S = 0.5
 """Seconds within which the main thread must run its signal handler."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Self = TypeVar("Self", bound="Interruptible")
 
 
 class Stopped(BaseException):
@@ -34,30 +35,81 @@ class Stopped(BaseException):
         super().__init__("stopped by a signal before the first step")
 
 
-class StopSignal:
+class Interruptible:
+    """Handles SIGINT inside a `with` block: raises KeyboardInterrupt, or ends a process whose main thread is stuck in torch."""
+
+    def __init__(self, *others: signal.Signals) -> None:
+        """others: signals that are handled too."""
+        self._numbers, self._handled = (signal.SIGINT, *others), 0
+        self._old: dict[int, Callable[[], object]] = {}  # each sets the handler that was there before
+        self._read, self._write = socket.socketpair()
+
+    def __enter__(self: Self) -> Self:
+        """Start to listen. Must be called in the main thread, because Python handles signals only there."""
+        for number in self._numbers:
+            self._old[number] = partial(signal.signal, number, signal.signal(number, self._handle))
+        self._write.setblocking(False)
+        self._old_wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._let_go)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        signal.set_wakeup_fd(self._old_wakeup)
+        self._write.shutdown(socket.SHUT_WR)  # this ends the thread, even if a data worker holds a copy of the socket
+        self._thread.join()
+        self._write.close()
+        self._read.close()
+        for number, restore in self._old.items():
+            if signal.getsignal(number) == self._handle:  # heartbeat.py may have set SIGTERM to be ignored
+                restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._handled += 1
+        self._act(number)
+
+    def _act(self, number: int) -> None:
+        """Act on a signal, in the main thread."""
+        raise KeyboardInterrupt
+
+    def _stuck(self, number: int, count: int) -> None:
+        """Act on a signal that the main thread has not handled, in another thread. count: number of signals so far."""
+        leave("flexiclip: interrupted", 130)
+
+    def _let_go(self) -> None:
+        """Stop listening in a data worker, whose signals are not meant for its parent."""
+        if self._write.fileno() >= 0:
+            signal.set_wakeup_fd(-1)
+
+    def _listen(self) -> None:
+        count = 0
+        while numbers := self._read.recv(64):
+            for number in numbers:
+                if number not in self._numbers:
+                    continue
+                count += 1
+                deadline = time.monotonic() + HANDLED_WITHIN_S
+                while self._handled < count and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                if self._handled < count:
+                    self._stuck(number, count)
+
+
+class StopSignal(Interruptible):
     """Handles SIGINT and SIGTERM inside a `with` block: they raise Stopped, but after `defer` they only set `asked`.
 
     If the main thread is stuck inside of torch, the process is ended with the same message and exit code.
     """
 
     def __init__(self) -> None:
+        super().__init__(signal.SIGTERM)
         self.asked = False
         self.before_leaving: list[Callable[[], None]] = []  # called from another thread before a stuck process is ended
         self._deferred = False
-        self._old: dict[int, Any] = {}
-        self._watch = _Watch(self._stuck)
-
-    def __enter__(self) -> StopSignal:
-        for number in _SIGNALS:
-            self._old[number] = signal.signal(number, self._ask)
-        self._watch.start()
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._watch.end()
-        for number, handler in self._old.items():
-            if signal.getsignal(number) == self._ask:  # heartbeat.py may have set SIGTERM to be ignored
-                signal.signal(number, handler)
+        super().__exit__(kind, error, trace)
         if isinstance(error, Exception):
             self._translate(error)
 
@@ -78,8 +130,7 @@ class StopSignal:
         """From now on only set `asked`, because there is something to save. The run checks `asked` between its steps."""
         self._deferred = True
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._watch.handled += 1
+    def _act(self, number: int) -> None:
         if self.asked:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -89,35 +140,16 @@ class StopSignal:
             raise Stopped
 
     def _stuck(self, number: int, count: int) -> None:
-        """Act on a signal whose handler did not run. count: number of signals so far."""
         again = count > 1 and number == signal.SIGINT
         if not again and self.asked:
             return  # Python has merged two signals into one
         if again or not self._deferred:
             for call in self.before_leaving:
                 call()
-            leave("flexiclip: interrupted" if again else str(Stopped()), 130 if again else stopped_code())
+            if again:
+                super()._stuck(number, count)
+            leave(str(Stopped()), stopped_code())
         print("the run stops and saves after this step; Ctrl-C once more leaves at once", file=sys.stderr, flush=True)
-
-
-class Interruptible:
-    """Handles SIGINT inside a `with` block: raises KeyboardInterrupt, or ends a process whose main thread is stuck in torch."""
-
-    def __init__(self) -> None:
-        self._watch = _Watch(lambda *_: leave("flexiclip: interrupted", 130))
-
-    def __enter__(self) -> Interruptible:
-        self._old = signal.signal(signal.SIGINT, self._interrupt)
-        self._watch.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._watch.end()
-        signal.signal(signal.SIGINT, self._old)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._watch.handled += 1
-        raise KeyboardInterrupt
 
 
 def stopped_code() -> int:
@@ -135,45 +167,3 @@ def leave(line: str | None, code: int) -> None:
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)
-
-
-class _Watch:
-    """A thread that learns of signals at once. It calls stuck(number, signals so far) if `handled` does not count the signal."""
-
-    def __init__(self, stuck: Callable[[int, int], None]) -> None:
-        self.handled = 0
-        self._stuck, self._read, self._write = stuck, *socket.socketpair()
-
-    def start(self) -> None:
-        """Start to listen. Must be called in the main thread, because Python handles signals only there."""
-        self._write.setblocking(False)
-        self._old = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=self._let_go)
-        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        """Stop listening."""
-        signal.set_wakeup_fd(self._old)
-        self._write.shutdown(socket.SHUT_WR)  # this ends the thread, even if a data worker holds a copy of the socket
-        self._thread.join()
-        self._write.close()
-        self._read.close()
-
-    def _let_go(self) -> None:
-        """Stop listening in a data worker, whose signals are not meant for its parent."""
-        if self._write.fileno() >= 0:
-            signal.set_wakeup_fd(-1)
-
-    def _listen(self) -> None:
-        count = 0
-        while numbers := self._read.recv(64):
-            for number in numbers:
-                if number not in _SIGNALS:
-                    continue
-                count += 1
-                deadline = time.monotonic() + PATIENCE_S
-                while self.handled < count and time.monotonic() < deadline:
-                    time.sleep(0.01)
-                if self.handled < count:
-                    self._stuck(number, count)

@@ -60,14 +60,14 @@ class Stepper:
         size = self.micro_batch(seqhw)
         rows = [slice(i, i + size) for i in range(0, len(inputs.images), size)]
         micro = [self.objective.prepare(inputs[r], seqhw) for r in rows]
-        share = _Share(self, rows, micro, seqhw, step)
+        share, single = _Share(self, rows, micro, seqhw, step), len(micro) == 1
 
-        with torch.set_grad_enabled(share.single):
+        with torch.set_grad_enabled(single):
             embedded = [share.embed(i) for i in range(len(micro))]
         z = tuple(torch.cat([part.detach() for part in parts]) for parts in zip(*embedded, strict=True))
         loss, dz, dscalars = self._loss(z, tuple(map(torch.cat, zip(*(m.targets for m in micro), strict=True))))
         for i in range(len(micro)):
-            share.backward(i, embedded[i] if share.single else share.embed(i), dz)
+            share.backward(i, embedded[i] if single else share.embed(i), dz)
         norm = self.engine.step(lr)
         if math.isfinite(norm):
             self.scalars.step(lr, dscalars)
@@ -99,11 +99,6 @@ class _Share:
     micro: list[Micro]
     seqhw: int
     step: int
-
-    @property
-    def single(self) -> bool:
-        """Whether one micro-batch is the whole share. Then it is embedded only once."""
-        return len(self.micro) == 1
 
     def embed(self, i: int, averaged: bool = True) -> Tensors:
         """Return the towers' outputs of micro-batch i. Dropout, if a tower has it, is the same in every pass and after a resume.

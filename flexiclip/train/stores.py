@@ -15,14 +15,14 @@ import errno
 import os
 import re
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from flexiclip.errors import UserError
-from flexiclip.files import clear_left, link_folder, system_reason, write_whole
+from flexiclip.files import clear_left, link_folder, replace_folder, system_reason, write_whole
 from flexiclip.train.checkpoint import STATE, Checkpoint, incomplete, open_checkpoint
-from flexiclip.train.run_lock import FolderPlace, Place
 
 LATEST = "latest"
 SPARE = ".new"
@@ -30,48 +30,93 @@ SPARE = ".new"
 _NAME = re.compile(r"step-([0-9]{1,15})")
 
 
-class Store(Protocol):
-    """The interface of a store of checkpoints, by folder name. str(store) is the folder or URL as a user writes it."""
+class Store(ABC):
+    """A store of checkpoints, by folder name. str(store) is the folder or URL as a user writes it.
+
+    All names of files and folders are relative to it.
+    """
+
+    @abstractmethod
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of what is in a folder of the store, as the server sees it now. Empty if there is no such folder."""
+
+    @abstractmethod
+    def read(self, file: str) -> bytes | None:
+        """Return a small file. None if it does not exist. Raises UserError if the store cannot be used."""
+
+    @abstractmethod
+    def write(self, file: str, content: bytes) -> None:
+        """Write a small file, so that it appears as a whole."""
+
+    @abstractmethod
+    def remove(self, file: str) -> None:
+        """Remove a small file, if it exists."""
+
+    @abstractmethod
+    def open(self, name: str, fetched: Path) -> Checkpoint:
+        """Return a checkpoint. A remote store first copies its files into the folder `fetched`. Raises UserError."""
+
+    @abstractmethod
+    def aside(self, name: str) -> Path:
+        """Return the path of a new local folder to write the checkpoint into, and remove what an earlier writer left there."""
+
+    @abstractmethod
+    def copy_in(self, aside: Path, name: str) -> None:
+        """Make a complete checkpoint of this name from a written folder, which stays as it is."""
+
+    @abstractmethod
+    def move_in(self, aside: Path, name: str) -> Path:
+        """Make a complete checkpoint of this name from a written folder. Returns a local folder with its files."""
+
+    @abstractmethod
+    def drop(self, name: str) -> None:
+        """Remove a checkpoint, complete or not, so that what is left after a kill does not look complete."""
 
     def check_writable(self) -> None:
-        """Raise UserError if nothing can be written, so that a run that cannot save does not start."""
-        ...
+        """Write a small file and remove it, so that a run that cannot save does not start. Raises what `write` raises."""
+        self.write(".writable", b"a run that starts writes this, and removes it\n")
+        self.remove(".writable")
 
     def latest(self) -> str | None:
         """Return the name of the newest complete checkpoint, if there is one. Raises UserError if the store cannot be used."""
-        ...
-
-    def open(self, name: str, fetched: Path) -> Checkpoint:
-        """Return a checkpoint. A remote store first copies its files into the folder `fetched`. Raises UserError."""
-        ...
+        content = self.read(LATEST)
+        if content is None:
+            return None
+        name = content.decode("utf-8", "replace").strip()
+        if step_of(name.removesuffix(SPARE)) is None:  # checked because the name is used as a path
+            raise UserError(f"{self}/{LATEST} names {name[:40]!r}, which is not a checkpoint: write one into it, as in step-100")
+        return name
 
     def state(self, name: str) -> str:
         """Return the text of a checkpoint's state.json. Raises UserError."""
-        ...
-
-    def aside(self, name: str) -> Path:
-        """Return the path of a new local folder to write the checkpoint into, and remove what an earlier writer left there."""
-        ...
-
-    def point_to(self, name: str) -> None:
-        """Make `latest` name this checkpoint."""
-        ...
-
-    def put(self, aside: Path, name: str) -> Path:
-        """Move or upload a written folder into the store and make it the latest. Returns a local folder with its files."""
-        ...
-
-    def drop(self, name: str) -> None:
-        """Remove a checkpoint, complete or not."""
-        ...
+        content = self.read(f"{name}/{STATE}")
+        if content is None:
+            raise incomplete(f"{self}/{name}", f"it has no {STATE}")
+        return content.decode("utf-8", "replace")
 
     def steps(self) -> list[int]:
         """Return the steps of all complete checkpoints."""
-        ...
+        return [step for name in self.names() if (step := step_of(name)) is not None and STATE in self.names(name)]
 
-    def claims(self) -> Place:
-        """Return the place where runs claim this store (run_lock.py)."""
-        ...
+    def put(self, aside: Path, name: str) -> Path:
+        """Move or upload a written folder into the store and make it the latest. Returns a local folder with its files."""
+        if not (aside / STATE).is_file():  # another program has removed files meanwhile
+            raise FileNotFoundError(errno.ENOENT, f"{aside / STATE} is gone")
+        if self.latest() == name:  # from before the run was resumed from an earlier checkpoint
+            earlier = [each for each in self.steps() if each < (step_of(name) or 0)]
+            if not earlier:
+                self.copy_in(aside, f"{name}{SPARE}")
+            self._point_to(f"step-{max(earlier)}" if earlier else f"{name}{SPARE}")
+        written = self.move_in(aside, name)
+        self._point_to(name)
+        for other in self.names():
+            if other.endswith(SPARE) and step_of(other.removesuffix(SPARE)) is not None:
+                self.drop(other)
+        return written
+
+    def _point_to(self, name: str) -> None:
+        """Make `latest` name this checkpoint."""
+        self.write(LATEST, f"{name}\n".encode())
 
 
 def expendable(steps: Sequence[int], step: int, keep_last: int, keep_every: int | None) -> list[int]:
@@ -83,35 +128,9 @@ def expendable(steps: Sequence[int], step: int, keep_last: int, keep_every: int 
     mine = sorted(s for s in steps if s <= step)
     kept = set(mine[-keep_last:])
     if keep_every is not None:
-        first: dict[int, int] = {}
-        for s in mine:
-            first.setdefault(s // keep_every, s)
+        first = {s // keep_every: s for s in reversed(mine)}
         kept |= {s for period, s in first.items() if period > 0}
     return [s for s in mine if s not in kept]
-
-
-def point_elsewhere(store: Store, name: str) -> bool:
-    """Make `latest` name an earlier checkpoint before `name` is replaced, so that a kill leaves a complete one.
-
-    Returns False if `latest` names this checkpoint and there is no earlier one. Then the new one must be complete under its SPARE
-    name before this one is removed.
-    """
-    if store.latest() != name:
-        return True
-    step = step_of(name)
-    earlier = [each for each in store.steps() if step is not None and each < step]
-    if earlier:
-        store.point_to(f"step-{max(earlier)}")
-    return bool(earlier)
-
-
-def checked_name(text: str, where: str) -> str:
-    """Return the name in the text of a `latest` file. Raises UserError if it is not the name of a checkpoint."""
-    if step_of(text.strip().removesuffix(SPARE)) is None:  # checked because the name is used as a path
-        raise UserError(
-            f"{where} names {text.strip()[:40]!r}, which is no checkpoint: write the name of one into it, such as step-100"
-        )
-    return text.strip()
 
 
 def step_of(name: str) -> int | None:
@@ -120,7 +139,7 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-class LocalStore:
+class LocalStore(Store):
     """The Store in a local folder, which writes checkpoints aside and renames them when they are complete."""
 
     def __init__(self, root: Path) -> None:
@@ -129,33 +148,40 @@ class LocalStore:
     def __str__(self) -> str:
         return str(self.root)
 
-    def check_writable(self) -> None:
-        """Write a small file and remove it. Raises UserError if this fails."""
-        probe = self.root / f".writable.{os.getpid()}"
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names in a folder, without hidden ones. A listing makes NFS ask the server again."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"checkpoints cannot be written to {self.root}: {system_reason(error)}: set train.checkpoint_dir"
-            ) from None
+            return [name for name in os.listdir(self.root / folder) if not name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
-    def latest(self) -> str | None:
-        """Return the name of the newest complete checkpoint, if there is one."""
-        path = self.root / LATEST
-        return checked_name(path.read_text(encoding="utf-8", errors="replace"), f"{path}") if path.is_file() else None
+    def read(self, file: str) -> bytes | None:
+        """Return a small file. Opening it makes NFS ask the server again."""
+        try:
+            return (self.root / file).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"{self.root / file} cannot be read: {system_reason(error)}") from None
+
+    def write(self, file: str, content: bytes) -> None:
+        """Write a small file aside and rename it."""
+        path = self.root / file
+        path.parent.mkdir(exist_ok=True, parents=path.parent == self.root)  # a claim does not bring back a folder that is gone
+        write_whole(path, content)
+
+    def remove(self, file: str) -> None:
+        """Remove a small file, with what a write that was cut short has left of it, and the folder after its last file."""
+        path = self.root / file
+        clear_left(path.parent, path.name)
+        path.unlink(missing_ok=True)
+        if path.parent != self.root:
+            with suppress(OSError):
+                path.parent.rmdir()
 
     def open(self, name: str, fetched: Path) -> Checkpoint:
         """Return a checkpoint. Its files are used where they are."""
         return open_checkpoint(self.root / name)
-
-    def state(self, name: str) -> str:
-        """Return the text of a checkpoint's state.json. Raises UserError."""
-        try:
-            return (self.root / name / STATE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise incomplete(f"{self.root / name}", str(error)) from None
 
     def aside(self, name: str) -> Path:
         """Return the path of a new folder next to the checkpoints, so that it can be renamed."""
@@ -163,43 +189,19 @@ class LocalStore:
             clear_left(self.root, written)
         return self.root / f".{name}.{os.getpid()}"
 
-    def put(self, aside: Path, name: str) -> Path:
-        """Rename a written folder and make it the latest. Returns its new path."""
-        folder = self.root / name
-        if not (aside / STATE).is_file():  # another program has removed files meanwhile
-            raise FileNotFoundError(errno.ENOENT, f"{aside / STATE} is gone")
-        if folder.exists():  # from before the run was resumed from an earlier checkpoint
-            if not point_elsewhere(self, name):
-                link_folder(aside, self.root / f"{name}{SPARE}")
-                self.point_to(f"{name}{SPARE}")
-            self._hide(folder)
-        aside.rename(folder)
-        self.point_to(name)
-        for spare in self.root.glob(f"step-*{SPARE}"):
-            self.drop(spare.name)
-        clear_left(self.root, name)
-        return folder
+    def copy_in(self, aside: Path, name: str) -> None:
+        """Hard-link the files of a written folder."""
+        link_folder(aside, self.root / name)
 
-    def point_to(self, name: str) -> None:
-        """Write `latest`."""
-        write_whole(self.root / LATEST, name + "\n")
+    def move_in(self, aside: Path, name: str) -> Path:
+        """Rename a written folder. Returns its new path."""
+        replace_folder(aside, self.root / name)
+        return self.root / name
 
     def drop(self, name: str) -> None:
         """Remove a checkpoint. It is hidden first, so that what is left after a kill does not look complete."""
-        if (self.root / name).exists():
-            shutil.rmtree(self._hide(self.root / name), ignore_errors=True)
-
-    def steps(self) -> list[int]:
-        """Return the steps of all complete checkpoints."""
-        return [
-            step for path in self.root.glob("step-*") if (step := step_of(path.name)) is not None and (path / STATE).is_file()
-        ]
-
-    def claims(self) -> Place:
-        """Return the place of the claims of runs that write here."""
-        return FolderPlace(self.root)
-
-    def _hide(self, folder: Path) -> Path:
-        hidden = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(hidden, ignore_errors=True)
-        return folder.rename(hidden)
+        folder, hidden = self.root / name, self.root / f".{name}.old"
+        if folder.exists():
+            shutil.rmtree(hidden, ignore_errors=True)
+            folder.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)

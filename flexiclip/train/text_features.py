@@ -16,24 +16,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flexiclip.data.batch import caption_id
-from flexiclip.files import save_tensors, writing_run_folder
+from flexiclip.files import save_tensors, writing
 from flexiclip.model_folder import LoadedModel
-from flexiclip.models.flops import KEPT_TEXT_FEATURES
-from flexiclip.train.ranks import Ranks
-from flexiclip.train.resume import shared
+from flexiclip.schedules import KEPT_TEXT_FEATURES
+from flexiclip.train.ranks import RunContext
 from flexiclip.train.towers import TextFeatures
 
 BATCH = 256
 
 
-def compute_text_features(
-    loaded: LoadedModel, captions: Iterable[str], folder: Path, ranks: Ranks, bf16: bool
-) -> TextFeatures | None:
+def compute_text_features(loaded: LoadedModel, captions: Iterable[str], context: RunContext) -> TextFeatures | None:
     """Return the features of every distinct caption. Collective.
 
-    Returns None if they would take more than KEPT_TEXT_FEATURES bytes, or if the ranks read different captions.
-    folder: the run folder. Raises UserError if it cannot be written.
+    Returns None if they would take more than KEPT_TEXT_FEATURES bytes, or if the ranks read different captions. Raises UserError
+    if the run folder cannot be written.
     """
+    ranks = context.ranks
     tower = loaded.model.text_tower
     limit = KEPT_TEXT_FEATURES // (4 * tower.width)
     distinct: dict[int, str] = {}
@@ -46,12 +44,12 @@ def compute_text_features(
     if len(set(ranks.collect([_digest(ids)]))) > 1:
         ranks.say("the ranks could not read the same captions: the frozen text tower runs in every step")
         return None
-    path = folder / f"text_features-{_key(ids, loaded, bf16)}.safetensors"
+    path = context.folder / f"text_features-{_key(ids, loaded, context.bf16)}.safetensors"
     if not ranks.agree(not path.is_file())[0]:  # either all ranks read the file, or all compute
         return TextFeatures(ids, load_file(path)["rows"])
     ranks.say(f"computing a frozen text tower's features of {len(ids)} captions")
-    rows = _encode(loaded, [distinct[i] for i in ids.tolist()], ranks, bf16)
-    shared(ranks, ranks.main, lambda: _keep(rows, path))
+    rows = _encode(loaded, [distinct[i] for i in ids.tolist()], context)
+    ranks.first_result(ranks.main, lambda: _keep(rows, path))
     return TextFeatures(ids, rows)
 
 
@@ -59,7 +57,7 @@ def _keep(rows: Tensor, path: Path) -> None:
     """Write the features to a file. If this fails, leave nothing behind; raises UserError if the run folder is full."""
     aside = path.with_suffix(".tmp")
     try:
-        with writing_run_folder(path.parent):
+        with writing(f"run_dir={path.parent}"):
             save_tensors({"rows": rows}, aside)
             aside.rename(path)
     finally:
@@ -67,20 +65,20 @@ def _keep(rows: Tensor, path: Path) -> None:
 
 
 @torch.no_grad()
-def _encode(loaded: LoadedModel, captions: list[str], ranks: Ranks, bf16: bool) -> Tensor:
+def _encode(loaded: LoadedModel, captions: list[str], context: RunContext) -> Tensor:
     """Return the features [M, width] float32 on the CPU, in the order of the captions.
 
     Captions of similar length are encoded together, and the batches are distributed over the ranks.
     """
-    tower, device = loaded.model.text_tower, ranks.device
+    tower, ranks = loaded.model.text_tower, context.ranks
     tokenizer = tower.trimming(loaded.tokenizer)
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     parts: list[tuple[int, Tensor]] = []
     for number in range(ranks.rank, len(batches), ranks.world):
         tokens = tokenizer([captions[i] for i in batches[number]])
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            parts.append((number, tower(tokens.to(device)).float().cpu()))
+        with context.autocast():
+            parts.append((number, tower(tokens.to(context.device)).float().cpu()))
     rows = torch.empty(len(captions), tower.width)
     for number, part in ranks.collect(parts):
         rows[torch.tensor(batches[number])] = part

@@ -7,6 +7,9 @@ the model, so that state by name fits both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,9 @@ from flexiclip.models.clip import FlexiCLIP
 
 Tensors = tuple[Tensor, ...]
 
+Autocast = Callable[[], AbstractContextManager[object]]
+"""Returns a context manager that gives a forward pass its precision: RunContext.autocast, or nullcontext for float32."""
+
 
 class Trained(nn.Module):
     """Base class of the trained modules, with the image tower. forward: (*inputs, seqhw) -> float32 rows [B, D] of each tower.
@@ -22,9 +28,9 @@ class Trained(nn.Module):
     Images are normalized here, one micro-batch at a time, because a whole batch in float32 would take four times its memory.
     """
 
-    def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
+    def __init__(self, model: FlexiCLIP, autocast: Autocast = nullcontext) -> None:
         super().__init__()
-        self.bf16, self.preprocess = bf16, model.config.preprocess
+        self.autocast, self.preprocess = autocast, model.config.preprocess
         self.image_tower = None if model.config.image.frozen else model.image_tower
         self.image_width = model.image_tower.width
         self._project_image = model.project_image
@@ -39,11 +45,9 @@ class Trained(nn.Module):
         images = normalize(image, self.preprocess.mean, self.preprocess.std)
         return self.image_tower(images, seqhw, every_exit=True)
 
-    def image_features(self, image: Tensor, seqhw: int) -> Tensor:
-        """Return the image features [B, width]. image: [B, 3, H, W] uint8, or the features of a locked tower."""
-        if self.image_tower is None:
-            return image
-        return self.image_tower(normalize(image, self.preprocess.mean, self.preprocess.std), seqhw)
+    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters that train, with their names."""
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
     def dummy_inputs(self, device: torch.device) -> Tensors:
         """Return the smallest valid inputs, for a pass whose result does not matter."""
@@ -55,14 +59,14 @@ class Trained(nn.Module):
 class Classifier(Trained):
     """An image tower alone, whose projection is the head: (image or image features, seqhw) -> logits [B, C] float32."""
 
-    def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
-        super().__init__(model, bf16)
+    def __init__(self, model: FlexiCLIP, autocast: Autocast = nullcontext) -> None:
+        super().__init__(model, autocast)
         self.image_projection = model.image_projection
 
     def forward(self, image: Tensor, seqhw: int) -> Tensors:
         """Return the logits. image: [B, 3, H, W] uint8, or the features [B, width] of a locked tower."""
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
-            return (self._project_image(self.image_features(image, seqhw), normalize=False).float(),)
+        with self.autocast():
+            return (self._project_image(self.image_exits(image, seqhw)[-1], normalize=False).float(),)
 
 
 class Towers(Trained):
@@ -71,8 +75,8 @@ class Towers(Trained):
     The rows have length 1. If the image tower has exits, there is a zimg of each exit before that of the whole tower.
     """
 
-    def __init__(self, model: FlexiCLIP, bf16: bool) -> None:
-        super().__init__(model, bf16)
+    def __init__(self, model: FlexiCLIP, autocast: Autocast = nullcontext) -> None:
+        super().__init__(model, autocast)
         self.text_tower = None if model.config.text_frozen else model.text_tower
         self.image_projection, self.text_projection = model.image_projection, model.text_projection
         self.exit_projections, self._project_exits = model.exit_projections, model.project_exits
@@ -81,7 +85,7 @@ class Towers(Trained):
 
     def forward(self, image: Tensor, text: Tensor, seqhw: int) -> Tensors:
         """Return the embeddings. image: [B, 3, H, W] uint8. text: [B, L] int64. A locked tower gets its features [B, width]."""
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast():
             images = self._project_exits(self.image_exits(image, seqhw))
             if self.text_tower is not None:
                 text = self.text_tower(text)
@@ -98,17 +102,17 @@ class Towers(Trained):
 class LockedTowers:
     """Runs the locked towers of a model. The inputs of other towers are returned unchanged."""
 
-    def __init__(self, model: FlexiCLIP, bf16: bool, text_features: TextFeatures | None = None) -> None:
+    def __init__(self, model: FlexiCLIP, autocast: Autocast = nullcontext, text_features: TextFeatures | None = None) -> None:
         self.image_tower = model.image_tower if model.config.image.frozen else None
         self.text_tower = model.text_tower if model.config.text_frozen else None
-        self.bf16, self.preprocess, self.text_features = bf16, model.config.preprocess, text_features
+        self.autocast, self.preprocess, self.text_features = autocast, model.config.preprocess, text_features
 
     @torch.no_grad()
     def image(self, images: Tensor, seqhw: int) -> Tensor:
         """Return the input of Trained: images [B, 3, H, W] uint8, or the features [B, width] float32 of a locked tower."""
         if self.image_tower is None:
             return images
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast():
             return self.image_tower(normalize(images, self.preprocess.mean, self.preprocess.std), seqhw).float()
 
     @torch.no_grad()
@@ -122,7 +126,7 @@ class LockedTowers:
             return rows.to(tokens.device)
         if self.text_tower is None:
             return tokens
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast():
             return self.text_tower(tokens).float()
 
 

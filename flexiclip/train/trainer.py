@@ -12,9 +12,6 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor
 
 from flexiclip.config import Config, to_dict
 from flexiclip.data.batch import Batch
@@ -22,8 +19,8 @@ from flexiclip.errors import RunError, UserError
 from flexiclip.model_folder import LoadedModel, is_model_folder, save_model
 from flexiclip.schedules import TERA
 from flexiclip.train.checkpoint import Facts, Snapshot
-from flexiclip.train.checkpoint_writer import CheckpointWriter, Keep
-from flexiclip.train.feed import PATIENCE, Feed
+from flexiclip.train.checkpoint_writer import CheckpointWriter
+from flexiclip.train.feed import STALLS_BEFORE_GIVING_UP, Feed
 from flexiclip.train.logs import BadShare, Metrics, Progress
 from flexiclip.train.objectives import Inputs
 from flexiclip.train.ranks import joined_ranks
@@ -40,15 +37,15 @@ class Recorder:
 
     def __init__(self, run: Run, evaluators: Evaluators | None) -> None:
         train, every = run.config.train, run.config.eval.every
-        self.run, self.evaluators = run, evaluators
-        self.log_every = run.horizon.steps_of(train.log_every)
-        self.save_every = None if train.save_every.unit == "minutes" else run.horizon.steps_of(train.save_every)
-        self.eval_every = run.horizon.steps_of(every) if every is not None else None
-        self.progress = Progress(run.horizon.steps, run.step, run.ranks.main)
-        self.metrics = Metrics(run.folder, run.step, train.log_samples) if run.ranks.main else None
-        every_kept = run.horizon.steps_of(train.keep_every) if train.keep_every is not None else None
-        keep = Keep(train.keep_last, every_kept)
-        self.writer = CheckpointWriter(run.store, run.folder, keep, self.say, run.checkpoint) if run.ranks.main else None
+        self.run, self.evaluators, self.horizon, self.ranks = run, evaluators, run.schedule.horizon, run.context.ranks
+        steps_of, folder, main = self.horizon.steps_of, run.context.folder, self.ranks.main
+        self.log_every = steps_of(train.log_every)
+        self.save_every = None if train.save_every.unit == "minutes" else steps_of(train.save_every)
+        self.eval_every = steps_of(every) if every is not None else None
+        self.progress = Progress(self.horizon.steps, run.step, main)
+        self.metrics = Metrics(folder, run.step, train.log_samples) if main else None
+        keep = train.keep_last, steps_of(train.keep_every) if train.keep_every is not None else None
+        self.writer = CheckpointWriter(run.store, folder, keep, self.say, run.checkpoint) if main else None
         self._bad: list[dict[str, str]] = []  # found by this rank and not yet logged
         self._bad_share, self._start = BadShare(run.config.data.max_bad_fraction), run.step
         self._name_damaged()
@@ -76,14 +73,14 @@ class Recorder:
         """
         run = self.run
         self._times.append((data_s, step_s))
-        run.flops += run.course.flops(range(run.step - 1, run.step))
+        run.flops += run.step_flops(run.step - 1)
         self._bad += batch.bad
         self.progress.seen(int(values["seqhw"]), values["loss"])
         if run.config.train.log_samples:
-            samples = run.ranks.collect(batch.samples)
+            samples = self.ranks.collect(batch.samples)
             if self.metrics is not None:
                 self.metrics.log_samples(run.step, int(values["seqhw"]), samples)
-        if run.step % self.log_every and run.step != run.horizon.steps:
+        if run.step % self.log_every and run.step != self.horizon.steps:
             return
         self._name_bad()
         row = {"step": run.step, **self._row(values)}
@@ -94,9 +91,8 @@ class Recorder:
 
     def check_data(self) -> None:
         """Save and raise UserError if too many samples cannot be used. The counts change at each logged row. Collective."""
-        run = self.run
         try:
-            self._bad_share.check((run.step - self._start) * run.horizon.batch)
+            self._bad_share.check((self.run.step - self._start) * self.horizon.batch)
         except UserError:
             self.save_last()
             raise
@@ -106,8 +102,8 @@ class Recorder:
         if self.save_every is not None:
             return self.save_every > 0 and self.run.step % self.save_every == 0
         minutes = self.run.config.train.save_every.value
-        passed = self.run.ranks.main and time.monotonic() - self._saved_at >= 60 * minutes
-        return self.run.ranks.agree(passed)[0]
+        passed = self.ranks.main and time.monotonic() - self._saved_at >= 60 * minutes
+        return self.ranks.agree(passed)[0]
 
     def save(self) -> None:
         """Start to write a checkpoint. A failure is only printed. Collective.
@@ -117,10 +113,9 @@ class Recorder:
         snapshot = self._snapshot()
         if self.writer is None or snapshot is None:
             return
-        if self.run.config.train.save_in_background:
-            self.writer.write(snapshot.owned())
-        else:
-            self.writer.write(snapshot)
+        background = self.run.config.train.save_in_background
+        self.writer.write(snapshot.owned() if background else snapshot)
+        if not background:
             self.writer.wait()
         self._saved_at = time.monotonic()  # by the main rank's clock
 
@@ -133,30 +128,31 @@ class Recorder:
                 self.writer.write_last(snapshot)
             except RunError as error:
                 failed = [str(error)]
-        for said in self.run.ranks.collect(failed):
+        for said in self.ranks.collect(failed):
             raise RunError(said)
 
     def complete(self) -> None:
         """Write the model and run the last evaluation, if a start that died at its very end left them out. Collective."""
         run = self.run
-        saved = not run.ranks.main or is_model_folder(run.folder / "model")
+        folder = run.context.folder / "model"
+        saved = not self.ranks.main or is_model_folder(folder)
         scored = self.evaluators is None or self.metrics is None or self.metrics.evaluated == run.step
-        if not all(run.ranks.collect([saved])):
+        if not all(self.ranks.collect([saved])):
             snapshot = self._snapshot()
             if snapshot is not None:
-                save_model(run.folder / "model", snapshot.loaded, snapshot.weights, step=snapshot.facts.step)
-        if not all(run.ranks.collect([scored])):
+                save_model(folder, snapshot.loaded, snapshot.weights, step=snapshot.facts.step)
+        if not all(self.ranks.collect([scored])):
             self.evaluate()
 
     def _snapshot(self) -> Snapshot | None:
         """Return the contents of a checkpoint on the main rank. The others help to gather them and return None. Collective."""
-        run = self.run
+        run, engine = self.run, self.run.stepper.engine
         self._name_bad()  # a run that goes on from this checkpoint does not read these samples again
-        if not run.ranks.main:
-            for _ in itertools.chain(run.engine.weights(), run.engine.moments()):
+        if not self.ranks.main:
+            for _ in itertools.chain(engine.weights(), engine.moments()):
                 pass
             return None
-        weights, moments = consolidated(run), dict(run.engine.moments())
+        weights, moments = consolidated(run), dict(engine.moments())
         moments |= {f"scalars/{name}": tensor for name, tensor in run.stepper.scalars.state().items()}
         facts = Facts(run.step, run.skips.total, to_dict(run.config), run.data_order, run.flops)
         return Snapshot(run.loaded, weights, moments, facts)
@@ -183,26 +179,22 @@ class Recorder:
             self.say(f"a damaged shard, {damaged[0]}{more}")
 
     def _name_bad(self) -> None:
-        bad = self.run.ranks.collect(self._bad)
+        bad = self.ranks.collect(self._bad)
         self._bad_share.add(bad)
         if self.metrics is not None:
             self.metrics.log_bad(bad)
         self._bad = []
 
-    def _row(self, values: dict[str, float]) -> dict[str, Any]:
-        run = self.run
+    def _row(self, values: dict[str, float]) -> dict[str, float]:
+        run, batch, samples = self.run, self.horizon.batch, self.horizon.samples
         data_s, step_s = (sum(column) / len(column) for column in zip(*self._times, strict=True))
-        batch, samples = run.horizon.batch, run.horizon.samples
-        row: dict[str, Any] = {"samples": run.step * batch, **values}
-        row |= {name: _item(p) for name, p in zip(("logit_scale", "logit_bias"), run.stepper.scalars.scalars, strict=False)}
+        row = {"samples": run.step * batch, **values}
+        named = zip(("logit_scale", "logit_bias"), run.stepper.scalars.scalars, strict=False)
+        row |= {name: float(p.detach()) for name, p in named}
         row |= {"skipped": run.skips.total} if run.config.train.on_nonfinite == "skip" else {}
         row |= {"epoch": run.step * batch / samples} if samples else {}
         row |= {"tflops": run.flops / TERA} if run.flops else {}
         return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}
-
-
-def _item(scalar: Tensor) -> float:
-    return float(scalar.detach())
 
 
 def train(config: Config, evaluators: Evaluators | None = None) -> bool:
@@ -210,63 +202,64 @@ def train(config: Config, evaluators: Evaluators | None = None) -> bool:
 
     evaluators: model -> metrics, called on every rank. Raises UserError and RunError.
     """
-    group, patience_s = config.engine.kind == "deepspeed", (PATIENCE + 1) * config.data.stall_s
+    group, longest_wait_s = config.engine.kind == "deepspeed", (STALLS_BEFORE_GIVING_UP + 1) * config.data.stall_s
     try:
         with (
             StopSignal() as stop,
-            joined_ranks(group, config.train.threads, config.train.rank_timeout_s, patience_s, stop) as ranks,
+            joined_ranks(group, config.train.threads, config.train.rank_timeout_s, longest_wait_s, stop) as ranks,
             RunLock() as lock,
         ):
-            run = set_up(config, ranks, evaluators is not None, lock)
+            run = set_up(config, ranks, lock, evaluators is not None)
             stop.defer()
-            if run.step > run.horizon.steps:
+            folder, steps = run.context.folder, run.schedule.horizon.steps
+            if run.step > steps:
                 raise UserError(
-                    f"{run.folder} is at step {run.step}, beyond the {run.horizon.steps} of train.steps={config.train.steps}: "
+                    f"{folder} is at step {run.step}, beyond the {steps} of train.steps={config.train.steps}: "
                     "raise it, or name another run_dir"
                 )
-            if run.step == run.horizon.steps:
+            if run.step == steps:
                 with Recorder(run, evaluators) as recorder:
                     recorder.complete()
-                ranks.say(f"{run.folder} is complete at step {run.step}: nothing to train")
+                ranks.say(f"{folder} is complete at step {run.step}: nothing to train")
                 return True
             with Recorder(run, evaluators) as recorder, Feed(run.batches(), ranks.rank, config.data.stall_s, stop) as feed:
                 _loop(run, recorder, feed, stop)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return False
-    return run.step == run.horizon.steps
+    return run.step == steps
 
 
 def _loop(run: Run, recorder: Recorder, feed: Feed, stop: StopSignal) -> None:
     start = run.step
-    while run.step < run.horizon.steps:
+    while run.step < run.schedule.horizon.steps:
         run.lock.check()
         clock = time.perf_counter()
         batch = feed.take(run.step + 1)
         waited = time.perf_counter() - clock
         # Checked before the step and not after it, so that a rank whose data hangs can leave together with the other ranks.
-        if run.ranks.agree(stop.asked)[0]:
+        if run.context.ranks.agree(stop.asked)[0]:
             if run.step > start:
                 recorder.save_last()
             recorder.say(f"stopped by a signal at step {run.step}; the same command goes on from here")
             return
-        assert batch is not None, "no batch, and nobody asked to stop"
+        assert batch is not None, "no batch, and no signal to stop"
         _step(run, recorder, batch, clock, waited)
-    recorder.say(f"done: {run.folder / 'model'}")
+    recorder.say(f"done: {run.context.folder / 'model'}")
 
 
 def _step(run: Run, recorder: Recorder, batch: Batch, clock: float, waited: float) -> None:
-    seqhw, lr = run.course.seqhw(run.step), run.lr(run.step)
-    outcome = run.stepper(Inputs.of(batch, run.ranks.device), seqhw, run.step, lr)
+    seqhw, lr = run.schedule.seqhw(run.step), run.schedule.lr(run.step)
+    outcome = run.stepper(Inputs.of(batch, run.context.device), seqhw, run.step, lr)
     run.step += 1
     if outcome.fault is not None:
-        recorder.say(run.skips.refused(run.ranks, run.step, seqhw, outcome.fault))
+        recorder.say(run.skips.refused(run.context.ranks, run.step, seqhw, outcome.fault))
     else:
         run.skips.healthy()
     values = {"loss": outcome.loss, "seqhw": seqhw, "lr": lr, "grad_norm": outcome.norm}
     recorder.record(batch, waited, time.perf_counter() - clock, **values)
     recorder.check_data()
-    done = run.step == run.horizon.steps
+    done = run.step == run.schedule.horizon.steps
     if done:
         recorder.save_last()
     elif recorder.save_is_due():

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -95,11 +96,11 @@ def our_stepper(
     train = replace(config.train, precision=precision, compile=compiled)  # type: ignore[arg-type]
     config = replace(config, optimizer=optimizer, train=train)
     model = loaded.model
-    prepare_blocks([model.image_tower, model.text_tower], config, ALONE.device)
-    objective = Contrastive(model, config.loss, bf16=precision == "bf16")
+    prepare_blocks([model.image_tower, model.text_tower], config.train, ALONE.device)
+    objective = Contrastive(model, config.loss, partial(torch.autocast, "cpu", torch.bfloat16, enabled=precision == "bf16"))
     return Stepper(
         objective=objective,
-        engine=TorchEngine(objective.towers, config, ALONE),
+        engine=TorchEngine(objective.towers, config.optimizer, ALONE),
         scalars=ScalarOptimizer(objective.scalars, config.optimizer, config.model.logit_scale_max),
         micro_batch=lambda _: 1 << 30,
         seed=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,10 +41,10 @@ def make_stepper(task: Task, ranks: Ranks) -> Stepper:
     """Return a training step with the softmax loss, in which all other pairs are negatives."""
     model = make_model(task.variant)
     config = Config(model=model.config, loss=LossConfig(mask_identical=False))
-    objective = Contrastive(model, config.loss, task.bf16)
+    objective = Contrastive(model, config.loss, partial(torch.autocast, "cpu", torch.bfloat16, enabled=task.bf16))
     return Stepper(
         objective=objective,
-        engine=TorchEngine(objective.towers, config, ranks),
+        engine=TorchEngine(objective.towers, config.optimizer, ranks),
         scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
         micro_batch=lambda _: task.micro_batch,
         seed=0,

@@ -108,7 +108,7 @@ MISTAKES = {
     f"{TRAIN} loss.kind=sigmoid": "loss.kind=sigmoid needs model.logit_bias_init",
     f"{TRAIN} run_dir=picture.png": "run_dir=picture.png is a file",
     f"{TRAIN} run_dir=run": "run holds a run with ",
-    f"{TRAIN} run_dir=new train.resume=empty": "empty is no complete checkpoint",
+    f"{TRAIN} run_dir=new train.resume=empty": "empty is not a complete checkpoint",
     f"{TRAIN} run_dir=new train.resume=run/checkpoints/step-2 model.embed_dim=8": "step-2: the weights do not fit",
     f"{TRAIN} run_dir=new train.resume=locked/checkpoints/step-2 {WORDS}": "step-2 has not trained text_tower.",
     f"{TRAIN} eval.suites=[nonesuch]": "no suite 'nonesuch'",

@@ -9,7 +9,7 @@ import typing
 
 import pytest
 
-from flexiclip.config import Config, Duration, from_dict
+from flexiclip.config import Config, Duration, EngineConfig, OptimizerConfig, TrainConfig, from_dict
 from flexiclip.config.validate import valid_seqhw, validate
 from flexiclip.errors import UserError
 from flexiclip.schedules import Horizon, SeqhwSchedule
@@ -169,7 +169,7 @@ def test_every_key_that_we_generate_for_deepspeed_is_ours_or_may_be_changed():
     """What deepspeed_config() says by itself is refused from the recipe, but for what neither numbers nor memory depend on."""
     from flexiclip.train.deepspeed import OFFLOADED, deepspeed_config
 
-    generated = deepspeed_config(from_dict(Config, {"engine": {"zero_stage": 3, "offload": "parameters"}}), 1)
+    generated = deepspeed_config(EngineConfig(zero_stage=3, offload="parameters"), TrainConfig(), OptimizerConfig(), 1)
     zero = generated.pop("zero_optimization")
     keys = {*generated, *(f"zero_optimization.{key}" for key in zero)}
     assert set(zero) == {"stage", *OFFLOADED["parameters"]}

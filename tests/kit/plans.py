@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,10 +12,10 @@ from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
 from flexiclip.plan.hardware import Device
 from flexiclip.plan.traffic import Collective
-from flexiclip.schedules import micro_batches
+from flexiclip.schedules import micro_batches, pair_tokens
 from flexiclip.train.engine import Engine, ScalarOptimizer
 from flexiclip.train.objectives import Contrastive, Inputs
-from flexiclip.train.ranks import Ranks
+from flexiclip.train.ranks import Ranks, RunContext
 from flexiclip.train.step import Stepper
 
 SIDE, WORDS = 64, 16
@@ -44,14 +45,18 @@ def real_model(config: Config) -> FlexiCLIP:
     return FlexiCLIP(config.model, build_text_tower(config.model.text, pretrained=False)).train()
 
 
+def context_of(config: Config, ranks: Ranks = ALONE) -> RunContext:
+    """The context of a run that writes nothing."""
+    return RunContext(ranks, config.train.precision == "bf16", Path())
+
+
 def stepper(model: FlexiCLIP, engine: Engine, config: Config, ranks: Ranks = ALONE) -> Stepper:
     """The step of a run."""
-    bf16 = config.train.precision == "bf16"
     return Stepper(
-        objective=Contrastive(model, config.loss, bf16),
+        objective=Contrastive(model, config.loss, context_of(config, ranks).autocast),
         engine=engine,
         scalars=ScalarOptimizer(model.scalars(), config.optimizer, config.model.logit_scale_max),
-        micro_batch=micro_batches(config, ranks.world),
+        micro_batch=micro_batches(config.train, pair_tokens(config.model, config.tokenizer), ranks.world),
         seed=0,
         ranks=ranks,
     )

@@ -34,8 +34,8 @@ def counted_step(config: Config, seqhw: int) -> int:
     if config.train.activation_checkpointing:
         for tower in (model.image_tower, model.text_tower):
             recompute_blocks(tower)
-    towers = Towers(model, bf16=False)
-    step = stepper(model, TorchEngine(towers, config, ALONE), config)
+    towers = Towers(model)
+    step = stepper(model, TorchEngine(towers, config.optimizer, ALONE), config)
     given = inputs(config, config.train.global_batch_size)
     in_place = {torch.ops.aten.addmm_: addmm_in_place}  # of the loss; torch counts the form that makes a new tensor alone
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=in_place) as counter:

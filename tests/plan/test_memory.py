@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kit.plans import ALONE, IMAGE, TEXT, config_of, inputs, real_model, stepper
+from kit.plans import ALONE, IMAGE, TEXT, config_of, context_of, inputs, real_model, stepper
 from torch.profiler import ProfilerActivity, profile
 
 from flexiclip.config import Config
 from flexiclip.models import attention
-from flexiclip.plan.memory import block_bytes, step_memory
+from flexiclip.plan.memory import _computed_bytes, _seen_bytes, step_memory
 from flexiclip.plan.states import Engine
 from flexiclip.plan.towers import build
 from flexiclip.train.blocks import recompute_blocks
@@ -50,7 +50,7 @@ def measured_peak(config: Config, seqhw: int) -> int:
     if config.train.activation_checkpointing:
         for tower in (model.image_tower, model.text_tower):
             recompute_blocks(tower)
-    engine = TorchEngine(Towers(model, config.train.precision == "bf16"), config, ALONE)
+    engine = TorchEngine(Towers(model, context_of(config).autocast), config.optimizer, ALONE)
     step = stepper(model, engine, config)
     given = inputs(config, config.train.global_batch_size)
     assert step(given, seqhw, 0, 1e-3).fault is None
@@ -132,4 +132,5 @@ def test_what_a_block_keeps_is_exact(precision: str, seqhw: int) -> None:
     size = 2 if precision == "bf16" else 4
     model = build(config_of(WIDE))
     copies = 2 * (4 * 192 * 192 + 2 * 192 * 768) if precision == "bf16" else 0
-    assert kept(3) - kept(2) == 3 * seqhw**2 * block_bytes(WIDE, model.image, size) + copies
+    bytes_a_token = _seen_bytes(model.image, size) + _computed_bytes(WIDE, model.image, size)
+    assert kept(3) - kept(2) == 3 * seqhw**2 * bytes_a_token + copies

@@ -14,10 +14,9 @@ from kit.launch import run_ranks
 from kit.plans import DEVICE, IMAGE, SENT, TEXT, WORLD, config_of, counted, inputs, real_model, stepper
 
 from flexiclip.config import Config, EngineConfig, LossConfig
-from flexiclip.plan.plan import Cluster, visible_traffic_s
 from flexiclip.plan.states import Engine, gathered, states
 from flexiclip.plan.towers import Model, build
-from flexiclip.plan.traffic import Collective, seconds, step_collectives
+from flexiclip.plan.traffic import Collective, seconds, step_collectives, visible_traffic_s
 
 ROWS = 4
 """Of a rank."""
@@ -48,9 +47,12 @@ def run_engine(engine_name: str, micro: int, out: str) -> int:
     with joined_ranks(engine_name != "torch", 1) as ranks:
         config = recipe(engine_name, micro, ranks.world)
         model = real_model(config)
-        towers = Towers(model, bf16=False)
-        made = TorchEngine if engine_name == "torch" else DeepSpeedEngine
-        engine: Any = made(towers, config, ranks)
+        towers = Towers(model)
+        engine: Any
+        if engine_name == "torch":
+            engine = TorchEngine(towers, config.optimizer, ranks)
+        else:
+            engine = DeepSpeedEngine(towers, config.engine, config.train, config.optimizer, min(config.patch.all_seqhw), ranks)
         step, given = stepper(model, engine, config, ranks), inputs(config, ROWS)
         for number in range(3):
             step(given, 4, number, 1e-3)
@@ -176,7 +178,7 @@ def test_visible_traffic_s_is_what_the_backward_pass_does_not_hide(
     stage: int, towers_s: float, count: int, expected: float
 ) -> None:
     engine = Engine("deepspeed", stage, WORLD)
-    assert visible_traffic_s(SENT, engine, Cluster(1, WORLD, "cpu"), DEVICE, towers_s, count) == pytest.approx(expected)
+    assert visible_traffic_s(SENT, engine, 1, DEVICE, towers_s, count) == pytest.approx(expected)
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def test_prepare_blocks_compiles_every_block_and_recomputes_those_that_train(
     for name, parameter in towers[0].named_parameters():
         parameter.requires_grad = name.startswith("blocks.2.")
     switches = [f"train.compile={str(compiled).lower()}", f"train.activation_checkpointing={str(recomputed).lower()}"]
-    prepare_blocks(towers, load_last([*recipe, *switches]), torch.device("cpu"))
+    prepare_blocks(towers, load_last([*recipe, *switches]).train, torch.device("cpu"))
     recomputations = 0
     if compiled:
         check, *blocks = made

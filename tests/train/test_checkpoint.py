@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flexiclip.errors import UserError
 from flexiclip.train.checkpoint import Facts, Snapshot, open_checkpoint, read_state
-from flexiclip.train.run_lock import FolderPlace, RunLock
+from flexiclip.train.run_lock import RunLock
 from flexiclip.train.stores import LocalStore, expendable
 
 Fit = Callable[..., Trained]
@@ -34,13 +34,13 @@ def save_and_train_on(*argv: str) -> None:
 
     config = load_last(argv)
     with joined_ranks(config.engine.kind == "deepspeed", 1) as ranks:
-        run = set_up(config, ranks, evaluates=False)
+        run = set_up(config, ranks, RunLock(), evaluates=False)
         recorder = Recorder(run, None)
         batches = iter(run.batches())
 
         def two_steps() -> None:
             for _ in range(2):
-                run.stepper(Inputs.of(next(batches), ranks.device), run.course.seqhw(run.step), run.step, 1e-2)
+                run.stepper(Inputs.of(next(batches), ranks.device), run.schedule.seqhw(run.step), run.step, 1e-2)
                 run.step += 1
 
         two_steps()
@@ -131,7 +131,7 @@ def test_killed_while_it_is_written_the_one_before_stays_the_latest(fit: Fit, re
     assert f"step-{checkpoint.step}" == name
     began = time.monotonic()
     with RunLock() as lock:  # the claim of the killed run is there, and nobody waits for it
-        lock.take(FolderPlace(folder), "run_dir", pytest.fail)
+        lock.take(LocalStore(folder), "run_dir", pytest.fail)
     assert time.monotonic() - began < 2
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_lost_its_end_is_found_before_training(saved: Trained, recip
     os.truncate(cut, size - 1)
     codes, said = start_again(saved, recipe, tmp_path)
     assert codes == [2]
-    assert f"step-20 is no complete checkpoint (optimizer.safetensors has {size - 1} of {size} bytes)" in said
+    assert f"step-20 is not a complete checkpoint (optimizer.safetensors has {size - 1} of {size} bytes)" in said
     assert "Traceback" not in said
 
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_with_a_file_of_another_size_is_refused(tmp_path: Path, nam
     else:
         os.truncate(tmp_path / name, sizes[name] + change)
     found = 0 if change is None else sizes[name] + change
-    with pytest.raises(UserError, match=rf"is no complete checkpoint \({name} has {found} of {sizes[name]} bytes\)"):
+    with pytest.raises(UserError, match=rf"is not a complete checkpoint \({name} has {found} of {sizes[name]} bytes\)"):
         open_checkpoint(tmp_path)
 
 
@@ -187,13 +187,13 @@ def test_names_in_a_state_never_leave_its_folder() -> None:
     "text", ["", "[]", "{}", '{"step": "x"}', '{"step": 1, "files": [1]}', '{"step": 1, "files": {"a": null}}']
 )
 def test_a_state_that_is_none_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(UserError, match="no complete checkpoint"):
+    with pytest.raises(UserError, match="not a complete checkpoint"):
         read_state(text, "there")
 
 
 def test_latest_never_becomes_a_path(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("../../elsewhere\n")
-    with pytest.raises(UserError, match="which is no checkpoint"):
+    with pytest.raises(UserError, match="which is not a checkpoint"):
         LocalStore(tmp_path).latest()
 
 

@@ -14,7 +14,7 @@ from flexiclip.config import load
 from flexiclip.errors import RunError
 from flexiclip.model_folder import LoadedModel, build_model, read_weights
 from flexiclip.train.checkpoint import Facts, Snapshot, open_checkpoint
-from flexiclip.train.checkpoint_writer import CheckpointWriter, Keep
+from flexiclip.train.checkpoint_writer import CheckpointWriter
 from flexiclip.train.remote_store import open_store
 from flexiclip.train.stores import LocalStore, Store
 
@@ -55,7 +55,7 @@ class SlowStore(LocalStore):
 def test_writer_lets_the_run_go_on_and_never_writes_two_at_a_time(tmp_path: Path, snapshot: Callable[[int], Snapshot]) -> None:
     store = SlowStore(tmp_path / "checkpoints")
     said: list[str] = []
-    writer = CheckpointWriter(store, tmp_path, Keep(2, None), said.append, None)
+    writer = CheckpointWriter(store, tmp_path, (2, None), said.append, None)
     writer.write(snapshot(1))  # returns while the store waits
     assert store.latest() is None
     second = threading.Thread(target=writer.write, args=(snapshot(2),))
@@ -121,7 +121,7 @@ def test_writer_says_what_fails_and_removes_it_and_the_last_one_is_an_error(
 ) -> None:
     store, kind = failing
     said: list[str] = []
-    writer = CheckpointWriter(store, tmp_path / "run", Keep(1, None), said.append, None)
+    writer = CheckpointWriter(store, tmp_path / "run", (1, None), said.append, None)
     (tmp_path / "run").mkdir()
     writer.write(snapshot(10))
     writer.wait()
@@ -145,10 +145,10 @@ def test_writer_says_what_fails_and_removes_it_and_the_last_one_is_an_error(
 def test_writer_keeps_a_complete_checkpoint_whose_replacement_fails(tmp_path: Path, snapshot: Callable[[int], Snapshot]) -> None:
     store = FullDisk(tmp_path / "place")
     (tmp_path / "run").mkdir()
-    CheckpointWriter(store, tmp_path / "run", Keep(2, None), print, None).write_last(snapshot(10))
+    CheckpointWriter(store, tmp_path / "run", (2, None), print, None).write_last(snapshot(10))
     store.refused = ("step-10",)
     with pytest.raises(RunError, match="could not be written"):
-        CheckpointWriter(store, tmp_path / "run", Keep(2, None), print, "step-5").write_last(snapshot(10))
+        CheckpointWriter(store, tmp_path / "run", (2, None), print, "step-5").write_last(snapshot(10))
     assert float(open_checkpoint(store.root / "step-10").weights()["logit_scale"]) == 10
     assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []
 
@@ -158,7 +158,7 @@ def test_writer_drops_what_it_need_not_keep_after_the_new_one_is_whole(
 ) -> None:
     """Keep the last two, and the first of each four steps for good."""
     store = LocalStore(tmp_path / "place")
-    writer = CheckpointWriter(store, tmp_path, Keep(2, 4), print, None)
+    writer = CheckpointWriter(store, tmp_path, (2, 4), print, None)
     kept = []
     for step in (1, 2, 4, 5, 6, 9):
         writer.write(snapshot(step))

@@ -55,7 +55,7 @@ DATA: dict[str, list[str]] = {
 def first_batch(recipe: list[str], *overrides: str) -> list[Any]:
     config = load_last([*recipe, *overrides])
     loaded = build_model(config)
-    sources = None if config.data.sequential else open_sources(data_of(config), config.seed, labels_of(config))
+    sources = None if config.data.sequential else open_sources(data_of(config.data, config.model), config.seed, labels_of(config))
     spec = BatchSpec(
         image_size=(48, 48),
         interpolation=config.model.preprocess.interpolation,
@@ -63,7 +63,7 @@ def first_batch(recipe: list[str], *overrides: str) -> list[Any]:
         labels=labels_of(config),
     )
     steps = RankSteps(seed=config.seed, global_batch_size=12, start_step=0, steps=1)
-    batch = next(iter(train_loader(data_of(config), spec, steps, sources)))
+    batch = next(iter(train_loader(data_of(config.data, config.model), spec, steps, sources)))
     return [batch.images, batch.captions, batch.samples, batch.shares]
 
 

@@ -87,5 +87,5 @@ def test_a_start_on_a_full_disk_is_one_line(recipe: list[str], disk: Path, tmp_p
     fill(disk)
     assert run_ranks(1, tmp_path / "log", flexiclip_main, "train", *recipe, f"run_dir={disk / 'run'}") == [2]
     said = (tmp_path / "log.0").read_text()
-    assert f"run_dir={disk / 'run'} cannot be written: {os.strerror(28)}" in said
+    assert f"run_dir={disk / 'run'}: cannot write there: {os.strerror(28)}" in said
     assert "Traceback" not in said

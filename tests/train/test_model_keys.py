@@ -79,12 +79,7 @@ def outputs(recipe: list[str], *overrides: str) -> list[Tensor]:
     size = config.model.image.image_size
     images = torch.randint(256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     tokens = loaded.tokenizer(["a red", *(sample(number)["txt"].decode() for number in range(3))])
-    found = [
-        part
-        for seqhw in LENGTHS
-        if seqhw in config.patch.seqhw
-        for part in Towers(loaded.model, bf16=False)(images, tokens, seqhw)
-    ]
+    found = [part for seqhw in LENGTHS if seqhw in config.patch.seqhw for part in Towers(loaded.model)(images, tokens, seqhw)]
     return [*found, loaded.model.encode_image(images.float() / 255), tokens]
 
 

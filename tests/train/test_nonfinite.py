@@ -24,7 +24,7 @@ from flexiclip.config import Config, load
 from flexiclip.errors import RunError
 from flexiclip.model_folder import LoadedModel, build_model, load_model
 from flexiclip.train.engine import Engine, TorchEngine
-from flexiclip.train.nonfinite import PATIENCE, Skips, marked
+from flexiclip.train.nonfinite import REFUSED_IN_A_ROW, Skips, marked
 from flexiclip.train.ranks import Ranks, joined_ranks
 from flexiclip.train.towers import Towers
 
@@ -202,7 +202,7 @@ def test_deepspeed_saves_before_its_first_update(fit: Fit, rare: tuple[list[str]
 def test_a_hundred_in_a_row_end_the_run(refuse: Refuse, saved: Trained, tmp_path: Path) -> None:
     init = spoil(saved.folder / "model", tmp_path / "bad", spoil_one("text_tower.norm.weight", NAN))
     said = refuse(1, f"model.text.init={init}", SKIP, "train.steps=200", "train.save_every=0")
-    assert said.startswith(f"flexiclip: step {PATIENCE}, seqhw ")
+    assert said.startswith(f"flexiclip: step {REFUSED_IN_A_ROW}, seqhw ")
     assert "embeddings of the text tower are not finite, as in the 99 steps before" in said
 
 
@@ -237,12 +237,13 @@ def test_marked_gradients_are_nan_if_a_value_is_not_finite_and_otherwise_the_sam
 
 
 def engine_of(config: Config, loaded: LoadedModel, ranks: Ranks) -> Engine:
-    towers = Towers(loaded.model.train(), bf16=False)
+    towers = Towers(loaded.model.train())
     if config.engine.kind == "torch":
-        return TorchEngine(towers, config, ranks)
+        return TorchEngine(towers, config.optimizer, ranks)
     from flexiclip.train.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(towers, config, ranks)
+    shortest = min(config.patch.all_seqhw)
+    return DeepSpeedEngine(towers, config.engine, config.train, config.optimizer, shortest, ranks)
 
 
 def refuse_under_every_stage(*argv: str) -> None:

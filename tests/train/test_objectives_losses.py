@@ -24,10 +24,17 @@ from flexiclip.model_folder import LoadedModel
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.text import build_text_tower
 from flexiclip.train.engine import ScalarOptimizer, TorchEngine
-from flexiclip.train.objectives import Classification, ClassifierDistillation, Contrastive, Inputs, Objective, PairDistillation
+from flexiclip.train.objectives import (
+    Classification,
+    ClassifierDistillation,
+    Contrastive,
+    Inputs,
+    Objective,
+    PairDistillation,
+    Teacher,
+)
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.step import Stepper
-from flexiclip.train.teacher import Teacher
 from flexiclip.train.towers import Classifier, LockedTowers, TextFeatures, Towers
 
 ROWS, DIM, CLASSES = 7, 6, 5
@@ -106,7 +113,7 @@ def test_contrastive_loss_of_every_exit_width_and_mask_is_that_by_hand(kind: str
         model = model_of(image=EXITS[exits], logit_scale_init=6.0, **sigmoid).model
         with torch.no_grad():  # far from its start
             model.logit_scale.fill_(0.9)
-        objective = Contrastive(model, LossConfig(kind, masked, widths), bf16=False)  # type: ignore[arg-type]
+        objective = Contrastive(model, LossConfig(kind, masked, widths))  # type: ignore[arg-type]
         targets = objective.prepare(inputs(), 2).targets
         assert len(targets) == masked
         outputs = [rows(i) for i in range({"none": 1, "shared": 3, "separate": 2}[exits] + 1)]
@@ -156,8 +163,8 @@ def test_a_step_with_exits_widths_and_masked_twins_has_the_loss_by_hand(micro: i
         ztxt = model.encode_text(given.tokens, normalize=True)
     for loss in (LossConfig(), LossConfig(mask_identical=True), LossConfig(widths=(2, 4)), LossConfig("softmax", True, (2, 4))):
         fresh = model_of(image=settings).model.train()
-        objective = Contrastive(fresh, loss, bf16=False)
-        engine = TorchEngine(objective.towers, loaded.config, ALONE)
+        objective = Contrastive(fresh, loss)
+        engine = TorchEngine(objective.towers, loaded.config.optimizer, ALONE)
         scalars = ScalarOptimizer(objective.scalars, loaded.config.optimizer, 100.0)
         taken = Stepper(objective, engine, scalars, lambda _: micro, seed=0, ranks=ALONE)(given, 3, step=0, lr=1e-3)
         arrays = [z.double().numpy() for z in (*zimg, ztxt)]
@@ -169,17 +176,17 @@ def test_a_step_with_exits_widths_and_masked_twins_has_the_loss_by_hand(micro: i
 
 
 def test_contrastive_prepare_gives_the_captions_ids_where_they_are_masked() -> None:
-    objective = Contrastive(model_of().model, LossConfig(mask_identical=True), bf16=False)
+    objective = Contrastive(model_of().model, LossConfig(mask_identical=True))
     (ids,) = objective.prepare(inputs(), 2).targets
     assert torch.equal(ids, IDS)
-    assert Contrastive(model_of().model, LossConfig(), bf16=False).prepare(inputs(), 2).targets == ()
+    assert Contrastive(model_of().model, LossConfig()).prepare(inputs(), 2).targets == ()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_classification_loss_and_targets_are_those_by_hand(kind: str, smoothing: float) -> None:
     model = model_of(text=None, classes=CLASSES, embed_dim=CLASSES).model
-    objective = Classification(model, ClassificationConfig(kind, smoothing), bf16=False)  # type: ignore[arg-type]
+    objective = Classification(model, ClassificationConfig(kind, smoothing))  # type: ignore[arg-type]
     given = inputs()
     expected = np.zeros((ROWS, CLASSES))
     for row, labels, shares in zip(expected, given.labels.tolist(), given.shares.double().tolist(), strict=True):
@@ -197,7 +204,7 @@ def test_classification_loss_and_targets_are_those_by_hand(kind: str, smoothing:
 def test_distillation_kl_and_temperature_of_a_classifier_are_those_by_hand(weight: float, temperature: float) -> None:
     student, teacher = (model_of(seed, text=None, classes=CLASSES, embed_dim=CLASSES) for seed in (0, 1))
     config = DistillationConfig(kl=weight, temperature=temperature)
-    objective = ClassifierDistillation(student.model, Teacher(teacher, 3, bf16=False), config, bf16=False)
+    objective = ClassifierDistillation(student.model, Teacher(teacher, 3), config)
     logits, targets = 3 * rows(1, dim=CLASSES), 4 * rows(2, dim=CLASSES)
 
     def by_hand(z: list[hand.Array], s: list[float]) -> float:
@@ -216,7 +223,7 @@ def test_distillation_kl_cosine_and_temperature_of_two_towers_are_those_by_hand(
         student.model.logit_scale.fill_(0.8)
         teacher.model.logit_scale.fill_(1.7)
     config = DistillationConfig(kl=weights[0], cosine=weights[1], temperature=temperature)
-    objective = PairDistillation(student.model, Teacher(teacher, 3, bf16=False), config, bf16=False)
+    objective = PairDistillation(student.model, Teacher(teacher, 3), config)
     assert list(objective.scalars) == ([student.model.logit_scale] if weights[0] else [])
     theirs = rows(5), rows(6)
 
@@ -229,7 +236,7 @@ def test_distillation_kl_cosine_and_temperature_of_two_towers_are_those_by_hand(
 
 def test_distillation_compares_similarities_of_a_teacher_of_another_width() -> None:
     student, teacher = model_of(0), model_of(1, embed_dim=9)
-    objective = PairDistillation(student.model, Teacher(teacher, 3, bf16=False), DistillationConfig(temperature=2.0), bf16=False)
+    objective = PairDistillation(student.model, Teacher(teacher, 3), DistillationConfig(temperature=2.0))
     outputs, theirs = [rows(1), rows(2)], (rows(5, dim=9), rows(6, dim=9))
     scales = [float(loaded.model.logit_scale.detach()) for loaded in (student, teacher)]
     arrays = [tuple(z.numpy() for z in half) for half in (outputs, theirs)]
@@ -244,7 +251,7 @@ def test_towers_give_each_exit_in_order_and_then_the_end_and_the_text() -> None:
     model, given = loaded.model, inputs()
     images = pixels(given.images, NORMALIZED)
     for seqhw in (2, 3):
-        *found, text = Towers(model, bf16=False)(given.images, given.tokens, seqhw)
+        *found, text = Towers(model)(given.images, given.tokens, seqhw)
         expected = []
         for depth in (1, 2, 3):
             x = model.image_tower._first_tokens(images, seqhw, None)
@@ -262,7 +269,7 @@ def test_towers_give_each_exit_in_order_and_then_the_end_and_the_text() -> None:
 @torch.no_grad()
 def test_towers_of_a_classifier_give_logits_of_normalised_pixels() -> None:
     model, given = model_of(text=None, classes=CLASSES, embed_dim=CLASSES).model, inputs()
-    (logits,) = Classifier(model, bf16=False)(given.images, 3)
+    (logits,) = Classifier(model)(given.images, 3)
     torch.testing.assert_close(logits, model.encode_image(pixels(given.images, NORMALIZED), 3), rtol=0, atol=1e-5)
     assert float((logits.norm(dim=1) - 1).abs().max()) > 0.01, "not of length 1"
 
@@ -271,7 +278,7 @@ def test_towers_of_a_classifier_give_logits_of_normalised_pixels() -> None:
 def test_locked_towers_give_features_and_the_rest_of_the_step_the_same_embeddings() -> None:
     lock = {"lock": True, "init": "x"}
     model, given = model_of(image=lock, text={**TEXT, **lock}).model, inputs()
-    locked, towers = LockedTowers(model, bf16=False), Towers(model, bf16=False)
+    locked, towers = LockedTowers(model), Towers(model)
     features = locked.image(given.images, 3), locked.text(given.tokens, given.caption_ids)
     torch.testing.assert_close(features[0], model.image_tower(pixels(given.images, NORMALIZED), 3), rtol=0, atol=1e-5)
     torch.testing.assert_close(features[1], model.text_tower(given.tokens), rtol=0, atol=0)
@@ -296,7 +303,7 @@ def test_locked_towers_take_kept_text_features_for_captions_that_all_have_them()
 def test_teacher_sees_the_students_pixels_in_its_own_normalisation_at_its_own_length() -> None:
     student = model_of(text=None, classes=CLASSES, embed_dim=CLASSES)
     teacher = model_of(1, text=None, classes=CLASSES, embed_dim=CLASSES, preprocess=OTHERWISE)
-    objective = ClassifierDistillation(student.model, Teacher(teacher, 3, bf16=False), DistillationConfig(), bf16=False)
+    objective = ClassifierDistillation(student.model, Teacher(teacher, 3), DistillationConfig())
     given = inputs()
     prepared = objective.prepare(given, 2)
     assert torch.equal(prepared.inputs[0], given.images), "the student's own pixels are normalised by its towers"
@@ -310,7 +317,7 @@ def test_teacher_of_two_towers_gives_unit_rows_of_images_and_of_captions_in_its_
     teacher = model_of(1, preprocess=OTHERWISE)
     words = {f"caption {i}": torch.tensor([7 + i, 3, 1, 0, 0, 0]) for i in range(ROWS)}
     teacher.tokenizer = lambda texts: torch.stack([words[text] for text in texts])  # type: ignore[assignment]
-    objective = PairDistillation(model_of(0).model, Teacher(teacher, 2, bf16=False), DistillationConfig(), bf16=False)
+    objective = PairDistillation(model_of(0).model, Teacher(teacher, 2), DistillationConfig())
     given = inputs()
     image, text = objective.prepare(given, 3).targets
     wanted = teacher.model.encode_image(pixels(given.images, OTHERWISE), 2, normalize=True)
@@ -318,6 +325,6 @@ def test_teacher_of_two_towers_gives_unit_rows_of_images_and_of_captions_in_its_
     tokens = torch.stack([words[caption] for caption in given.captions])
     torch.testing.assert_close(text, teacher.model.encode_text(tokens, normalize=True), rtol=0, atol=1e-5)
     kept = TextFeatures(torch.tensor([0, 2, 4, 9]), torch.randn(4, 16, generator=torch.Generator().manual_seed(2)))
-    found = Teacher(teacher, 2, False, kept).text(given.captions, IDS)
+    found = Teacher(teacher, 2, text_features=kept).text(given.captions, IDS)
     rows_of = kept.rows[torch.tensor([[0, 2, 4, 9].index(i) for i in IDS.tolist()])]
     torch.testing.assert_close(found, teacher.model.project_text(rows_of), rtol=0, atol=1e-6)

@@ -20,9 +20,18 @@ from flexiclip.config import ClassificationConfig, Config, DistillationConfig
 from flexiclip.model_folder import LoadedModel, build_model
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.train.engine import ScalarOptimizer, TorchEngine
-from flexiclip.train.objectives import Classification, ClassifierDistillation, Inputs, Objective, PairDistillation
+from flexiclip.train.objectives import (
+    Classification,
+    ClassifierDistillation,
+    Inputs,
+    Objective,
+    PairDistillation,
+    Teacher,
+    follow,
+    open_teacher,
+    teacher_seqhw,
+)
 from flexiclip.train.step import Stepper
-from flexiclip.train.teacher import Teacher, follow, open_teacher, teacher_seqhw
 
 CLASSES, TEACHER_SEQHW = 5, 4
 LABELS = torch.tensor([[i % CLASSES, (i * i + 1) % CLASSES] for i in range(BATCH)])
@@ -55,7 +64,7 @@ def assert_step_equals(objective: Objective, model: FlexiCLIP, config: Config, i
     other = copy.deepcopy(model)
     expected = plain(other, inputs)
     expected.backward()
-    engine = TorchEngine(objective.towers, config, ALONE)
+    engine = TorchEngine(objective.towers, config.optimizer, ALONE)
     scalars = ScalarOptimizer(objective.scalars, config.optimizer, config.model.logit_scale_max)
     outcome = Stepper(objective, engine, scalars, lambda _: micro, seed=0, ranks=ALONE)(inputs, SEQHW, step=0, lr=LR)
     assert outcome.loss == pytest.approx(expected.item(), abs=1e-5)
@@ -88,7 +97,7 @@ def test_a_step_of_classification_equals_the_plain_graph(recipe: list[str], kind
             return -(targets * logits.log_softmax(1)).sum(1).mean()
         return -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum(1).mean()
 
-    objective = Classification(loaded.model, ClassificationConfig(kind, 0.1), bf16=False)  # type: ignore[arg-type]
+    objective = Classification(loaded.model, ClassificationConfig(kind, 0.1))  # type: ignore[arg-type]
     assert_step_equals(objective, loaded.model, config, inputs_for(loaded), plain, micro)
 
 
@@ -110,7 +119,7 @@ def test_a_step_of_distilling_a_classifier_equals_the_plain_graph(recipe: list[s
         return 0.25 * kl(model.encode_image(images, SEQHW), teacher.model.encode_image(images, TEACHER_SEQHW))
 
     objective = ClassifierDistillation(
-        loaded.model, Teacher(teacher, TEACHER_SEQHW, bf16=False), DistillationConfig(temperature=2.0, kl=0.25), bf16=False
+        loaded.model, Teacher(teacher, TEACHER_SEQHW), DistillationConfig(temperature=2.0, kl=0.25)
     )
     assert_step_equals(objective, loaded.model, config, inputs_for(loaded), plain, micro)
 
@@ -129,38 +138,35 @@ def test_a_step_of_distilling_two_towers_equals_the_plain_graph(recipe: list[str
         return 0.5 * (kl(ours, theirs) + kl(ours.T, theirs.T)) / 2 + 3 * cosine
 
     given = DistillationConfig(temperature=2.0, kl=0.5, cosine=3.0)
-    objective = PairDistillation(loaded.model, Teacher(teacher, TEACHER_SEQHW, bf16=False), given, bf16=False)
+    objective = PairDistillation(loaded.model, Teacher(teacher, TEACHER_SEQHW), given)
     assert_step_equals(objective, loaded.model, config, inputs_for(loaded), plain, micro)
 
 
 @pytest.mark.parametrize(("trained", "expected"), [("[3,6,2]", 6), ("[2]", 2), ("[4,3]", 4)])
 def test_a_teacher_runs_at_the_longest_length_that_it_was_trained_at(recipe: list[str], trained: str, expected: int) -> None:
     teacher, config = built(recipe, f"patch.seqhw={trained}")
-    assert teacher_seqhw(config, teacher) == expected
-    named = replace(config, distillation=replace(config.distillation, seqhw=3))
-    assert teacher_seqhw(named, teacher) == 3
+    assert teacher_seqhw(None, config.model.image.image_size, teacher) == expected
+    assert teacher_seqhw(3, config.model.image.image_size, teacher) == 3
 
 
 def test_a_student_of_pairs_starts_with_its_teachers_scale_and_a_bound_above_it(recipe: list[str]) -> None:
     teacher, config = built(recipe)
     teacher.model.logit_scale.data.fill_(math.log(250.0))
-    followed = follow(config, teacher).model
+    followed = follow(config.model, teacher)
     assert followed.logit_scale_init == pytest.approx(250.0)
     assert followed.logit_scale_max == pytest.approx(250.0)
     teacher.model.logit_scale.data.fill_(math.log(20.0))
-    followed = follow(config, teacher).model
+    followed = follow(config.model, teacher)
     assert (followed.logit_scale_init, followed.logit_scale_max) == (pytest.approx(20.0), 100.0)
 
 
 def test_a_teacher_is_frozen_in_eval_mode_and_keeps_its_own_preprocessing(recipe: list[str], reference: Trained) -> None:
     config = load_last([*recipe, "objective=distillation", f"distillation.teacher={reference.folder}"])
-    loaded = open_teacher(config, torch.device("cpu"))
+    loaded = open_teacher(config.distillation, config.model, torch.device("cpu"))
     assert not any(module.training for module in loaded.model.modules())
     assert not any(p.requires_grad for p in loaded.model.parameters())
     own = replace(loaded.config.model.preprocess, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
-    teacher = Teacher(
-        replace(loaded, config=replace(loaded.config, model=replace(loaded.config.model, preprocess=own))), 4, bf16=False
-    )
+    teacher = Teacher(replace(loaded, config=replace(loaded.config, model=replace(loaded.config.model, preprocess=own))), 4)
     images = inputs_for(built(recipe)[0]).images
     pixels = (images / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.25, 1.0]).view(3, 1, 1)
     with torch.no_grad():

@@ -15,13 +15,11 @@ import pytest
 import torch
 from kit.launch import ENVIRONMENT, run_ranks
 from kit.train_shards import sample, write_shard
-from test_step import ALONE
 
 from flexiclip.config import Config, DataConfig, SourceConfig
 from flexiclip.data.dataset import open_sources
 from flexiclip.errors import UserError
 from flexiclip.train import ranks as ranks_module
-from flexiclip.train.checkpoint import Checkpoint, Facts
 from flexiclip.train.ranks import (
     TIMEOUT,
     Ranks,
@@ -29,10 +27,8 @@ from flexiclip.train.ranks import (
     check_shared_folder,
     data_order,
     joined_ranks,
-    say_if_changed,
     share_file,
 )
-from flexiclip.train.resume import shared
 
 
 def tell(ranks: Ranks) -> None:
@@ -50,13 +46,15 @@ def tell(ranks: Ranks) -> None:
     ranks.barrier()
     assert time.monotonic() - began >= 0.29, "nobody passes a barrier before the last one"
 
-    assert shared(ranks, ranks.rank > 0, lambda: f"of rank {ranks.rank}") == "of rank 1", "the first that works, on every rank"
+    assert ranks.first_result(ranks.rank > 0, lambda: f"of rank {ranks.rank}") == "of rank 1", (
+        "the first that works, on every rank"
+    )
 
     def fail() -> str:
         raise UserError(f"no room on rank {ranks.rank}")
 
     with pytest.raises(UserError, match=r"^no room on rank 2$"):
-        shared(ranks, ranks.rank == 2, fail)
+        ranks.first_result(ranks.rank == 2, fail)
 
 
 def three() -> int:
@@ -76,9 +74,9 @@ def test_a_single_process_agrees_with_itself(capsys: pytest.CaptureFixture[str])
     alone = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
     assert alone.agree(True, False) == [True, False]
     assert alone.collect([3, 1]) == [3, 1]
-    assert shared(alone, True, lambda: "done") == "done"
+    assert alone.first_result(True, lambda: "done") == "done"
     with pytest.raises(UserError, match="no room"):
-        shared(alone, True, lambda: (_ for _ in ()).throw(UserError("no room")))
+        alone.first_result(True, lambda: (_ for _ in ()).throw(UserError("no room")))
     alone.say("a line")
     assert capsys.readouterr().err == "a line\n"
 
@@ -148,7 +146,7 @@ def in_own_folder(base: Path) -> int:
     """Each rank looks into a folder of its own, as with a relative run_dir on the disks of several hosts."""
     with joined_ranks(process_group=False) as ranks:
         try:
-            check_shared_folder(base / str(ranks.rank), ranks, patience_s=0.2)
+            check_shared_folder(base / str(ranks.rank), ranks, within_s=0.2)
         except UserError as error:
             print(error)
             return 2
@@ -240,10 +238,3 @@ def test_data_order_depends_on_names_counts_and_weights_and_not_on_the_folder(fo
 
 def test_data_order_is_not_known_of_a_sequential_source() -> None:
     assert data_order(None) is None
-
-
-@pytest.mark.parametrize(("kept", "said"), [("x", False), (None, False), ("y", True)])
-def test_say_if_changed(kept: str | None, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """A checkpoint of an earlier version kept none."""
-    say_if_changed("x", Checkpoint(Path("a"), "there", Facts(7, data_order=kept)), ALONE)
-    assert ("the training shards are not those of there" in capsys.readouterr().err) is said

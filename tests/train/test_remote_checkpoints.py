@@ -95,7 +95,7 @@ def test_one_of_them_by_its_url(server: S3Server, recipe: list[str], saved: Trai
     server.fs.pipe_file(f"{BUCKET}/run/step-10/optimizer.safetensors", b"cut")
     codes, said = train(server.port, 2, own, tmp_path / "c", f"run_dir={tmp_path / 'c-run'}", resume)
     assert codes == [2, 2]
-    assert "step-10 is no complete checkpoint (optimizer.safetensors has 3 of " in said
+    assert "step-10 is not a complete checkpoint (optimizer.safetensors has 3 of " in said
 
 
 def test_killed_in_mid_upload_the_one_before_stays_the_latest(

@@ -7,6 +7,7 @@ import dataclasses
 import threading
 import typing
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,10 +16,9 @@ import torch
 from flexiclip.config import Config, from_dict, to_dict
 from flexiclip.config.explain import keys as documented
 from flexiclip.errors import UserError
-from flexiclip.schedules import Horizon
-from flexiclip.train.course import Course
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.resume import check_one_recipe, check_same_run, longer
+from flexiclip.train.setup import run_schedule
 
 
 def keys(sections: dict[str, str]) -> set[str]:
@@ -187,42 +187,40 @@ def test_ranks_with_other_values_are_refused_but_for_what_is_their_own(key: str,
     assert key in EACH_RANKS_OWN or f" was started with {key}=" in said[0]
 
 
-def course_of(*sections: tuple[str, dict[str, Any]]) -> tuple[Config, Course]:
-    config = from_dict(Config, dict(sections))
-    return config, Course.of(config, 2560)
+SCHEDULE_OF = partial(run_schedule, samples=2560)
 
 
-def grown(steps: Any, step: int = 10, **optimizer: Any) -> tuple[str | None, Course]:
+def config_of(*sections: tuple[str, dict[str, Any]]) -> Config:
+    return from_dict(Config, dict(sections))
+
+
+def grown(steps: Any, step: int = 10, **optimizer: Any) -> str | None:
     """What is said when a run of 20 steps, 10 of which are done, goes on with so many."""
     sections: Any = [("train", {"steps": 20}), ("optimizer", {"warmup": 2, "schedule": "constant", **optimizer})]
-    before, _ = course_of(*sections)
-    after, course = course_of(("train", {"steps": steps}), sections[1])
-    return longer(after, to_dict(before), course, step, "runs/a"), course
+    before, after = config_of(*sections), config_of(("train", {"steps": steps}), sections[1])
+    return longer(after, to_dict(before), SCHEDULE_OF, step, "runs/a")
 
 
 def test_longer_says_the_rule_of_the_schedules() -> None:
-    assert grown(20)[0] is None
-    assert grown("5120 samples")[0] is None, "as long, in another unit"
+    assert grown(20) is None
+    assert grown("5120 samples") is None, "as long, in another unit"
     line = "train.steps has grown from 20 to 40 at step 10: "
     same = "learning rates and lengths are those of a run that had 40 steps from its start"
     rates = "the learning rates from here on are those of a run of 40 steps, which has others before"
-    assert grown(40)[0] == grown("4 epochs")[0] == line + same
-    assert grown(40, schedule="rsqrt")[0] == line + same
-    assert grown(40, schedule="cosine")[0] == line + rates
-    assert grown(40, warmup="50%")[0] == line + rates
-    assert grown(40, step=0)[0] is None, "nothing is done that could have been otherwise"
-    _, course = grown(40, schedule="cosine")
-    assert course.horizon == Horizon(40, 256, 2560)
+    assert grown(40) == grown("4 epochs") == line + same
+    assert grown(40, schedule="rsqrt") == line + same
+    assert grown(40, schedule="cosine") == line + rates
+    assert grown(40, warmup="50%") == line + rates
+    assert grown(40, step=0) is None, "nothing is done that could have been otherwise"
 
 
 def test_longer_says_it_of_lengths_too() -> None:
     stages = ("patch", {"seqhw": [5], "stages": [{"start": "40%", "seqhw": [6]}]})
     constant = ("optimizer", {"warmup": 2, "schedule": "constant"})
-    before, _ = course_of(("train", {"steps": 20}), stages, constant)
-    after, course = course_of(("train", {"steps": 40}), stages, constant)
-    assert longer(after, to_dict(before), course, 8, "a") is not None
-    assert "lengths are those of a run that had" in (longer(after, to_dict(before), course, 8, "a") or "")
-    assert "the lengths from here on are those of a run of 40 steps" in (longer(after, to_dict(before), course, 9, "a") or "")
+    before, after = (config_of(("train", {"steps": steps}), stages, constant) for steps in (20, 40))
+    said = [longer(after, to_dict(before), SCHEDULE_OF, step, "a") or "" for step in (8, 9)]
+    assert "lengths are those of a run that had" in said[0]
+    assert "the lengths from here on are those of a run of 40 steps" in said[1]
 
 
 def test_a_run_is_not_made_shorter() -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from kit.launch import flexiclip_main, free_port, leave_in_time, rank_environment, run_ranks, started_ranks
 
 from flexiclip.train.ranks import joined_ranks
-from flexiclip.train.signals import PATIENCE_S, Stopped, StopSignal
+from flexiclip.train.signals import HANDLED_WITHIN_S, Stopped, StopSignal
 
 SOON_S = 4.0
 """A second, on a machine that does other things as well."""
@@ -111,7 +111,7 @@ def hear_late(port: int) -> None:
         with pytest.raises(dist.DistStoreError):
             store.wait(["never"], timedelta(seconds=0.3))
         assert stop.asked
-        time.sleep(PATIENCE_S + 0.2)
+        time.sleep(HANDLED_WITHIN_S + 0.2)
 
 
 def test_a_main_thread_that_comes_back_in_time_decides_by_itself(tmp_path: Path) -> None:

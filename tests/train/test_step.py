@@ -22,7 +22,7 @@ from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.transformer import MLP
 from flexiclip.train.engine import ScalarOptimizer, TorchEngine
 from flexiclip.train.objectives import Contrastive, Inputs, make_objective
-from flexiclip.train.ranks import Ranks
+from flexiclip.train.ranks import Ranks, RunContext
 from flexiclip.train.step import Stepper
 
 BATCH, SEQHW, LR, EPS = 12, 3, 0.01, 1e-3
@@ -45,10 +45,10 @@ def make(recipe: list[str]) -> Make:
 
 
 def stepper_of(model: FlexiCLIP, config: Config, micro_batch: int) -> Stepper:
-    objective = Contrastive(model, config.loss, bf16=False)
+    objective = Contrastive(model, config.loss)
     return Stepper(
         objective=objective,
-        engine=TorchEngine(objective.towers, config, ALONE),
+        engine=TorchEngine(objective.towers, config.optimizer, ALONE),
         scalars=ScalarOptimizer(objective.scalars, config.optimizer, config.model.logit_scale_max),
         micro_batch=lambda _: micro_batch,
         seed=0,
@@ -251,7 +251,7 @@ def test_a_frozen_text_tower_whose_features_are_kept_does_not_run(
     with torch.no_grad():
         expected = loaded.model.text_tower(inputs.tokens)
     calls.clear()
-    objective = make_objective(loaded, None, config, bf16=False, folder=tmp_path, ranks=ALONE)
+    objective = make_objective(loaded, None, config, RunContext(ALONE, bf16=False, folder=tmp_path))
     assert sum(calls) == 96, "every distinct caption of the shards, once"
     calls.clear()
     micro = objective.prepare(replace(inputs, caption_ids=ids), SEQHW)

@@ -22,6 +22,7 @@ from flexiclip.data.images import normalize
 from flexiclip.model_folder import build_model
 from flexiclip.train.objectives import Inputs
 from flexiclip.train.ranks import Ranks, joined_ranks
+from flexiclip.train.run_lock import RunLock
 from flexiclip.train.setup import set_up
 
 Fit = Callable[..., Trained]
@@ -108,10 +109,10 @@ def _dropout_rank(argv: list[str]) -> None:
     config = load_last(argv)
     with joined_ranks(config.engine.kind == "deepspeed", 1) as ranks:
         plain = build_model(config).model.train()
-        run = set_up(config, ranks, evaluates=False)
+        run = set_up(config, ranks, RunLock(), evaluates=False)
         states: list[Tensor] = []
-        run.engine.towers.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
-        batch, seqhw = next(iter(run.batches())), run.course.seqhw(0)
+        run.stepper.engine.towers.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
+        batch, seqhw = next(iter(run.batches())), run.schedule.seqhw(0)
         outcome = run.stepper(Inputs(batch.images, batch.tokens, batch.caption_ids), seqhw, 0, 1e-12)
 
         first, second = states[: len(states) // 2], states[len(states) // 2 :]
@@ -128,7 +129,7 @@ def _dropout_rank(argv: list[str]) -> None:
         loss.backward()
         assert outcome.loss == pytest.approx(loss.item(), abs=1e-5)
         named = dict(plain.named_parameters())
-        moments = dict(run.engine.moments())
+        moments = dict(run.stepper.engine.moments())
         for name in sorted(moments):
             kind, parameter = name.split("/")
             if kind == "exp_avg":

@@ -55,7 +55,7 @@ def test_what_is_put_is_the_latest_and_comes_back(store: Store, tmp_path: Path) 
         checkpoint = store.open(name, tmp_path / "fetched" / name)
         assert f"step-{checkpoint.step}" == name
         assert (checkpoint.model / "weights").read_text() == content
-    with pytest.raises(UserError, match="step-7 is no complete checkpoint"):
+    with pytest.raises(UserError, match="step-7 is not a complete checkpoint"):
         store.open("step-7", tmp_path / "fetched" / "step-7")
 
 
@@ -76,7 +76,7 @@ def test_put_of_what_is_gone_leaves_everything_as_it_was(store: Store, tmp_path:
     assert sorted(store.steps()) == [5, 10]
 
 
-WRITING = {"put", "_upload", "drop", "point_to", "_hide", "link_folder", "replace_folder", "write_whole"}
+WRITING = {"put", "copy_in", "move_in", "drop", "write", "_point_to", "link_folder", "replace_folder", "write_whole"}
 """The functions, of the stores and below them, that change something."""
 
 
@@ -180,7 +180,7 @@ def test_dropping_that_is_cut_short_leaves_nothing_that_looks_complete(store: St
         with pytest.raises(KilledError):
             store.drop("step-5")
     assert store.steps() == [10]
-    with pytest.raises(UserError, match="step-5 is no complete checkpoint"):
+    with pytest.raises(UserError, match="step-5 is not a complete checkpoint"):
         store.state("step-5")
     put(store, 5, "five once more")
     assert sorted(store.steps()) == [5, 10]

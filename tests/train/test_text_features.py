@@ -16,12 +16,17 @@ from flexiclip.data.batch import caption_id
 from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel, load_model
 from flexiclip.train import text_features
-from flexiclip.train.ranks import Ranks
-from flexiclip.train.setup import _with_tokenizer
+from flexiclip.train.ranks import Ranks, RunContext
+from flexiclip.train.setup import _tokenizer
 from flexiclip.train.text_features import compute_text_features
 
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 CAPTIONS = ["a red fox", "an owl", "two boats"]
+
+
+def in_fp32(folder: Path) -> RunContext:
+    """A run of one rank in that folder."""
+    return RunContext(ALONE, bf16=False, folder=folder)
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def test_features_are_kept_by_all_that_decides_them(loaded: LoadedModel, tmp_pat
 
     def features(of: LoadedModel = loaded, captions: list[str] = CAPTIONS, bf16: bool = False) -> tuple[Tensor, int]:
         """Of "an owl", and how many files there are."""
-        found = compute_text_features(of, captions, tmp_path, ALONE, bf16)
+        found = compute_text_features(of, captions, RunContext(ALONE, bf16, tmp_path))
         assert found is not None
         row = found(torch.tensor([caption_id("an owl")]))
         assert row is not None
@@ -74,35 +79,35 @@ def test_beyond_what_is_kept_the_tower_runs_in_every_step(
     width = loaded.model.text_tower.width
     assert text_features.KEPT_TEXT_FEATURES == 2 * 2**30
     monkeypatch.setattr(text_features, "KEPT_TEXT_FEATURES", 2 * 4 * width)
-    assert compute_text_features(loaded, CAPTIONS[:2], tmp_path, ALONE, bf16=False) is not None
-    assert compute_text_features(loaded, CAPTIONS, tmp_path, ALONE, bf16=False) is None
+    assert compute_text_features(loaded, CAPTIONS[:2], in_fp32(tmp_path)) is not None
+    assert compute_text_features(loaded, CAPTIONS, in_fp32(tmp_path)) is None
     assert "more than 2 distinct captions: the frozen text tower runs in every step" in capsys.readouterr().err
 
 
 def test_features_that_cannot_be_kept_are_one_line_and_leave_nothing(loaded: LoadedModel, tmp_path: Path) -> None:
     """As on a disk that is full: where nothing can be written, and where what is written cannot be put in its place."""
-    with pytest.raises(UserError, match=r"^run_dir=.*absent cannot be written: No such file or directory$"):
-        compute_text_features(loaded, CAPTIONS, tmp_path / "absent", ALONE, bf16=False)
-    compute_text_features(loaded, CAPTIONS, tmp_path, ALONE, bf16=False)
+    with pytest.raises(UserError, match=r"^run_dir=.*absent: cannot write there: No such file or directory \\("):
+        compute_text_features(loaded, CAPTIONS, in_fp32(tmp_path / "absent"))
+    compute_text_features(loaded, CAPTIONS, in_fp32(tmp_path))
     (path,) = tmp_path.iterdir()
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match=rf"^run_dir={tmp_path} cannot be written: Is a directory$"):
-        compute_text_features(loaded, CAPTIONS, tmp_path, ALONE, bf16=False)
+    with pytest.raises(UserError, match=rf"^run_dir={tmp_path}: cannot write there: Is a directory \("):
+        compute_text_features(loaded, CAPTIONS, in_fp32(tmp_path))
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_tokenizer_that_cannot_be_kept_is_one_line_and_leaves_nothing(recipe: list[str], tmp_path: Path) -> None:
     config = load(recipe[0], [*(key for key in recipe[1:] if not key.startswith("tokenizer.path")), "tokenizer.vocab_size=100"])
     (tmp_path / "tokenizer.model").mkdir()
-    with pytest.raises(UserError, match=rf"^run_dir={tmp_path} cannot be written: Is a directory$"):
-        _with_tokenizer(config, tmp_path, None, ALONE)
+    with pytest.raises(UserError, match=rf"^run_dir={tmp_path}: cannot write there: Is a directory \("):
+        _tokenizer(config.tokenizer, config.data, in_fp32(tmp_path), None)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
 
 
 @torch.no_grad()
 def test_a_caption_that_could_not_be_read_has_none(loaded: LoadedModel, tmp_path: Path) -> None:
-    features = compute_text_features(loaded, CAPTIONS, tmp_path, ALONE, bf16=False)
+    features = compute_text_features(loaded, CAPTIONS, in_fp32(tmp_path))
     assert features is not None
     found = features(torch.tensor([caption_id(text) for text in CAPTIONS]))
     assert found is not None

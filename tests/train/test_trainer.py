@@ -27,12 +27,13 @@ from flexiclip.errors import RunError, UserError
 from flexiclip.model_folder import LoadedModel, build_model, read_weights
 from flexiclip.schedules import Horizon
 from flexiclip.train import trainer as recorder
-from flexiclip.train.checkpoint import Facts, open_checkpoint
+from flexiclip.train.checkpoint import Checkpoint, Facts, open_checkpoint
 from flexiclip.train.engine import MOMENTS, ScalarOptimizer, TorchEngine
 from flexiclip.train.logs import read_lines
 from flexiclip.train.nonfinite import Skips
 from flexiclip.train.objectives import Contrastive
-from flexiclip.train.setup import _engine, _flops
+from flexiclip.train.ranks import RunContext
+from flexiclip.train.setup import _engine, flops_so_far, say_if_changed
 from flexiclip.train.stores import LocalStore
 from flexiclip.train.trainer import Recorder, train
 
@@ -58,16 +59,17 @@ def make(recipe: list[str], tmp_path: Path) -> Make:
     def build(*overrides: str, evaluators: Any = None, store: LocalStore | None = None) -> tuple[Recorder, Any]:
         config = load_last([*recipe, *overrides])
         loaded = build_model(config)
-        objective = Contrastive(loaded.model.train(), config.loss, bf16=False)
+        objective = Contrastive(loaded.model.train(), config.loss)
         run = SimpleNamespace(
             config=config,
-            folder=tmp_path,
-            ranks=ALONE,
+            context=RunContext(ALONE, bf16=False, folder=tmp_path),
             loaded=loaded,
-            engine=TorchEngine(objective.towers, config, ALONE),
-            stepper=SimpleNamespace(scalars=ScalarOptimizer(objective.scalars, config.optimizer, 100.0)),
-            course=SimpleNamespace(flops=lambda steps: 0),
-            horizon=Horizon(20, 12, 96),
+            stepper=SimpleNamespace(
+                engine=TorchEngine(objective.towers, config.optimizer, ALONE),
+                scalars=ScalarOptimizer(objective.scalars, config.optimizer, 100.0),
+            ),
+            schedule=SimpleNamespace(horizon=Horizon(20, 12, 96)),
+            step_flops=lambda step: 0,
             sources=None,
             data_order=None,
             store=store or LocalStore(tmp_path / "checkpoints"),
@@ -119,7 +121,7 @@ def spoil(run: Any) -> None:
     """Another step would do no more: weights, moments and scalars change where they are."""
     for p in run.loaded.model.parameters():
         p.data.add_(1.0)
-    for state in (*run.engine.optimizer.state.values(), *run.stepper.scalars.adamw.state.values()):
+    for state in (*run.stepper.engine.optimizer.state.values(), *run.stepper.scalars.adamw.state.values()):
         for tensor in state.values():
             tensor.add_(1.0)
 
@@ -127,7 +129,7 @@ def spoil(run: Any) -> None:
 def step_once(run: Any) -> None:
     for p in run.loaded.model.parameters():
         p.grad = torch.ones_like(p)
-    run.engine.step(1e-2)
+    run.stepper.engine.step(1e-2)
     run.stepper.scalars.step(1e-2, [torch.ones(1)])
     run.step += 1
 
@@ -139,7 +141,7 @@ def test_a_checkpoint_in_the_background_holds_what_was_when_it_was_begun(make: M
     with taken:
         step_once(run)
         weights = {name: p.detach().clone() for name, p in run.loaded.model.named_parameters()}
-        moments = {name: t.clone() for name, t in run.engine.moments()}
+        moments = {name: t.clone() for name, t in run.stepper.engine.moments()}
         moments |= {f"scalars/{name}": t.clone() for name, t in run.stepper.scalars.state().items()}
         taken.save()
         spoil(run)
@@ -204,11 +206,11 @@ def test_engine_of_a_checkpoint_goes_on_after_as_many_updates_as_were_taken(reci
     """Ten steps, three of which were skipped; AdamW corrects its bias by the seven. What was not trained has no moments."""
     config = load(recipe[0], recipe[1:])
     loaded = build_model(config)
-    objective = Contrastive(loaded.model.train(), config.loss, bf16=False)
+    objective = Contrastive(loaded.model.train(), config.loss)
     names = [name for name, _ in objective.towers.named_parameters()]
     moments = {f"{key}/{name}": torch.full_like(p, 0.25) for key in MOMENTS for name, p in objective.towers.named_parameters()}
     moments |= {f"scalars/{key}/0": torch.tensor([0.5]) for key in MOMENTS}
-    checkpoint: Any = SimpleNamespace(step=10, skipped=3, where="there", moments=lambda: moments)
+    checkpoint: Any = SimpleNamespace(step=10, facts=Facts(10, skipped=3), where="there", moments=lambda: moments)
     engine, scalars = _engine(loaded, objective, config, ALONE, checkpoint)
     assert isinstance(engine, TorchEngine)
     assert len(engine.optimizer.state) == len(names)
@@ -229,10 +231,16 @@ def test_engine_of_a_checkpoint_goes_on_after_as_many_updates_as_were_taken(reci
 @pytest.mark.parametrize(("kept", "flops"), [(None, 30), (7, 7), (0, 0)])
 def test_flops_of_the_steps_so_far_are_those_that_the_checkpoint_says(kept: int | None, flops: int) -> None:
     """A length drawn anew may be another one once the run was made longer. Earlier versions kept none."""
-    course: Any = SimpleNamespace(flops=lambda steps: 10 * len(steps))
     checkpoint: Any = SimpleNamespace(step=3, facts=Facts(3, flops=kept))
-    assert _flops(course, checkpoint) == flops
-    assert _flops(course, None) == 0
+    assert flops_so_far(checkpoint, lambda step: 10) == flops
+    assert flops_so_far(None, lambda step: 10) == 0
+
+
+@pytest.mark.parametrize(("kept", "said"), [("x", False), (None, False), ("y", True)])
+def test_say_if_changed(kept: str | None, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint of an earlier version kept none."""
+    say_if_changed("x", Checkpoint(Path("a"), "there", Facts(7, data_order=kept)), ALONE)
+    assert ("the training shards are not those of there" in capsys.readouterr().err) is said
 
 
 STEPS = [6, 12, 18, 20]

@@ -14,7 +14,7 @@ from test_model_keys import CLASSIFY, LENGTHS, perturbed
 from test_step import ALONE
 from torch import Tensor
 
-from flexiclip.schedules import micro_batches
+from flexiclip.schedules import micro_batches, pair_tokens
 from flexiclip.train import ranks as processes
 from flexiclip.train.engine import TorchEngine
 from flexiclip.train.towers import Classifier, Towers
@@ -25,7 +25,7 @@ def one_step(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float, TorchEngine]:
     """(weights before, after, the norm, the engine) of steps with gradients of 0.5 everywhere, at a rate of 0.1."""
     loaded, config = perturbed(recipe, *overrides)
-    engine = TorchEngine(Towers(loaded.model.train(), bf16=False), config, ALONE)
+    engine = TorchEngine(Towers(loaded.model.train()), config.optimizer, ALONE)
     before = {name: p.detach().clone() for name, p in engine.towers.named_parameters()}
     norm = 0.0
     for _ in range(steps):
@@ -77,7 +77,8 @@ def test_micro_batches_are_what_the_recipe_says(recipe: list[str]) -> None:
     """A rank of two has six of the twelve. Of 96 tokens a pair at a grid of 4 takes 16 and 16 for its caption."""
     sizes = {}
     for given in ("train.micro_batch_size=4", "train.micro_tokens=96", "train.micro_batch_size=null"):
-        size = micro_batches(load_last([*recipe, given]), 2)
+        config = load_last([*recipe, given])
+        size = micro_batches(config.train, pair_tokens(config.model, config.tokenizer), 2)
         sizes[given] = [size(seqhw) for seqhw in LENGTHS]
     assert list(sizes.values()) == [[4, 4, 4, 4], [4, 3, 3, 1], [6, 6, 6, 6]]
 
@@ -89,12 +90,13 @@ def test_precision_is_that_of_the_matrix_products(recipe: list[str]) -> None:
         seen: set[torch.dtype] = set()
         for half in (loaded.model.image_tower, loaded.model.text_tower):
             half.blocks[0].mlp.fc1.register_forward_hook(lambda module, given, made, seen=seen: seen.add(made.dtype))
-        towers = Towers(loaded.model, bf16=bf16)
+        autocast = processes.RunContext(ALONE, bf16, Path()).autocast
+        towers = Towers(loaded.model, autocast)
         made = towers(*towers.dummy_inputs(torch.device("cpu")), 3)
         assert seen == {torch.bfloat16 if bf16 else torch.float32}
         assert {part.dtype for part in made} == {p.dtype for p in towers.parameters()} == {torch.float32}
         loaded, _ = perturbed(recipe, *CLASSIFY, "model.classes=3")
-        classifier = Classifier(loaded.model, bf16=bf16)
+        classifier = Classifier(loaded.model, autocast)
         assert classifier(*classifier.dummy_inputs(torch.device("cpu")), 3)[0].dtype == torch.float32
 
 

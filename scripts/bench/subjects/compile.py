@@ -17,6 +17,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,7 +95,8 @@ def main() -> None:
         other = copy.deepcopy(model)
         for tower in (other.image_tower, other.text_tower):
             compile_blocks(tower)
-        pair = {name: Towers(each, arguments.precision == "bf16") for name, each in (("eager", model), ("compiled", other))}
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=arguments.precision == "bf16")
+        pair = {name: Towers(each, autocast) for name, each in (("eager", model), ("compiled", other))}
         for seqhw in arguments.lengths:
             measure(table, pair, images, seqhw, arguments)
     graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())

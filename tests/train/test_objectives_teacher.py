@@ -13,7 +13,7 @@ from test_objectives_losses import IMAGE, model_of
 from flexiclip.config import Config, DistillationConfig, from_dict
 from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel, build_model
-from flexiclip.train.teacher import follow, teacher_seqhw
+from flexiclip.train.objectives import follow, teacher_seqhw
 
 TOWER = {"width": 16, "depth": 1, "heads": 2, "image_size": 48, "base_patch_size": 16, "base_grid": 3}
 MODEL = {"image": TOWER, "text": None, "classes": 3, "embed_dim": 3}
@@ -35,33 +35,31 @@ def taught(patch: dict[str, Any]) -> LoadedModel:
     ],
 )
 def test_teacher_seqhw_is_the_longest_that_it_was_trained_at(patch: dict[str, Any], expected: int) -> None:
-    teacher, student = taught(patch), from_dict(Config, {"model": MODEL, "patch": {"seqhw": [2]}})
-    assert teacher_seqhw(student, teacher) == expected
-    asked = replace(student, distillation=replace(student.distillation, seqhw=2))
-    assert teacher_seqhw(asked, teacher) == 2
+    teacher = taught(patch)
+    assert teacher_seqhw(None, 48, teacher) == expected
+    assert teacher_seqhw(2, 48, teacher) == 2
     with pytest.raises(UserError, match=r"distillation\.seqhw=5 does not divide model\.image\.image_size=48: set one of"):
-        teacher_seqhw(replace(student, distillation=replace(student.distillation, seqhw=5)), teacher)
-    smaller = from_dict(Config, {"model": {**MODEL, "image": {**TOWER, "image_size": 35}}, "patch": {"seqhw": [5]}})
+        teacher_seqhw(5, 48, teacher)
     with pytest.raises(UserError, match=rf"={expected}, the longest that the teacher was trained at, does not divide"):
-        teacher_seqhw(smaller, teacher)
+        teacher_seqhw(None, 35, teacher)
 
 
 def test_follow_starts_a_student_with_its_teachers_scale_or_classes() -> None:
     teacher = model_of(1, logit_scale_init=50.0, logit_scale_max=60.0)
     with torch.no_grad():
         teacher.model.logit_scale.fill_(np.log(120.0))
-    student = model_of(0).config
-    followed = follow(student, teacher).model
+    student = model_of(0).config.model
+    followed = follow(student, teacher)
     assert followed.logit_scale_init == pytest.approx(120.0, rel=1e-6)
     assert followed.logit_scale_max == followed.logit_scale_init, "above the student's own limit of 100"
     with torch.no_grad():
         teacher.model.logit_scale.fill_(np.log(20.0))
-    assert follow(student, teacher).model.logit_scale_max == 100.0
-    assert replace(follow(student, teacher).model, logit_scale_init=1.0) == replace(student.model, logit_scale_init=1.0)
+    assert follow(student, teacher).logit_scale_max == 100.0
+    assert replace(follow(student, teacher), logit_scale_init=1.0) == replace(student, logit_scale_init=1.0)
 
     named = model_of(1, text=None, classes=("a", "b", "c"), embed_dim=3)
-    alone = from_dict(Config, {"model": {"image": IMAGE, "text": None, "embed_dim": 99}})
-    assert (follow(alone, named).model.classes, follow(alone, named).model.embed_dim) == (("a", "b", "c"), 3)
+    followed = follow(from_dict(Config, {"model": {"image": IMAGE, "text": None, "embed_dim": 99}}).model, named)
+    assert (followed.classes, followed.embed_dim) == (("a", "b", "c"), 3)
 
 
 def test_distillation_weights_that_are_all_zero_are_refused() -> None:
