@@ -136,7 +136,7 @@ def _unpack(data: bytes, start: int, lengths: list[int]) -> dict[str, npt.NDArra
     """Return the arrays of these lengths. Raises ValueError or TypeError unless they fill the rest of the file exactly."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for (name, dtype), length in zip(DTYPES.items(), lengths, strict=True):
-        if length < 0:
+        if not 0 <= length <= len(data):
             raise ValueError(f"{name} of {length}")
         arrays[name] = np.frombuffer(data, dtype, length, start) if length else np.empty(0, dtype)
         start += arrays[name].nbytes

@@ -17,7 +17,7 @@ from flexiclip.config import Config, TrainConfig, dump, from_dict, to_dict
 from flexiclip.config.explain import changeable
 from flexiclip.config.yaml_text import read_yaml
 from flexiclip.errors import UserError
-from flexiclip.files import write_whole, writing
+from flexiclip.files import clear_left, write_whole, writing
 from flexiclip.schedules import RunSchedule
 from flexiclip.train.checkpoint import Checkpoint, Facts, read_state
 from flexiclip.train.ranks import Ranks, RunContext
@@ -234,6 +234,8 @@ def prepare_run_folder(config: Config, lock: RunLock, say: Callable[[str], None]
         run.mkdir()
         lock.forget(LocalStore(old))
         lock.take(LocalStore(run), "run_dir", say)
+    for written in ("config.yaml", "*.jsonl"):  # by a start that was killed meanwhile
+        clear_left(run, written)
     write_whole(run / "config.yaml", dump(config))
 
 

@@ -124,7 +124,6 @@ def _sparse() -> bytes:
 
 def _caches(shard: bytes) -> list[bytes]:
     """Return index caches with the shard's time stamp: a good one, and others with wrong numbers."""
-    from flexiclip.data.index import pack  # here, so that an engine can instrument it
 
     offsets = [512, 2048, 3072, 5120]
     good: dict[str, Any] = {

@@ -89,6 +89,18 @@ def test_the_cache_is_used_and_dropped(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("length", [b"-1", b"4e1", b"1" + b"0" * 30])
+def test_an_index_with_impossible_lengths_is_dropped(tmp_path: Path, length: bytes) -> None:
+    path = write_samples(tmp_path / "x.tar", [good_sample(0)])
+    index_shard(str(path))
+    cached = tmp_path / "x.tar.index"
+    good = cached.read_bytes()
+    cached.write_bytes(re.sub(rb'"lengths": \[\d+', b'"lengths": [' + length, good))
+    assert cached.read_bytes() != good
+    assert index_shard(str(path)).key(0) == "s0000"
+    assert cached.read_bytes() == good, "it is written again"
+
+
 def test_the_cache_is_dropped_with_another_time_or_another_layout(tmp_path: Path) -> None:
     """Another shard of the same size in the place of the first; and an index as an older version wrote it."""
     path = write_samples(tmp_path / "x.tar", [good_sample(0)])

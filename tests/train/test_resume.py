@@ -8,6 +8,7 @@ import threading
 import typing
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from flexiclip.config import Config, from_dict, to_dict
 from flexiclip.config.explain import keys as documented
 from flexiclip.errors import UserError
 from flexiclip.train.ranks import Ranks
-from flexiclip.train.resume import check_one_recipe, check_same_run, longer
+from flexiclip.train.resume import check_one_recipe, check_same_run, longer, prepare_run_folder
+from flexiclip.train.run_lock import RunLock
 from flexiclip.train.setup import run_schedule
 
 
@@ -240,3 +242,16 @@ def test_a_recipe_that_this_version_cannot_read_is_another_run() -> None:
     recipe = to_dict(Config()) | {"objectives": 2}
     with pytest.raises(UserError, match=r"runs/a holds a run with objectives=2, not None"):
         check_same_run(Config(), recipe, "runs/a")
+
+
+def test_the_temporary_files_of_a_start_that_was_killed_are_removed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    left = [run / name for name in (".config.yaml.123", ".metrics.jsonl.123", ".samples.jsonl.7")]
+    for path in left:
+        path.write_text("half")
+    kept = run / "metrics.jsonl"
+    kept.write_text("{}\n")
+    with RunLock() as lock:
+        prepare_run_folder(from_dict(Config, {"run_dir": str(run)}), lock, print)
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl"]
