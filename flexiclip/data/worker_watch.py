@@ -82,8 +82,11 @@ class StageBoard:
             return Stage(worker, 0, "starting", -1, "", "", 0.0)
         since, step, pid, stage, shard, key = min(busy) if busy else max(used)
         name: StageName = _NAMES[stage] if _alive(pid) else "dead"
-        texts = (field.rstrip(b"\0").decode("utf-8", "replace") for field in (shard, key))
-        return Stage(worker, pid, name, step, *texts, max(0.0, time.monotonic() - since))
+        return Stage(worker, pid, name, step, _text(shard), _text(key), max(0.0, time.monotonic() - since))
+
+
+def _text(field: bytes) -> str:
+    return field.rstrip(b"\0").decode("utf-8", "replace")
 
 
 class Notes:
