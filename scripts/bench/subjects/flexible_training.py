@@ -118,10 +118,9 @@ def measure(record: Record, variant: str, lengths: tuple[int, ...], arguments: a
         cells = f"{1e3 * median(times[str(s)]):,.0f}", f"{cost[s]:.2f}x", f"{1e6 * overhead[s]:,.0f}", f"{share:.2%}"
         table.add(s, IMAGE_SIZE // s, s * s, *cells)
 
-    costs = record.table(
-        f"ViT-{variant}: cost per sample by schedule, where the fixed model at 16 px costs 1", "schedule", "cost", "mean tokens"
-    )
     if lengths == LENGTHS:
+        title = f"ViT-{variant}: cost per sample by schedule, where the fixed model at 16 px costs 1"
+        costs = record.table(title, "schedule", "cost", "mean tokens")
         for name, schedule in schedules.items():
             mean = partial(_mean_over_steps, schedule)
             costs.add(name, f"{mean(cost):.2f}x", f"{mean({s: float(s * s) for s in lengths}):.0f}")
