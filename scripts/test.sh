@@ -17,9 +17,11 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 say "ruff"
 ruff check .
 ruff format --check .
-say "mypy"
-mypy
-EXTRAS=$EXTRAS scripts/docs.sh
+say "mypy, while the documentation is built (log: $VENV/mypy.log)"
+mypy >"$VENV/mypy.log" 2>&1 &
+MYPY=$!
+EXTRAS=$EXTRAS scripts/docs.sh || { kill "$MYPY" || true; exit 1; }
+wait "$MYPY" || stop "mypy: $(cat "$VENV/mypy.log")"
 export FLEXICLIP_SITE=$ROOT/site # so that tests/test_site.py does not build it again
 say "pytest"
 pytest -n 2 --dist loadfile "$@"
