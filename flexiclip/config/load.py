@@ -177,9 +177,9 @@ def to_plain(value: object) -> object:
     return [to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def dump(config: DataclassInstance) -> str:
-    """Return a config as YAML text, in the order of its fields."""
-    return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
+def dump(config: DataclassInstance | Mapping[str, object]) -> str:
+    """Return a config, or its plain data, as YAML text in the order of its fields."""
+    return yaml.dump(to_plain(config), Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def _merge(base: dict[str, YamlValue], over: Mapping[str, YamlValue]) -> dict[str, YamlValue]:
