@@ -309,8 +309,8 @@ def make_objective(loaded: LoadedModel, teacher: LoadedModel | None, config: Con
     features = text_features(loaded) if config.model.text_frozen else None
     if teacher is None:
         return Contrastive(model, config.loss, autocast, features)
-    seqhw = teacher_seqhw(config.distillation.seqhw, config.model.image.image_size, teacher)
+    section = config.distillation
+    seqhw = teacher_seqhw(section.seqhw, config.model.image.image_size, teacher)
     if config.model.text is None:
-        return ClassifierDistillation(model, Teacher(teacher, seqhw, autocast), config.distillation, autocast)
-    follower = Teacher(teacher, seqhw, autocast, text_features(teacher))
-    return PairDistillation(model, follower, config.distillation, autocast, features)
+        return ClassifierDistillation(model, Teacher(teacher, seqhw, autocast), section, autocast)
+    return PairDistillation(model, Teacher(teacher, seqhw, autocast, text_features(teacher)), section, autocast, features)

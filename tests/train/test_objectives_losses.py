@@ -293,7 +293,7 @@ def test_locked_towers_give_features_and_the_rest_of_the_step_the_same_embedding
 def test_locked_towers_take_kept_text_features_for_captions_that_all_have_them() -> None:
     model, given = model_of(text={**TEXT, "lock": True, "init": "x"}).model, inputs()
     kept = TextFeatures(torch.tensor([0, 2, 4, 9]), torch.arange(4.0)[:, None].expand(4, 16).contiguous())
-    locked = LockedTowers(model, False, kept)
+    locked = LockedTowers(model, text_features=kept)
     assert locked.text(given.tokens, IDS)[:, 0].tolist() == [2.0, 3.0, 2.0, 1.0, 3.0, 3.0, 0.0]
     unknown = torch.where(IDS == 2, torch.tensor(3), IDS)
     torch.testing.assert_close(locked.text(given.tokens, unknown), model.text_tower(given.tokens), rtol=0, atol=0)

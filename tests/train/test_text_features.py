@@ -86,7 +86,7 @@ def test_beyond_what_is_kept_the_tower_runs_in_every_step(
 
 def test_features_that_cannot_be_kept_are_one_line_and_leave_nothing(loaded: LoadedModel, tmp_path: Path) -> None:
     """As on a disk that is full: where nothing can be written, and where what is written cannot be put in its place."""
-    with pytest.raises(UserError, match=r"^run_dir=.*absent: cannot write there: No such file or directory \\("):
+    with pytest.raises(UserError, match=r"^run_dir=.*absent: cannot write there: No such file or directory \("):
         compute_text_features(loaded, CAPTIONS, in_fp32(tmp_path / "absent"))
     compute_text_features(loaded, CAPTIONS, in_fp32(tmp_path))
     (path,) = tmp_path.iterdir()
