@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from flexiclip.distributed import block, gather_objects, rank
 from flexiclip.errors import UserError
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -93,7 +96,7 @@ def probe(training: np.ndarray, taught: np.ndarray, images: np.ndarray, classes:
     return shared
 
 
-def _fit(features: np.ndarray, label: np.ndarray, c: float) -> Any:
+def _fit(features: np.ndarray, label: np.ndarray, c: float) -> LogisticRegression:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

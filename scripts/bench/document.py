@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flexiclip_eval.report.plots import LineAxes, draw_lines
+from flexiclip_eval.report.drawing import LineAxes, draw_lines
 from flexiclip_eval.report.table import markdown_table
 from side_by_side.record import Goal, digits
 

@@ -11,7 +11,6 @@ from flexiclip_eval import EvalOptions, Row, evaluate_suites
 from flexiclip_eval.tradeoffs import (
     Budget,
     CascadePoint,
-    Reranked,
     cascade_pair,
     choose,
     fronts,
@@ -106,7 +105,7 @@ def test_a_bad_tolerance_is_one_line() -> None:
 
 
 def test_the_price_of_a_cascade_by_hand() -> None:
-    found = [Reranked(0, {"r": 0.1}, 0.0), Reranked(5, {"r": 0.3}, 0.4), Reranked(20, {"r": 0.5}, 1.0)]
+    found = [CascadePoint(0, {"r": 0.1}, 0.0), CascadePoint(5, {"r": 0.3}, 0.4), CascadePoint(20, {"r": 0.5}, 1.0)]
     assert priced(found, 20, 1.0, 10.0) == (
         CascadePoint(0, {"r": 0.1}, 0.0, 1.0, 0.0),
         CascadePoint(5, {"r": 0.3}, 0.4, 5.0, 50.0),  # all images short, 8 of 20 long as well

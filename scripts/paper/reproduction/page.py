@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flexiclip_eval.report.plots import LineAxes, draw_lines
+from flexiclip_eval.report.drawing import LineAxes, draw_lines
 from flexiclip_eval.report.table import markdown_table
 
 from . import records

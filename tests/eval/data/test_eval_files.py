@@ -14,8 +14,8 @@ import pytest
 from flexiclip_eval import DatasetConfig, TaskConfig
 from flexiclip_eval.data.files import FolderSource, TableSource
 from flexiclip_eval.data.images import open_source
-from flexiclip_eval.suites.complete import complete
 from flexiclip_eval.suites.layout import class_folders, class_images
+from flexiclip_eval.suites.load import complete
 from PIL import Image
 from torchvision.datasets import ImageFolder
 

@@ -114,7 +114,7 @@ def test_a_class_may_have_an_empty_name() -> None:
     for wrong in (("cat", None), ("cat", False), ("cat", "\udcff")):
         with pytest.raises(UserError, match="class 1 has no name that is a text"):
             TaskConfig("classification", label="cls", classes=wrong)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="'' stands twice"):
+    with pytest.raises(UserError, match="'' is given twice"):
         TaskConfig("classification", label="cls", classes=("", "cat", ""))
 
 

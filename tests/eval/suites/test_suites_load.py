@@ -89,7 +89,7 @@ def test_an_unknown_suite_lists_the_names() -> None:
         ({"label": "cls", "templates": ("a photo",)}, "has no {c}"),
         ({"label": "cls", "templates": ()}, "templates is empty"),
         ({"label": "cls", "classes": ()}, "list of classes is empty"),
-        ({"label": "cls", "classes": ("cat", "dog", "cat")}, "'cat' stands twice"),
+        ({"label": "cls", "classes": ("cat", "dog", "cat")}, "'cat' is given twice"),
         ({}, "name the field"),
     ],
 )
