@@ -53,13 +53,13 @@ def analyze(
     lengths = subject_lengths(loaded, model, options.seqhw)
     sample = draw_sample(datasets, loaded.transform, options.images, workers=options.workers)
     subject = Subject(loaded, lengths, tuple(datasets), sample, options)
-    name, pretrained = map(printable, model_names(loaded, model))
-    title, command = f"{name} {pretrained}".strip(), printable(command or shlex.join(sys.argv))
+    model_name, pretrained = map(printable, model_names(loaded, model))
+    title, command = f"{model_name} {pretrained}".strip(), printable(command or shlex.join(sys.argv))
     bad = f" {len(sample.bad)} of the images drawn could not be read." if sample.bad else ""
     lead = f"{len(sample.images)} images of {printable(', '.join(suites))} at seqhw {', '.join(map(str, lengths))}.{bad}"
     about = {
         "command": command,
-        "model": name,
+        "model": model_name,
         "pretrained": pretrained,
         "suites": list(map(printable, suites)),
         "images": len(sample.images),
@@ -74,7 +74,7 @@ def analyze(
             print(f"{found[name].title}: {found[name].sentence}", flush=True)
             for file, (figure, _) in found[name].figures.items():
                 write_whole(output / f"{file}.png", drawn(figure, dpi=DPI))
-            numbers = {name: {"sentence": each.sentence, **each.numbers} for name, each in found.items()}
+            numbers = {key: {"sentence": each.sentence, **each.numbers} for key, each in found.items()}
             text = json.dumps({**about, "analyses": numbers}, indent=1, ensure_ascii=False, allow_nan=False)
             write_whole(output / "analysis.json", text)
             page = render_findings([*found.values()], output, title=title, lead=lead, command=command)

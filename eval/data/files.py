@@ -41,7 +41,7 @@ class FolderSource:
         for task in config.tasks:
             missing = sorted(set(task.words) - set(names)) if task.label == "folder" else []
             if missing:
-                raise UserError(f"images {folder}: the class {missing[0]!r} of the suite has no folder, so no image")
+                raise UserError(f"images {folder}: the class {missing[0]!r} of the suite has no folder; add one with its images")
         self.folder = folder
         self.files = [(path, name) for name in names for path in class_images(folder, name)]
 

@@ -50,7 +50,7 @@ def open_source(config: DatasetConfig) -> Source:
     else:
         source = ShardSource(config)
     if len(source) == 0:
-        raise UserError(f"data set {config.name}: {config.shards or config.root or config.csv} holds no sample")
+        raise UserError(f"data set {config.name}: {config.shards or config.root or config.csv} has no samples; check the path")
     return source
 
 

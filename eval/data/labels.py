@@ -63,7 +63,7 @@ def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[st
     classes, prompts, found = _resolve(task, records)
     for record, numbers in zip(records, found, strict=True):
         if not numbers:
-            raise UserError(f"{_where(task)}: the {task.label} of {record.sample} names no class; name another label")
+            raise UserError(f"{_where(task)}: the {task.label} of {record.sample} gives no class; name another label")
         if len(numbers) > 1:
             raise UserError(f"{_where(task)}: {record.sample} has several classes; kind: multilabel scores such a data set")
     return classes, prompts, torch.tensor([number for numbers in found for number in numbers], dtype=torch.int64)
@@ -98,7 +98,7 @@ def _resolve(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], li
     words = task.words or {name: (name,) for name in sorted({str(label) for label in labels})}
     classes = list(words)
     if not classes or (task.classes is None and not all(classes)):
-        raise UserError(f"{_where(task)}: {task.label} names no class, or nothing as a class; name another label in the suite")
+        raise UserError(f"{_where(task)}: {task.label} gives no class, or an empty class name; name another label in the suite")
     number: dict[Label, int] = {name: i for i, name in enumerate(classes)}
     if isinstance(task.classes, dict) and any(name.isdecimal() for name in classes):
         number |= {int(name): i for i, name in enumerate(classes) if name.isdecimal()}  # the names themselves are numbers

@@ -44,7 +44,7 @@ def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | Non
     kind = output.suffix[1:].lower() or "png"
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
-        raise UserError(f"--output {output}: no picture ends in .{kind}; give one of {', '.join(sorted(known))}")
+        raise UserError(f"--output {output}: cannot write a .{kind} picture; give one of {', '.join(sorted(known))}")
     require_folder(output.parent, f"--output {output}")
     write_whole(output, drawn(figure, kind))
 
@@ -54,7 +54,8 @@ def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -
     chosen = [row for row in rows if metric in row.metrics and dataset in (None, row.dataset) and row.seq_len is not None]
     if not chosen:
         names = sorted({f"{row.dataset} {name}" for row in rows for name in row.metrics})
-        raise UserError(f"{path}: no row with a length has {dataset or 'any data set'} {metric}; it holds {', '.join(names)}")
+        wanted = f"{dataset} {metric}" if dataset else metric
+        raise UserError(f"{path}: no row with a length has {wanted}; choose one of {', '.join(names)}")
     return sorted(chosen, key=lambda row: row.seq_len or 0)
 
 

@@ -73,10 +73,10 @@ def token_axis(axis: Axes, lengths: Sequence[int], labels: Sequence[str], title:
     axis.set_xlabel(title)
 
 
-def gflops_axis(axis: Axes, title: str = "GFLOPs per image") -> None:
-    """Make the x axis a log axis of GFLOPs."""
+def gflops_axis(axis: Axes) -> None:
+    """Make the x axis a log axis of GFLOPs, with its label."""
     log_axis(axis)
-    axis.set_xlabel(title)
+    axis.set_xlabel("GFLOPs per image")
 
 
 def log_axis(axis: Axes) -> None:

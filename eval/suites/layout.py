@@ -37,7 +37,7 @@ def read_text(place: str) -> str | None:
     except OSError as error:
         raise UserError(f"{place}: cannot be reached: {error}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{place}: not UTF-8 text") from None
+        raise UserError(f"{place}: is not UTF-8 text; save it as UTF-8") from None
 
 
 def require_text(place: str) -> str:
@@ -69,7 +69,7 @@ def read_json(place: str) -> object:
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON: {error}") from None
+        raise UserError(f"{place}: is not JSON: {error}") from None
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -158,7 +158,7 @@ def class_folders(folder: str) -> list[str]:
     except OSError as error:
         raise UserError(f"images {folder}: cannot be read: {error.strerror}") from None
     if not names:
-        raise UserError(f"images {folder}: holds no folder; each class needs one with its images")
+        raise UserError(f"images {folder}: has no folders; put the images of each class into a folder of its own")
     for name in names:
         if printable(name) != name:
             raise UserError(f"images {folder}: the name of the class folder {printable(name)} is not UTF-8; rename it")

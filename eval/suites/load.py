@@ -56,11 +56,11 @@ class SuiteConfig:
 
     def __post_init__(self) -> None:
         if not self.datasets:
-            raise UserError("the suite has no datasets")
+            raise UserError("the suite has no datasets; list at least one")
         names = [dataset.row_name(task) + task.row_kind for dataset in self.datasets for task in dataset.tasks]
         names += [dataset.name for dataset in self.datasets if not dataset.tasks]
         if repeated(names):
-            raise UserError("two data sets of the suite share a name; their rows could not be told apart")
+            raise UserError("two data sets of the suite share a name, so their rows would be mixed up; rename one")
 
 
 def load_suite(suite: str) -> SuiteConfig:
@@ -172,9 +172,9 @@ def read_files(task: TaskConfig, dataset: str) -> TaskConfig:
 
 
 def _texts(found: object, dataset: str, where: str) -> dict[str, Sequence[str]]:
-    """Return the mapping that a JSON file holds. Of a file with several data sets, as CLIP_benchmark has them, only one's part.
+    """Return the mapping in a JSON file, or its part for one data set if the file has several, as CLIP_benchmark's files do.
 
-    Raises UserError if the file does not hold a mapping.
+    Raises UserError if the file does not contain a mapping.
     """
     if not isinstance(found, dict):
         raise UserError(f"{where} map each class to a list of texts, not a {type(found).__name__}")

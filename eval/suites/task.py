@@ -129,7 +129,7 @@ class TaskConfig:
         for label, each in words.items():
             key = next((key for key in (label, *each) if key in self.prompts), None)
             if key is None or not self.prompts[key]:
-                raise UserError(f"task {self.name or self.kind}: prompts has none for the class {label!r}")
+                raise UserError(f"task {self.name or self.kind}: prompts has no entry for the class {label!r}; add one")
             found.append(list(_several(self.prompts[key])))
         return found
 
@@ -166,7 +166,7 @@ def check_classes(classes: Sequence[str], where: str, repeats: Sequence[str] = (
     An empty text is a valid name, as in CLIP_benchmark: clevr_closest_object_distance has one between "near" and "distant".
     """
     if not classes:
-        raise UserError(f"{where}: the list of classes is empty")
+        raise UserError(f"{where}: the list of classes is empty; name at least one class")
     for number, name in enumerate(classes):
         if not isinstance(name, str) or printable(name) != name:
             raise UserError(f"{where}: class {number} has no name that is a text: {name!r}; put it into quotes")

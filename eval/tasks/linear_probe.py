@@ -44,7 +44,7 @@ def prepare_linear_probe(context: Context) -> Prepared:
     label, taught = labels[: len(context.records)], labels[len(context.records) :].numpy()
     where = f"data set {context.name}: the training split"
     if len(set(taught.tolist())) < 2:
-        raise UserError(f"{where} has images of one class alone; a linear probe tells at least two apart")
+        raise UserError(f"{where} has images of only one class; a linear probe needs at least two")
     if not held_out(taught).any():
         raise UserError(f"{where} has {len(taught)} images, too few to hold a fifth of them out; name a larger one in train")
     chance = classification_chance(len(classes), PREFIX)

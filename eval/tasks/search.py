@@ -164,7 +164,7 @@ def counts(scores: Tensor, query: Tensor, item: Tensor) -> tuple[Tensor, Tensor,
 
 
 def hits_at(above: Tensor, tied: Tensor, positive: Tensor) -> Tensor:
-    """Return the probability of a hit among the first k for each k of KS: float64 [Q, len(KS)]. The arguments are `counts`."""
+    """Return the probability of a hit among the first k for each k of KS: float64 [Q, len(KS)], from what `counts` returns."""
     return torch.stack([hit_probability(above, tied, positive, k) for k in KS]).T
 
 

@@ -89,7 +89,7 @@ def test_a_class_folder_without_an_image_is_refused(tree: Path) -> None:
     picture(tree / "empty" / ".only-hidden.png")
     with pytest.raises(UserError, match="the class 'empty' has no image"):
         FolderSource(complete(DatasetConfig(images=str(tree))), str(tree))
-    with pytest.raises(UserError, match="holds no folder; each class needs one"):
+    with pytest.raises(UserError, match="has no folders; put the images of each class into a folder"):
         class_folders(str(tree / "red_fox"))
     with pytest.raises(UserError, match="cannot be read: No such file"):
         class_folders(str(tree / "nothing"))

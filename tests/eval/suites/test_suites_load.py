@@ -124,7 +124,7 @@ def test_a_class_may_have_several_words_and_prompts_of_its_own() -> None:
     )
     assert own.class_prompts(own.words) == [["it purrs"], ["it barks", "it begs"]]
     half = TaskConfig("classification", label="cls", classes=classes, prompts={"cat": ["it purrs"]})
-    with pytest.raises(UserError, match="none for the class 'dog'"):
+    with pytest.raises(UserError, match="no entry for the class 'dog'"):
         half.class_prompts(half.words)
 
 
