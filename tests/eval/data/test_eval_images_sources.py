@@ -242,7 +242,7 @@ def _no_image(root: Path) -> None:
     ("damage", "said"),
     [
         (_no_shards, "nshards.txt: no such file"),
-        (_twice, "'animals' is given twice in classnames.txt; if that is meant, give --suite a file with datasets: [{root: "),
+        (_twice, "'animals' is given twice in classnames.txt; to keep both, give --suite a file with datasets: [{root: "),
         (_no_slot, "'a photo' has no {c}"),
         (_too_few, "label 2 of 0.tar/s0000002 is not among its 2 classes"),
         (_no_image, "the sample s0 has no image"),
