@@ -1,8 +1,14 @@
-"""A row of results.json: the JSON object that CLIP_benchmark writes, with the length and its cost added at the top level."""
+"""A row of results.json, the facts about its task, and the names of its metrics.
+
+A row is the JSON object that CLIP_benchmark writes, with the length and its cost added at the top level. The second half defines
+how metrics are named and written: which are shares, and which one represents a task.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 Side = int | list[int]
 """A size in pixels: the side of a square, or [height, width]."""
@@ -55,3 +61,86 @@ class TaskInfo:
     classes: tuple[str, ...] = ()
     largest_class: float | None = None  # share of the most frequent class, which is the acc1 of always naming that class
     captions: int | None = None  # number of captions; equal texts count once if the task merges them
+
+
+class Example(TypedDict):
+    """What a caption found. Images are given by their positions among those that could be read."""
+
+    caption: str
+    positives: list[int]  # the images that answer the caption
+    ranked: list[int]  # the best images, best first
+    rank: int  # of the best positive, from 1
+
+
+class Details(TypedDict, total=False):
+    """What a task found out in addition to its metrics, as plain data for details.json and the page."""
+
+    per_class: dict[str, float]  # recall or average precision of each class
+    found: list[Example]
+
+
+PRIMARY = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc", "lp_acc1")
+"""The metric that represents a task is the first of these that its rows have."""
+
+_FAMILIES = {
+    "image_retrieval_recall": ("text→image R", "text → image recall"),
+    "text_retrieval_recall": ("image→text R", "image → text recall"),
+    "image_retrieval_median_rank": ("text→image rank", "text → image median rank"),
+    "text_retrieval_median_rank": ("image→text rank", "image → text median rank"),
+    "mean_per_class_recall": ("mean/class", "mean per class recall"),
+    "mean_average_precision": ("mAP", "mean average precision"),
+    "acc": ("acc", "accuracy"),
+    "acc1": ("acc1", "accuracy@1"),
+    "acc5": ("acc5", "accuracy@5"),
+    "lp_acc1": ("probe acc1", "linear probe accuracy@1"),
+    "lp_acc5": ("probe acc5", "linear probe accuracy@5"),
+    "lp_mean_per_class_recall": ("probe mean/class", "linear probe mean per class recall"),
+}
+"""{metric without its @k: (heading of its column, its name in words)}."""
+
+
+def primary_metric(metrics: Mapping[str, float]) -> str:
+    """Return the metric that represents a task, from the metrics of a row: the first of PRIMARY, else the first metric."""
+    return next((name for name in PRIMARY if name in metrics), next(iter(metrics)))
+
+
+def short_name(metric: str) -> str:
+    """Return the heading of a metric's column, for example text→image R@5."""
+    return _name(metric, 0)
+
+
+def long_name(metric: str) -> str:
+    """Return the name of a metric in words, for an axis or a menu."""
+    return _name(metric, 1)
+
+
+def _name(metric: str, column: int) -> str:
+    family, at, k = metric.partition("@")
+    return _FAMILIES[family][column] + at + k if family in _FAMILIES else metric.replace("_", " ")
+
+
+def family_of(metric: str) -> str:
+    """Return the family of a metric, which shares a panel of a plot: the recalls of one direction at all k, or all accuracies."""
+    return metric.partition("@")[0] if "@" in metric else "accuracy"
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is a share in 0..1, which is written in percent. All metrics except ranks are shares."""
+    return not metric.endswith("_rank")
+
+
+def best_of(metric: str, values: list[float]) -> float:
+    """Return the best of the values of a metric: the highest share, or the lowest rank."""
+    return max(values) if is_share(metric) else min(values)
+
+
+def show(metric: str, value: float | None) -> str:
+    """Return a value as text: a share in percent, a rank as a number, None as a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if is_share(metric) else f"{value:,.1f}"
+
+
+def pixels(side: Side | None) -> str:
+    """Return a size as text, such as 60 or 48×96; an empty text if it is unknown."""
+    return "×".join(map(str, side)) if isinstance(side, list) else str(side or "")

@@ -10,12 +10,12 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from flexiclip_eval.data.labels import Splits, open_splits
-from flexiclip_eval.embeddings.embed import embedding_width, evaluating
+from flexiclip_eval.embeddings.embed import Encoding, evaluating, to_device
 from flexiclip_eval.embeddings.store import EmbeddingStore, StoreError
 from flexiclip_eval.models.protocol import (
     EvalModel,
@@ -30,12 +30,13 @@ from flexiclip_eval.models.protocol import (
     trained_lengths,
 )
 from flexiclip_eval.models.sources import open_model
+from flexiclip_eval.report.files import check_folder, write_report
 from flexiclip_eval.report.page_data import Gallery
-from flexiclip_eval.report.table import ModelInfo, Report
+from flexiclip_eval.report.table import ModelInfo, Report, print_report
 from flexiclip_eval.rows import Row
-from flexiclip_eval.score import Encoding, Score, score_tasks
+from flexiclip_eval.score import Score, score_tasks
 from flexiclip_eval.suites.dataset import DatasetConfig
-from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.suites.layout import printable, repeated
 from flexiclip_eval.suites.load import load_datasets, load_readable
 from flexiclip_eval.tasks import WITH_A_HEAD, WITHOUT_TEXT
 from flexiclip_eval.tradeoffs import TOLERANCE, Budget, CascadeCurve, cascade_pair, check_tolerance, choose, fronts, priced
@@ -98,17 +99,18 @@ def evaluate_suites(
 
     If a data set cannot be read, the others are still scored, shown and written; then a UserError names the data set.
     """
-    from flexiclip_eval.report.files import check_output
-
-    _refuse_twice([model if isinstance(model, str) else model[0] for model in models])
+    sources = [(model if isinstance(model, str) else model[0]).rstrip("/") for model in models]
+    if twice := repeated(sources):
+        raise UserError(f"the model {twice[0]} is named twice: its rows could not be told apart; name it once")
     check_tolerance(options.tolerance)
     if seqhw and options.cascade:
         cascade_pair(seqhw, options.cascade)
     report, gallery = Report(command=printable(options.command or shlex.join(sys.argv))), Gallery()
     datasets = _readable(suites, report)
     main = rank() == 0
-    if main and output is not None:
-        check_output(output)  # before the work, which may take hours
+    if main and output is not None:  # before the work, which may take hours
+        for folder in (output, output / "rows"):
+            check_folder(folder, f"--output {output}")
     plan = _Plan(datasets, seqhw, len(models) > 1, options)
     try:
         for model in models:
@@ -117,7 +119,9 @@ def evaluate_suites(
         report.choices = choose(report.rows, tolerance=options.tolerance, budget=options.budget)
         report.fronts = fronts(report.rows)
         if main and report.rows:
-            _show(report, output, gallery)
+            print_report(report)
+            if output is not None:
+                write_report(report, output, gallery)
     if report.unscored:
         every = "; ".join(f"{name}: {reason}" for name, reason in report.unscored.items())
         count = len({*report.unscored, *(dataset.name for dataset in datasets)})
@@ -128,31 +132,22 @@ def evaluate_suites(
 def _readable(suites: Sequence[str], report: Report) -> list[DatasetConfig]:
     """Return the data sets that every rank can read, and report the others. Raises UserError if none can be read."""
     datasets, failed = load_readable(suites)
-    anywhere: dict[str, UserError] = {}
+    reasons: dict[str, str] = {}
     for part in gather_objects({name: str(error) for name, error in failed.items()}):
-        anywhere |= {name: UserError(reason) for name, reason in part.items()}
-    datasets = [dataset for dataset in datasets if dataset.name not in anywhere]
+        reasons |= part
+    datasets = [dataset for dataset in datasets if dataset.name not in reasons]
     if not datasets:
-        raise next(iter(anywhere.values()))
-    for name, error in anywhere.items():
-        _leave_out(name, error, report)
+        raise UserError(next(iter(reasons.values())))
+    for name, reason in reasons.items():
+        _leave_out(name, reason, report)
     return datasets
 
 
-def _leave_out(name: str, error: UserError, report: Report) -> None:
+def _leave_out(name: str, reason: str, report: Report) -> None:
     """Log that a data set is left out, and put it into the report, which names it again at the end."""
     if name not in report.unscored and rank() == 0:
-        log.error("data set %s is left out, the others are scored: %s", name, error)
-    report.unscored.setdefault(name, str(error))
-
-
-def _show(report: Report, output: Path | None, gallery: Gallery) -> None:
-    from flexiclip_eval.report.files import write_report
-    from flexiclip_eval.report.table import print_report
-
-    print_report(report)
-    if output is not None:
-        write_report(report, output, gallery)
+        log.error("data set %s is left out, the others are scored: %s", name, reason)
+    report.unscored.setdefault(name, reason)
 
 
 @dataclass(frozen=True)
@@ -172,31 +167,52 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
     _require_text(loaded, source, plan.datasets)
     lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
     widths = _widths(loaded, source, options, lengths[0])
-    report.models += [_model_info(source, loaded, width) for width in widths]
+    name, pretrained = map(printable, model_names(loaded, source))
+    config = to_dict(loaded.config) if loaded.config is not None else {}
+    report.models += [ModelInfo(name, pretrained, config, trained_lengths(loaded), width) for width in widths]
     pair = cascade_pair(lengths, options.cascade) if len(lengths) > 1 and not options.widths else None
     opened = [_open(dataset, loaded, options.workers) for dataset in plan.datasets]
     store = None if options.embeddings is None else EmbeddingStore(options.embeddings, loaded)
-    main, failed = rank() == 0, dict[str, UserError]()
+    failed = []
     for dataset, splits in zip(plan.datasets, opened, strict=True):
-        seen: Watch[torch.Tensor] = watch(f"{source} · {dataset.name}") if main else silent
+        seen: Watch[torch.Tensor] = watch(f"{source} · {dataset.name}") if rank() == 0 else silent
         encoding = Encoding(loaded, lengths, options.batch_size, device, seen, store)
         try:
             if isinstance(splits, UserError):
                 raise splits
             for score in score_tasks(encoding, splits, pair, widths):
-                report.add(_row(loaded, source, dataset, score), score.info, score.result.details)
-                if pair and score.reranked:
-                    report.cascades.append(_curve(loaded, source, score, pair))
+                row = _row(loaded, name, pretrained, dataset.language, score)
+                report.add(row, score.info, score.result.details)
+                if pair and score.cascade:
+                    short, long = (geometry(loaded, length).gflops for length in pair)
+                    points = priced(score.cascade, score.n, short, long)
+                    report.cascades.append(CascadeCurve(row.dataset, row.task, name, pretrained, *pair, points))
             report.add_bad_samples(splits.bad_samples())
             gallery.add(map(dataset.row_name, dataset.tasks), dataset, splits.images.gather()[0])
         except StoreError:
             raise
         except UserError as error:
-            failed[dataset.name] = error
+            failed.append(error)
             if len(failed) == len(plan.datasets):
-                raise next(iter(failed.values())) from None
-            if len(plan.datasets) > 1:
-                _leave_out(dataset.name, error, report)
+                raise failed[0] from None
+            _leave_out(dataset.name, str(error), report)
+
+
+def _row(loaded: EvalModel, name: str, pretrained: str, language: str, score: Score) -> Row:
+    return Row(
+        dataset=score.info.dataset,
+        model=name,
+        pretrained=pretrained,
+        task=score.info.task,
+        metrics=score.result.metrics,
+        language=language,
+        n=score.n,
+        seqhw=score.length,
+        seq_len=score.length**2 if score.length is not None else None,
+        images_per_s=score.images_per_s,
+        width=score.width,
+        **asdict(geometry(loaded, score.length)),
+    )
 
 
 def _open(dataset: DatasetConfig, loaded: EvalModel, workers: int) -> Splits | UserError:
@@ -220,8 +236,9 @@ def _widths(loaded: EvalModel, source: str, options: EvalOptions, length: Length
         return [None]
     if head_classes(loaded) is not None:
         raise UserError(f"--widths: {source} is a classifier, whose outputs are its classes; leave the option out")
-    with evaluating(loaded.model):
-        whole = embedding_width(loaded, length, torch.device(options.device))
+    with evaluating(loaded.model), torch.no_grad():
+        blank = to_device(loaded, torch.empty(0), torch.device(options.device))
+        whole = loaded.model.encode_image(blank, seqhw=length).shape[1]
     if not 1 <= min(options.widths) <= max(options.widths) <= whole:
         raise UserError(f"--widths {','.join(map(str, options.widths))}: the embeddings of {source} have {whole} columns")
     return [*sorted({*options.widths, whole})]
@@ -259,14 +276,6 @@ def make_evaluators(
     return evaluate
 
 
-def _refuse_twice(sources: Sequence[str]) -> None:
-    seen = set()
-    for source in (source.rstrip("/") for source in sources):
-        if source in seen:
-            raise UserError(f"the model {source} is named twice: its rows could not be told apart; name it once")
-        seen.add(source)
-
-
 def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConfig]) -> None:
     """Raise UserError if a task compares images with texts and the model is an image tower alone."""
     possible = WITHOUT_TEXT if head_classes(loaded) is None else WITH_A_HEAD
@@ -276,41 +285,3 @@ def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConf
             f"{source}: the model is an image tower alone (model.text is null): zero-shot tasks need its text half "
             f"({', '.join(sorted(kinds))}); train one"
         )
-
-
-def _names(loaded: EvalModel, source: str) -> tuple[str, str]:
-    """Return `model` and `pretrained` of the rows (model_names) as text that can be printed and written."""
-    model, pretrained = model_names(loaded, source)
-    return printable(model), printable(pretrained)
-
-
-def _model_info(source: str, loaded: EvalModel, width: Width) -> ModelInfo:
-    config = to_dict(loaded.config) if loaded.config is not None else {}
-    return ModelInfo(*_names(loaded, source), config, trained_lengths(loaded), width)
-
-
-def _curve(loaded: EvalModel, source: str, score: Score, pair: tuple[int, int]) -> CascadeCurve:
-    short, long = (geometry(loaded, length).gflops for length in pair)
-    points = priced(score.reranked, score.n, short, long)
-    return CascadeCurve(score.info.dataset, score.info.task, *_names(loaded, source), *pair, points)
-
-
-def _row(loaded: EvalModel, source: str, dataset: DatasetConfig, score: Score) -> Row:
-    model, pretrained = _names(loaded, source)
-    there = geometry(loaded, score.length)
-    return Row(
-        dataset=score.info.dataset,
-        model=model,
-        pretrained=pretrained,
-        task=score.info.task,
-        metrics=score.result.metrics,
-        language=dataset.language,
-        n=score.n,
-        seqhw=score.length,
-        seq_len=score.length**2 if score.length is not None else None,
-        patch_size=there.patch_size,
-        image_size=there.image_size,
-        gflops=there.gflops,
-        images_per_s=score.images_per_s,
-        width=score.width,
-    )

@@ -5,48 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
-import torch
 from flexiclip_eval.data.images import ImageBlock, Record
 from flexiclip_eval.data.labels import Splits
-from flexiclip_eval.embeddings.embed import embed_images, embed_texts, evaluating, unit_rows
-from flexiclip_eval.embeddings.store import EmbeddingStore, Kept
-from flexiclip_eval.models.protocol import EvalModel, Length, Width, head_classes
+from flexiclip_eval.embeddings.embed import Encoding, evaluating, unit_rows
+from flexiclip_eval.embeddings.store import Encoded
+from flexiclip_eval.models.protocol import Length, Width, head_classes
 from flexiclip_eval.rows import TaskInfo
 from flexiclip_eval.tasks import TASKS
 from flexiclip_eval.tasks.base import Context, Prepared, Result
-from flexiclip_eval.tradeoffs import Reranked
+from flexiclip_eval.tradeoffs import CascadePoint
 from torch import Tensor
-
-from flexiclip.progress import Watch, silent
-
-Embedded = tuple[dict[Length, Tensor], dict[Length, float | None]]  # by length: unit rows [N, D], and images/s
-
-EmbedTexts = Callable[[Sequence[str]], Tensor]  # texts -> unit rows [T, D]
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """A model with all that encodes images and texts: the lengths, the batch size, the device and the store of embeddings.
-
-    `seen` watches the images go by, to show progress. Without a `store`, no embedding is read from or written to disk.
-    """
-
-    loaded: EvalModel
-    lengths: Sequence[Length]
-    batch_size: int
-    device: torch.device
-    seen: Watch[Tensor] = silent
-    store: EmbeddingStore | None = None
-
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the embeddings of texts: unit rows [T, D] float32."""
-        return embed_texts(self.loaded, texts, batch_size=self.batch_size, device=self.device, store=self.store)
-
-    def images(self, images: ImageBlock, lengths: Sequence[Length]) -> Embedded:
-        """Encode images at `lengths` in one pass, without the store. Returns unit rows [N, D] float32 and images/s, by length."""
-        return embed_images(self.loaded, images, lengths, batch_size=self.batch_size, device=self.device, watch=self.seen)
 
 
 @dataclass(frozen=True)
@@ -59,7 +29,7 @@ class Score:
     result: Result
     n: int  # images scored
     images_per_s: float | None
-    reranked: tuple[Reranked, ...] = ()  # results of the cascade; only for retrieval at the cascade's long length
+    cascade: Sequence[CascadePoint] = ()  # without costs; only for retrieval at the cascade's long length
 
 
 def score_tasks(
@@ -73,27 +43,27 @@ def score_tasks(
     device = encoding.device
     for prepared, images, taught in prepare_tasks(encoding, splits, widths):
         for length in encoding.lengths:
-            image_z = images.rows[length].to(device)
-            reranked: list[Reranked] = []
+            image_z, speed = images.at[length]
+            image_z = image_z.to(device)
+            cascade: Sequence[CascadePoint] = ()
             if pair and prepared.rerank and length == pair[1]:
-                reranked = prepared.rerank(images.rows[pair[0]].to(device), image_z)
-            result = prepared.measure(image_z, taught.rows[length].to(device) if taught else image_z[:0])
-            speed = images.speeds[length]
-            yield Score(prepared.info, length, images.width, result, len(images.records), speed, tuple(reranked))
+                cascade = prepared.rerank(images.at[pair[0]].rows.to(device), image_z)
+            result = prepared.measure(image_z, taught.at[length].rows.to(device) if taught else image_z[:0])
+            yield Score(prepared.info, length, images.width, result, len(images.records), speed, cascade)
 
 
 @dataclass(frozen=True)
 class EmbeddedSplit:
-    """The embeddings of a split by length: unit rows [N, D] float32, one per record, and images/s."""
+    """The embeddings of a split by length, with one row per record."""
 
     records: list[Record]
-    rows: dict[Length, Tensor]
-    speeds: dict[Length, float | None]
+    at: dict[Length, Encoded]
     width: Width = None
 
     def narrow(self, width: Width) -> EmbeddedSplit:
         """Return the split with the first `width` columns of its rows, normalised again. None: with all columns."""
-        return self if width is None else replace(self, rows={at: _prefix(z, width) for at, z in self.rows.items()}, width=width)
+        at = {length: Encoded(_prefix(rows, width), speed) for length, (rows, speed) in self.at.items()}
+        return replace(self, at=at, width=width)
 
 
 def prepare_tasks(
@@ -103,60 +73,27 @@ def prepare_tasks(
 
     The last two are embeddings; the training split is None if no task of the data set trains.
     """
+
+    def embed(images: ImageBlock) -> EmbeddedSplit:
+        at = encoding.images(images)
+        return EmbeddedSplit(images.gather()[0], at)
+
     loaded = encoding.loaded
     with evaluating(loaded.model):
-        taught = _embed(encoding, splits.training) if splits.training is not None else None
-        images = _embed(encoding, splits.images)
+        taught = embed(splits.training) if splits.training is not None else None
+        images = embed(splits.images)
         unread, training = len(splits.images.gather()[1]), taught.records if taught else ()
-        texts = _asked_once(encoding.texts)
+        embed_texts = lru_cache(maxsize=1)(encoding.texts)  # a task asks for the same texts at every width
         for task, width in itertools.product(splits.config.tasks, widths):
-            embed_task = _narrowed(texts, width)
-            context = Context(splits.config, task, images.records, unread, embed_task, head_classes(loaded), training)
+            embed_prefix = partial(_embed_prefix, embed_texts, width)
+            context = Context(splits.config, task, images.records, unread, embed_prefix, head_classes(loaded), training)
             yield TASKS[task.kind](context), images.narrow(width), taught.narrow(width) if taught else None
+
+
+def _embed_prefix(embed: Callable[[tuple[str, ...]], Tensor], width: Width, texts: Sequence[str]) -> Tensor:
+    return _prefix(embed(tuple(texts)), width)
 
 
 def _prefix(z: Tensor, width: Width) -> Tensor:
     """Return the first `width` columns of unit rows [N, D] as unit rows [N, width]; with None, return the rows unchanged."""
     return z if width is None else unit_rows(z[:, :width])
-
-
-def _narrowed(embed: EmbedTexts, width: Width) -> EmbedTexts:
-    return lambda texts: _prefix(embed(texts), width)
-
-
-def _asked_once(embed: EmbedTexts) -> EmbedTexts:
-    """Return `embed` with its last answer remembered, because a task asks for the same texts at every width."""
-    last: tuple[Sequence[str], Tensor] | None = None
-
-    def once(texts: Sequence[str]) -> Tensor:
-        nonlocal last
-        if last is None or list(last[0]) != list(texts):
-            last = texts, embed(texts)
-        return last[1]
-
-    return once
-
-
-def _embed(encoding: Encoding, images: ImageBlock) -> EmbeddedSplit:
-    sweep = partial(encoding.images, images)
-    lengths, store = encoding.lengths, encoding.store
-    rows, speeds = sweep(lengths) if store is None else _kept_or_made(images, lengths, sweep, store)
-    return EmbeddedSplit(images.gather()[0], rows, speeds)
-
-
-def _kept_or_made(
-    images: ImageBlock, lengths: Sequence[Length], sweep: Callable[[Sequence[Length]], Embedded], store: EmbeddingStore
-) -> Embedded:
-    """Return the store's embeddings, and encode the lengths that it lacks.
-
-    If the pass for the missing lengths could read other samples than the kept embeddings have, all lengths are encoded again.
-    """
-    kept = store.read_images(images, lengths)
-    missing = [length for length in lengths if length not in kept.rows]
-    if not missing:
-        return kept.rows, kept.speeds
-    rows, speeds = sweep(missing)
-    if not store.fits(images, kept):
-        kept, (rows, speeds) = Kept(), sweep(lengths)
-    store.write_images(images, rows, speeds)
-    return kept.rows | rows, kept.speeds | speeds

@@ -6,7 +6,7 @@ good it is. A (length, width) is on the front if no other is at least as good in
     flexiclip eval MODEL --suite S --widths 64,128,256
 
 The choice of a length follows two rules: the shortest length that is nearly as good as the best, and the best length that a
-budget allows. One metric represents each task (PRIMARY). A difference below the noise of the data set means nothing: with n
+budget allows. One metric represents each task (rows.PRIMARY). A difference below the noise of the data set means nothing: with n
 queries, a share p has a standard error of sqrt(p(1-p)/n), and a tolerance far below this error chooses by luck.
 
     flexiclip eval MODEL --suite S --tolerance 0.5 --budget "5 GFLOPs"
@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from flexiclip_eval.rows import Row
+from flexiclip_eval.rows import Row, primary_metric
 
 from flexiclip.errors import UserError
 
@@ -58,19 +58,17 @@ class Front:
 
 def fronts(rows: Sequence[Row]) -> list[Front]:
     """Return the front of each task that has rows with a width and a known cost, in the order of the rows."""
-    tasks: dict[tuple[str, str], list[FrontPoint]] = {}
-    metrics: dict[tuple[str, str], str] = {}
+    tasks: dict[tuple[str, str, str], list[FrontPoint]] = {}
     for row in rows:
         if row.width is not None and row.gflops is not None:
-            metric = metrics.setdefault((row.dataset, row.task), primary_metric(row.metrics))
+            metric = primary_metric(row.metrics)
             point = FrontPoint(row.model, row.pretrained, row.seqhw, row.width, row.gflops, row.metrics[metric])
-            tasks.setdefault((row.dataset, row.task), []).append(point)
-    return [Front(*task, metrics[task], _front_of(points)) for task, points in tasks.items()]
-
-
-def _front_of(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
-    left = pareto_front(points, lambda point: (point.value, -point.gflops, -point.width))
-    return tuple(sorted(left, key=lambda point: (point.gflops, point.width)))
+            tasks.setdefault((row.dataset, row.task, metric), []).append(point)
+    found = []
+    for task, points in tasks.items():
+        best = pareto_front(points, lambda point: (point.value, -point.gflops, -point.width))
+        found.append(Front(*task, tuple(sorted(best, key=lambda point: (point.gflops, point.width)))))
+    return found
 
 
 def pareto_front(points: Iterable[T], goods: Callable[[T], tuple[float, ...]]) -> list[T]:
@@ -86,9 +84,6 @@ def pareto_front(points: Iterable[T], goods: Callable[[T], tuple[float, ...]]) -
 
     return [point for point, own in scored if not beaten(own)]
 
-
-PRIMARY = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc", "lp_acc1")
-"""The metric that represents a task is the first of these that its rows have."""
 
 TOLERANCE = 1.0
 """The default tolerance, in percentage points of the primary metric."""
@@ -190,16 +185,11 @@ def best_within(curve: Sequence[Row], budget: Budget) -> Choice:
     return _choice(curve, chosen, f"best within {budget}")
 
 
-def primary_metric(metrics: Mapping[str, float]) -> str:
-    """Return the metric that represents a task, from the metrics of a row: the first of PRIMARY, else the first metric."""
-    return next((name for name in PRIMARY if name in metrics), next(iter(metrics)))
-
-
 def sentence(choice: Choice) -> str:
     """Return a choice as one line of text: data set, metric, length, value, cost, rule and the best length."""
     where = f"{choice.dataset} · {choice.metric}"
     if choice.seqhw is None or choice.value is None:
-        return f"{where}: no length keeps to the rule ({choice.rule}), or none says what it costs"
+        return f"{where}: no evaluated length satisfies the rule ({choice.rule}), or its cost is unknown"
     cost = "" if choice.gflops is None else f", {choice.gflops:.3g} GFLOPs"
     cost += "" if choice.ms is None else f", {choice.ms:.3g} ms"
     best = f"{choice.best_value:.1%} at {choice.best_seqhw}"
@@ -234,12 +224,12 @@ class CascadePoint:
     """image_retrieval_recall@k in 0..1."""
     reranked: float
     """Share of the gallery that is in the shortlist of any caption."""
-    gflops_per_image: float | None
+    gflops_per_image: float | None = None
     """GFLOPs per gallery image if all captions of the data set are asked once and long embeddings are kept: the short length for
     every image, and the long length for the images in the shortlist of ANY caption. At K = 0 this is the short length alone. At
     a large K it is MORE than the long length alone, which needs no short pass; a cascade is worth it only below that. The last
     point is the long length alone, without a short pass."""
-    gflops_per_query: float | None
+    gflops_per_query: float | None = None
     """GFLOPs that one more caption adds if no long embedding has been kept: K times the long length. The short embeddings of the
     gallery are not counted, because they are the index and are computed once."""
 
@@ -255,15 +245,6 @@ class CascadeCurve:
     short: int  # seqhw
     long: int  # seqhw
     points: tuple[CascadePoint, ...]
-
-
-@dataclass(frozen=True)
-class Reranked:
-    """The result of re-ranking K images, without its cost. The fields are those of CascadePoint."""
-
-    shortlist: int
-    metrics: dict[str, float]
-    reranked: float
 
 
 def parse_cascade(text: str) -> tuple[int, int]:
@@ -294,14 +275,12 @@ def shortlists(gallery: int) -> list[int]:
     return [0, *(k for k in SHORTLISTS if k < gallery), gallery]
 
 
-def priced(found: Sequence[Reranked], gallery: int, short: float | None, long: float | None) -> tuple[CascadePoint, ...]:
-    """Add the costs to the results of a cascade. short, long: GFLOPs per image at the two lengths, or None if unknown."""
-    points = []
-    for each in found:
-        per_image = per_query = None
-        if short is not None and long is not None:
-            alone = each.shortlist >= gallery
-            per_image = long if alone else short + each.reranked * long
-            per_query = each.shortlist * long
-        points.append(CascadePoint(each.shortlist, each.metrics, each.reranked, per_image, per_query))
-    return tuple(points)
+def priced(points: Sequence[CascadePoint], gallery: int, short: float | None, long: float | None) -> tuple[CascadePoint, ...]:
+    """Add the costs to the points of a cascade. short, long: GFLOPs per image at the two lengths, or None if unknown."""
+    if short is None or long is None:
+        return tuple(points)
+    costs = [long if point.shortlist >= gallery else short + point.reranked * long for point in points]
+    return tuple(
+        replace(point, gflops_per_image=cost, gflops_per_query=point.shortlist * long)
+        for point, cost in zip(points, costs, strict=True)
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from flexiclip_eval.report.drawing import COLOURS, grid, log_axis, look
+from flexiclip_eval.report.drawing import COLOURS, curve, drawn, grid, log_axis, look
 
 LIBRARIES = ("torch", "open_clip_torch", "timm", "clip_benchmark", "webdataset", "onnxruntime", "Pillow")
 """The libraries whose versions describe_machine gives."""
@@ -45,13 +45,10 @@ def draw_lines(series: Mapping[str, Points], axes: LineAxes, path: Path, ranges:
     """
     figure, ((axis,),) = grid(1, 1, (6.4, 3.6))
     for number, (label, points) in enumerate(series.items()):
-        colour, marker = look(number)
-        xs = [x for x, _ in points]
-        style = "-" if number < len(COLOURS) else "--"
-        axis.plot(xs, [y for _, y in points], style, label=label, color=colour, marker=marker, markersize=5)
+        curve(axis, points, number, label, linestyle="-" if number < len(COLOURS) else "--", linewidth=1.5, markersize=5)
         if ranges and label in ranges:
-            lowest, highest = ([pair[i] for pair in ranges[label]] for i in (0, 1))
-            axis.fill_between(xs, lowest, highest, color=colour, alpha=0.12, linewidth=0)
+            lowest, highest = zip(*ranges[label], strict=True)
+            axis.fill_between([x for x, _ in points], lowest, highest, color=look(number)[0], alpha=0.12, linewidth=0)
     if axes.log_x:
         log_axis(axis)
     if axes.ticks_at_points:
@@ -65,7 +62,7 @@ def draw_lines(series: Mapping[str, Points], axes: LineAxes, path: Path, ranges:
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor="white")
+    path.write_bytes(drawn(figure, dpi=110))
 
 
 def describe_machine() -> dict[str, str]:

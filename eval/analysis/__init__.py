@@ -2,6 +2,6 @@
 
     flexiclip analyze MODEL --suite openmoji --output runs/analysis [--only cka,attention] [--cue-conflict DIR]
 
-run.py is the entry point. Each analysis is a module whose `analyse` takes a Subject (the model and its data) and returns a
+run.py is the entry point. Each analysis is a module whose `analyze` takes a Subject (the model and its data) and returns a
 Finding (numbers, a table and pictures); both are defined in subject.py.
 """

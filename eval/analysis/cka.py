@@ -11,17 +11,24 @@ Hooks read the outputs of the layers while the tower runs unchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import product
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from flexiclip_eval.analysis import figures
-from flexiclip_eval.analysis.subject import Finding, Subject, Table
+from flexiclip_eval.analysis.subject import Finding, Subject, Table, plain
+from flexiclip_eval.report.drawing import curve, grid, legend
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.locks import blocks_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Visit = Callable[[int, Tensor], None]
 """(number of the layer, its output [B, L, D], pooled features [B, D])."""
@@ -46,13 +53,11 @@ def visit_layers(tower: FlexiViT, images: Tensor, seqhw: int, visit: Visit) -> N
     def leave(number: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda module, args, output: visit(number, output[:, skip:])
 
-    handles = [blocks[0].register_forward_pre_hook(enter)]
-    handles += [block.register_forward_hook(leave(i + 1)) for i, block in enumerate(blocks)]
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(blocks[0].register_forward_pre_hook(enter))
+        for i, block in enumerate(blocks):
+            hooks.enter_context(block.register_forward_hook(leave(i + 1)))
         tokens = tower.forward_tokens(images, seqhw)
-    finally:
-        for handle in handles:
-            handle.remove()
     visit(len(blocks) + 1, tower.pool_tokens(tokens))
 
 
@@ -95,14 +100,9 @@ def layer_cka(subject: Subject) -> Tensor:
 
     P = lengths x layers, with the layers of one length next to each other.
     """
-    count = len(layer_names(subject.tower))
-    size = len(subject.lengths) * count
-    summed = torch.zeros(size, size, dtype=torch.float64)
-    for batch in subject.batches(subject.batch_size):
-        if len(batch) < SMALLEST:  # the last minibatch, if the batch size does not divide the sample
-            continue
-        summed += hsic(_grams(subject, batch))
-    return alignment(summed)
+    # the last minibatch may be too small, if the batch size does not divide the sample
+    batches = [batch for batch in subject.batches(subject.options.batch_size) if len(batch) >= SMALLEST]
+    return alignment(sum((hsic(_grams(subject, batch)) for batch in batches), torch.zeros((), dtype=torch.float64)))
 
 
 def _grams(subject: Subject, batch: Tensor) -> Tensor:
@@ -114,53 +114,73 @@ def _grams(subject: Subject, batch: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def analyse(subject: Subject) -> Finding:
+def analyze(subject: Subject) -> Finding:
     """Compute the CKA between all layers at all lengths. Raises UserError for fewer images than a minibatch needs."""
-    images = len(subject.sample.images)
-    if min(images, subject.batch_size) < SMALLEST:
-        raise UserError(f"CKA needs minibatches of at least {SMALLEST} images, not {min(images, subject.batch_size)}")
+    lengths, images = subject.lengths, len(subject.sample.images)
+    minibatch = min(images, subject.options.batch_size)
+    if minibatch < SMALLEST:
+        raise UserError(f"CKA needs minibatches of at least {SMALLEST} images, not {minibatch}")
     matrix = layer_cka(subject)
     names = layer_names(subject.tower)
-    across = matrix.reshape(len(subject.lengths), len(names), len(subject.lengths), len(names)).diagonal(dim1=1, dim2=3)
-    means = [_mean_off_diagonal(across[:, :, layer]) for layer in range(len(names))]
+    across = matrix.reshape(len(lengths), len(names), len(lengths), len(names)).diagonal(dim1=1, dim2=3)
+    means = across[~torch.eye(len(lengths), dtype=torch.bool)].mean(0)  # over the pairs of lengths, one value per layer
     ends = across[0, -1]  # the shortest length with the longest, one value per layer
-    known = [(value, name) for value, name in zip(means, names, strict=True) if not math.isnan(value)]
+    known = [(value, name) for value, name in zip(means.tolist(), names, strict=True) if not math.isnan(value)]
     low, high = min(known, default=(math.nan, "none")), max(known, default=(math.nan, "none"))
-    shortest, longest = subject.lengths[0], subject.lengths[-1]
     return Finding(
         title="Layers across lengths (CKA)",
         method="Minibatch CKA (arXiv 2010.15327) with a linear kernel between the outputs of all layers at all lengths, over "
-        f"{images} images in minibatches of {min(images, subject.batch_size)}. 1: the same similarities between images.",
+        f"{images} images in minibatches of {minibatch}. 1: the same similarities between images.",
         sentence=f"The same layer at two lengths: mean CKA from {low[0]:.2f} ({low[1]}) to {high[0]:.2f} ({high[1]}); pooled "
-        f"features of seqhw {shortest} and {longest}: {float(ends[-1]):.2f}.",
+        f"features of seqhw {lengths[0]} and {lengths[-1]}: {ends[-1]:.2f}.",
         numbers={
             "layers": names,
-            "lengths": list(subject.lengths),
+            "lengths": list(lengths),
             "images": images,
-            "same_layer_mean": [_plain(value) for value in means],
-            "matrix": [[_plain(value) for value in row] for row in matrix.tolist()],
-            "order": [[length, name] for length, name in product(subject.lengths, names)],
+            "same_layer_mean": plain([means])[0],
+            "matrix": plain(matrix),
+            "order": [[length, name] for length, name in product(lengths, names)],
         },
         table=Table(
-            ("layer", "mean over pairs of lengths", f"seqhw {shortest} with {longest}"),
-            [(name, _show(mean), _show(float(end))) for name, mean, end in zip(names, means, ends, strict=True)],
+            ("layer", "mean over pairs of lengths", f"seqhw {lengths[0]} with {lengths[-1]}"),
+            [(name, *map(_show, both)) for name, *both in zip(names, means.tolist(), ends.tolist(), strict=True)],
         ),
-        figures={"cka": figures.cka(matrix.numpy(), subject.lengths, names)},
-        captions={
-            "cka": "Left: every layer at every length with every other; each square is a pair of lengths, its layers from the "
-            "stem outwards. Right: each layer at a length with the same layer at the longest."
+        figures={
+            "cka": (
+                _draw(matrix.numpy(), lengths, names),
+                "Left: every layer at every length with every other; each square is a pair of lengths, its layers from the stem "
+                "outwards. Right: each layer at a length with the same layer at the longest.",
+            )
         },
     )
 
 
-def _mean_off_diagonal(square: Tensor) -> float:
-    off = ~torch.eye(len(square), dtype=torch.bool)
-    return float(square[off].mean())
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
-
-
 def _show(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _draw(matrix: NDArray[np.float64], lengths: Sequence[int], layers: Sequence[str]) -> Figure:
+    """Draw the CKA. matrix: [P, P], P = lengths x layers, in -1..1; NaN is left white."""
+    figure, ((left, right),) = grid(1, 2, (13.0, 5.2))
+    count = len(layers)
+    shown = left.imshow(matrix, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    middles = [(at + 0.5) * count - 0.5 for at in range(len(lengths))]
+    left.set_xticks(middles, map(str, lengths))
+    left.set_yticks(middles, map(str, lengths))
+    for at in range(1, len(lengths)):
+        left.axhline(at * count - 0.5, color="white", linewidth=0.8)
+        left.axvline(at * count - 0.5, color="white", linewidth=0.8)
+    left.set_xlabel("seqhw; inside each, layers from the stem outwards")
+    left.set_ylabel("seqhw")
+    left.set_title("CKA of all layers and lengths", loc="left", fontsize=10)
+    figure.colorbar(shown, ax=left, shrink=0.85)
+    with_longest = matrix[:, -count:].reshape(len(lengths), count, count).diagonal(axis1=1, axis2=2)
+    for at, length in enumerate(lengths[:-1]):
+        curve(right, enumerate(with_longest[at]), at, f"seqhw {length}", markersize=4.5)
+    right.set_xticks(range(count), layers, rotation=60, ha="right", fontsize=8)
+    right.set_ylim(top=1.03)
+    right.set_title(f"the same layer at seqhw {lengths[-1]}", loc="left", fontsize=10)
+    right.set_ylabel("CKA")
+    right.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    legend(right)
+    return figure

@@ -12,34 +12,38 @@ between these two alone, which every image decides. Images whose two cues are th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from flexiclip_eval.analysis import figures
-from flexiclip_eval.analysis.subject import Bias, Finding, Subject, Table
-from flexiclip_eval.data.files import read_image
-from flexiclip_eval.embeddings.embed import class_embeddings, embed_texts, to_device, unit_rows
+from flexiclip_eval.analysis.subject import Finding, Subject, Table
+from flexiclip_eval.data.images import ImageBlock
+from flexiclip_eval.embeddings.embed import class_embeddings, to_device, unit_rows
 from flexiclip_eval.models.protocol import has_text
+from flexiclip_eval.report.drawing import chance_line, curve, grid, legend, percent_axis, token_axis
+from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.layout import class_folders, class_images, class_templates
 from flexiclip_eval.suites.task import DEFAULT_TEMPLATES, fill_templates
+from numpy.typing import NDArray
 from torch import Tensor
 
-from flexiclip.data.samples import BadSample
 from flexiclip.errors import UserError
 
-MEND = "give --cue-conflict DIR, Geirhos's images or those of `flexiclip data cue-conflict`"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NEEDS_FOLDER = "give --cue-conflict DIR, Geirhos's images or those of `flexiclip data cue-conflict`"
 _NAME = re.compile(r"([A-Za-z_ ]+)\d+-([A-Za-z_ ]+)\d+")
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """An image file and its two cues."""
+    """An image and its two cues. number: its place among all images of the folder, in the order of classes and files."""
 
-    path: str
+    number: int
     shape: str
     texture: str
 
@@ -49,14 +53,14 @@ def read_conflicts(folder: Path) -> list[Conflict]:
 
     Raises UserError for a file name that does not contain both cues, and for a folder without such an image.
     """
+    images = [(path, name) for name in class_folders(str(folder)) for path in class_images(str(folder), name)]
     conflicts = []
-    for name in class_folders(str(folder)):
-        for path in class_images(str(folder), name):
-            match = _NAME.match(Path(path).stem)
-            if match is None or match[1] != name:
-                raise UserError(f"--cue-conflict {path}: the name must be {name}1-TEXTURE1.png, the shape of its folder first")
-            if match[1] != match[2]:
-                conflicts.append(Conflict(path, match[1], match[2]))
+    for number, (path, name) in enumerate(images):
+        match = _NAME.match(Path(path).stem)
+        if match is None or match[1] != name:
+            raise UserError(f"--cue-conflict {path}: the name must be {name}1-TEXTURE1.png, the shape of its folder first")
+        if match[1] != match[2]:
+            conflicts.append(Conflict(number, match[1], match[2]))
     if not conflicts:
         raise UserError(f"--cue-conflict {folder}: every image has the texture of its own shape; nothing conflicts")
     return conflicts
@@ -70,46 +74,60 @@ class Answer:
     shape_nearer: bool
 
 
+@dataclass(frozen=True)
+class Bias:
+    """The answers of a model at one length. Shares are of the images; `bias` is a share of the answers that are either cue."""
+
+    images: int
+    shape: float
+    texture: float
+    bias: float | None  # None if no answer is either cue
+    nearer: float  # images nearer to the words of the shape than to those of the texture, whichever class is nearest
+    by_shape: dict[str, float | None]  # the bias for the images of each shape
+
+
 def bias_of(answers: Sequence[Answer], conflicts: Sequence[Conflict]) -> Bias:
     """Return the bias of the answers. answers and conflicts: in the same order."""
-    pairs = [(answer.named, conflict) for answer, conflict in zip(answers, conflicts, strict=True)]
-    shape, texture = _counts(pairs)
-    by_shape = {}
-    for name in sorted({conflict.shape for conflict in conflicts}):
-        by_shape[name] = _share(*_counts([pair for pair in pairs if pair[1].shape == name]))
-    nearer = sum(answer.shape_nearer for answer in answers) / len(pairs)
-    return Bias(len(pairs), shape / len(pairs), texture / len(pairs), _share(shape, texture), nearer, by_shape)
+    named = np.array([answer.named for answer in answers])
+    shapes = np.array([conflict.shape for conflict in conflicts])
+    shape, texture = named == shapes, named == np.array([conflict.texture for conflict in conflicts])
 
+    def bias(images: NDArray[np.bool_]) -> float | None:
+        either = (shape | texture)[images].sum()
+        return float(shape[images].sum() / either) if either else None
 
-def _counts(pairs: Sequence[tuple[str, Conflict]]) -> tuple[int, int]:
-    """Count the answers that are the shape of their image, and those that are the texture."""
-    return sum(named == c.shape for named, c in pairs), sum(named == c.texture for named, c in pairs)
-
-
-def _share(one: int, other: int) -> float | None:
-    return one / (one + other) if one + other else None
+    by_shape = {str(name): bias(shapes == name) for name in np.unique(shapes)}
+    nearer = np.mean([answer.shape_nearer for answer in answers])
+    everything = np.ones_like(shape)
+    return Bias(len(named), float(shape.mean()), float(texture.mean()), bias(everything), float(nearer), by_shape)
 
 
 def answers(
-    subject: Subject, conflicts: Sequence[Conflict], classes: Sequence[str]
+    subject: Subject, folder: Path, conflicts: Sequence[Conflict], classes: Sequence[str]
 ) -> tuple[dict[int, list[Answer]], list[Conflict]]:
-    """Return the model's answer to each readable image, by length, and these images."""
-    templates = class_templates(str(subject.cue_conflict)) or DEFAULT_TEMPLATES
+    """Return the model's answer to each readable image of the folder, by length, and these images."""
+    templates = class_templates(str(folder)) or DEFAULT_TEMPLATES
     prompts = [fill_templates(templates, [name.replace("_", " ")]) for name in classes]
-    class_z = class_embeddings(
-        partial(embed_texts, subject.loaded, batch_size=subject.batch_size, device=subject.device), prompts
+    class_z = class_embeddings(subject.encoding.texts, prompts)
+    block = ImageBlock(
+        DatasetConfig(images=str(folder)), subject.loaded.transform, workers=subject.options.workers, cache_bytes=0
     )
     given: dict[int, list[Answer]] = {length: [] for length in subject.lengths}
     kept = []
-    for start in range(0, len(conflicts), subject.batch_size):
-        part, images = _read(subject, conflicts[start : start + subject.batch_size])
-        kept += part
-        for length in subject.lengths if part else ():
+    for start in range(0, len(conflicts), subject.options.batch_size):
+        part = {conflict.number: conflict for conflict in conflicts[start : start + subject.options.batch_size]}
+        pixels, records = block.pick([*part])
+        readable = [part[record.number] for record in records]
+        kept += readable
+        if not readable:
+            continue
+        images = to_device(subject.loaded, pixels, subject.encoding.device)
+        for length in subject.lengths:
             with torch.no_grad():
                 scores = (unit_rows(subject.model.encode_image(images, seqhw=length)) @ class_z.T).cpu()
-            given[length] += [_answer(row, conflict, classes) for row, conflict in zip(scores, part, strict=True)]
+            given[length] += [_answer(row, conflict, classes) for row, conflict in zip(scores, readable, strict=True)]
     if not kept:
-        raise UserError(f"--cue-conflict {subject.cue_conflict}: none of its {len(conflicts)} images can be read")
+        raise UserError(f"--cue-conflict {folder}: none of its {len(conflicts)} images can be read")
     return given, kept
 
 
@@ -118,34 +136,16 @@ def _answer(scores: Tensor, conflict: Conflict, classes: Sequence[str]) -> Answe
     return Answer(classes[int(scores.argmax())], bool(shape > texture))
 
 
-def _read(subject: Subject, conflicts: Sequence[Conflict]) -> tuple[list[Conflict], Tensor]:
-    to_tensor = getattr(subject.loaded.transform, "pixels", subject.loaded.transform)
-
-    def read(conflict: Conflict) -> Tensor | None:
-        try:
-            tensor: Tensor = to_tensor(read_image(str(subject.cue_conflict), conflict.path))
-        except BadSample:
-            return None
-        return tensor
-
-    with ThreadPoolExecutor(subject.workers) as pool:
-        images = list(pool.map(read, conflicts))
-    kept = [(conflict, image) for conflict, image in zip(conflicts, images, strict=True) if image is not None]
-    if not kept:
-        return [], torch.empty(0)
-    batch = to_device(subject.loaded, torch.stack([image for _, image in kept]), subject.device)
-    return [conflict for conflict, _ in kept], batch
-
-
-def analyse(subject: Subject) -> Finding:
+def analyze(subject: Subject) -> Finding:
     """Compute the bias at every length. Raises UserError for a model without a text tower, or a folder with another layout."""
-    if subject.cue_conflict is None:
-        raise UserError(f"cue-conflict: {MEND}")
+    folder = subject.options.cue_conflict
+    if folder is None:
+        raise UserError(f"cue-conflict: {NEEDS_FOLDER}")
     if not has_text(subject.loaded):
         raise UserError("cue-conflict needs the model's text half to name what it sees, and the model is an image tower alone")
-    conflicts = read_conflicts(subject.cue_conflict)
+    conflicts = read_conflicts(folder)
     classes = sorted({name for conflict in conflicts for name in (conflict.shape, conflict.texture)})
-    given, kept = answers(subject, conflicts, classes)
+    given, kept = answers(subject, folder, conflicts, classes)
     found = {length: bias_of(given[length], kept) for length in subject.lengths}
     shortest, longest = subject.lengths[0], subject.lengths[-1]
     first, last = found[shortest], found[longest]
@@ -157,7 +157,7 @@ def analyse(subject: Subject) -> Finding:
         f"{first.shape + first.texture:.0%} and {last.shape + last.texture:.0%} of the answers are either cue, of luck alone "
         f"{2 / len(classes):.0%}. Between the two alone {first.nearer:.0%} and {last.nearer:.0%} go to the shape.",
         numbers={
-            "folder": str(subject.cue_conflict),
+            "folder": str(folder),
             "unreadable": len(conflicts) - len(kept),
             "classes": classes,
             "lengths": {str(length): asdict(bias) for length, bias in found.items()},
@@ -166,10 +166,30 @@ def analyse(subject: Subject) -> Finding:
             ("seqhw", "shape bias", "answers: shape", "answers: texture", "shape, of the two alone"),
             [(str(n), _percent(b.bias), f"{b.shape:.1%}", f"{b.texture:.1%}", f"{b.nearer:.1%}") for n, b in found.items()],
         ),
-        figures={"cue_conflict": figures.cue_conflict(found)},
-        captions={"cue_conflict": "0.5: shape and texture name as many images."},
+        figures={"cue_conflict": (_draw(found), "0.5: shape and texture name as many images.")},
     )
 
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
+
+
+def _draw(found: Mapping[int, Bias]) -> Figure:
+    """Draw the shape bias, and the shares of the answers that are the shape or the texture, against the length."""
+    figure, ((axis,),) = grid(1, 1, (8.4, 4.2))
+    shares: dict[str, list[float | None]] = {
+        "shape bias": [bias.bias for bias in found.values()],
+        "answers: shape": [bias.shape for bias in found.values()],
+        "answers: texture": [bias.texture for bias in found.values()],
+        "shape, of the two alone": [bias.nearer for bias in found.values()],
+    }
+    lengths = [length**2 for length in found]
+    for number, (label, values) in enumerate(shares.items()):
+        points = [(x, y) for x, y in zip(lengths, values, strict=True) if y is not None]
+        curve(axis, points, number, label, linestyle="--" if number else "-", linewidth=1.5 if number else 2.5)
+    chance_line(axis, 0.5)
+    token_axis(axis, lengths, [*map(str, lengths)], "tokens per image")
+    axis.set_ylim(0, 1)
+    percent_axis(axis)
+    legend(axis)
+    return figure

@@ -11,19 +11,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
-from flexiclip_eval.analysis import figures
 from flexiclip_eval.analysis.subject import Finding, Subject, Table
 from flexiclip_eval.data.labels import open_splits
 from flexiclip_eval.embeddings.embed import unit_rows
-from flexiclip_eval.report.table import long_name, show
-from flexiclip_eval.score import EmbeddedSplit, Encoding, prepare_tasks
+from flexiclip_eval.report.drawing import curve, gflops_axis, grid, legend, percent_axis
+from flexiclip_eval.rows import long_name, primary_metric, show
+from flexiclip_eval.score import EmbeddedSplit, prepare_tasks
 from flexiclip_eval.tasks.base import Prepared
-from flexiclip_eval.tradeoffs import primary_metric
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LISTED = 12  # ensembles in the table; analysis.json has all of them
+_VALUES = ("mean of embeddings", "mean of similarities", "one length at equal cost", "gain of embeddings, points")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class TaskEnsembles:
         """The mean over all ensembles. Unlike the gain of the best one, it is not chosen by luck."""
         return sum(each.gain for each in self.ensembles) / len(self.ensembles)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain data with the gains."""
         ensembles = [{**asdict(each), "gain": each.gain} for each in self.ensembles]
         return {**asdict(self), "mean_gain": self.mean_gain, "ensembles": ensembles}
@@ -66,10 +69,7 @@ class TaskEnsembles:
 
 def mean_rows(rows: Mapping[int, Tensor], lengths: Sequence[int]) -> Tensor:
     """Return the mean over lengths of unit rows [N, D]. Its products with unit rows of texts are the means of the products."""
-    total = rows[lengths[0]]
-    for length in lengths[1:]:
-        total = total + rows[length]
-    return total / len(lengths)
+    return sum((rows[length] for length in lengths[1:]), rows[lengths[0]]) / len(lengths)
 
 
 def at_cost(curve: Sequence[tuple[float, float]], gflops: float) -> float:
@@ -94,8 +94,10 @@ def subsets(lengths: Sequence[int]) -> list[tuple[int, ...]]:
 
 def task_ensembles(subject: Subject, prepared: Prepared, images: EmbeddedSplit, taught: EmbeddedSplit | None) -> TaskEnsembles:
     """Score one task of a data set at every length and in every ensemble."""
-    rows = {length: images.rows[length].to(subject.device) for length in subject.lengths}
-    trained = {length: taught.rows[length].to(subject.device) for length in subject.lengths} if taught else None
+    device = subject.encoding.device
+    rows, trained = (
+        {length: split.at[length].rows.to(device) for length in subject.lengths} if split else {} for split in (images, taught)
+    )
 
     def measure(lengths: Sequence[int], unit: bool) -> dict[str, float]:
         z = mean_rows(rows, lengths)
@@ -114,13 +116,12 @@ def task_ensembles(subject: Subject, prepared: Prepared, images: EmbeddedSplit, 
     return TaskEnsembles(prepared.info.dataset, prepared.info.task, metric, len(images.records), singles, ensembles)
 
 
-def analyse(subject: Subject) -> Finding:
+def analyze(subject: Subject) -> Finding:
     """Score the ensembles on every task of every data set."""
     found = []
     for config in subject.datasets:
-        splits = open_splits(config, subject.loaded.transform, workers=subject.workers, cache_bytes=0)
-        encoding = Encoding(subject.loaded, subject.lengths, subject.batch_size, subject.device)
-        for prepared, images, taught in prepare_tasks(encoding, splits):
+        splits = open_splits(config, subject.loaded.transform, workers=subject.options.workers, cache_bytes=0)
+        for prepared, images, taught in prepare_tasks(subject.encoding, splits):
             found.append(task_ensembles(subject, prepared, images, taught))
     return Finding(
         title="Ensembles over lengths",
@@ -131,35 +132,31 @@ def analyse(subject: Subject) -> Finding:
             "gflops": {str(length): subject.gflops(length) for length in subject.lengths},
             "tasks": [each.to_dict() for each in found],
         },
-        table=Table(
-            (
-                "task",
-                "lengths",
-                "GFLOPs",
-                "mean of embeddings",
-                "mean of similarities",
-                "one length at equal cost",
-                "gain of embeddings, points",
-            ),
-            [line for each in found for line in _lines(each)],
-        ),
+        table=Table(("task", "lengths", "GFLOPs", *_VALUES), [line for each in found for line in _lines(each)]),
         figures={
-            f"ensembles_{i}": figures.ensembles(
-                [(subject.gflops(length), value) for length, value in each.singles.items()],
-                [(e.gflops, e.embeddings) for e in each.ensembles],
-                f"{each.dataset} · {each.images} images",
-                long_name(each.metric),
-            )
-            for i, each in enumerate(found)
+            f"ensembles_{i}": (_draw(subject, each), f"{each.dataset}: {long_name(each.metric)}.") for i, each in enumerate(found)
         },
-        captions={f"ensembles_{i}": f"{each.dataset}: {long_name(each.metric)}." for i, each in enumerate(found)},
     )
+
+
+def _draw(subject: Subject, each: TaskEnsembles) -> Figure:
+    """Draw the metric against GFLOPs: the curve of the single lengths, and one point per ensemble."""
+    figure, ((axis,),) = grid(1, 1, (8.4, 4.4))
+    curve(axis, [(subject.gflops(length), value) for length, value in each.singles.items()], 0, "one length")
+    several = [(e.gflops, e.embeddings) for e in each.ensembles]
+    curve(axis, several, 1, "mean over lengths", marker="D", linestyle="", markersize=4, alpha=0.7, zorder=2)
+    gflops_axis(axis)
+    percent_axis(axis)
+    axis.set_ylabel(long_name(each.metric))
+    axis.set_title(f"{each.dataset} · {each.images} images", loc="left", weight="bold", pad=10)
+    legend(axis)
+    return figure
 
 
 def _sentence(each: TaskEnsembles) -> str:
     better = sum(e.gain > 0 for e in each.ensembles)
     best = max(each.ensembles, key=lambda e: e.gain)
-    noise = _standard_error(best.single, each.images)
+    noise = math.sqrt(max(0.0, best.single * (1 - best.single)) / each.images)  # the standard error of a share
     return (
         f"{each.dataset}, {long_name(each.metric)}: ensembles are {100 * each.mean_gain:+.1f} points from one length at equal "
         f"cost on average, {better} of {len(each.ensembles)} above it, the best ({'+'.join(map(str, best.lengths))}) by "
@@ -179,8 +176,3 @@ def _lines(each: TaskEnsembles) -> list[tuple[str, ...]]:
         )
         for e in ranked
     ]
-
-
-def _standard_error(share: float, queries: int) -> float:
-    """Return the standard error of a share of independent queries."""
-    return math.sqrt(max(0.0, share * (1 - share)) / queries)

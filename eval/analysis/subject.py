@@ -6,15 +6,16 @@ a sentence, numbers for analysis.json, and a table and pictures for report.html.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from flexiclip_eval.data.images import ImageBlock, Record
+from flexiclip_eval.data.images import ImageBlock, Record, Transform
 from flexiclip_eval.data.labels import resolve_labels
-from flexiclip_eval.embeddings.embed import to_device
+from flexiclip_eval.embeddings.embed import Encoding, to_device
 from flexiclip_eval.models.protocol import EvalModel, choose_lengths, geometry
 from flexiclip_eval.suites.dataset import DatasetConfig
 from torch import Tensor
@@ -25,6 +26,20 @@ from flexiclip.models.flexivit import FlexiViT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """Options of `flexiclip analyze`. images: size of the sample. maps: images with maps. batch_size: also CKA's minibatch."""
+
+    seqhw: Sequence[int] | None = None
+    only: Sequence[str] | None = None
+    cue_conflict: Path | None = None
+    images: int = 256
+    maps: int = 6
+    batch_size: int = 64
+    workers: int = 2
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -42,22 +57,9 @@ class Finding:
     title: str
     method: str  # how it is measured, with the paper
     sentence: str  # the result in words
-    numbers: dict[str, Any]  # plain data, finite
+    numbers: dict[str, object]  # plain data, finite
     table: Table
-    figures: dict[str, Figure]  # by the name of the file without its ending
-    captions: dict[str, str]  # for the figures, by the same names
-
-
-@dataclass(frozen=True)
-class Bias:
-    """The answers of a model at one length. Shares are of the images; `bias` is a share of the answers that are either cue."""
-
-    images: int
-    shape: float
-    texture: float
-    bias: float | None  # None if no answer is either cue
-    nearer: float  # images nearer to the words of the shape than to those of the texture, whichever class is nearest
-    by_shape: dict[str, float | None]  # the bias for the images of each shape
+    figures: dict[str, tuple[Figure, str]]  # {name of the file without its ending: (picture, caption)}
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ class Subject:
     lengths: tuple[int, ...]  # at least two, ascending
     datasets: tuple[DatasetConfig, ...]
     sample: Sample
-    device: torch.device
-    batch_size: int
-    workers: int
-    maps: int  # images whose maps are drawn
-    cue_conflict: Path | None = None
+    options: AnalysisOptions
+
+    @property
+    def encoding(self) -> Encoding:
+        """The model with all that encodes images and texts."""
+        return Encoding(self.loaded, self.lengths, self.options.batch_size, torch.device(self.options.device))
 
     @property
     def model(self) -> FlexiCLIP:
@@ -102,7 +105,13 @@ class Subject:
 
     def batches(self, size: int, count: int | None = None) -> list[Tensor]:
         """Return the first `count` images (default: all) in batches, normalised, on the device: float32 [<= size, 3, H, W]."""
-        return [to_device(self.loaded, part, self.device) for part in self.sample.images[:count].split(size)]
+        device = torch.device(self.options.device)
+        return [to_device(self.loaded, part, device) for part in self.sample.images[:count].split(size)]
+
+
+def plain(rows: Tensor | Sequence[Tensor], digits: int = 6) -> list[list[float | None]]:
+    """Return a matrix [n, m], or n rows [m], as lists for JSON, rounded to `digits` decimals; NaN becomes None."""
+    return [[None if math.isnan(value) else round(value, digits) for value in row.tolist()] for row in rows]
 
 
 def subject_lengths(loaded: EvalModel, source: str, seqhw: Sequence[int] | None) -> tuple[int, ...]:
@@ -112,14 +121,14 @@ def subject_lengths(loaded: EvalModel, source: str, seqhw: Sequence[int] | None)
     lengths = tuple(length for length in choose_lengths(loaded, seqhw) if length is not None)
     if len(lengths) < 2:
         raise UserError(
-            f"{source}: the analyses compare lengths and there is but seqhw={lengths[0]}; name more with --seqhw, or flex the "
+            f"{source}: the analyses compare lengths, but there is only seqhw={lengths[0]}; name more with --seqhw, or flex the "
             "patches of a fixed model: MODEL+pi"
         )
     return lengths
 
 
 def draw_sample(
-    datasets: Sequence[DatasetConfig], transform: Callable[[Any], Tensor], count: int, *, workers: int = 2, seed: int = 0
+    datasets: Sequence[DatasetConfig], transform: Transform, count: int, *, workers: int = 2, seed: int = 0
 ) -> Sample:
     """Draw `count` images from all data sets together, in an order that mixes them.
 
@@ -138,8 +147,8 @@ def draw_sample(
     bad = [entry for block in blocks for entry in block.bad_samples()]
     if not found:
         raise UserError(f"none of the {len(chosen)} images drawn can be read; first: {bad[0]}")
-    kept = [found[place] for place in chosen if place in found]
-    return Sample(torch.stack([image for image, _ in kept]), [text for _, text in kept], bad)
+    kept, texts = zip(*(found[place] for place in chosen if place in found), strict=True)
+    return Sample(torch.stack(kept), list(texts), bad)
 
 
 def _text(config: DatasetConfig, record: Record) -> str | None:

@@ -7,12 +7,10 @@ length, and with all other tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from flexiclip_eval.analysis import figures
-from flexiclip_eval.analysis.subject import Finding, Subject, Table
+from flexiclip_eval.analysis.subject import Finding, Subject, Table, plain
 from torch import Tensor
 
 SEED = (0.5, 0.5)  # (down, right), as shares of the image's sides
@@ -55,51 +53,43 @@ def alike(tokens: Tensor, other: Tensor) -> tuple[float, float]:
     return float(same / pairs), float((everything - same) / rest) if rest else 0.0
 
 
-def analyse(subject: Subject) -> Finding:
+def analyze(subject: Subject) -> Finding:
     """Compare every pair of lengths over the sample, and compute the seed's maps of the first images."""
-    count = len(subject.lengths)
-    here, elsewhere = torch.zeros(count, count).double(), torch.zeros(count, count).double()
-    for batch in subject.batches(subject.batch_size):
-        tokens = [unit_tokens(subject, batch, length) for length in subject.lengths]
-        for i in range(count):
-            for j in range(count):
-                same, other = alike(tokens[i], tokens[j])
-                here[i, j] += same * len(batch)
-                elsewhere[i, j] += other * len(batch)
-    here, elsewhere = here / len(subject.sample.images), elsewhere / len(subject.sample.images)
-    seed_at = subject.lengths[count // 2]
-    maps = [_seed_maps(subject, image, seed_at) for image in subject.batches(1, subject.maps)]
-    apart = [(i, j) for i in range(count) for j in range(count) if i != j]
-    mean_here, mean_elsewhere = (sum(float(m[i, j]) for i, j in apart) / len(apart) for m in (here, elsewhere))
+    lengths, images = subject.lengths, subject.sample.images
+    total = torch.zeros(len(lengths), len(lengths), 2, dtype=torch.float64)  # the means of `alike` for each pair of lengths
+    for batch in subject.batches(subject.options.batch_size):
+        tokens = [unit_tokens(subject, batch, length) for length in lengths]
+        total += len(batch) * torch.tensor([[alike(one, other) for other in tokens] for one in tokens], dtype=torch.float64)
+    here, elsewhere = (total / len(images)).unbind(-1)
+    apart = ~torch.eye(len(lengths), dtype=torch.bool)
+    seed_at = lengths[len(lengths) // 2]
+    maps = [_seed_maps(subject, image, seed_at) for image in subject.batches(1, subject.options.maps)]
+    picture = figures.tokens(images[: len(maps)], maps, lengths, seed_at, SEED)
+    caption = f"Cosine of the token in the middle at seqhw {seed_at} (cross) with every token at every length."
     return Finding(
         title="Tokens across lengths",
         method="Cosine of a token's representation after the last norm with tokens at other lengths: the one that holds its "
-        f"centre, and all others. {len(subject.sample.images)} images.",
-        sentence=f"Tokens at the same place at two lengths have a mean cosine of {mean_here:.2f}, tokens elsewhere "
-        f"{mean_elsewhere:.2f}.",
+        f"centre, and all others. {len(images)} images.",
+        sentence=f"Tokens at the same place at two lengths have a mean cosine of {here[apart].mean():.2f}, tokens elsewhere "
+        f"{elsewhere[apart].mean():.2f}.",
         numbers={
-            "lengths": list(subject.lengths),
-            "same_place": _rounded(here),
-            "elsewhere": _rounded(elsewhere),
+            "lengths": list(lengths),
+            "same_place": plain(here),
+            "elsewhere": plain(elsewhere),
             "seed": {"length": seed_at, "place": list(SEED)},
-            "seed_maps": [{str(n): _rounded(m) for n, m in zip(subject.lengths, each, strict=True)} for each in maps],
+            "seed_maps": [{str(n): plain(m) for n, m in zip(lengths, each, strict=True)} for each in maps],
         },
         table=Table(
-            ("seqhw", *(f"same place at {length}" for length in subject.lengths), "elsewhere, mean"),
+            ("seqhw", *(f"same place at {length}" for length in lengths), "elsewhere, mean"),
             [
-                (str(length), *(f"{float(v):.2f}" for v in here[i]), f"{float(elsewhere[i].mean()):.2f}")
-                for i, length in enumerate(subject.lengths)
+                (str(length), *(f"{v:.2f}" for v in here[i].tolist()), f"{elsewhere[i].mean():.2f}")
+                for i, length in enumerate(lengths)
             ],
         ),
-        figures={"tokens": figures.tokens(subject.sample.images[: subject.maps], maps, subject.lengths, seed_at, SEED)},
-        captions={"tokens": f"Cosine of the token in the middle at seqhw {seed_at} (cross) with every token at every length."},
+        figures={"tokens": (picture, caption)},
     )
 
 
 def _seed_maps(subject: Subject, image: Tensor, seed_at: int) -> list[Tensor]:
     tokens = {length: unit_tokens(subject, image, length)[0] for length in subject.lengths}
     return [seed_map(tokens[seed_at], tokens[length], SEED).cpu() for length in subject.lengths]
-
-
-def _rounded(rows: Tensor | Sequence[Tensor]) -> list[list[float]]:
-    return [[round(float(value), 6) for value in row] for row in rows]

@@ -15,10 +15,11 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from flexiclip_eval.data.shards import Item, Label, text_label
 from flexiclip_eval.suites.dataset import DatasetConfig
-from flexiclip_eval.suites.layout import class_folders, class_images, printable, require_text
+from flexiclip_eval.suites.layout import class_folders, class_images, printable, repeated, require_text
 from PIL.Image import Image
 
 from flexiclip.data.images import ImageError, decode_image
@@ -40,7 +41,7 @@ class FolderSource:
         for task in config.tasks:
             missing = sorted(set(task.words) - set(names)) if task.label == "folder" else []
             if missing:
-                raise UserError(f"images {folder}: the class {missing[0]!r} of the suite has no folder, so no image")
+                raise UserError(f"images {folder}: the class {missing[0]!r} of the suite has no folder; add one with its images")
         self.folder = folder
         self.files = [(path, name) for name in names for path in class_images(folder, name)]
 
@@ -61,9 +62,10 @@ class FolderSource:
 
 @dataclass
 class _Entry:
-    """An image of a table: its path as written, the captions of all its lines, and the columns of its first line."""
+    """An image of a table: its path as written and from here, the captions of all its lines, the columns of its first line."""
 
     written: str
+    path: str
     captions: list[str]
     columns: dict[str, str]
 
@@ -81,12 +83,13 @@ class TableSource:
         for line, row in _rows(table, [config.image_column, *([config.caption_column] if config.has_captions else [])]):
             written, caption = row[config.image_column].strip(), row.get(config.caption_column, "").strip()
             where = f"{table}: line {line}"
-            if not written or not os.path.isfile(self._path(written)):
-                wrong = f"{written!r} is no file" if written else f"{config.image_column!r} is empty"
-                raise UserError(f"{where}: a caption without an image: {wrong}")
+            path = os.path.join(self.folder, os.path.expanduser(written))
+            if not written or not os.path.isfile(path):
+                wrong = f"there is no file {written!r}" if written else f"{config.image_column!r} is empty"
+                raise UserError(f"{where}: a caption without an image: {wrong}; correct or remove the line")
             if config.has_captions and not caption:
                 raise UserError(f"{where}: {config.caption_column!r} is empty; remove the line or give a caption")
-            entries.setdefault(os.path.normpath(self._path(written)), _Entry(written, [], row)).captions.append(caption)
+            entries.setdefault(os.path.normpath(path), _Entry(written, path, [], row)).captions.append(caption)
         self.entries = list(entries.values())
 
     def __len__(self) -> int:
@@ -95,19 +98,14 @@ class TableSource:
     def item(self, number: int, label_keys: Sequence[str]) -> Item:
         """Read and decode one image, with its captions; each label is the cell of the column of that name. Raises BadSample."""
         entry = self.entries[number]
-        image = read_image(self.table, self._path(entry.written))
+        image = read_image(self.table, entry.path)
         labels: dict[str, Label] = {key: text_label(entry.columns.get(key, "")) for key in label_keys}
         return Item(entry.written, image, tuple(entry.captions), labels)
 
     def fingerprint(self) -> str:
         """Return a hash of the table's cells and of the files' paths, sizes and modification times."""
         rows = json.dumps([[entry.written, entry.captions, entry.columns] for entry in self.entries])
-        return hashlib.sha256(
-            (rows + files_hash([self._path(e.written) for e in self.entries], self.folder)).encode()
-        ).hexdigest()
-
-    def _path(self, written: str) -> str:
-        return os.path.join(self.folder, os.path.expanduser(written))
+        return hashlib.sha256((rows + files_hash([entry.path for entry in self.entries], self.folder)).encode()).hexdigest()
 
 
 def files_hash(paths: Sequence[str], folder: str) -> str:
@@ -144,33 +142,26 @@ def _rows(table: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, st
     """
     text = require_text(table)
     try:
-        tabs = _heading(table, text, "\t")
+        tabs = next(_records(table, text, "\t"), (1, []))[1]
     except UserError:  # a heading with quoted cells and commas is not valid with tabs
         tabs = []
-    delimiter = "\t" if wanted[0] in tabs else ","
-    heading = tabs if delimiter == "\t" else _heading(table, text, ",")
-    missing = [name for name in wanted if name not in heading]
-    if missing:
+    by_tabs = wanted[0] in tabs
+    records = _records(table, text, "\t" if by_tabs else ",")
+    heading = next(records, (1, []))[1]
+    if not heading:
+        raise UserError(f"{table}: is empty; its first line names the columns")
+    if missing := [name for name in wanted if name not in heading]:
         known = max(tabs, heading, key=len)
         raise UserError(f"{table}: no column {missing[0]!r}; it has {', '.join(known)}: name image_column and caption_column")
-    twice = next((name for name in heading if name and heading.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{table}: its heading has two columns {twice!r}; rename or remove one")
-    for number, (line, cells) in enumerate(_records(table, text, delimiter)):
+    if twice := repeated(filter(None, heading)):
+        raise UserError(f"{table}: its heading has two columns {twice[0]!r}; rename or remove one")
+    for line, cells in records:
         if len(cells) > len(heading):
-            what = "a tab" if delimiter == "\t" else "a comma"
+            what = "a tab" if by_tabs else "a comma"
             raise UserError(
                 f"{table}: line {line}: {len(cells)} cells under a heading of {len(heading)}; a cell with {what} needs quotes"
             )
-        if number:
-            yield line, dict(zip(heading, [*cells, *[""] * (len(heading) - len(cells))], strict=True))
-
-
-def _heading(table: str, text: str, delimiter: str) -> list[str]:
-    """Return the cells of the first row. Raises UserError if the table is empty."""
-    for _, cells in _records(table, text, delimiter):
-        return cells
-    raise UserError(f"{table}: is empty; its first line names the columns")
+        yield line, dict(zip_longest(heading, cells, fillvalue=""))
 
 
 def _records(table: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

@@ -12,10 +12,9 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +33,9 @@ log = logging.getLogger("flexiclip.eval")
 TIMED_BATCHES = 3  # at least this many, so that a single slow batch does not decide the measured speed
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
+Transform = Callable[[Image.Image], Tensor]
+"""PIL image -> float32 [3, H, W]."""
+
 
 def open_source(config: DatasetConfig) -> Source:
     """Open the samples of a data set. Raises UserError if there are none, or if they cannot be opened.
@@ -48,7 +50,7 @@ def open_source(config: DatasetConfig) -> Source:
     else:
         source = ShardSource(config)
     if len(source) == 0:
-        raise UserError(f"data set {config.name}: {config.shards or config.root or config.csv} holds no sample")
+        raise UserError(f"data set {config.name}: {config.shards or config.root or config.csv} has no samples; check the path")
     return source
 
 
@@ -62,6 +64,10 @@ class Record:
     number: int  # its number in the source, with which the report reads the image again
 
 
+Samples = tuple[list[Record], list[dict[str, str]]]
+"""The records of the images that can be read, and the bad samples as dicts with dataset, shard, key and reason."""
+
+
 class ImageBlock:
     """The block of a data set's images that belongs to this rank, in the order of the source.
 
@@ -70,7 +76,7 @@ class ImageBlock:
     size in total; with 0, every pass decodes them again.
     """
 
-    def __init__(self, config: DatasetConfig, transform: Callable[[Any], Tensor], *, workers: int, cache_bytes: int) -> None:
+    def __init__(self, config: DatasetConfig, transform: Transform, *, workers: int, cache_bytes: int) -> None:
         self.config = config
         self._source = open_source(config)
         self.total = len(self._source)
@@ -81,7 +87,7 @@ class ImageBlock:
         self._cache: dict[int, Tensor] = {}
         self._records: dict[int, Record] = {}
         self._bad: dict[int, dict[str, str]] = {}
-        self._gathered: tuple[list[Record], list[dict[str, str]]] | None = None  # of the last pass, or given to `adopt`
+        self._gathered: Samples | None = None  # of the last pass, or given to `adopt`
         self._transform = transform
 
     @cached_property
@@ -105,7 +111,7 @@ class ImageBlock:
         mine = block(self.total)
         starts = range(0, largest_block(self.total), size)
         with ThreadPoolExecutor(self._workers) as pool:
-            waiting: deque[list[Any]] = deque()
+            waiting: deque[list[Future[Tensor | None]]] = deque()
             for start in starts:
                 waiting.append([pool.submit(self._image, i) for i in mine[start : start + size]])
                 if len(waiting) > ahead:
@@ -126,8 +132,8 @@ class ImageBlock:
         """Return the samples that this rank could not read so far, as dicts with dataset, shard, key and reason."""
         return [entry for _, entry in sorted(self._bad.items())]
 
-    def gather(self) -> tuple[list[Record], list[dict[str, str]]]:
-        """Return the records of all ranks in order, and the bad samples as dicts with dataset, shard, key and reason.
+    def gather(self) -> Samples:
+        """Return the records and the bad samples of all ranks, in order.
 
         All ranks must call this, after a pass over the batches. Raises UserError if no sample can be read.
         """
@@ -170,7 +176,7 @@ class ImageBlock:
         return image
 
 
-def transform_fingerprint(transform: Callable[[Any], Tensor]) -> str:
+def transform_fingerprint(transform: Transform) -> str:
     """Return a hash of a transform's repr and of its output for two fixed images.
 
     The repr alone is not enough, because that of a function is only its name.
@@ -181,8 +187,13 @@ def transform_fingerprint(transform: Callable[[Any], Tensor]) -> str:
         pixels = noise.random_raw(3 * height * width).astype(np.uint8).reshape(height, width, 3)
         made = transform(Image.fromarray(pixels))
         digest.update(f"{made.dtype} {list(made.shape)}".encode())
-        digest.update(made.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(made))
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of the elements of a tensor, in the order of the elements."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def repr_without_addresses(thing: object) -> str:

@@ -6,12 +6,11 @@ return the classes of a task, their prompts, and the class or classes of each im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from flexiclip_eval.data.images import ImageBlock, Record
+from flexiclip_eval.data.images import ImageBlock, Record, Transform
 from flexiclip_eval.data.shards import Label
 from flexiclip_eval.suites.dataset import DatasetConfig, training
 from flexiclip_eval.suites.task import TaskConfig
@@ -37,7 +36,7 @@ class Splits:
         return [entry for block in (self.images, self.training) if block is not None for entry in block.gather()[1]]
 
 
-def open_splits(config: DatasetConfig, transform: Callable[[Any], Tensor], *, workers: int, cache_bytes: int) -> Splits:
+def open_splits(config: DatasetConfig, transform: Transform, *, workers: int, cache_bytes: int) -> Splits:
     """Open both splits of a data set; the training split has only the tasks that train.
 
     transform, workers, cache_bytes: as for ImageBlock. Raises UserError if samples cannot be opened, or if a task trains and the
@@ -61,18 +60,13 @@ def resolve_labels(task: TaskConfig, records: Sequence[Record]) -> tuple[list[st
     A label that is a list of one class counts as this class. Raises UserError that names the sample if its label is missing or
     unknown, or is a list of several classes.
     """
-    several = [label if isinstance(label, tuple) else (label,) for label in _labels(task, records)]
-    for record, labels in zip(records, several, strict=True):
-        if not labels:
-            raise UserError(f"{_where(task)}: the {task.label} of {record.sample} names no class; name another label")
-    classes, prompts, number = _classes(task, [label for labels in several for label in labels])
-    of_each: list[int] = []
-    for record, labels in zip(records, several, strict=True):
-        found = {_known(task, number, record, label) for label in labels}
-        if len(found) > 1:
+    classes, prompts, found = _resolve(task, records)
+    for record, numbers in zip(records, found, strict=True):
+        if not numbers:
+            raise UserError(f"{_where(task)}: the {task.label} of {record.sample} gives no class; name another label")
+        if len(numbers) > 1:
             raise UserError(f"{_where(task)}: {record.sample} has several classes; kind: multilabel scores such a data set")
-        of_each += found
-    return classes, prompts, torch.tensor(of_each, dtype=torch.int64)
+    return classes, prompts, torch.tensor([number for numbers in found for number in numbers], dtype=torch.int64)
 
 
 def resolve_many(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[list[str]], Tensor]:
@@ -80,11 +74,10 @@ def resolve_many(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str]
 
     This is for tasks whose images may have several classes. The classes and the errors are those of resolve_labels.
     """
-    labels = [label if isinstance(label, tuple) else (label,) for label in _labels(task, records)]
-    classes, prompts, number = _classes(task, [label for several in labels for label in several])
+    classes, prompts, found = _resolve(task, records)
     member = torch.zeros(len(records), len(classes), dtype=torch.bool)
-    for row, (record, several) in enumerate(zip(records, labels, strict=True)):
-        member[row, [_known(task, number, record, label) for label in several]] = True
+    for row, numbers in enumerate(found):
+        member[row, list(numbers)] = True
     return classes, prompts, member
 
 
@@ -92,21 +85,20 @@ def _where(task: TaskConfig) -> str:
     return f"task {task.name or task.kind}"
 
 
-def _labels(task: TaskConfig, records: Sequence[Record]) -> list[Label]:
-    assert task.label is not None, "TaskConfig demands a label for what has classes"
-    labels = [record.labels[task.label] for record in records]
-    for record, label in zip(records, labels, strict=True):
+def _resolve(task: TaskConfig, records: Sequence[Record]) -> tuple[list[str], list[list[str]], list[set[int]]]:
+    """Return (the classes, the prompts of each class, the numbers of the classes of each record)."""
+    assert task.label is not None, "TaskConfig requires a label for tasks with classes"
+    several: list[tuple[Label, ...]] = []
+    for record in records:
+        label = record.labels[task.label]
         if label is None:
             raise UserError(f"{_where(task)}: {record.sample} has no {task.label}; name another label in the suite")
-    return labels
-
-
-def _classes(task: TaskConfig, labels: Sequence[Label]) -> tuple[list[str], list[list[str]], dict[Label, int]]:
-    """Return (the classes, the prompts of each class, {label: number of its class})."""
+        several.append(label if isinstance(label, tuple) else (label,))
+    labels = [label for labels in several for label in labels]
     words = task.words or {name: (name,) for name in sorted({str(label) for label in labels})}
     classes = list(words)
     if not classes or (task.classes is None and not all(classes)):
-        raise UserError(f"{_where(task)}: {task.label} names no class, or nothing as a class; name another label in the suite")
+        raise UserError(f"{_where(task)}: {task.label} gives no class, or an empty class name; name another label in the suite")
     number: dict[Label, int] = {name: i for i, name in enumerate(classes)}
     if isinstance(task.classes, dict) and any(name.isdecimal() for name in classes):
         number |= {int(name): i for i, name in enumerate(classes) if name.isdecimal()}  # the names themselves are numbers
@@ -114,7 +106,8 @@ def _classes(task: TaskConfig, labels: Sequence[Label]) -> tuple[list[str], list
         number |= {i: i for i in range(len(classes))}  # numeric labels refer to the order of the classes in the suite
     else:
         number |= {label: number[str(label)] for label in labels}
-    return classes, task.class_prompts(words), number
+    found = [{_known(task, number, record, label) for label in labels} for record, labels in zip(records, several, strict=True)]
+    return classes, task.class_prompts(words), found
 
 
 def _known(task: TaskConfig, number: dict[Label, int], record: Record, label: Label) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from flexiclip_eval.suites.dataset import DatasetConfig
@@ -22,7 +22,7 @@ from PIL.Image import Image
 from flexiclip.data.index import ShardIndex
 from flexiclip.data.reading import shard_stamp
 from flexiclip.data.remote import expand_shards, shard_name
-from flexiclip.data.samples import SampleStore, nested, open_samples
+from flexiclip.data.samples import Sample, nested, open_samples
 from flexiclip.errors import UserError
 from flexiclip.tensor_files import read_npy
 
@@ -66,7 +66,7 @@ class ShardSource:
     def __init__(self, config: DatasetConfig) -> None:
         captions = config.captions if config.has_captions else ()
         urls = expand_shards(config.shards) if config.shards is not None else shard_places(str(config.root), config.split)
-        self.store: SampleStore = open_samples(urls, config.image_keys, captions, index_cache=config.index_cache)
+        self.store = open_samples(urls, config.image_keys, captions, index_cache=config.index_cache)
         for index in self.store.indices:
             require_images(index, self.store.image_keys)
 
@@ -76,7 +76,7 @@ class ShardSource:
     def item(self, number: int, label_keys: Sequence[str]) -> Item:
         """Read and decode one sample, with its labels by `label_keys`. Raises BadSample."""
         sample = self.store[number]
-        labels = {key: self._label(number, sample.meta if key.startswith("json:") else {}, key) for key in label_keys}
+        labels = {key: self._label(number, sample, key) for key in label_keys}
         return Item(sample.name, sample.image, sample.captions, labels)
 
     def fingerprint(self) -> str:
@@ -93,11 +93,11 @@ class ShardSource:
                 digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def _label(self, number: int, meta: dict[str, Any], key: str) -> Label:
+    def _label(self, number: int, sample: Sample, key: str) -> Label:
         """Return the label in a JSON field (`json:FIELD`; `json:a.b` is field b of a) or in a member; None if there is none."""
-        if not key.startswith("json:"):
-            return member_label(key, self.store.member(*self.store.locate(number), key))
-        return json_label(nested(meta, key.removeprefix("json:")))
+        if key.startswith("json:"):
+            return json_label(nested(sample.meta, key.removeprefix("json:")))
+        return member_label(key, self.store.member(*self.store.locate(number), key))
 
 
 def require_images(index: ShardIndex, image_keys: Sequence[str]) -> None:
@@ -113,7 +113,7 @@ def require_images(index: ShardIndex, image_keys: Sequence[str]) -> None:
         )
 
 
-def json_label(value: Any) -> Label:
+def json_label(value: object) -> Label:
     """Return a JSON value as a label: a name, a number, or a tuple of them; None for anything else.
 
     As in training, true is the name `True` and 1.5 is the name `1.5`.
@@ -131,20 +131,18 @@ def member_label(key: str, raw: bytes | None) -> Label:
 
     A member `npy` holds a vector; its label is the tuple of the classes where the vector is not 0.
     """
-    if raw is None or key.rpartition(".")[2] == "npy":
-        return None if raw is None else _classes_of_vector(raw)
-    return text_label(raw.decode("utf-8-sig", "replace"))
+    if raw is None:
+        return None
+    if key.rpartition(".")[2] != "npy":
+        return text_label(raw.decode("utf-8-sig", "replace"))
+    try:
+        vector = read_npy(raw)
+    except ValueError:
+        return None
+    return tuple(np.flatnonzero(vector).tolist()) if vector.ndim == 1 else None
 
 
 def text_label(text: str) -> Label:
     """Return a text as a label: a number if it consists of at most 18 digits, else the text itself; None for an empty text."""
     text = text.strip()
     return int(text) if text.isdecimal() and len(text) <= _DIGITS else text or None
-
-
-def _classes_of_vector(raw: bytes) -> Label:
-    try:
-        vector = read_npy(raw)
-    except ValueError:
-        return None
-    return tuple(np.flatnonzero(vector).tolist()) if vector.ndim == 1 else None

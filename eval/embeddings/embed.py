@@ -13,11 +13,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from flexiclip_eval.data.images import ImageBlock
-from flexiclip_eval.embeddings.store import EmbeddingStore
+from flexiclip_eval.embeddings.store import EmbeddingStore, Encoded
 from flexiclip_eval.models.protocol import EvalModel, Length
 from PIL import Image
 from torch import Tensor, nn
@@ -25,6 +27,73 @@ from torch import Tensor, nn
 from flexiclip.data.images import normalize
 from flexiclip.distributed import block, gather_objects, gather_rows, largest_block
 from flexiclip.progress import Watch, silent
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A model with all that encodes images and texts: the lengths, the batch size, the device and the store of embeddings.
+
+    `seen` watches the images go by, to show progress. Without a `store`, no embedding is read from or written to disk. All ranks
+    must call the methods.
+    """
+
+    loaded: EvalModel
+    lengths: Sequence[Length]
+    batch_size: int
+    device: torch.device
+    seen: Watch[Tensor] = silent
+    store: EmbeddingStore | None = None
+
+    def images(self, images: ImageBlock) -> dict[Length, Encoded]:
+        """Return the embeddings of a data set by length, for all images that can be read, on every rank.
+
+        The images are encoded in one pass, except at the lengths whose embeddings are in the store.
+        """
+        if self.store is None:
+            return self._encode_images(images, self.lengths)
+        return self.store.images(images, self.lengths, partial(self._encode_images, images))
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings of `texts` on every rank: unit rows [T, D] float32, in the order of `texts`.
+
+        Each rank encodes a block of the texts, unless the store has the rows.
+        """
+        if self.store is None:
+            return self._encode_texts(texts)
+        parts = [texts[i : i + self.batch_size] for i in range(0, len(texts), self.batch_size)]
+        tokens = torch.cat([self.loaded.tokenizer(list(part)) for part in parts])
+        return self.store.texts(tokens, partial(self._encode_texts, texts)).to(self.device)
+
+    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+        mine = [texts[i] for i in block(len(texts))]
+        count = len(mine)
+        mine += [texts[0]] * (largest_block(len(texts)) - count)  # all ranks run equally many passes; the extra rows are dropped
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(mine), self.batch_size):
+                tokens = self.loaded.tokenizer(mine[start : start + self.batch_size]).to(self.device)
+                parts.append(unit_rows(self.loaded.model.encode_text(tokens)))
+        return gather_rows(torch.cat(parts)[:count])
+
+    def _encode_images(self, images: ImageBlock, lengths: Sequence[Length]) -> dict[Length, Encoded]:
+        rows: dict[Length, list[Tensor]] = {length: [] for length in lengths}
+        seconds: dict[Length, list[float]] = {length: [] for length in lengths}
+        sizes = []
+        with torch.no_grad():
+            batches = images.batches(images.batch_size(self.batch_size), ahead=1 if self.device.type == "cuda" else 0)
+            for decoded in self.seen(batches, len(block(images.total))):
+                batch = to_device(self.loaded, decoded, self.device)
+                sizes.append(len(decoded))
+                for length in lengths:
+                    _wait(self.device)
+                    start = time.perf_counter()
+                    z = self.loaded.model.encode_image(batch, seqhw=length)
+                    _wait(self.device)
+                    seconds[length].append(time.perf_counter() - start)
+                    rows[length].append(unit_rows(z)[: len(decoded)])
+        speeds = gather_objects({length: _speed(sizes, seconds[length]) for length in lengths})
+        totals = {length: _total([speed[length] for speed in speeds]) for length in lengths}
+        return {length: Encoded(gather_rows(torch.cat(rows[length])), totals[length]) for length in lengths}
 
 
 def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], prompts: Sequence[Sequence[str]]) -> Tensor:
@@ -36,35 +105,6 @@ def class_embeddings(embed_texts: Callable[[Sequence[str]], Tensor], prompts: Se
     return unit_rows(torch.stack([rows.mean(0) for rows in each]))
 
 
-def embed_texts(
-    loaded: EvalModel, texts: Sequence[str], *, batch_size: int, device: torch.device, store: EmbeddingStore | None = None
-) -> Tensor:
-    """Return the embeddings of `texts` on every rank: unit rows [T, D] float32, in the order of `texts`.
-
-    Each rank encodes a block of the texts, unless the store has the rows. All ranks must call this.
-    """
-    if store is None:
-        return _encode_texts(loaded, texts, batch_size, device)
-    tokens = torch.cat([loaded.tokenizer(list(texts[i : i + batch_size])) for i in range(0, len(texts), batch_size)])
-    rows = store.read_texts(tokens)
-    if rows is None:
-        rows = _encode_texts(loaded, texts, batch_size, device)
-        store.write_texts(tokens, rows)
-    return rows.to(device)
-
-
-def _encode_texts(loaded: EvalModel, texts: Sequence[str], batch_size: int, device: torch.device) -> Tensor:
-    mine = [texts[i] for i in block(len(texts))]
-    count = len(mine)
-    mine += [texts[0]] * (largest_block(len(texts)) - count)  # all ranks run equally many passes; the extra rows are dropped
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(mine), batch_size):
-            tokens = loaded.tokenizer(mine[start : start + batch_size]).to(device)
-            parts.append(unit_rows(loaded.model.encode_text(tokens)))
-    return gather_rows(torch.cat(parts)[:count])
-
-
 def unit_rows(z: Tensor) -> Tensor:
     """Return the rows normalised to length 1, in float32: [N, D] -> [N, D].
 
@@ -72,46 +112,6 @@ def unit_rows(z: Tensor) -> Tensor:
     """
     z = F.normalize(z.float(), dim=-1)
     return torch.where(z.isfinite().all(-1, keepdim=True), z, torch.zeros_like(z))
-
-
-def embed_images(
-    loaded: EvalModel,
-    images: ImageBlock,
-    lengths: Sequence[Length],
-    *,
-    batch_size: int,
-    device: torch.device,
-    watch: Watch[Tensor] = silent,
-) -> tuple[dict[Length, Tensor], dict[Length, float | None]]:
-    """Encode a data set at every length in one pass; return (embeddings by length, images/s by length) on every rank.
-
-    The embeddings are unit rows [N, D] float32 of all images that can be read, over all ranks. The speed is that of all ranks
-    together, or None if it could not be measured. All ranks must call this.
-    """
-    rows: dict[Length, list[Tensor]] = {length: [] for length in lengths}
-    seconds: dict[Length, list[float]] = {length: [] for length in lengths}
-    sizes = []
-    with torch.no_grad():
-        batches = images.batches(images.batch_size(batch_size), ahead=1 if device.type == "cuda" else 0)
-        for decoded in watch(batches, len(block(images.total))):
-            batch = to_device(loaded, decoded, device)
-            sizes.append(len(decoded))
-            for length in lengths:
-                _wait(device)
-                start = time.perf_counter()
-                z = loaded.model.encode_image(batch, seqhw=length)
-                _wait(device)
-                seconds[length].append(time.perf_counter() - start)
-                rows[length].append(unit_rows(z)[: len(decoded)])
-    speeds = gather_objects({length: _speed(sizes, seconds[length]) for length in lengths})
-    embeddings = {length: gather_rows(torch.cat(parts)) for length, parts in rows.items()}
-    return embeddings, {length: _total([speed[length] for speed in speeds]) for length in lengths}
-
-
-def embedding_width(loaded: EvalModel, length: Length, device: torch.device) -> int:
-    """Return the number of columns of the image embeddings, measured with a blank image."""
-    with torch.no_grad():
-        return int(loaded.model.encode_image(to_device(loaded, torch.empty(0), device), seqhw=length).shape[1])
 
 
 @contextmanager

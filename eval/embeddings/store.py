@@ -10,28 +10,27 @@ others, is computed again, with a warning.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from flexiclip_eval.data.images import ImageBlock, Record, repr_without_addresses
+from flexiclip_eval.data.images import ImageBlock, Record, Samples, repr_without_addresses, tensor_bytes
 from flexiclip_eval.models.protocol import EvalModel, Length
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 import flexiclip
 from flexiclip.distributed import gather_objects, rank
 from flexiclip.errors import UserError
+from flexiclip.files import save_tensors
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -40,16 +39,13 @@ class StoreError(UserError):
     """The folder of the embeddings cannot be written, which stops the evaluation because it affects every data set."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The embeddings that the store has of a data set: unit rows [N, D] float32 and images/s by length.
+class Encoded(NamedTuple):
+    """The embeddings of the images of a data set at one length."""
 
-    `samples` holds the records and the bad samples, which are the same for all of these lengths.
-    """
-
-    rows: dict[Length, Tensor] = field(default_factory=dict)
-    speeds: dict[Length, float | None] = field(default_factory=dict)
-    samples: dict[str, Any] = field(default_factory=dict)
+    rows: Tensor
+    """Unit rows [N, D] float32, one per image that could be read, over all ranks."""
+    images_per_s: float | None
+    """The speed of all ranks together; None if it could not be measured."""
 
 
 class EmbeddingStore:
@@ -69,85 +65,87 @@ class EmbeddingStore:
         """The hash of the model's parameters, buffers and settings."""
         return model_fingerprint(self._loaded)
 
-    def read_images(self, images: ImageBlock, lengths: Sequence[Length]) -> Kept:
-        """Return the embeddings of those lengths that all ranks find. All ranks must call this.
+    def images(
+        self, images: ImageBlock, lengths: Sequence[Length], encode: Callable[[Sequence[Length]], dict[Length, Encoded]]
+    ) -> dict[Length, Encoded]:
+        """Return the embeddings of a data set at `lengths`: those that are kept, and those of `encode`, which are then kept too.
 
-        If all lengths are found, `images` takes over the kept records, so that no pass is needed. If the lengths were kept by
-        passes that could not read the same samples, nothing is returned, with a warning.
+        If all lengths are kept, `images` takes over the kept records, so that no pass is needed. If the passes for the kept
+        lengths and for the others could not read the same samples, all lengths are encoded again, with a warning.
+
+        encode: some of the lengths -> their embeddings, from one pass over `images`. All ranks must call this. Raises StoreError.
         """
-        found: dict[Length, tuple[Tensor, dict[str, Any]]] = {}
-        for length in lengths:
-            held = self._read(self._image_file(images, length))
-            if held is not None:
-                found[length] = held
-        everywhere = set.intersection(*gather_objects(set(found)))
-        found = {length: held for length, held in found.items() if length in everywhere}
-        if not found:
-            return Kept()
-        rows = {length: held for length, (held, _) in found.items()}
-        speeds = {length: about["images_per_s"] for length, (_, about) in found.items()}
-        samples, *others = ({"records": about["records"], "bad": about["bad"]} for _, about in found.values())
-        if not all(gather_objects(all(other == samples for other in others))):
-            self._say_anew(images)
-            return Kept()
-        if len(found) == len(lengths):
-            images.adopt([_record(data) for data in samples["records"]], samples["bad"])
-        return Kept(rows, speeds, samples)
+        kept, samples = self._read_images(images, lengths)
+        missing = [length for length in lengths if length not in kept]
+        if samples and not missing:
+            images.adopt(*samples)
+            return kept
+        made = encode(missing)
+        if samples and not self._agree(images, samples == images.gather()):
+            kept, made = {}, encode(lengths)
+        records, bad = images.gather()
+        about = {"records": [asdict(record) for record in records], "bad": bad}
+        for length, encoded in made.items():
+            self._write(self._image_file(images, length), encoded.rows, {**about, "images_per_s": encoded.images_per_s})
+        return kept | made
 
-    def fits(self, images: ImageBlock, kept: Kept) -> bool:
-        """Return whether a pass over `images` could read the same samples as those of the kept embeddings; warn if not.
+    def _read_images(self, images: ImageBlock, lengths: Sequence[Length]) -> tuple[dict[Length, Encoded], Samples | None]:
+        """Return (the embeddings of those lengths that all ranks find, the samples of the passes that made them).
 
-        All ranks must call this, after the pass.
+        Nothing is returned, with a warning, if these passes could not read the same samples.
         """
-        same = not kept.rows or kept.samples == _samples(images)
-        if not all(gather_objects(same)):
-            self._say_anew(images)
-            return False
-        return True
+        files = {length: self._read(self._image_file(images, length)) for length in lengths}
+        everywhere = set.intersection(*gather_objects({length for length, file in files.items() if file is not None}))
+        kept: dict[Length, Encoded] = {}
+        passes: list[Samples] = []
+        for length, file in files.items():
+            if file is not None and length in everywhere:
+                rows, about = file
+                kept[length] = Encoded(rows, about["images_per_s"])
+                passes.append(([_record(data) for data in about["records"]], about["bad"]))
+        if not passes or not self._agree(images, all(samples == passes[0] for samples in passes)):
+            return {}, None
+        return kept, passes[0]
 
-    def write_images(self, images: ImageBlock, rows: dict[Length, Tensor], speeds: dict[Length, float | None]) -> None:
-        """Keep the embeddings and speeds of a pass over `images`. All ranks must call this; rank 0 writes. Raises StoreError."""
-        about = _samples(images)
-        for length, z in rows.items():
-            self._write(self._image_file(images, length), z, {**about, "images_per_s": speeds[length]})
+    def _agree(self, images: ImageBlock, same: bool) -> bool:
+        """Return whether `same` is true on all ranks; if not, warn that the embeddings of `images` are computed again."""
+        agreed = all(gather_objects(same))
+        if not agreed and rank() == 0:
+            reason = "not all lengths have the same readable samples"
+            log.warning("embeddings %s: data set %s is computed again: %s", self.folder, images.config.name, reason)
+        return agreed
 
-    def read_texts(self, tokens: Tensor) -> Tensor | None:
-        """Return the unit rows [T, D] float32 of tokens [T, L], or None if a rank has not found them. All ranks call this."""
-        held = self._read(self._text_file(tokens))
-        return held[0] if all(gather_objects(held is not None)) and held is not None else None
+    def texts(self, tokens: Tensor, encode: Callable[[], Tensor]) -> Tensor:
+        """Return the embeddings of texts, unit rows [T, D] float32: those that are kept, else those of `encode`.
 
-    def write_texts(self, tokens: Tensor, rows: Tensor) -> None:
-        """Keep the unit rows [T, D] of texts with tokens [T, L]; rank 0 writes. Raises StoreError."""
-        self._write(self._text_file(tokens), rows, {})
-
-    def _say_anew(self, images: ImageBlock) -> None:
-        if rank() == 0:
-            log.warning(
-                "embeddings %s: data set %s computed anew: not all lengths are of the same readable samples",
-                self.folder,
-                images.config.name,
-            )
+        The result of `encode` is kept. tokens: [T, L], those of the texts. All ranks must call this. Raises StoreError.
+        """
+        path = self.folder / f"texts-{_hash(self.weights, list(tokens.shape), _digest(tokens))}.safetensors"
+        found = self._read(path)
+        if all(gather_objects(found is not None)) and found is not None:
+            return found[0]
+        rows = encode()
+        self._write(path, rows, {})
+        return rows
 
     def _image_file(self, images: ImageBlock, length: Length) -> Path:
         return self.folder / f"images-{_hash(self.weights, images.fingerprint, length)}.safetensors"
 
-    def _text_file(self, tokens: Tensor) -> Path:
-        return self.folder / f"texts-{_hash(self.weights, list(tokens.shape), _digest(tokens))}.safetensors"
-
     def _read(self, path: Path) -> tuple[Tensor, dict[str, Any]] | None:
+        """Return (the rows of a file, the JSON object with them); None if there is none or, with a warning, if it is damaged."""
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                rows, about, said = file.get_tensor("rows"), file.get_tensor("about"), (file.metadata() or {}).get("sha256")
-            if said != _digest(rows, about):
-                raise ValueError("its content is not what was written")
+                rows, about, stated = file.get_tensor("rows"), file.get_tensor("about"), (file.metadata() or {}).get("sha256")
+            if stated != _digest(rows, about):
+                raise ValueError("its content has changed since it was written")
             return rows, json.loads(about.numpy().tobytes())
         except (SafetensorError, OSError, ValueError) as error:
-            log.warning("embeddings %s: computed anew: %s", path, error)
+            log.warning("embeddings %s is computed again: %s", path, error)
             return None
 
-    def _write(self, path: Path, rows: Tensor, about: dict[str, Any]) -> None:
+    def _write(self, path: Path, rows: Tensor, about: Mapping[str, object]) -> None:
         """Write a file on rank 0: aside first and then renamed, so that no reader sees half a file. Raises StoreError."""
         if rank() != 0:
             return
@@ -155,31 +153,24 @@ class EmbeddingStore:
         text = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            save_file({"rows": rows, "about": text}, aside, metadata={"sha256": _digest(rows, text)})
+            save_tensors({"rows": rows, "about": text}, aside, {"sha256": _digest(rows, text)})
             os.replace(aside, path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             aside.unlink(missing_ok=True)
-            raise StoreError(f"--embeddings {self.folder}: cannot write there: {error}") from None
-
-
-def _samples(images: ImageBlock) -> dict[str, Any]:
-    """Return the records and the bad samples of a pass as plain data, just as they come back from JSON."""
-    records, bad = images.gather()
-    plain: dict[str, Any] = json.loads(json.dumps({"records": [dataclasses.asdict(record) for record in records], "bad": bad}))
-    return plain
+            raise StoreError(f"--embeddings {self.folder}: cannot write there: {error.strerror}") from None
 
 
 def model_fingerprint(loaded: EvalModel) -> str:
     """Return the sha256 (hexadecimal) of all parameters and buffers by name, the model's settings, and flexiclip's version."""
     module = loaded.model
-    settings = _said_by(module) if loaded.config is None else repr_without_addresses(loaded.config.model)
+    settings = _settings(module) if loaded.config is None else repr_without_addresses(loaded.config.model)
     digest = hashlib.sha256(f"{flexiclip.__version__}\n{settings}".encode())
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)} {_digest(tensor)}".encode())
     return digest.hexdigest()
 
 
-def _said_by(module: torch.nn.Module) -> str:
+def _settings(module: torch.nn.Module) -> str:
     """Return the settings of another library's model as text: the repr of its modules and their plain attributes.
 
     The repr alone is not enough; for example, it does not contain the number of attention heads.
@@ -194,7 +185,7 @@ def _said_by(module: torch.nn.Module) -> str:
     return f"{repr_without_addresses(module)}\n{found}"
 
 
-def _record(data: dict[str, Any]) -> Record:
+def _record(data: Mapping[str, Any]) -> Record:
     """Return a record from its JSON data, with tuples in place of JSON's lists."""
     labels = {key: tuple(label) if isinstance(label, list) else label for key, label in data["labels"].items()}
     return Record(**{**data, "captions": tuple(data["captions"]), "labels": labels})
@@ -203,7 +194,7 @@ def _record(data: dict[str, Any]) -> Record:
 def _digest(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

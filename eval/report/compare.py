@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flexiclip_eval.report.drawing import drawn
 from flexiclip_eval.report.files import read_about, read_rows, require_folder, write_whole
-from flexiclip_eval.report.plots import drawn, plot_runs
+from flexiclip_eval.report.plots import plot_runs
 from flexiclip_eval.rows import Row
 from flexiclip_eval.suites.layout import printable
 
@@ -35,19 +36,15 @@ def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | Non
     if len(set(counts.values())) > 1:
         raise UserError(f"the runs were scored on different numbers of images ({counts}): evaluate them on the same shards")
     about = {label: read_about(path) for label, path in runs.items()}
-    chances = [
-        task["chance"][metric]
-        for each in about.values()
-        for task in each.get("tasks", ())
-        if task["dataset"] == datasets[0] and metric in task["chance"]
-    ]
-    trained = {label: each["models"][0]["trained_seqhw"] for label, each in about.items() if each.get("models")}
+    chances = [task.chance.get(metric) for _, tasks in about.values() for task in tasks if task.dataset == datasets[0]]
+    chance = next((chance for chance in chances if chance is not None), None)
+    trained = {label: models[0].trained_seqhw for label, (models, _) in about.items() if models}
     own = {label: lengths for label, lengths in trained.items() if len(lengths) == 1}
-    figure = plot_runs(chosen, metric, chance=chances[0] if chances else None, own=own)
+    figure = plot_runs(chosen, metric, chance=chance, own=own)
     kind = output.suffix[1:].lower() or "png"
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
-        raise UserError(f"--output {output}: no picture ends in .{kind}; give one of {', '.join(sorted(known))}")
+        raise UserError(f"--output {output}: cannot write a .{kind} picture; give one of {', '.join(sorted(known))}")
     require_folder(output.parent, f"--output {output}")
     write_whole(output, drawn(figure, kind))
 
@@ -57,7 +54,8 @@ def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -
     chosen = [row for row in rows if metric in row.metrics and dataset in (None, row.dataset) and row.seq_len is not None]
     if not chosen:
         names = sorted({f"{row.dataset} {name}" for row in rows for name in row.metrics})
-        raise UserError(f"{path}: no row with a length has {dataset or 'any data set'} {metric}; it holds {', '.join(names)}")
+        wanted = f"{dataset} {metric}" if dataset else metric
+        raise UserError(f"{path}: no row with a length has {wanted}; choose one of {', '.join(names)}")
     return sorted(chosen, key=lambda row: row.seq_len or 0)
 
 

@@ -21,19 +21,22 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from flexiclip_eval.report.drawing import drawn
 from flexiclip_eval.report.page import render_page
 from flexiclip_eval.report.page_data import Gallery
-from flexiclip_eval.report.table import Report, label_of, runs_of
-from flexiclip_eval.rows import Row, TaskInfo
+from flexiclip_eval.report.plots import plot_cascades, plot_front, plot_task
+from flexiclip_eval.report.table import ModelInfo, Report, label_of, of_task, runs_of
+from flexiclip_eval.rows import Row, TaskInfo, primary_metric
 from flexiclip_eval.suites.layout import printable
-from flexiclip_eval.tradeoffs import primary_metric
 
 from flexiclip import files
 from flexiclip.errors import UserError
+
+T = TypeVar("T", Row, ModelInfo, TaskInfo)
 
 
 def write_report(report: Report, output: Path, gallery: Gallery | None = None) -> None:
@@ -41,7 +44,9 @@ def write_report(report: Report, output: Path, gallery: Gallery | None = None) -
 
     gallery: the images that the page may show.
     """
-    rows_folder = make_folder(output)
+    rows_folder = output / "rows"
+    for folder in (output, rows_folder):
+        require_folder(folder, f"--output {output}")
     for old in rows_folder.glob("*.json"):  # clip_benchmark's table would contain rows of lengths that are no longer evaluated
         remove(old)
     rows = [as_json(row) for row in report.rows]
@@ -57,20 +62,6 @@ def write_report(report: Report, output: Path, gallery: Gallery | None = None) -
     write_whole(output / "details.json", json.dumps(report.details, ensure_ascii=False))
     pictures = {(task.dataset, task.task): _pictures(report, task, output) for task in report.tasks}
     write_whole(output / "report.html", render_page(report, pictures, gallery))
-
-
-def make_folder(output: Path) -> Path:
-    """Make the folder of an evaluation and the folder of its rows in it; return the latter. Raises UserError."""
-    rows_folder = output / "rows"
-    for folder in (output, rows_folder):
-        require_folder(folder, f"--output {output}")
-    return rows_folder
-
-
-def check_output(output: Path) -> None:
-    """Check before any work that the folder of an evaluation can be written, and leave nothing there. Raises UserError."""
-    for folder in (output, output / "rows"):
-        check_folder(folder, f"--output {output}")
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -102,13 +93,11 @@ def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
 
     A plot is left out if no row has a place on its axis, for example if no costs are known.
     """
-    from flexiclip_eval.report.plots import drawn, plot_cascades, plot_front, plot_task
-
     runs = runs_of(report, task)
-    cascades = {label_of(c): c for c in report.cascades if (c.dataset, c.task) == (task.dataset, task.task)}
+    fronts = of_task(report.fronts, task)
+    cascades = {label_of(curve): curve for curve in of_task(report.cascades, task)}
     figures = {"": plot_task(runs, task), "_gflops": plot_task(runs, task, "gflops")}
-    front = next((front for front in report.fronts if (front.dataset, front.task) == (task.dataset, task.task)), None)
-    figures["_front"] = None if front is None else plot_front(front, runs)
+    figures["_front"] = plot_front(fronts[0], runs) if fronts else None
     if cascades:
         figures["_cascade"] = plot_cascades(cascades, runs, primary_metric(runs[next(iter(cascades))][0].metrics))
     files = []
@@ -123,18 +112,16 @@ def _pictures(report: Report, task: TaskInfo, output: Path) -> list[Path]:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Write rows as a CSV file: first the top-level keys, then one column per metric. A cell without a value is empty."""
-    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    keys = [key for key in dict.fromkeys(key for row in rows for key in as_json(row)) if key != "metrics"]
+    keys = dict.fromkeys(key for row in rows for key in as_json(row) if key != "metrics")
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, [*keys, *names])
+    writer = csv.DictWriter(file, [*keys, *names], extrasaction="ignore")
     writer.writeheader()
-    for row in rows:
-        data = as_json(row)
-        writer.writerow({**{key: data.get(key) for key in keys}, **data["metrics"]})
+    writer.writerows({**as_json(row), **row.metrics} for row in rows)
     write_whole(path, printable(file.getvalue()).encode())
 
 
-def as_json(row: Row) -> dict[str, Any]:
+def as_json(row: Row) -> dict[str, object]:
     """Return a row as plain data. Its metrics must be finite, because JSON has no other numbers."""
     data = dataclasses.asdict(row)
     if row.width is None:
@@ -147,18 +134,24 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a results.json, given as a file or as its folder. Raises UserError."""
     file = path / "results.json" if path.is_dir() else path
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        return [Row(**{field.name: row[field.name] for field in dataclasses.fields(Row) if field.name in row}) for row in data]
+        return [_from_json(Row, row) for row in json.loads(file.read_text(encoding="utf-8"))]
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; give the results.json of `flexiclip eval --output`") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a results.json of `flexiclip eval`: {error!r}") from None
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """Read the report.json next to a results.json, with chance levels and trained lengths; {} if the file is not there."""
+def read_about(path: Path) -> tuple[list[ModelInfo], list[TaskInfo]]:
+    """Read the models and the tasks in the report.json next to a results.json; none if the file is not there."""
     file = (path if path.is_dir() else path.parent) / "report.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    about = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    models, tasks = about.get("models", ()), about.get("tasks", ())
+    return [_from_json(ModelInfo, model) for model in models], [_from_json(TaskInfo, task) for task in tasks]
+
+
+def _from_json(cls: type[T], data: Mapping[str, object]) -> T:
+    """Return a dataclass from a JSON object, whose other keys are left out."""
+    return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
 
 
 def _stem(dataset: str, task: str) -> str:

@@ -22,9 +22,8 @@ from flexiclip_eval.report.page_data import (
     page_data,
     style,
 )
-from flexiclip_eval.report.table import ModelInfo, Report, best_of, brief, cells, label_of, rows_of, short_name, show
-from flexiclip_eval.rows import Row, TaskInfo
-from flexiclip_eval.tradeoffs import sentence
+from flexiclip_eval.report.table import ModelInfo, Report, brief, cells, label_of, labelled_sentence, of_task
+from flexiclip_eval.rows import Row, TaskInfo, best_of, pixels, short_name, show
 
 from flexiclip.config import dump
 
@@ -67,7 +66,7 @@ def _lead(report: Report) -> str:
     if not lengths:
         return "One fixed sequence length."
     trained = sorted({length for model in report.models for length in model.trained_seqhw})
-    sizes = {str(row.image_size).strip("[]").replace(", ", "×") for row in report.rows if row.image_size is not None}
+    sizes = {pixels(row.image_size) for row in report.rows if row.image_size is not None}
     text = f"Images of {' and '.join(sorted(sizes))} pixels at seqhw {', '.join(map(str, lengths))}."
     return text + (f" Trained at seqhw {', '.join(map(str, trained))}." if trained else "")
 
@@ -87,10 +86,9 @@ def _config(model: ModelInfo) -> str:
 
 
 def _section(report: Report, task: TaskInfo, number: int, pictures: Sequence[Path], room: int) -> str:
-    rows = rows_of(report, task)
-    chosen = [choice for choice in report.choices if (choice.dataset, choice.task) == (task.dataset, task.task)]
-    several = len(report.models) > 1
-    choices = "".join(f"<li>{escape((f'{label_of(c)}: ' if several else '') + sentence(c))}</li>" for c in chosen)
+    rows = of_task(report.rows, task)
+    texts = [labelled_sentence(report, choice) for choice in of_task(report.choices, task)]
+    choices = "".join(f"<li>{escape(text)}</li>" for text in texts)
     images = inline_pictures([(file, f"{_kind(task)} on {task.dataset}: {file.stem}") for file in pictures], room)
     return (
         f'<section class="task" id="task-{number}"><h2>{escape(task.dataset)} · {escape(_kind(task))}</h2>'

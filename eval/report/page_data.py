@@ -13,17 +13,18 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from flexiclip_eval.data.images import Record, open_source
 from flexiclip_eval.data.shards import Source
-from flexiclip_eval.report.table import Report, is_share, label_of, long_name, rows_of
-from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.report.table import Report, label_of, of_task
+from flexiclip_eval.rows import TaskInfo, is_share, long_name, primary_metric
 from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.layout import printable
-from flexiclip_eval.tradeoffs import primary_metric, sentence
+from flexiclip_eval.tradeoffs import sentence
 
 from flexiclip.data.samples import BadSample
 
@@ -71,7 +72,7 @@ def inline_pictures(pictures: Sequence[tuple[Path, str]], room: int) -> str:
         encoded = base64.b64encode(file.read_bytes()).decode("ascii")
         room -= len(encoded)
         inside = f'<img alt="{escape(alt)}" src="data:image/png;base64,{encoded}">'
-        parts.append(inside if room > 0 else f"<p>The picture is in <code>{escape(file.name)}</code> beside this page.</p>")
+        parts.append(inside if room > 0 else f"<p>The picture is in <code>{escape(file.name)}</code> next to this page.</p>")
     return "".join(parts)
 
 
@@ -91,27 +92,24 @@ class Gallery:
     """
 
     def __init__(self) -> None:
-        self._configs: dict[str, DatasetConfig] = {}
-        self._numbers: dict[str, array[int]] = {}
+        self._added: dict[str, tuple[DatasetConfig, array[int]]] = {}
         self._sources: dict[str, Source] = {}
 
     def add(self, rows: Iterable[str], config: DatasetConfig, records: Sequence[Record]) -> None:
         """Add a data set under the names that its rows have in `dataset`. records: those of the images that could be read."""
-        numbers = array("q", (record.number for record in records))
-        for name in rows:
-            self._configs[name], self._numbers[name] = config, numbers
+        self._added |= dict.fromkeys(rows, (config, array("q", (record.number for record in records))))
 
     def thumbnail(self, dataset: str, record: int) -> str | None:
         """Return a JPEG in base64; None if the data set was not added or the image can no longer be read."""
         from PIL import Image
 
-        config = self._configs.get(dataset)
-        if config is None:
+        if dataset not in self._added:
             return None
+        config, numbers = self._added[dataset]
         if config.name not in self._sources:
             self._sources[config.name] = open_source(config)
         try:
-            image = self._sources[config.name].item(self._numbers[dataset][record], ()).image
+            image = self._sources[config.name].item(numbers[record], ()).image
         except BadSample:
             return None
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -126,8 +124,8 @@ CLASS_BYTES = 1 << 20  # for the recalls of all classes; details.json has every 
 def page_data(report: Report) -> dict[str, Any]:
     """Return what the script of the page draws, as plain data: models, tasks with their rows, and no thumbnails yet.
 
-    The `values` of a row are in the order of the task's `metrics`, and its `model` is an index into `models`. The recalls of the
-    classes are left out for tasks that do not fit into CLASS_BYTES.
+    A row has the keys of results.json, except that its `model` is an index into `models`; so does a cascade with those of
+    report.json. The recalls of the classes are left out for tasks that do not fit into CLASS_BYTES.
     """
     labels = [label_of(model) for model in report.models]
     left = CLASS_BYTES
@@ -157,7 +155,7 @@ def add_thumbnails(data: dict[str, Any], gallery: Gallery, room: int) -> None:
         most = max(len(row["found"] or ()) for row in task["rows"])
         for number in range(most):
             rows = [row["found"] for row in task["rows"] if row["found"] and len(row["found"]) > number]
-            wanted = {record for found in rows for record in _records(found[number])} - thumbs.keys()
+            wanted = {i for found in rows for i in (*found[number]["ranked"], *found[number]["positives"][:1])} - thumbs.keys()
             new = {record: picture for record in sorted(wanted) if (picture := gallery.thumbnail(task["dataset"], record))}
             share -= sum(len(picture) + 16 for picture in new.values())
             if share < 0:
@@ -167,21 +165,20 @@ def add_thumbnails(data: dict[str, Any], gallery: Gallery, room: int) -> None:
             thumbs.update(new)
 
 
-def as_script(data: dict[str, Any]) -> str:
+def as_script(data: Mapping[str, object]) -> str:
     """Return data as JSON for a script element, escaped so that no text can end the element or begin a comment."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text = printable(text)
+    text = printable(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
 
 
 def _task(report: Report, task: TaskInfo, labels: list[str]) -> dict[str, Any]:
-    rows = rows_of(report, task)
+    rows = of_task(report.rows, task)
     names = list(rows[0].metrics)
     own = (task.dataset, task.task)
     details = [d for row, d in zip(report.rows, report.details, strict=True) if (row.dataset, row.task) == own]
-    choices = [choice for choice in report.choices if (choice.dataset, choice.task) == own]
+    choices = of_task(report.choices, task)
     return {
         "dataset": task.dataset,
         "task": task.task,
@@ -192,43 +189,16 @@ def _task(report: Report, task: TaskInfo, labels: list[str]) -> dict[str, Any]:
         "classes": list(task.classes),
         "rows": [
             {
+                **asdict(row),
                 "model": labels.index(label_of(row)),
-                "seqhw": row.seqhw,
-                "tokens": row.seq_len,
-                "patch": row.patch_size,
-                "gflops": row.gflops,
-                "speed": row.images_per_s,
-                "values": [row.metrics.get(name) for name in names],
                 "perClass": [_short(detail["per_class"].get(c)) for c in task.classes] if "per_class" in detail else None,
                 "found": detail.get("found"),
             }
             for row, detail in zip(rows, details, strict=True)
         ],
         "choices": [{"model": labels.index(label_of(c)), "seqhw": c.seqhw, "text": sentence(c)} for c in choices],
-        "cascades": [
-            {
-                "model": labels.index(label_of(curve)),
-                "short": curve.short,
-                "long": curve.long,
-                "points": [
-                    {
-                        "k": point.shortlist,
-                        "gflops": point.gflops_per_image,
-                        "query": point.gflops_per_query,
-                        "reranked": point.reranked,
-                        "values": [point.metrics.get(name) for name in names],
-                    }
-                    for point in curve.points
-                ],
-            }
-            for curve in report.cascades
-            if (curve.dataset, curve.task) == own
-        ],
+        "cascades": [{**asdict(curve), "model": labels.index(label_of(curve))} for curve in of_task(report.cascades, task)],
     }
-
-
-def _records(found: dict[str, Any]) -> set[int]:
-    return {*found["ranked"], *found["positives"][:1]}
 
 
 def _short(recall: float | None) -> float | None:

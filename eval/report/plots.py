@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from flexiclip_eval.report.drawing import (
-    INK,
-    Against,
-    chance_line,
-    curve,
-    finish,
-    frames,
-    legend,
-    look,
-    place,
-)
-from flexiclip_eval.report.table import brief, family_of, is_share, long_name
-from flexiclip_eval.rows import Row, TaskInfo
+from flexiclip_eval.report.drawing import INK, chance_line, curve, gflops_axis, grid, legend, look, percent_axis, token_axis
+from flexiclip_eval.report.table import brief
+from flexiclip_eval.rows import Row, TaskInfo, family_of, is_share, long_name, pixels
 from flexiclip_eval.tradeoffs import CascadeCurve, Front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Against = Literal["tokens", "gflops"]
+
 Runs = Mapping[str, Sequence[Row]]
 """{label of a model: its rows of one task}."""
+
+_ONE_PANEL = (7.1, 4.2)  # inches
 
 
 def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure | None:
@@ -37,44 +30,51 @@ def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure
     """
     everything = [row for rows in runs.values() for row in rows]
     families: dict[str, list[str]] = {}
-    for name in everything[0].metrics:
-        if is_share(name):
-            families.setdefault(family_of(name), []).append(name)
-    if not families or all(place(row, against) is None for row in everything):
+    for name in filter(is_share, everything[0].metrics):
+        families.setdefault(family_of(name), []).append(name)
+    if not families or all(_place(row, against) is None for row in everything):
         return None
-    figure, axes = frames(len(families))
+    figure, (axes,) = grid(1, len(families), (1.5 + 5.6 * len(families), 4.2), sharey=True)
     for axis, (family, names) in zip(axes, families.items(), strict=True):
         if len(runs) == 1:
-            _metrics(axis, everything, names, task, against)
-            finish(axis, everything, against, "" if family == "accuracy" else long_name(family))
+            for i, name in enumerate(names):
+                label = f"recall@{name.partition('@')[2]}" if "@" in name else long_name(name)
+                _rows_curve(axis, everything, name, against, i, label)
+                chance_line(axis, task.chance.get(name), look(i)[0])
+            _finish(axis, runs, against, "" if family == "accuracy" else long_name(family))
         else:
             metric = next((name for name in names if name.endswith("@5")), names[0])
-            _models(axis, runs, metric, task.chance.get(metric), {}, against)
-            finish(axis, everything, against, long_name(metric))
-        legend(axis, 4 if len(runs) == 1 else 1)
+            for i, (label, rows) in enumerate(runs.items()):
+                _rows_curve(axis, rows, metric, against, i, label)
+            chance_line(axis, task.chance.get(metric))
+            _finish(axis, runs, against, long_name(metric))
+        _legend_below(axis, 4 if len(runs) == 1 else 1)
     axes[0].set_ylabel("accuracy" if set(families) == {"accuracy"} else "recall")
     figure.suptitle(f"{task.dataset} · {everything[0].n} images", x=0.01, ha="left", weight="bold")
     return figure
 
 
-def plot_runs(
-    runs: Runs, metric: str, *, chance: float | None, own: Mapping[str, Sequence[int]], against: Against = "tokens"
-) -> Figure:
-    """Plot one metric of several runs in one panel.
+def plot_runs(runs: Runs, metric: str, *, chance: float | None, own: Mapping[str, Sequence[int]]) -> Figure:
+    """Plot one metric of several runs against the tokens.
 
     chance: the chance level in 0..1; None: not drawn. own: {label: the seqhw at which a fixed model was trained}, marked with a
     star.
     """
-    figure, (axis,) = frames(1)
-    everything = [row for rows in runs.values() for row in rows]
-    _models(axis, runs, metric, chance, own, against)
-    finish(axis, everything, against)
-    first = everything[0]
+    figure, ((axis,),) = grid(1, 1, _ONE_PANEL)
+    for i, (label, rows) in enumerate(runs.items()):
+        _rows_curve(axis, rows, metric, "tokens", i, label)
+        home = [(row.seq_len, row.metrics[metric]) for row in rows if row.seqhw in own.get(label, ()) and row.seq_len]
+        if home:
+            curve(axis, home, i, marker="*", linestyle="", markersize=16, markeredgecolor="white", markeredgewidth=1.2, zorder=5)
+            axis.plot([], [], "*", color=look(i)[0], markersize=11, label="its training length")
+    chance_line(axis, chance)
+    _finish(axis, runs, "tokens")
+    first = next(iter(runs.values()))[0]
     axis.set_ylabel(long_name(metric))
     axis.set_title(f"{first.dataset} · {first.n} images", loc="left", weight="bold", pad=10)
     if chance is not None:
         axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    legend(axis)
     return figure
 
 
@@ -83,74 +83,89 @@ def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str)
 
     cascades: {label: its cascade}. Returns None if the costs of all cascades are unknown.
     """
-    known = {label: [p for p in each.points if p.gflops_per_image is not None] for label, each in cascades.items()}
+    known = {
+        label: [(p.gflops_per_image, p.metrics[metric], p.shortlist) for p in each.points if p.gflops_per_image is not None]
+        for label, each in cascades.items()
+    }
     if not any(known.values()):
         return None
-    figure, (axis,) = frames(1)
+    figure, ((axis,),) = grid(1, 1, _ONE_PANEL)
     for i, (label, points) in enumerate(known.items()):
-        colour, marker = look(i)
-        rows = [row for row in runs[label] if row.gflops is not None]
-        curve(axis, rows, metric, "gflops", i, label)
-        xs = [point.gflops_per_image or 0 for point in points]
+        _rows_curve(axis, [row for row in runs[label] if row.gflops is not None], metric, "gflops", i, label)
         name = f"{brief(label)}: seqhw {cascades[label].short}, the first K again at {cascades[label].long}"
-        style: Any = {"marker": marker, "markerfacecolor": "white", "markersize": 5.5, "linestyle": "--", "linewidth": 1.6}
-        axis.plot(xs, [point.metrics[metric] for point in points], color=colour, label=name, zorder=4, **style)
-        for x, point in zip(xs[1:-1], points[1:-1], strict=True):
-            at: Any = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center", "fontsize": 7}
-            axis.annotate(f"K={point.shortlist}", (x, point.metrics[metric]), color=colour, **at)
-    finish(axis, [row for rows in runs.values() for row in rows], "gflops")
-    axis.set_xlabel("GFLOPs a gallery image, all captions asked once")
+        line = [(x, y) for x, y, _ in points]
+        curve(axis, line, i, name, markerfacecolor="white", linestyle="--", linewidth=1.6, zorder=4)
+        for x, y, k in points[1:-1]:
+            axis.annotate(f"K={k}", (x, y), (0, 7), textcoords="offset points", color=look(i)[0], ha="center", fontsize=7)
+    _finish(axis, runs, "gflops")
+    axis.set_xlabel("GFLOPs per gallery image, all captions asked once")
     axis.set_ylabel(long_name(metric))
     axis.set_title(f"{next(iter(cascades.values())).dataset} · cascade", loc="left", weight="bold", pad=10)
-    legend(axis, 1)
+    _legend_below(axis, 1)
     return figure
 
 
 def plot_front(front: Front, runs: Runs) -> Figure:
     """Plot a metric against GFLOPs, with one curve per model and width. The points that are not on the front are hollow."""
-    figure, (axis,) = frames(1)
+    figure, ((axis,),) = grid(1, 1, _ONE_PANEL)
     best = {(p.model, p.pretrained, p.width, p.seqhw) for p in front.points}
     for i, (label, rows) in enumerate(runs.items()):
-        known = [row for row in rows if row.width is not None and row.gflops is not None]
-        colour, marker = look(i)
-        curve(axis, known, front.metric, "gflops", i, label)
-        beaten = [row for row in known if (row.model, row.pretrained, row.width, row.seqhw) not in best]
-        style: Any = {"color": colour, "markerfacecolor": "white", "markersize": 5.5, "zorder": 4, "clip_on": False}
-        axis.plot([row.gflops or 0 for row in beaten], [row.metrics[front.metric] for row in beaten], marker, **style)
-    finish(axis, [row for rows in runs.values() for row in rows], "gflops")
+        known = [(row, row.gflops) for row in rows if row.width is not None and row.gflops is not None]
+        _rows_curve(axis, [row for row, _ in known], front.metric, "gflops", i, label)
+        beaten = [(x, r.metrics[front.metric]) for r, x in known if (r.model, r.pretrained, r.width, r.seqhw) not in best]
+        curve(axis, beaten, i, linestyle="", markerfacecolor="white", zorder=4)
+    _finish(axis, runs, "gflops")
     axis.set_ylabel(long_name(front.metric))
-    title = f"{front.dataset} · length and width\nfilled: nothing is as good for fewer GFLOPs and columns"
-    axis.set_title(title, loc="left", fontsize=10, pad=10)
-    legend(axis, 1)
+    text = f"{front.dataset} · length and width\nfilled: nothing is as good for fewer GFLOPs and columns"
+    axis.set_title(text, loc="left", fontsize=10, pad=10)
+    _legend_below(axis, 1)
     return figure
 
 
-def drawn(figure: Figure, kind: str = "png", dpi: int = 150) -> bytes:
-    """Return a figure as the bytes of a file. kind: a format of matplotlib, such as png, svg or pdf."""
-    data = io.BytesIO()
-    figure.savefig(data, format=kind, dpi=dpi, facecolor="white")
-    return data.getvalue()
+def _place(row: Row, against: Against) -> float | None:
+    """Return the position of a row on the axis: its tokens or its GFLOPs; None if it does not have them."""
+    return row.seq_len if against == "tokens" else row.gflops
 
 
-def _metrics(axis: Axes, rows: Sequence[Row], names: Sequence[str], task: TaskInfo, against: Against) -> None:
-    """Draw one curve per metric of one model, each with its chance level."""
-    for i, name in enumerate(names):
-        curve(axis, rows, name, against, i, f"recall@{name.partition('@')[2]}" if "@" in name else long_name(name))
-        if name in task.chance:
-            chance_line(axis, task.chance[name], look(i)[0])
+def _rows_curve(axis: Axes, rows: Sequence[Row], metric: str, against: Against, number: int, label: str) -> None:
+    """Draw a metric of one model as a curve. A row without a position on the axis becomes a dashed line across the panel."""
+    points = sorted((x, row.metrics[metric]) for row in rows if (x := _place(row, against)) is not None)
+    if points:
+        curve(axis, points, number, brief(label))
+    for row in rows:
+        if _place(row, against) is None:
+            axis.axhline(row.metrics[metric], linestyle="--", color=look(number)[0], linewidth=1.5, zorder=2, label=brief(label))
 
 
-def _models(
-    axis: Axes, runs: Runs, metric: str, chance: float | None, own: Mapping[str, Sequence[int]], against: Against
-) -> None:
-    """Draw one curve per model, with a star at the length at which a fixed model was trained."""
-    for i, (label, rows) in enumerate(runs.items()):
-        curve(axis, rows, metric, against, i, label)
-        home = [row for row in rows if row.seqhw in own.get(label, ()) and place(row, against) is not None]
-        if home:
-            colour = look(i)[0]
-            style: dict[str, Any] = {"color": colour, "markersize": 16, "markeredgecolor": "white", "markeredgewidth": 1.2}
-            axis.plot([place(r, against) or 0 for r in home], [r.metrics[metric] for r in home], "*", zorder=5, **style)
-            axis.plot([], [], "*", color=colour, markersize=11, label="its training length")
-    if chance is not None:
-        chance_line(axis, chance)
+def _finish(axis: Axes, runs: Runs, against: Against, heading: str = "") -> None:
+    """Set up the axes: below, tokens (with patch sizes, if a label has room) or GFLOPs; left, percents from 0."""
+    from matplotlib.ticker import MaxNLocator
+
+    if against == "tokens":
+        patches = {row.seq_len: pixels(row.patch_size) for rows in runs.values() for row in rows if row.seq_len}
+        token_axis(axis, sorted(patches), _tick_labels(patches), "tokens per image (patch size in pixels below)")
+    else:
+        gflops_axis(axis)
+    axis.set_ylim(bottom=0, top=1.05 * axis.get_ylim()[1])  # room for the star at a training length
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents, like the labels
+    percent_axis(axis)
+    axis.set_axisbelow(True)
+    if heading:
+        axis.set_title(heading, loc="left", fontsize=10)
+
+
+def _tick_labels(patches: Mapping[int, str]) -> list[str]:
+    """Return {tokens: patch size} as labels, in ascending order; empty if the label would overlap the one before it."""
+    apart = (max(patches) / min(patches)) ** 0.055
+    labels, last = [], 0
+    for length, patch in sorted(patches.items()):
+        crowded = length < apart * last
+        labels.append("" if crowded else f"{length}\n{patch}")
+        last = last if crowded else length
+    return labels
+
+
+def _legend_below(axis: Axes, columns: int) -> None:
+    """Put a legend below the panel, with the chance line as its last entry."""
+    axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
+    legend(axis, (0, -0.3), columns, 10)

@@ -1,79 +1,26 @@
 """Holds all results of an evaluation (Report), and prints them as tables.
 
-The first part defines how metrics are named and written: which are shares, and which are better when they are lower. The tables
-are followed by the lengths that the rules would choose, and by the number of samples that could not be read.
+The tables are followed by the lengths that the rules would choose, and by the number of samples that could not be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from flexiclip_eval.rows import Row, TaskInfo
+from flexiclip_eval.rows import Details, Row, TaskInfo, pixels, short_name, show
 from flexiclip_eval.tradeoffs import CascadeCurve, Choice, Front, sentence
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-
-_FAMILIES = {
-    "image_retrieval_recall": ("text→image R", "text → image recall"),
-    "text_retrieval_recall": ("image→text R", "image → text recall"),
-    "image_retrieval_median_rank": ("text→image rank", "text → image median rank"),
-    "text_retrieval_median_rank": ("image→text rank", "image → text median rank"),
-    "mean_per_class_recall": ("mean/class", "mean per class recall"),
-    "mean_average_precision": ("mAP", "mean average precision"),
-    "acc": ("acc", "accuracy"),
-    "acc1": ("acc1", "accuracy@1"),
-    "acc5": ("acc5", "accuracy@5"),
-    "lp_acc1": ("probe acc1", "linear probe accuracy@1"),
-    "lp_acc5": ("probe acc5", "linear probe accuracy@5"),
-    "lp_mean_per_class_recall": ("probe mean/class", "linear probe mean per class recall"),
-}
-"""{metric without its @k: (heading of its column, its name in words)}."""
+OfTask = TypeVar("OfTask", Row, TaskInfo, Choice, CascadeCurve, Front)
 
 
 def brief(label: str, room: int = 48) -> str:
     """Shorten a label to at most `room` characters. The end of a long label is kept, because that is where folders differ."""
     return label if len(label) <= room else "…" + label[1 - room :]
-
-
-def short_name(metric: str) -> str:
-    """Return the heading of a metric's column, for example text→image R@5."""
-    return _name(metric, 0)
-
-
-def long_name(metric: str) -> str:
-    """Return the name of a metric in words, for an axis or a menu."""
-    return _name(metric, 1)
-
-
-def family_of(metric: str) -> str:
-    """Return the family of a metric, which shares a panel of a plot: the recalls of one direction at all k, or all accuracies."""
-    return metric.partition("@")[0] if "@" in metric else "accuracy"
-
-
-def is_share(metric: str) -> bool:
-    """Return whether a metric is a share in 0..1, which is written in percent. All metrics except ranks are shares."""
-    return not metric.endswith("_rank")
-
-
-def best_of(metric: str, values: list[float]) -> float:
-    """Return the best of the values of a metric: the highest share, or the lowest rank."""
-    return max(values) if is_share(metric) else min(values)
-
-
-def show(metric: str, value: float | None) -> str:
-    """Return a value as text: a share in percent, a rank as a number, None as a dash."""
-    if value is None:
-        return "–"
-    return f"{value:.1%}" if is_share(metric) else f"{value:,.1f}"
-
-
-def _name(metric: str, column: int) -> str:
-    family, at, k = metric.partition("@")
-    return _FAMILIES[family][column] + at + k if family in _FAMILIES else metric.replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -82,7 +29,7 @@ class ModelInfo:
 
     model: str
     pretrained: str
-    config: dict[str, Any] = field(default_factory=dict)  # the resolved recipe; {} for a model of another library
+    config: dict[str, object] = field(default_factory=dict)  # the resolved recipe; {} for a model of another library
     trained_seqhw: tuple[int, ...] = ()
     width: int | None = None  # columns of the embeddings that were compared, with --widths
 
@@ -96,17 +43,17 @@ class Report:
     models: list[ModelInfo] = field(default_factory=list)
     tasks: list[TaskInfo] = field(default_factory=list)
     bad_samples: list[dict[str, str]] = field(default_factory=list)  # dataset, shard, key, reason
-    details: list[dict[str, Any]] = field(default_factory=list)  # one per row: Result.details of tasks/base.py
+    details: list[Details] = field(default_factory=list)  # one per row
     choices: list[Choice] = field(default_factory=list)
     cascades: list[CascadeCurve] = field(default_factory=list)
     fronts: list[Front] = field(default_factory=list)
     unscored: dict[str, str] = field(default_factory=dict)  # data set -> why it, or a task of it, has no rows
 
-    def add(self, row: Row, task: TaskInfo, details: dict[str, Any]) -> None:
+    def add(self, row: Row, task: TaskInfo, details: Details) -> None:
         """Add a row with its details, and its task if that is new."""
         self.rows.append(row)
         self.details.append(details)
-        if (task.dataset, task.task) not in {(known.dataset, known.task) for known in self.tasks}:
+        if not of_task(self.tasks, task):
             self.tasks.append(task)
 
     def add_bad_samples(self, bad: list[dict[str, str]]) -> None:
@@ -114,15 +61,15 @@ class Report:
         self.bad_samples += [entry for entry in bad if entry not in self.bad_samples]
 
 
-def rows_of(report: Report, task: TaskInfo) -> list[Row]:
-    """Return the rows of one task, model by model, in the order of their lengths."""
-    return [row for row in report.rows if (row.dataset, row.task) == (task.dataset, task.task)]
+def of_task(items: Iterable[OfTask], task: TaskInfo) -> list[OfTask]:
+    """Return those of the rows, choices, cascades or fronts that belong to a task, in their order."""
+    return [each for each in items if (each.dataset, each.task) == (task.dataset, task.task)]
 
 
 def runs_of(report: Report, task: TaskInfo) -> dict[str, list[Row]]:
     """Return {label of a model: its rows of one task}, in the order in which the models were scored."""
     runs: dict[str, list[Row]] = {}
-    for row in rows_of(report, task):
+    for row in of_task(report.rows, task):
         runs.setdefault(label_of(row), []).append(row)
     return runs
 
@@ -134,12 +81,16 @@ def label_of(named: Row | ModelInfo | Choice | CascadeCurve) -> str:
     return name if width is None else f"{name} [:{width}]"
 
 
+def labelled_sentence(report: Report, choice: Choice) -> str:
+    """Return a choice as one line of text, which begins with the label of the model if there are several models."""
+    return f"{label_of(choice)}: {sentence(choice)}" if len(report.models) > 1 else sentence(choice)
+
+
 def cells(row: Row) -> list[str]:
     """Return seqhw, tokens, patch size, GFLOPs and images/s of a row as texts; a dash for an unknown value."""
     cost = "–" if row.gflops is None else f"{row.gflops:.3g}"
     speed = "–" if row.images_per_s is None else f"{row.images_per_s:,.0f}"
-    patch = "×".join(map(str, row.patch_size)) if isinstance(row.patch_size, list) else str(row.patch_size or "–")
-    return [str(row.seqhw or "–"), str(row.seq_len or "–"), patch, cost, speed]
+    return [str(row.seqhw or "–"), str(row.seq_len or "–"), pixels(row.patch_size) or "–", cost, speed]
 
 
 WIDTH = 80  # columns of the narrowest terminal that is still common
@@ -155,7 +106,7 @@ def print_report(report: Report) -> None:
 
     console = Console()
     for task in report.tasks:
-        rows = rows_of(report, task)
+        rows = of_task(report.rows, task)
         console.print(f"{task.dataset} · {task.task} · {rows[0].n} images", style="italic", markup=False, soft_wrap=True)
         for names in _parts(rows, list(rows[0].metrics)):
             for label, of_model in runs_of(report, task).items():
@@ -163,8 +114,7 @@ def print_report(report: Report) -> None:
                     console.print(label, style="bold", markup=False, highlight=False, soft_wrap=True)
                 console.print(_table(of_model, names, task), "")
     for choice in report.choices:
-        whose = f"{label_of(choice)}: " if len(report.models) > 1 else ""
-        console.print(whose + sentence(choice), markup=False, highlight=False, soft_wrap=True)
+        console.print(labelled_sentence(report, choice), markup=False, highlight=False, soft_wrap=True)
     for name, reason in report.unscored.items():
         console.print(f"data set {name} could not be scored as a whole: {reason}", style="yellow", markup=False, soft_wrap=True)
     if report.bad_samples:

@@ -1,14 +1,14 @@
 """A data set of a suite: where its samples are, how they are read, and the tasks on them.
 
 Exactly one key gives the place of the samples: `shards` (webdataset), `root` (CLIP_benchmark's layout), `images` (one folder per
-class) or `csv` (a table of paths). complete.py fills in what a suite leaves to the files next to the samples.
+class) or `csv` (a table of paths). load.py fills in what a suite leaves to the files next to the samples.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.suites.layout import printable, repeated
 from flexiclip_eval.suites.task import TaskConfig
 
 from flexiclip.errors import UserError
@@ -62,8 +62,7 @@ class DatasetConfig:
             raise UserError(f"{where}: tasks is empty; write kind: retrieval or kind: classification")
         if self.root is None and self.split != "test":
             raise UserError(f"{where}: split is for root; remove it")
-        seen = [self.row_name(task) + task.row_kind for task in self.tasks]
-        if len(set(seen)) < len(seen):
+        if repeated(self.row_name(task) + task.row_kind for task in self.tasks):
             raise UserError(f"{where}: two tasks of one kind need a name each to tell their rows apart")
         if self.has_captions and not self.captions:
             raise UserError(f"{where}: its tasks need captions, for example captions: txt")
@@ -98,5 +97,6 @@ def training(config: DatasetConfig) -> DatasetConfig:
         return replace(config, shards=config.train, train=None)
     if not isinstance(config.train, str):
         raise UserError(f"data set {config.name}: train names one folder or csv, not a list")
-    place = "images" if config.images is not None else "csv"
-    return replace(config, train=None, **{place: config.train})  # type: ignore[arg-type]
+    if config.images is not None:
+        return replace(config, images=config.train, train=None)
+    return replace(config, csv=config.train, train=None)

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Literal, get_args
 
 from flexiclip.data.reading import read_whole
 from flexiclip.errors import UserError
@@ -36,7 +37,7 @@ def read_text(place: str) -> str | None:
     except OSError as error:
         raise UserError(f"{place}: cannot be reached: {error}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{place}: not UTF-8 text") from None
+        raise UserError(f"{place}: is not UTF-8 text; save it as UTF-8") from None
 
 
 def require_text(place: str) -> str:
@@ -52,25 +53,28 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.rstrip().splitlines())
 
 
-def read_json(place: str) -> Any:
+def read_json(place: str) -> object:
     """Return the JSON value at a path or URL. Raises UserError if it is not JSON.
 
     A key that an object has twice is an error too, because one of the two classes would be lost silently.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise UserError(f"{place}: {next(name for name in names if names.count(name) > 1)!r} stands twice")
-        return found
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if twice := repeated(name for name, _ in pairs):
+            raise UserError(f"{place}: {twice[0]!r} is given twice; remove one")
+        return dict(pairs)
 
     try:
-        return json.loads(require_text(place), object_pairs_hook=once)
+        return json.loads(require_text(place), object_pairs_hook=unique)
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON: {error}") from None
+        raise UserError(f"{place}: is not JSON: {error}") from None
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once, in the order in which they occur first."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def printable(text: str) -> str:
@@ -109,14 +113,14 @@ def shard_places(root: str, split: str) -> list[str]:
     place = at(root, split, "nshards.txt")
     text = read_text(place)
     if text is None:
-        raise UserError(f"{place}: no such file; a data set in CLIP_benchmark's layout says there how many shards the split has")
+        raise UserError(f"{place}: no such file; in CLIP_benchmark's layout, this file holds the number of shards of the split")
     if not text.strip().isdecimal() or not 0 < int(text.strip()[:9]) <= _MOST_SHARDS:
-        raise UserError(f"{place}: {text.strip()[:50]!r} is no number of shards")
+        raise UserError(f"{place}: {text.strip()[:50]!r} is not a number of shards; write one of 1 to {_MOST_SHARDS}")
     return [at(root, split, f"{number}.tar") for number in range(int(text.strip()))]
 
 
 Type = Literal["classification", "retrieval", "multilabel"]
-_TYPES: dict[str, Type] = {"classification": "classification", "retrieval": "retrieval", "multilabel": "multilabel"}
+_TYPES: dict[str, Type] = {kind: kind for kind in get_args(Type)}
 
 
 def dataset_type(root: str) -> Type:
@@ -124,7 +128,7 @@ def dataset_type(root: str) -> Type:
     text = read_text(at(root, "dataset_type.txt"))
     kind = "classification" if text is None else text.strip().lower()
     if kind not in _TYPES:
-        raise UserError(f"{at(root, 'dataset_type.txt')}: {kind[:50]!r} is none of {', '.join(_TYPES)}")
+        raise UserError(f"{at(root, 'dataset_type.txt')}: {kind[:50]!r} is not a known type; write one of {', '.join(_TYPES)}")
     return _TYPES[kind]
 
 
@@ -154,7 +158,7 @@ def class_folders(folder: str) -> list[str]:
     except OSError as error:
         raise UserError(f"images {folder}: cannot be read: {error.strerror}") from None
     if not names:
-        raise UserError(f"images {folder}: holds no folder; each class needs one with its images")
+        raise UserError(f"images {folder}: has no folders; put the images of each class into a folder of its own")
     for name in names:
         if printable(name) != name:
             raise UserError(f"images {folder}: the name of the class folder {printable(name)} is not UTF-8; rename it")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
-from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.suites.layout import printable, repeated
 
 from flexiclip.errors import UserError
 
@@ -46,7 +45,7 @@ class TaskConfig:
     """The field that holds the label: `json:FIELD`, or the name of a member. For classification and linear_probe it holds the
     name of a class or its number (such as cls). For multilabel it holds the classes of an image: a list in JSON, or a 0/1 vector
     in a member such as npy. For choice it holds what the images of one instance share."""
-    classes: str | tuple[str, ...] | dict[str, Any] | None = None
+    classes: str | tuple[str, ...] | dict[str, Sequence[str]] | None = None
     """The names of the classes in the order of their numbers; or {label: its words}, one text or several; or a file or URL with
     either, as JSON or with one name per line. Default: the names next to the samples, else the sorted labels of all samples."""
     repeats: tuple[str, ...] = ()
@@ -54,7 +53,7 @@ class TaskConfig:
     templates: str | tuple[str, ...] = DEFAULT_TEMPLATES
     """Templates of prompts, in which {c} is replaced by the words of the class, or a file or URL with one template per line. The
     embeddings of all prompts of a class are averaged."""
-    prompts: str | dict[str, Any] | None = None
+    prompts: str | dict[str, Sequence[str]] | None = None
     """{class: its prompts}, any number of them, in place of templates, as in CuPL; or a JSON file or URL that holds this."""
     merge_captions: bool = True
     """For retrieval. True: captions of equal text are one query, and the images of all of them are right. False: each caption is
@@ -108,7 +107,7 @@ class TaskConfig:
 
         A name that occurs twice among the classes is numbered: `missile`, `missile #2`.
         """
-        assert not isinstance(self.classes, str), "complete.py reads files"
+        assert not isinstance(self.classes, str), "load.py reads files"
         if isinstance(self.classes, dict):
             return {label: _several(words) for label, words in self.classes.items()}
         words: dict[str, tuple[str, ...]] = {}
@@ -122,15 +121,15 @@ class TaskConfig:
 
         words: {class: the words for it in a prompt}, like the property `words`.
         """
-        assert not isinstance(self.templates, str), "complete.py reads files"
-        assert not isinstance(self.prompts, str), "complete.py reads files"
+        assert not isinstance(self.templates, str), "load.py reads files"
+        assert not isinstance(self.prompts, str), "load.py reads files"
         if self.prompts is None:
             return [fill_templates(self.templates, each) for each in words.values()]
         found = []
         for label, each in words.items():
             key = next((key for key in (label, *each) if key in self.prompts), None)
             if key is None or not self.prompts[key]:
-                raise UserError(f"task {self.name or self.kind}: prompts has none for the class {label!r}")
+                raise UserError(f"task {self.name or self.kind}: prompts has no entry for the class {label!r}; add one")
             found.append(list(_several(self.prompts[key])))
         return found
 
@@ -140,11 +139,11 @@ def fill_templates(templates: Sequence[str], words: Sequence[str]) -> list[str]:
     return [template.replace("{c}", word) for word in words for template in templates]
 
 
-def _several(texts: Any) -> tuple[str, ...]:
+def _several(texts: Sequence[str]) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
-def check_texts(texts: dict[str, Any], where: str, what: str) -> None:
+def check_texts(texts: Mapping[str, object], where: str, what: str) -> None:
     """Raise UserError unless each key is a text and each value is a text or a list of texts."""
     for label, value in texts.items():
         right = isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value))
@@ -167,12 +166,12 @@ def check_classes(classes: Sequence[str], where: str, repeats: Sequence[str] = (
     An empty text is a valid name, as in CLIP_benchmark: clevr_closest_object_distance has one between "near" and "distant".
     """
     if not classes:
-        raise UserError(f"{where}: the list of classes is empty")
+        raise UserError(f"{where}: the list of classes is empty; name at least one class")
     for number, name in enumerate(classes):
         if not isinstance(name, str) or printable(name) != name:
             raise UserError(f"{where}: class {number} has no name that is a text: {name!r}; put it into quotes")
-    twice = sorted(name for name, count in Counter(classes).items() if count > 1 and name not in repeats)
+    twice = sorted(set(repeated(classes)) - set(repeats))
     if twice:
         raise UserError(
-            f"{where}: the class {twice[0]!r} stands twice in the list of classes; if both are meant, write repeats: [{twice[0]}]"
+            f"{where}: the class {twice[0]!r} is given twice in the list of classes; to keep both, write repeats: [{twice[0]}]"
         )

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from flexiclip_eval.data.images import Record
-from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.rows import Details, Example, TaskInfo
 from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.task import TaskConfig
 from flexiclip_eval.tasks.search import Answers, Block
-from flexiclip_eval.tradeoffs import Reranked
+from flexiclip_eval.tradeoffs import CascadePoint
 from torch import Tensor
 
 
@@ -48,9 +47,8 @@ class Result:
 
     metrics: dict[str, float]
     """Shares in 0..1, and median ranks from 1. The names are those of CLIP_benchmark for the metrics that it has."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """Plain data for the report: `per_class` is {class: recall}, and `found` is a list of {caption, positives, ranked, rank},
-    where images are given by their positions among the records."""
+    details: Details = field(default_factory=Details)
+    """What the report shows in addition to the metrics."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +58,18 @@ class Prepared:
     info: TaskInfo
     measure: Callable[[Tensor, Tensor], Result]
     """(unit rows of the images [N, D], those of the training split [M, D]) -> the result. M is 0 if no task trains."""
-    rerank: Callable[[Tensor, Tensor], list[Reranked]] | None = None
-    """Only for retrieval: (unit rows of the images at a short length [N, D], at a long length [N, D]) -> results of a cascade."""
+    rerank: Callable[[Tensor, Tensor], list[CascadePoint]] | None = None
+    """Only for retrieval: (unit rows of the images at a short length [N, D], at a long length [N, D]) -> a cascade, no costs."""
 
 
 EXAMPLES, SHOWN = 24, 5  # captions in the report, and images shown for each
 
 
-def found_examples(scores: Block, known: Answers, ranks: Tensor, captions: list[str]) -> list[dict[str, Any]]:
+def found_examples(scores: Block, known: Answers, ranks: Tensor, captions: list[str]) -> list[Example]:
     """Choose at most EXAMPLES captions for the report, spread over the data set; half of them failed, if enough have failed.
 
     scores: captions with images. ranks: the rank of each caption's best image [T], where ties count by their mean rank. A caption
-    failed if its rank is above 1. Each entry has the caption, its positives and the SHOWN best images (`ranked`) as rows of the
-    embeddings, and the rank from 1.
+    failed if its rank is above 1.
     """
     wrong, right = (ranks > 1).nonzero()[:, 0], (ranks <= 1).nonzero()[:, 0]
     half = EXAMPLES // 2
@@ -80,10 +77,9 @@ def found_examples(scores: Block, known: Answers, ranks: Tensor, captions: list[
     chosen = torch.cat([_spread(wrong, wrongs), _spread(right, min(len(right), EXAMPLES - wrongs))]).sort().values
     examples = []
     for number in chosen.tolist():
-        positives = known.of(number, number + 1)[1]
-        best = scores(number, number + 1)[0].topk(min(SHOWN, known.gallery)).indices
-        entry = {"caption": captions[number], "positives": positives.tolist(), "ranked": best.tolist()}
-        examples.append({**entry, "rank": int(ranks[number])})
+        positives = known.of(number, number + 1)[1].tolist()
+        best = scores(number, number + 1)[0].topk(min(SHOWN, known.gallery)).indices.tolist()
+        examples.append(Example(caption=captions[number], positives=positives, ranked=best, rank=int(ranks[number])))
     return examples
 
 

@@ -45,21 +45,22 @@ def find_instances(records: Sequence[Record], label: str | None, name: str, unre
     unread: the number of images that could not be read. If there are any, the instances that lost an image are left out, with a
     warning. Raises UserError for an image without a caption or label, and for an instance without a choice.
     """
-    groups: dict[tuple[bool, Label | int], list[int]] = {}
+    by_label: dict[Label, list[int]] = {}
     for number, record in enumerate(records):
         if not record.captions:
             raise UserError(f"task {name}: {record.sample} has no caption; name other members in captions")
-        shared = record.labels[label] if label is not None else None
-        if label is not None and shared is None:
+        shared = number if label is None else record.labels[label]
+        if shared is None:
             raise UserError(f"task {name}: {record.sample} has no {label}, by which images join into an instance")
-        groups.setdefault((label is not None, shared if label is not None else number), []).append(number)
-    if unread and max(map(len, groups.values())) == 2:  # one image alone would be an easier instance
-        broken = [key for key, images in groups.items() if len(images) == 1]
-        log.warning("task %s: %d instances have lost an image and are left out", name, len(broken))
-        groups = {key: images for key, images in groups.items() if key not in broken}
+        by_label.setdefault(shared, []).append(number)
+    groups = list(by_label.values())
+    if unread and max(map(len, groups)) == 2:  # one image alone would be an easier instance
+        pairs = [images for images in groups if len(images) > 1]
+        log.warning("task %s: %d instances have lost an image and are left out", name, len(groups) - len(pairs))
+        groups = pairs
     place: dict[str, int] = {}
     instances = []
-    for images in groups.values():
+    for images in groups:
         own = [records[i].captions[0] for i in images]
         texts = [*own, *dict.fromkeys(text for i in images for text in records[i].captions[1:] if text not in own)]
         where = f"task {name}: the instance of {records[images[0]].sample}"
@@ -68,7 +69,7 @@ def find_instances(records: Sequence[Record], label: str | None, name: str, unre
                 f"{where} has {len(images)} images and {len(texts)} captions; score 1 image, or 2 with a caption each"
             )
         if len(set(texts)) < 2:
-            raise UserError(f"{where} has one caption; a choice needs a wrong one beside it")
+            raise UserError(f"{where} has one caption; a choice needs a wrong one too")
         instances.append((images, [place.setdefault(text, len(place)) for text in texts]))
     return instances, list(place)
 

@@ -12,6 +12,8 @@ class without an image counts as 0, as in CLIP_benchmark.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from flexiclip_eval.data.labels import resolve_labels, resolve_many
@@ -45,8 +47,8 @@ def head_rows(context: Context, classes: list[str]) -> Tensor:
     unknown = [name for name in classes if name not in number]
     if unknown:
         raise UserError(
-            f"data set {context.name}: its class {unknown[0]!r} is none of the {len(number)} that the model's head knows "
-            "(model.classes); name them alike in the suite"
+            f"data set {context.name}: its class {unknown[0]!r} is not among the {len(number)} that the model's head knows "
+            "(model.classes); use the same names in the suite"
         )
     return torch.eye(len(number))[[number[name] for name in classes]]
 
@@ -98,10 +100,9 @@ def accuracies(hits: Tensor, label: Tensor, classes: list[str], prefix: str = ""
     recall = total[present] / count[present]
     first, five, _ = (hits.sum(0) / len(hits)).tolist()
     metrics = {"acc1": first} | ({"acc5": five} if len(classes) >= 5 else {}) | {"mean_per_class_recall": float(np.mean(recall))}
-    names = [name for name, there in zip(classes, present, strict=True) if there]
-    return Result(
-        {prefix + name: v for name, v in metrics.items()}, {"per_class": dict(zip(names, recall.tolist(), strict=True))}
-    )
+    names = itertools.compress(classes, present)
+    per_class: dict[str, float] = dict(zip(names, recall.tolist(), strict=True))
+    return Result({prefix + name: value for name, value in metrics.items()}, {"per_class": per_class})
 
 
 def classification_chance(classes: int, prefix: str = "") -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from flexiclip.distributed import block, gather_objects, rank
 from flexiclip.errors import UserError
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -41,7 +44,7 @@ def prepare_linear_probe(context: Context) -> Prepared:
     label, taught = labels[: len(context.records)], labels[len(context.records) :].numpy()
     where = f"data set {context.name}: the training split"
     if len(set(taught.tolist())) < 2:
-        raise UserError(f"{where} has images of one class alone; a linear probe tells at least two apart")
+        raise UserError(f"{where} has images of only one class; a linear probe needs at least two")
     if not held_out(taught).any():
         raise UserError(f"{where} has {len(taught)} images, too few to hold a fifth of them out; name a larger one in train")
     chance = classification_chance(len(classes), PREFIX)
@@ -93,7 +96,7 @@ def probe(training: np.ndarray, taught: np.ndarray, images: np.ndarray, classes:
     return shared
 
 
-def _fit(features: np.ndarray, label: np.ndarray, c: float) -> Any:
+def _fit(features: np.ndarray, label: np.ndarray, c: float) -> LogisticRegression:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

@@ -1,9 +1,13 @@
-"""Zero-shot retrieval: recall@k and the median rank in both directions, counted as in CLIP_benchmark.
+"""Retrieval in both directions: recall at 1, 5 and 10 and the median rank, as CLIP_benchmark counts them, and cascades.
 
 A query is a hit if ANY of its positives is among the first k. An image may have several captions, and a caption several images:
 if equal captions are merged (TaskConfig.merge_captions), a caption of three images is one query with three positives.
 `image_retrieval_*` is text -> image, and `text_retrieval_*` is image -> text. The median rank is that of the best positive,
 counted from 1.
+
+In a cascade (tradeoffs.py), short embeddings choose K images for each caption, and long embeddings order these K. The images
+after the first K stay in the order of the short embeddings. Ties inside the shortlist count by their probability. If images are
+tied at the end of the shortlist, torch.topk decides which of them enter it.
 """
 
 from __future__ import annotations
@@ -15,20 +19,24 @@ import numpy as np
 import torch
 from flexiclip_eval.rows import TaskInfo
 from flexiclip_eval.tasks.base import Context, Prepared, Result, found_examples
-from flexiclip_eval.tasks.rerank import rerank
 from flexiclip_eval.tasks.search import (
     KS,
     Answers,
+    Found,
     Ties,
     answers,
+    counts,
     find,
-    hit_probability,
+    hits_at,
     images_to_texts,
     mean_rank,
+    over_blocks,
     texts_to_images,
 )
+from flexiclip_eval.tradeoffs import CascadePoint, shortlists
 from torch import Tensor
 
+from flexiclip.distributed import gather_rows
 from flexiclip.errors import UserError
 
 
@@ -99,27 +107,73 @@ def retrieval_metrics(image_z: Tensor, text_z: Tensor, pairs: Pairs, ties: Ties 
     """
     images = find(texts_to_images(text_z, image_z), image_z, pairs.by_caption, ties)
     texts = find(images_to_texts(image_z, text_z), text_z, pairs.by_image, ties)
-    metrics: dict[str, float] = {}
-    for side, found in (("image", images), ("text", texts)):
-        metrics |= {f"{side}_retrieval_recall@{k}": recall for k, recall in found.recalls().items()}
-    for side, found in (("image", images), ("text", texts)):
-        metrics[f"{side}_retrieval_median_rank"] = _median(found.rank)
-    return metrics, images.rank
+    return _metrics(images, texts), images.rank
 
 
 def retrieval_chance(pairs: Pairs) -> dict[str, float]:
     """Return the metrics of a model that knows nothing, for which every item of the gallery is tied."""
-    chance = {}
-    ranks = {}
-    for side, known in (("image", pairs.by_caption), ("text", pairs.by_image)):
-        positive = torch.bincount(known.query, minlength=known.queries)
-        none, everything = torch.zeros_like(positive), torch.full_like(positive, known.gallery)
-        for k in KS:
-            chance[f"{side}_retrieval_recall@{k}"] = hit_probability(none, everything, positive, k).mean().item()
-        ranks[f"{side}_retrieval_median_rank"] = _median(mean_rank(none, everything, positive))
-    return chance | ranks
+    return _metrics(*map(_all_tied, (pairs.by_caption, pairs.by_image)))
 
 
-def _median(ranks: Tensor) -> float:
-    """Return the median, which is between the two middle ranks if their number is even (torch.median takes the lower one)."""
-    return float(np.median(ranks.cpu().numpy()))
+def _all_tied(known: Answers) -> Found:
+    positive = torch.bincount(known.query, minlength=known.queries)
+    counted = torch.zeros_like(positive), torch.full_like(positive, known.gallery), positive
+    return Found(hits_at(*counted), mean_rank(*counted))
+
+
+def _metrics(images: Found, texts: Found) -> dict[str, float]:
+    sides = {"image": images, "text": texts}
+    recalls = {f"{side}_retrieval_recall@{k}": recall for side, found in sides.items() for k, recall in found.recalls().items()}
+    # numpy's median is between the two middle ranks if their number is even; torch's is the lower one
+    ranks = {f"{side}_retrieval_median_rank": float(np.median(found.rank.cpu().numpy())) for side, found in sides.items()}
+    return recalls | ranks
+
+
+def rerank(text_z: Tensor, short_z: Tensor, long_z: Tensor, known: Answers) -> list[CascadePoint]:
+    """Return the image retrieval recalls, without costs, at every K of tradeoffs.shortlists. All ranks must call this.
+
+    text_z: unit rows of the captions [T, D]. short_z, long_z: unit rows of the images [N, D] at the two lengths. known: the
+    images that answer each caption.
+    """
+    short, long = texts_to_images(text_z, short_z), texts_to_images(text_z, long_z)
+    sizes = shortlists(known.gallery)
+    inner = sizes[1:-1]  # the ends are the two lengths alone
+    seen = torch.zeros(len(inner), known.gallery, dtype=torch.uint8, device=text_z.device)  # images in any shortlist, by K
+
+    def search(start: int, stop: int) -> Tensor:
+        query, item = known.of(start, stop)
+        by_short, by_long = short(start, stop), long(start, stop)
+        counted = counts(by_short, query, item)
+        hits = [hits_at(*counted)]
+        listed = by_short.topk(inner[-1] if inner else 0).indices
+        for mark, size in zip(seen, inner, strict=True):
+            mark[listed[:, :size].flatten()] = 1
+            hits.append(hits_at(*_shortlisted(counted, by_long, listed[:, :size], query, item)))
+        return torch.cat([*hits, hits_at(*counts(by_long, query, item))], dim=1)
+
+    rows = over_blocks(search, known.queries, known.gallery, len(KS) * len(sizes), text_z)
+    shares = [0.0]
+    if inner:
+        shares += gather_rows(seen).reshape(-1, *seen.shape).amax(0).double().mean(1).tolist()
+    names = [f"image_retrieval_recall@{k}" for k in KS]
+    return [
+        CascadePoint(size, dict(zip(names, recall, strict=True)), share)
+        for size, recall, share in zip(sizes, rows.mean(0).reshape(-1, len(KS)).tolist(), [*shares, 1.0], strict=True)
+    ]
+
+
+def _shortlisted(
+    by_short: tuple[Tensor, Tensor, Tensor], by_long: Tensor, listed: Tensor, query: Tensor, item: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what search.counts returns for a cascade: the images in `listed` [Q, K] by the long scores, then all others.
+
+    by_short: the counts for the short scores alone, which hold for the captions without an answer in their shortlist. by_long:
+    the long scores [Q, G]. query, item: the answers of these captions, as in search.counts.
+    """
+    raised = torch.full_like(by_long, -torch.inf).scatter_(1, listed, by_long.gather(1, listed))
+    inside = torch.zeros(len(by_long), dtype=torch.bool, device=by_long.device)
+    inside[query[torch.isfinite(raised[query, item])]] = True  # queries with an answer in their shortlist
+    above, tied, positive = (
+        torch.where(inside, new, old) for new, old in zip(counts(raised, query, item), by_short, strict=True)
+    )
+    return above, tied, positive

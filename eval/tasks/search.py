@@ -132,7 +132,7 @@ def find(scores: Block, gallery_z: Tensor, known: Answers, ties: Ties) -> Found:
         each = scores(start, stop)
         if twins is not None:
             each = each[:, twins]
-        return _standing(each, *known.of(start, stop), ties)
+        return _hits_and_rank(each, *known.of(start, stop), ties)
 
     rows = over_blocks(search, known.queries, known.gallery, len(KS) + 1, gallery_z)
     return Found(rows[:, : len(KS)], rows[:, len(KS)])
@@ -163,26 +163,20 @@ def counts(scores: Tensor, query: Tensor, item: Tensor) -> tuple[Tensor, Tensor,
     return above, tied, positive
 
 
-def _standing(scores: Tensor, query: Tensor, item: Tensor, ties: Ties) -> Tensor:
+def hits_at(above: Tensor, tied: Tensor, positive: Tensor) -> Tensor:
+    """Return the probability of a hit among the first k for each k of KS: float64 [Q, len(KS)], from what `counts` returns."""
+    return torch.stack([hit_probability(above, tied, positive, k) for k in KS]).T
+
+
+def _hits_and_rank(scores: Tensor, query: Tensor, item: Tensor, ties: Ties) -> Tensor:
     """Return the hits at KS and the rank of the best positive for each query, float64 [Q, len(KS) + 1]."""
     counted = counts(scores, query, item)
-    hits = [hit_probability(*counted, k) for k in KS]
+    hits = hits_at(*counted)
     if ties == "topk":
-        unsure = torch.stack([(hit > 0) & (hit < 1) for hit in hits]).any(0).nonzero()[:, 0]
-        for hit, k in zip(hits, KS, strict=True):
-            hit[unsure] = topk_hits(scores[unsure], unsure, query, item, k)
-    return torch.stack([*hits, mean_rank(*counted)], dim=1)
-
-
-def topk_hits(scores: Tensor, rows: Tensor, query: Tensor, item: Tensor, k: int) -> Tensor:
-    """Return 1 for each query whose answer torch.topk puts among the first k, else 0: float64 [R].
-
-    scores: [R, G], those of the queries `rows`. query, item: item[p] answers query[p].
-    """
-    first = scores.topk(min(k, scores.shape[1])).indices
-    place = {int(row): i for i, row in enumerate(rows)}
-    hit = torch.zeros(len(rows), dtype=torch.float64, device=scores.device)
-    for q, answer in zip(query.tolist(), item.tolist(), strict=True):
-        if q in place and bool((first[place[q]] == answer).any()):
-            hit[place[q]] = 1.0
-    return hit
+        unsure = ((hits > 0) & (hits < 1)).any(1).nonzero()[:, 0]
+        right = torch.zeros_like(scores, dtype=torch.bool)
+        right[query, item] = True
+        for column, k in enumerate(KS):
+            first = scores[unsure].topk(min(k, scores.shape[1])).indices
+            hits[unsure, column] = right[unsure].gather(1, first).any(1).double()
+    return torch.cat([hits, mean_rank(*counted)[:, None]], dim=1)

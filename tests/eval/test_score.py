@@ -91,7 +91,7 @@ def test_embeddings_that_cannot_be_kept_stop_everything(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(store, "save_tensors", full)
     roots = [write_root(tmp_path / f"wds_{name}", "classification", shards=(4,)) for name in "ab"]
     with pytest.raises(UserError, match=r"^--embeddings .*kept: cannot write there: .*No space left"):
         evaluate_suites(

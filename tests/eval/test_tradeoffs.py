@@ -11,7 +11,6 @@ from flexiclip_eval import EvalOptions, Row, evaluate_suites
 from flexiclip_eval.tradeoffs import (
     Budget,
     CascadePoint,
-    Reranked,
     cascade_pair,
     choose,
     fronts,
@@ -79,7 +78,7 @@ def test_of_equal_lengths_the_shorter_and_of_unknown_costs_none() -> None:
     level = [_row(3, 0.4, 1.0), _row(6, 0.4, 2.0)]
     assert [c.seqhw for c in choose(level, budget=Budget(9, "GFLOPs"))] == [3, 3]
     assert [c.seqhw for c in choose(level, budget=Budget(9, "ms"))] == [3, None]
-    assert "none says what it costs" in sentence(choose(level, budget=Budget(9, "ms"))[1])
+    assert "or its cost is unknown" in sentence(choose(level, budget=Budget(9, "ms"))[1])
 
 
 def test_each_model_has_a_choice_and_a_single_length_has_none() -> None:
@@ -106,7 +105,7 @@ def test_a_bad_tolerance_is_one_line() -> None:
 
 
 def test_the_price_of_a_cascade_by_hand() -> None:
-    found = [Reranked(0, {"r": 0.1}, 0.0), Reranked(5, {"r": 0.3}, 0.4), Reranked(20, {"r": 0.5}, 1.0)]
+    found = [CascadePoint(0, {"r": 0.1}, 0.0), CascadePoint(5, {"r": 0.3}, 0.4), CascadePoint(20, {"r": 0.5}, 1.0)]
     assert priced(found, 20, 1.0, 10.0) == (
         CascadePoint(0, {"r": 0.1}, 0.0, 1.0, 0.0),
         CascadePoint(5, {"r": 0.3}, 0.4, 5.0, 50.0),  # all images short, 8 of 20 long as well

@@ -1,6 +1,6 @@
 // Draws the curves of a task against tokens, GFLOPs or images/s, and its cascade, and makes its table sortable by a click.
 
-const AXES = { tokens: "tokens an image (patch size below)", gflops: "GFLOPs an image", speed: "images/s (faster is to the right)" };
+const AXES = { seq_len: "tokens per image (patch size below)", gflops: "GFLOPs per image", images_per_s: "images/s (faster is to the right)" };
 
 function choiceOf(label, options, chosen, onChange) {
   const select = element("select", { "aria-label": label });
@@ -10,22 +10,23 @@ function choiceOf(label, options, chosen, onChange) {
   return select;
 }
 
-function rowText(data, metric, row, value) {
-  const patch = Array.isArray(row.patch) ? row.patch.join("×") : row.patch;
-  const length = row.seqhw === null ? "one fixed length" : `seqhw ${row.seqhw} · ${row.tokens} tokens · patch ${patch ?? "–"}`;
-  return `${data.models[row.model].name}\n${metric.name} ${shown(metric, value)}\n${length}\n${compact(row.gflops)} GFLOPs · ${compact(row.speed)} images/s`;
+const patchText = (row) => (Array.isArray(row.patch_size) ? row.patch_size.join("×") : row.patch_size);
+
+function rowText(data, metric, row) {
+  const length = row.seqhw === null ? "one fixed length" : `seqhw ${row.seqhw} · ${row.seq_len} tokens · patch ${patchText(row) ?? "–"}`;
+  const costs = `${compact(row.gflops)} GFLOPs · ${compact(row.images_per_s)} images/s`;
+  return `${data.models[row.model].name}\n${metric.name} ${shown(metric, row.metrics[metric.key])}\n${length}\n${costs}`;
 }
 
-function lengthCurves(data, task, metricNumber, axis, visible) {
-  const metric = task.metrics[metricNumber];
+function lengthCurves(data, task, metric, axis, visible) {
   return data.models.flatMap((model, number) => {
-    const rows = task.rows.filter((row) => row.model === number && row.values[metricNumber] !== null);
+    const rows = task.rows.filter((row) => row.model === number && metric.key in row.metrics);
     if (!visible.has(number) || !rows.length) return [];
     const points = rows.map((row) => ({
       x: row[axis],
-      y: row.values[metricNumber],
+      y: row.metrics[metric.key],
       hollow: model.trained.length > 0 && !model.trained.includes(row.seqhw),
-      text: rowText(data, metric, row, row.values[metricNumber]),
+      text: rowText(data, metric, row),
     }));
     return [{ model: number, points }];
   });
@@ -34,8 +35,8 @@ function lengthCurves(data, task, metricNumber, axis, visible) {
 function tokenTicks(task, visible) {
   const ticks = new Map();
   for (const row of task.rows) {
-    const patch = Array.isArray(row.patch) ? row.patch.join("×") : row.patch;
-    if (visible.has(row.model) && row.tokens !== null) ticks.set(row.tokens, [row.tokens, String(row.tokens), patch === null ? "" : `${patch} px`]);
+    const patch = patchText(row);
+    if (visible.has(row.model) && row.seq_len !== null) ticks.set(row.seq_len, [row.seq_len, String(row.seq_len), patch === null ? "" : `${patch} px`]);
   }
   return [...ticks.values()].sort((a, b) => a[0] - b[0]);
 }
@@ -44,9 +45,9 @@ function addCurves(section, data, task, state) {
   const host = element("div", { class: "chart" });
   let metric = task.primary;
   const draw = () => {
-    const axis = { label: AXES[state.axis], ticks: state.axis === "tokens" ? tokenTicks(task, state.visible) : null };
+    const axis = { label: AXES[state.axis], ticks: state.axis === "seq_len" ? tokenTicks(task, state.visible) : null };
     const { share, chance, name } = task.metrics[metric];
-    drawChart(host, lengthCurves(data, task, metric, state.axis, state.visible), axis, { share, chance, label: name });
+    drawChart(host, lengthCurves(data, task, task.metrics[metric], state.axis, state.visible), axis, { share, chance, label: name });
   };
   const options = task.metrics.map((each, i) => [String(i), each.name]);
   const select = choiceOf("Metric", options, String(metric), (value) => { metric = +value; draw(); });
@@ -57,26 +58,26 @@ function addCurves(section, data, task, state) {
 }
 
 function addCascade(section, data, task, state) {
-  const curves = task.cascades.filter((curve) => curve.points.some((point) => point.gflops !== null));
+  const curves = task.cascades.filter((curve) => curve.points.some((point) => point.gflops_per_image !== null));
   if (!curves.length) return () => {};
-  const usable = task.metrics.flatMap((metric, i) => (curves[0].points[0].values[i] === null ? [] : [[String(i), metric.name]]));
+  const usable = task.metrics.flatMap((metric, i) => (metric.key in curves[0].points[0].metrics ? [[String(i), metric.name]] : []));
   let metric = usable.some(([i]) => +i === task.primary) ? task.primary : +usable[0][0];
   const host = element("div", { class: "chart" });
   const draw = () => {
-    const { share, chance, name } = task.metrics[metric];
-    const single = lengthCurves(data, task, metric, "gflops", state.visible).filter((curve) => curves.some((each) => each.model === curve.model));
+    const { key, share, chance, name } = task.metrics[metric];
+    const single = lengthCurves(data, task, task.metrics[metric], "gflops", state.visible).filter((curve) => curves.some((each) => each.model === curve.model));
     const cascades = curves.filter((curve) => state.visible.has(curve.model)).map((curve) => ({
       model: curve.model,
       dashed: true,
       ordered: true, // by K, because the last point, the long length alone, may cost less than the point before it
       points: curve.points.map((point) => ({
-        x: point.gflops,
-        y: point.values[metric],
+        x: point.gflops_per_image,
+        y: point.metrics[key],
         hollow: true,
-        text: `${data.models[curve.model].name}\nseqhw ${curve.short}, the first ${point.k} again at ${curve.long}\n${name} ${shown(task.metrics[metric], point.values[metric])}\n${compact(point.gflops)} GFLOPs an image, ${compact(point.query)} a new caption\n${percent(point.reranked)} of the images encoded twice`,
+        text: `${data.models[curve.model].name}\nseqhw ${curve.short}, the first ${point.shortlist} again at ${curve.long}\n${name} ${shown(task.metrics[metric], point.metrics[key])}\n${compact(point.gflops_per_image)} GFLOPs per image, ${compact(point.gflops_per_query)} per new caption\n${percent(point.reranked)} of the images encoded twice`,
       })),
     }));
-    drawChart(host, [...single, ...cascades], { label: "GFLOPs a gallery image, all captions asked once", ticks: null }, { share, chance, label: name });
+    drawChart(host, [...single, ...cascades], { label: "GFLOPs per gallery image, all captions asked once", ticks: null }, { share, chance, label: name });
   };
   const select = choiceOf("Metric of the cascade", usable, String(metric), (value) => { metric = +value; draw(); });
   section.querySelector(".cascade").append(

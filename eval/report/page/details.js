@@ -42,7 +42,7 @@ function addClasses(section, data, task) {
     element("h3", {}, "Recall of each class"),
     element("div", { class: "bar" },
       choiceOf("Model and length of the bars", names, String(rows.indexOf(row)), (value) => { row = rows[+value]; draw(); }),
-      element("span", {}, "beside"),
+      element("span", {}, "compared with"),
       choiceOf("Model and length of the ticks", names, String(rows.indexOf(other)), (value) => { other = rows[+value]; draw(); }),
       choiceOf("Order of the classes", orders, order, (value) => { order = value; draw(); })),
     bars);

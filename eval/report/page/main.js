@@ -1,13 +1,13 @@
 // Starts the page's script. All charts share one state (axis, models shown) and are redrawn when the window changes its width.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { axis: "tokens", visible: new Set(data.models.keys()) };
+const state = { axis: "seq_len", visible: new Set(data.models.keys()) };
 const charts = [];
 const redraw = () => charts.forEach((draw) => draw());
 
 function axisButtons() {
   const bar = element("div", { class: "bar", role: "group", "aria-label": "Horizontal axis" }, element("span", {}, "Against"));
-  for (const [axis, text] of [["tokens", "tokens"], ["gflops", "GFLOPs"], ["speed", "images/s"]]) {
+  for (const [axis, text] of [["seq_len", "tokens"], ["gflops", "GFLOPs"], ["images_per_s", "images/s"]]) {
     const button = element("button", { type: "button", "data-axis": axis, "aria-pressed": axis === state.axis }, text);
     button.addEventListener("click", () => {
       state.axis = axis;

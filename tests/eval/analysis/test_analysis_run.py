@@ -51,7 +51,8 @@ def subject_of(place: Path, count: int, batch_size: int) -> Subject:
     model = loaded(place)
     sample = draw_sample(load_datasets([str(place / "toys.yaml")]), model.transform, 23)
     part = Sample(sample.images[:count], sample.texts[:count], [])
-    return Subject(model, (2, 3), (), part, torch.device("cpu"), batch_size, 1, 1, place / "cues")
+    options = AnalysisOptions(batch_size=batch_size, workers=1, maps=1, cue_conflict=place / "cues")
+    return Subject(model, (2, 3), (), part, options)
 
 
 def test_all_is_written_and_nothing_is_loaded_by_the_page(found: Path) -> None:
@@ -147,7 +148,7 @@ def test_cue_conflicts_are_answered_by_the_nearest_prompt(found: Path, place: Pa
 
 
 def test_tokens_are_averaged_over_images_and_not_over_batches(place: Path) -> None:
-    whole, parts = (tokens.analyse(subject_of(place, 9, size)).numbers for size in (9, 4))
+    whole, parts = (tokens.analyze(subject_of(place, 9, size)).numbers for size in (9, 4))
     for name in ("same_place", "elsewhere"):
         np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=2e-6)
 
@@ -183,8 +184,9 @@ def test_the_prompts_of_the_cues_are_the_folders_templates(place: Path, tmp_path
         return real(embed, prompts)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cue_conflict, "class_embeddings", recorded)
-    subject = replace(subject_of(place, 4, 4), cue_conflict=tmp_path / "cues")
-    classes = cue_conflict.analyse(subject).numbers["classes"]
+    subject = subject_of(place, 4, 4)
+    subject = replace(subject, options=replace(subject.options, cue_conflict=tmp_path / "cues"))
+    classes = cue_conflict.analyze(subject).numbers["classes"]
     assert asked == [[name, f"the shape of {name}"] for name in classes]
 
 
@@ -193,7 +195,7 @@ def test_a_fixed_model_is_compared_at_other_lengths_by_a_suffix(place: Path, tmp
     save_model(tmp_path / "fixed", replace(model, config=replace(model.config, patch=replace(model.config.patch, seqhw=(3,)))))
     suite, fixed = str(place / "toys.yaml"), str(tmp_path / "fixed")
     options = AnalysisOptions(only=["tokens"], images=4, maps=1)
-    with pytest.raises(UserError, match=r"there is but seqhw=3; .*MODEL\+pi"):
+    with pytest.raises(UserError, match=r"there is only seqhw=3; .*MODEL\+pi"):
         analyze(fixed, [suite], tmp_path / "out", options)
     analyze(f"{fixed}+pi", [suite], tmp_path / "out", replace(options, seqhw=[2, 3]))
     assert numbers(tmp_path / "out", "tokens")["lengths"] == [2, 3]
@@ -215,12 +217,12 @@ def test_analyze_names_mistakes_in_one_line(place: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(UserError, match=message):
             chosen(AnalysisOptions(only=only))
-    with pytest.raises(UserError, match="but seqhw=3; name more with --seqhw"):
+    with pytest.raises(UserError, match="only seqhw=3; name more with --seqhw"):
         analyze(model, [suite], tmp_path / "out", AnalysisOptions(seqhw=[3]))
     with pytest.raises(UserError, match="CKA needs minibatches of at least 4 images, not 2"):
         analyze(model, [suite], tmp_path / "out", AnalysisOptions(only=["cka"], batch_size=2))
     textless = replace(loaded(place), tokenizer=AbsentTokenizer(TokenizerConfig(), {}))
     sample = draw_sample(load_datasets([suite]), textless.transform, 4)
-    subject = Subject(textless, (2, 3), (), sample, torch.device("cpu"), 4, 1, 1, place / "cues")
+    subject = Subject(textless, (2, 3), (), sample, AnalysisOptions(cue_conflict=place / "cues"))
     with pytest.raises(UserError, match="the model is an image tower alone"):
-        cue_conflict.analyse(subject)
+        cue_conflict.analyze(subject)

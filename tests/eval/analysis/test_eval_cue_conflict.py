@@ -15,7 +15,7 @@ from flexiclip.errors import UserError
 def test_shape_bias_by_hand() -> None:
     """Of six answers three are the shape, one the texture, two neither: 3/4. Between the two alone five are the shape."""
     cues = [("cat", "car"), ("cat", "key"), ("cat", "car"), ("car", "cat"), ("car", "key"), ("key", "cat")]
-    conflicts = [Conflict(str(i), shape, texture) for i, (shape, texture) in enumerate(cues)]
+    conflicts = [Conflict(i, shape, texture) for i, (shape, texture) in enumerate(cues)]
     named = ["cat", "cat", "car", "car", "cat", "car"]
     bias = bias_of([Answer(name, name != "car" or i > 2) for i, name in enumerate(named)], conflicts)
     assert (bias.images, bias.shape, bias.texture, bias.bias, bias.nearer) == (6, 3 / 6, 1 / 6, 3 / 4, 5 / 6)
@@ -32,7 +32,7 @@ def test_the_cues_of_a_file_are_in_its_name(tmp_path: Path) -> None:
         return folder
 
     found = read_conflicts(write("cat/cat1-car2.png", "cat/cat3-cat1.png", "car/car10-traffic_light4.png"))
-    assert [(c.shape, c.texture) for c in found] == [("car", "traffic_light"), ("cat", "car")]
+    assert found == [Conflict(0, "car", "traffic_light"), Conflict(1, "cat", "car")]
     wrong: list[tuple[Any, str]] = [
         (("cat/dog1-car2.png",), "the name must be cat1-TEXTURE1.png"),
         (("cat/photo.png",), "the name must be cat1-TEXTURE1.png"),

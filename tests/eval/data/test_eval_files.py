@@ -14,8 +14,8 @@ import pytest
 from flexiclip_eval import DatasetConfig, TaskConfig
 from flexiclip_eval.data.files import FolderSource, TableSource
 from flexiclip_eval.data.images import open_source
-from flexiclip_eval.suites.complete import complete
 from flexiclip_eval.suites.layout import class_folders, class_images
+from flexiclip_eval.suites.load import complete
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -89,7 +89,7 @@ def test_a_class_folder_without_an_image_is_refused(tree: Path) -> None:
     picture(tree / "empty" / ".only-hidden.png")
     with pytest.raises(UserError, match="the class 'empty' has no image"):
         FolderSource(complete(DatasetConfig(images=str(tree))), str(tree))
-    with pytest.raises(UserError, match="holds no folder; each class needs one"):
+    with pytest.raises(UserError, match="has no folders; put the images of each class into a folder"):
         class_folders(str(tree / "red_fox"))
     with pytest.raises(UserError, match="cannot be read: No such file"):
         class_folders(str(tree / "nothing"))
@@ -189,7 +189,10 @@ def test_an_image_is_one_however_its_path_is_written(folder: Path) -> None:
         ("filepath\ttitle\nim/0.png\tA cat\tsitting\n", "line 2: 3 cells under a heading of 2; a cell with a tab"),
         ("filepath,title\nim/0.png,a red cat,\n", "line 2: 3 cells under a heading of 2; a cell with a comma"),
         ('filepath,title\nim/0.png,"a\nred\ncat"\nim/1.png,a,b\n', "line 5: 3 cells"),
-        ('filepath,title\nim/0.png,"a\nred\ncat"\nim/9.png,b\n', "line 5: a caption without an image: 'im/9.png' is no file"),
+        (
+            'filepath,title\nim/0.png,"a\nred\ncat"\nim/9.png,b\n',
+            "line 5: a caption without an image: there is no file 'im/9.png'",
+        ),
         ('filepath,title\n\n\nim/0.png,"a\n\ncat",x\n', "line 4: 3 cells"),
         ("filepath,title\r\nim/0.png,a\r\nim/1.png,a,b\r\n", "line 3: 3 cells"),
         ("filepath,title\rim/0.png,a\rim/1.png,a,b\r", "line 3: 3 cells"),
@@ -199,7 +202,7 @@ def test_an_image_is_one_however_its_path_is_written(folder: Path) -> None:
         ("filepath,title\nim/0.png\n", "line 2: 'title' is empty"),
         ("filepath,title\nim/0.png,\n", "line 2: 'title' is empty"),
         ("filepath,title\n,a cat\n", "line 2: a caption without an image: 'filepath' is empty"),
-        ("filepath,title\nim,a cat\n", "line 2: a caption without an image: 'im' is no file"),
+        ("filepath,title\nim,a cat\n", "line 2: a caption without an image: there is no file 'im'"),
         ('filepath\ttitle\nim/1.png\ta\nim/0.png\t"Hello" he said\n', "line 3: not CSV"),
         ('filepath\ttitle\nim/0.png\t"a cat\nim/1.png\ta dog\n', "line 2: not CSV"),
         ("filepath;title\nim/0.png;a red cat\n", "no column 'filepath'; it has filepath;title"),

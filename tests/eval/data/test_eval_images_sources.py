@@ -16,9 +16,8 @@ import webdataset
 from flexiclip_eval import DatasetConfig, EvalOptions, TaskConfig, evaluate_suites
 from flexiclip_eval.data.images import open_source
 from flexiclip_eval.embeddings.embed import class_embeddings
-from flexiclip_eval.suites.complete import complete
 from flexiclip_eval.suites.dataset import training
-from flexiclip_eval.suites.load import load_datasets
+from flexiclip_eval.suites.load import complete, load_datasets
 from kit.evaluation import toy_model, toys
 from kit.flaky_server import FlakyServer
 from kit.roots import png, write_root
@@ -180,7 +179,7 @@ def test_a_table_of_paths_and_captions(tmp_path: Path) -> None:
     table.write_text("filepath,title\nimages/0.png,one\u2028line\x85still\n", encoding="utf-8")
     assert open_source(complete(DatasetConfig(csv=str(table)))).item(0, []).captions == ("one\u2028line\x85still",)
     table.write_text("filepath,title\nimages/0.png,zero\nimages/9.png,nine\n")
-    with pytest.raises(UserError, match=r"line 3: a caption without an image: .images/9.png"):
+    with pytest.raises(UserError, match=r"line 3: a caption without an image: there is no file .images/9.png"):
         open_source(complete(DatasetConfig(csv=str(table))))
 
 
@@ -206,7 +205,7 @@ def test_class_files_and_prompts_of_several_data_sets(tmp_path: Path) -> None:
     (done,) = complete(DatasetConfig(root=str(root), tasks=(task,))).tasks
     assert done.class_prompts(done.words) == [["it runs"], ["it waves", "it flaps"], ["tasty"]]
     prompts.write_text('{"animals": ["a"], "animals": ["b"]}')
-    with pytest.raises(UserError, match="'animals' stands twice"):
+    with pytest.raises(UserError, match="'animals' is given twice"):
         complete(DatasetConfig(root=str(root), tasks=(task,)))
 
 
@@ -243,7 +242,7 @@ def _no_image(root: Path) -> None:
     ("damage", "said"),
     [
         (_no_shards, "nshards.txt: no such file"),
-        (_twice, "'animals' stands twice in classnames.txt; if that is meant, give --suite a file with datasets: [{root: "),
+        (_twice, "'animals' is given twice in classnames.txt; to keep both, give --suite a file with datasets: [{root: "),
         (_no_slot, "'a photo' has no {c}"),
         (_too_few, "label 2 of 0.tar/s0000002 is not among its 2 classes"),
         (_no_image, "the sample s0 has no image"),

@@ -95,7 +95,7 @@ def test_labels_that_are_found_are_sorted_names() -> None:
     assert classes == ["7", "True", "a", "b"]
     assert labels.tolist() == [3, 2, 1, 0, 0]
     assert prompts[3] == ["a photo of a b."]
-    with pytest.raises(UserError, match="json:label names no class, or nothing as a class"):
+    with pytest.raises(UserError, match="json:label gives no class, or an empty class name"):
         resolve_labels(task, [Record("s/0", (), {"json:label": json_label("")}, 0)])
 
 
@@ -114,7 +114,7 @@ def test_a_class_may_have_an_empty_name() -> None:
     for wrong in (("cat", None), ("cat", False), ("cat", "\udcff")):
         with pytest.raises(UserError, match="class 1 has no name that is a text"):
             TaskConfig("classification", label="cls", classes=wrong)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="'' stands twice"):
+    with pytest.raises(UserError, match="'' is given twice"):
         TaskConfig("classification", label="cls", classes=("", "cat", ""))
 
 

@@ -92,7 +92,7 @@ def test_a_second_evaluation_decodes_and_encodes_nothing(
     assert "0020" in about
 
 
-def test_what_is_damaged_or_another_is_computed_anew(
+def test_what_is_damaged_or_another_is_computed_again(
     loaded: LoadedModel, suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = tmp_path / "kept"
@@ -108,7 +108,7 @@ def test_what_is_damaged_or_another_is_computed_anew(
             again = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], options=EvalOptions(embeddings=kept))
         assert count.decoded == before + 23
         assert [row.metrics for row in again] == [row.metrics for row in first]
-    said = [record.message for record in caplog.records if "computed anew" in record.message]
+    said = [record.message for record in caplog.records if "is computed again" in record.message]
     assert len(said) == 3
     assert all(file.name in line for line in said)
     before = count.decoded
@@ -194,11 +194,11 @@ def test_lengths_of_different_samples_never_stand_side_by_side(
     loaded: LoadedModel, suite: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lines(seqhw: list[int]) -> tuple[list[tuple[int | None, int]], int]:
-        """((seqhw, n) of the rows, how often it was said that all is computed anew)."""
+        """((seqhw, n) of the rows, how often it was said that all is computed again)."""
         caplog.clear()
         with caplog.at_level(logging.WARNING, "flexiclip.eval"):
             rows = evaluate_suites([("toy", loaded)], [suite], seqhw=seqhw, options=EvalOptions(batch_size=5, embeddings=kept))
-        said = [record for record in caplog.records if "data set toys computed anew" in record.message]
+        said = [record for record in caplog.records if "data set toys is computed again" in record.message]
         return [(row.seqhw, row.n) for row in rows[: len(seqhw)]], len(said)
 
     kept = tmp_path / "kept"
@@ -332,10 +332,9 @@ def test_embeddings_of_other_statistics_are_not_served(small_suite: str, tmp_pat
 def test_a_store_keeps_texts_by_their_tokens_and_model(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path, Foreign(Pixels(), None, None))
     one, two = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 2], [3, 4], [5, 6]])
-    store.write_texts(one, torch.ones(2, 4))
-    found = store.read_texts(one)
-    assert found is not None
-    assert torch.equal(found, torch.ones(2, 4))
-    assert store.read_texts(two) is None  # the same numbers in another shape
-    assert store.read_texts(one.int()) is None
-    assert EmbeddingStore(tmp_path, Foreign(Pixels(3), None, None)).read_texts(one) is None
+    kept, new = torch.ones(2, 4), torch.zeros(2, 4)
+    assert torch.equal(store.texts(one, lambda: kept), kept)
+    assert torch.equal(store.texts(one, lambda: new), kept)
+    assert torch.equal(store.texts(two, lambda: new), new)  # the same numbers in another shape
+    assert torch.equal(store.texts(one.int(), lambda: new), new)
+    assert torch.equal(EmbeddingStore(tmp_path, Foreign(Pixels(3), None, None)).texts(one, lambda: new), new)

@@ -36,7 +36,7 @@ def test_runs_in_one_picture(written: Path, tmp_path: Path, capsys: pytest.Captu
     assert main([*runs, "--output", str(picture)]) == 0
     assert picture.read_bytes() != with_star
     assert main([*runs, "--metric", "acc9", "--output", str(picture)]) == 2
-    assert "acc9; it holds emoji acc1" in capsys.readouterr().err
+    assert "acc9; choose one of emoji acc1" in capsys.readouterr().err
 
 
 def test_what_is_no_result_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_compare_writes_what_the_ending_says(
         assert compare([f"a={tmp_path}/run", "--output", str(tmp_path / name)]) == 0
         assert (tmp_path / name).read_bytes().startswith(start)
     capsys.readouterr()
-    for wrong, said in ((f"{tmp_path}/a.png/b.png", "cannot write there"), (f"{tmp_path}/a.docx", "no picture ends in .docx")):
+    for wrong, said in ((f"{tmp_path}/a.png/b.png", "cannot write there"), (f"{tmp_path}/a.docx", "write a .docx picture")):
         assert compare([f"a={tmp_path}/run", "--output", wrong]) == 2
         assert said in capsys.readouterr().err
     disk(100)

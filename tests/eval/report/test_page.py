@@ -76,7 +76,7 @@ def test_the_data_of_the_script_is_the_rows(folder: Path) -> None:
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     data = json.loads(text)
     rows = json.loads((folder / "results.json").read_text())
-    shown = [dict(zip([m["key"] for m in t["metrics"]], row["values"], strict=True)) for t in data["tasks"] for row in t["rows"]]
+    shown = [row["metrics"] for task in data["tasks"] for row in task["rows"]]
     by_task = [row["metrics"] for task in data["tasks"] for row in rows if row["task"] == task["task"]]
     assert shown == by_task
     first = data["tasks"][0]["rows"][0]["found"][0]
@@ -147,13 +147,13 @@ def test_page_data_is_the_report(report: Report) -> None:
     retrieval, classification = data["tasks"]
     assert [(m["key"], m["share"], m["chance"]) for m in retrieval["metrics"]] == [(R5, True, 0.1), (RANK, False, 25.5)]
     assert (retrieval["primary"], classification["primary"]) == (0, 0)
-    assert [(r["model"], r["seqhw"], r["values"]) for r in retrieval["rows"]] == [
+    assert [(r["model"], r["seqhw"], [*r["metrics"].values()]) for r in retrieval["rows"]] == [
         (0, 3, [0.03, 3.0]),
         (0, 6, [0.06, 6.0]),
         (1, 3, [0.13, 13.0]),
         (1, 6, [0.16, 16.0]),
     ]
-    assert [(r["tokens"], r["patch"], r["gflops"], r["speed"]) for r in retrieval["rows"][:2]] == [
+    assert [(r["seq_len"], r["patch_size"], r["gflops"], r["images_per_s"]) for r in retrieval["rows"][:2]] == [
         (9, 20, 3 / 8, 1000 / 3),
         (36, 10, 6 / 8, 1000 / 6),
     ]
@@ -165,7 +165,8 @@ def test_page_data_is_the_report(report: Report) -> None:
     assert retrieval["choices"][2]["text"] == sentence(report.choices[4]) != retrieval["choices"][0]["text"]
     (curve,) = retrieval["cascades"]
     assert (curve["model"], curve["short"], curve["long"]) == (1, 3, 6)
-    assert curve["points"][1] == {"k": 5, "gflops": 0.75, "query": 3.75, "reranked": 0.5, "values": [0.04, None]}
+    costs = {"gflops_per_image": 0.75, "gflops_per_query": 3.75}
+    assert curve["points"][1] == {"shortlist": 5, "metrics": {R5: 0.04}, "reranked": 0.5, **costs}
     assert classification["cascades"] == []
 
 
@@ -179,6 +180,6 @@ def test_render_page_marks_the_best_of_each_column(report: Report) -> None:
     assert [re.findall(r'class="best" data-value="([^"]*)"', line) for line in body] == [["3.0"], [], [], ["0.16"]]
     assert "<td>10.0%</td><td>25.5</td>" in table.partition("<tfoot>")[2]
     data = json.loads(re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)[0])
-    assert [r["values"] for r in data["tasks"][0]["rows"]] == [[0.03, 3.0], [0.06, 6.0], [0.13, 13.0], [0.16, 16.0]]
+    assert [[*r["metrics"].values()] for r in data["tasks"][0]["rows"]] == [[0.03, 3.0], [0.06, 6.0], [0.13, 13.0], [0.16, 16.0]]
     assert "50 images, 60 captions" in page
     assert "50 images, 3 classes. The largest class holds 40.0% of the images." in page

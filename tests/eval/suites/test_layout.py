@@ -71,7 +71,7 @@ def test_empty_lines_of_classnames_are_counted_as_clip_benchmark_counts_them(tmp
 def test_names_that_a_root_has_twice_name_the_suite_that_says_so(tmp_path: Path, loaded: LoadedModel) -> None:
     root = write_root(tmp_path / "wds_toys", "classification", shards=(6,))
     (root / "classnames.txt").write_text("crane\nflags\ncrane\n")
-    with pytest.raises(UserError, match=r"'crane' stands twice in classnames\.txt") as caught:
+    with pytest.raises(UserError, match=r"'crane' is given twice in classnames\.txt") as caught:
         evaluate_suites([("toy", loaded)], [str(root)], seqhw=[3])
     suite = tmp_path / "suite.yaml"
     suite.write_text(str(caught.value).partition("give --suite a file with ")[2])

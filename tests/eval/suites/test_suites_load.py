@@ -89,7 +89,7 @@ def test_an_unknown_suite_lists_the_names() -> None:
         ({"label": "cls", "templates": ("a photo",)}, "has no {c}"),
         ({"label": "cls", "templates": ()}, "templates is empty"),
         ({"label": "cls", "classes": ()}, "list of classes is empty"),
-        ({"label": "cls", "classes": ("cat", "dog", "cat")}, "'cat' stands twice"),
+        ({"label": "cls", "classes": ("cat", "dog", "cat")}, "'cat' is given twice"),
         ({}, "name the field"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_class_may_have_several_words_and_prompts_of_its_own() -> None:
     )
     assert own.class_prompts(own.words) == [["it purrs"], ["it barks", "it begs"]]
     half = TaskConfig("classification", label="cls", classes=classes, prompts={"cat": ["it purrs"]})
-    with pytest.raises(UserError, match="none for the class 'dog'"):
+    with pytest.raises(UserError, match="no entry for the class 'dog'"):
         half.class_prompts(half.words)
 
 

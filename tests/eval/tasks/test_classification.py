@@ -105,7 +105,7 @@ def test_head_rows_pick_logits_by_name() -> None:
     task = TaskConfig("classification", label="cls", classes=("b", "a"))
     context = Context(DatasetConfig("d", "a.tar", (task,)), task, (), 0, lambda _: NO_IMAGES, head=("a", "c", "b"))
     assert head_rows(context, ["b", "a"]).tolist() == [[0, 0, 1], [1, 0, 0]]
-    with pytest.raises(UserError, match="its class 'd' is none of the 3"):
+    with pytest.raises(UserError, match="its class 'd' is not among the 3"):
         head_rows(context, ["d"])
 
 
@@ -195,7 +195,7 @@ def test_the_head_is_scored_at_every_length(classifier: LoadedModel, tmp_path: P
 
 def test_what_a_head_cannot_answer(classifier: LoadedModel, tmp_path: Path) -> None:
     cars = suite(tmp_path, classes={**{name: name for name in CATEGORIES}, "cars": "a car"})
-    with pytest.raises(UserError, match=r"its class 'cars' is none of the 7 that the model's head knows"):
+    with pytest.raises(UserError, match=r"its class 'cars' is not among the 7 that the model's head knows"):
         evaluate_suites([("classifier", classifier)], [cars])
     with pytest.raises(UserError, match=r"zero-shot tasks need its text half \(retrieval\)"):
         evaluate_suites([("classifier", classifier)], [write_suite(tmp_path / "both.yaml", f"{tmp_path}/shards/part-*.tar")])

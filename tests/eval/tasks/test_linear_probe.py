@@ -107,7 +107,7 @@ def test_mistakes_are_said_before_any_work(loaded: LoadedModel, tmp_path: Path, 
     few = write_shards(tmp_path / "few", toys(4), (4,))
     assert "has 4 images, too few to hold a fifth of them out" in error(_suite(tmp_path, train=few))
     one = write_shards(tmp_path / "one", toys(1), (1,))
-    assert "images of one class alone" in error(_suite(tmp_path, train=one))
+    assert "images of only one class" in error(_suite(tmp_path, train=one))
     assert "has no json:nothing" in error(_suite(tmp_path, train=few, label="json:nothing"))
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert "pip install 'flexiclip[probe]'" in error(_suite(tmp_path, train=few))

@@ -1,4 +1,4 @@
-"""Recalls and ranks of retrieval by hand, against slow sorts, and at chance."""
+"""Recalls and ranks of retrieval by hand, against slow sorts, and at chance; and a cascade against re-ranking by sorts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from flexiclip_eval.embeddings.embed import unit_rows
 from flexiclip_eval.tasks import search
 from flexiclip_eval.tasks.classification import classify
-from flexiclip_eval.tasks.retrieval import Pairs, merged_pairs, plain_pairs, retrieval_chance, retrieval_metrics
+from flexiclip_eval.tasks.retrieval import Pairs, merged_pairs, plain_pairs, rerank, retrieval_chance, retrieval_metrics
 from kit.evaluation import shuffled_recall, slow_recall, unit
 
 
@@ -111,3 +111,26 @@ def test_pairs_of_equal_captions() -> None:
     rows = torch.tensor([text[name] for name in merged.captions]), torch.tensor([text[name] for name in plain.captions])
     assert retrieval_metrics(image_z, rows[0], merged)[0]["image_retrieval_recall@1"] == 1.0
     assert retrieval_metrics(image_z, rows[1], plain)[0]["image_retrieval_recall@1"] == 3 / 4
+
+
+def test_a_cascade_equals_re_ranking_by_sorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    pairs = merged_pairs([[f"c{rng.integers(0, 50)}" for _ in range(rng.integers(1, 4))] for _ in range(61)])
+    long_z, text_z = _tensor(unit(rng.normal(size=(61, 6)))), _tensor(unit(rng.normal(size=(len(pairs.captions), 6))))
+    short_z = torch.nn.functional.normalize(long_z + 0.5 * _tensor(unit(rng.normal(size=(61, 6)))), dim=1)
+    monkeypatch.setattr(search, "CHUNK", 61 * 7)  # blocks of 7 captions
+    found = rerank(text_z, short_z, long_z, pairs.by_caption)
+    assert [each.shortlist for each in found] == [0, 5, 10, 20, 50, 61]
+    positive = _positives(pairs)
+    short, long = (text_z @ short_z.T).numpy(), (text_z @ long_z.T).numpy()
+    for each in found:
+        final, listed = short.copy(), np.argsort(-short, axis=1)[:, : each.shortlist]
+        np.put_along_axis(final, listed, np.take_along_axis(long, listed, 1) + 10, 1)
+        for k in (1, 5, 10):
+            assert each.metrics[f"image_retrieval_recall@{k}"] == pytest.approx(slow_recall(final, positive, k), abs=1e-12)
+        assert each.reranked == pytest.approx(len(np.unique(listed)) / 61)
+    for each, alone_z in ((found[0], short_z), (found[-1], long_z)):  # the ends are the rows of the two lengths
+        alone = retrieval_metrics(alone_z, text_z, pairs)[0]
+        assert each.metrics == {name: alone[name] for name in each.metrics}
+    tiny = merged_pairs([["a"], ["b"]])
+    assert [each.shortlist for each in rerank(text_z[:2], short_z[:2], long_z[:2], tiny.by_caption)] == [0, 2]
