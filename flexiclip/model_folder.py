@@ -17,7 +17,6 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -33,8 +32,9 @@ from flexiclip.data.samples import class_names
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.files import replace_folder, save_tensors
+from flexiclip.model_source import CONFIG, LOADED, WEIGHTS, Accepted, Kind, ModelSource, is_model_folder, parse_model
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.exits import leave_after, split_exit
+from flexiclip.models.exits import leave_after
 from flexiclip.models.flexivit import own_patch, rebase
 from flexiclip.models.same_function import check_architecture, check_inputs, check_settings
 from flexiclip.models.sizes import check_sizes
@@ -42,7 +42,7 @@ from flexiclip.models.text import build_text_tower
 from flexiclip.tensor_files import beneath
 
 FORMAT = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+_INIT = Accepted((Kind.MODEL,))
 
 
 @dataclass
@@ -53,7 +53,7 @@ class LoadedModel:
     transform: EvalTransform
     tokenizer: Tokenizer
     config: Config
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
 
 
 def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
@@ -73,7 +73,8 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
     for half in ("image", "text"):
         section = getattr(config.model, half)
         if section is not None and section.init is not None:
-            notes += _init_half(model, config, half, model_folder(section.init), tokenizer)
+            folder = parse_model(section.init, _INIT, f"model.{half}.init").path
+            notes += _init_half(model, config, half, folder, tokenizer)
     return LoadedModel(model, _transform(config), tokenizer, config, {"init_notes": notes} if notes else {})
 
 
@@ -88,7 +89,7 @@ def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, 
     return LoadedModel(model.eval(), _transform(config), tokenizer, config)
 
 
-def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:
+def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: object) -> None:
     """Write a model folder completely or not at all.
 
     It is written under another name and then renamed. An older model in the same place is replaced. `weights` maps names
@@ -96,7 +97,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
     to that of the loaded model. Raises UserError if something other than a model is there, because it would be lost.
     """
     if folder.exists() and not (is_model_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
-        raise UserError(f"{folder} is there already and is no model folder: name another one, or remove it")
+        raise UserError(f"{folder} is there already and is not a model folder: name another one, or remove it")
     folder = Path(os.path.abspath(folder))  # an absolute path always has a name and a parent
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)  # a killed process may have had the same id, as happens in containers
@@ -108,7 +109,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
     replace_folder(aside, folder)
 
 
-def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, object]) -> None:
     """Write the files of a model folder into a new folder."""
     folder.mkdir(parents=True)
     save_tensors(_apart({name: _portable(t) for name, t in state.items()}), folder / WEIGHTS)
@@ -118,9 +119,7 @@ def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenan
     )
     (folder / CONFIG).write_text(text, encoding="utf-8")
     loaded.tokenizer.save(folder / "tokenizer")
-    save_config = getattr(loaded.model.text_tower, "save_config", None)
-    if save_config is not None:
-        save_config(folder)
+    loaded.model.text_tower.save_config(folder)
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedModel:
@@ -129,11 +128,15 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     `PATH+exitN` loads a model that was trained with exits and leaves its image tower after block N (models/exits.py).
     Raises UserError if there is no model at `path` or if it is damaged.
     """
-    plain, depth = split_exit(os.fspath(path))
-    loaded = _load(model_folder(plain), device)
-    if depth is None:
+    return load_parsed(parse_model(os.fspath(path), LOADED), device)
+
+
+def load_parsed(source: ModelSource, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load a model of the kind Kind.MODEL as `load_model` does."""
+    loaded = _load(source.path, device)
+    if source.exit is None:
         return loaded
-    model = leave_after(loaded.model, depth, os.fspath(path))
+    model = leave_after(loaded.model, source.exit, source.text)
     return replace(loaded, model=model, config=replace(loaded.config, model=model.config))
 
 
@@ -147,19 +150,6 @@ def _load(folder: Path, device: str | torch.device) -> LoadedModel:
     model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
     load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
     return LoadedModel(model.to(device).eval(), _transform(config), tokenizer, config, provenance)
-
-
-def model_folder(path: str | os.PathLike[str]) -> Path:
-    """The model folder at `path`: `path` itself or, for a run folder, the folder `model` in it. Raises UserError for neither."""
-    for folder in (Path(path), Path(path) / "model"):
-        if is_model_folder(folder):
-            return folder
-    raise UserError(f"{path} is no model folder: it has no {WEIGHTS} and {CONFIG}, nor does {Path(path) / 'model'}")
-
-
-def is_model_folder(folder: Path) -> bool:
-    """Whether the folder directly contains weights and a config."""
-    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -292,7 +282,7 @@ def _some(names: list[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def _read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
+def _read_config(folder: Path) -> tuple[Config, dict[str, object]]:
     """Read the config and the provenance of a model folder. Raises UserError if config.yaml is not valid."""
     try:
         data = read_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))

@@ -13,7 +13,6 @@ distributed training add to its names are removed.
 from __future__ import annotations
 
 import io
-import json
 import math
 import mmap
 import re
@@ -21,7 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, BinaryIO, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,7 +30,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flexiclip.errors import UserError
-from flexiclip.files import short_reason, stands_there, text_there
+from flexiclip.files import read_json, size_text, text_instead
+from flexiclip.libraries import short_reason
+
+T = TypeVar("T")
+Array = NDArray[np.generic]
 
 _RATIO = 200  # the largest ratio of inflated to stored bytes; that of weights is near 1
 _HARMLESS = 2**24  # inflated bytes that are accepted at any ratio
@@ -45,7 +48,7 @@ _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _SAVE_TENSORS = "if you trust the file, load it with torch.load(weights_only=False) and save its state dict alone, as safetensors"
 
 
-def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
+def read_npz(path: str | Path) -> dict[str, Array]:
     """The arrays of an `.npz` file, by name without `.npy`.
 
     Raises OSError if the file is missing, and ValueError if it cannot be read.
@@ -67,7 +70,7 @@ def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-def read_npy(data: bytes) -> NDArray[Any]:
+def read_npy(data: bytes) -> Array:
     """The array of an `.npy` file, given as its bytes. Raises ValueError if it cannot be read."""
     try:
         return _read_array(io.BytesIO(data), len(data), "npy")
@@ -77,7 +80,7 @@ def read_npy(data: bytes) -> NDArray[Any]:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-def _read_array(stream: IO[bytes], size: int, name: str) -> NDArray[Any]:
+def _read_array(stream: IO[bytes], size: int, name: str) -> Array:
     """The array in a stream of `size` bytes. `name` is used in errors."""
     version = np.lib.format.read_magic(stream)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
@@ -118,7 +121,7 @@ def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tenso
                 raise UserError(
                     f"{path}: torch.save wrote it, it is not a safetensors file; give it a name that ends in .pt"
                 ) from None
-            found = text_there(path) or f"{short_reason(error)}; download or copy it again"
+            found = text_instead(path) or f"{short_reason(error)}; download or copy it again"
             raise UserError(f"{path}: not a safetensors file: {found}") from None
     try:
         loaded = _load_torch(path)
@@ -143,7 +146,7 @@ def _why_not(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         if file.read(10)[8:] == b'{"':
             return "it is a safetensors file; give it a name that ends in .safetensors"
-    found_there = text_there(path)
+    found_there = text_instead(path)
     if found_there is not None:
         return f"not a torch file: {found_there}"
     if isinstance(error, zipfile.BadZipFile) or "zip archive" in text:
@@ -152,7 +155,7 @@ def _why_not(path: Path, error: Exception) -> str:
     return f"no tensors can be read from it ({short_reason(error)}); {fix}"
 
 
-def _load_torch(path: Path) -> Any:
+def _load_torch(path: Path) -> object:
     """Load what torch.save wrote. No code is run, and no more memory is used than the size of the file justifies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of unusual pickles, which are read or raise an error
@@ -183,24 +186,11 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     raise UserError(f"{folder}: no weights there; expected one of {', '.join(WEIGHT_NAMES)}")
 
 
-def _shards(weight_map: Any, index: Path) -> list[str]:
+def _shards(weight_map: object, index: Path) -> list[str]:
     """The file names in an index, without their folders, so that no file outside the folder is read."""
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise UserError(f"{index}: its weight_map is no mapping from tensors to files")
+        raise UserError(f"{index}: its weight_map is not a mapping from tensors to files; download it again")
     return sorted({Path(name).name for name in weight_map.values()})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object. Raises UserError if it cannot be read or holds something else."""
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file: {stands_there(path) or short_reason(error)}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a JSON object, not a {type(data).__name__}")
-    return data
 
 
 def read_license(folder: Path) -> str | None:
@@ -216,23 +206,25 @@ def read_license(folder: Path) -> str | None:
     return None
 
 
-def _state_of(loaded: Any, path: Path, averaged: bool) -> tuple[dict[str, Tensor], list[str]]:
+def _state_of(loaded: object, path: Path, averaged: bool) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict in a loaded file, checked, and notes."""
     loaded, notes = _unwrapped(loaded, averaged)
     if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}: expected names with tensors")
+    state: dict[str, Tensor] = {}
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(
                 f"{path}: not a state dict: {name!r} has the type {type(value).__name__}; expected names with tensors"
             )
-    numbers, stored = sum(tensor.nbytes for tensor in loaded.values()), path.stat().st_size
+        state[name] = value
+    numbers, stored = sum(tensor.nbytes for tensor in state.values()), path.stat().st_size
     if numbers > _SHARED * stored + 2**20:  # a tensor of stride 0 can be of any size with only four stored bytes
-        raise UserError(f"{path}: its tensors would take {numbers} bytes, the file has {stored}")
-    return _plain_names(loaded, path), notes
+        raise UserError(f"{path}: its tensors would take {size_text(numbers)}, the file has {size_text(stored)}")
+    return _plain_names(state, path), notes
 
 
-def _unwrapped(loaded: Any, averaged: bool) -> tuple[Any, list[str]]:
+def _unwrapped(loaded: object, averaged: bool) -> tuple[object, list[str]]:
     """The state dict inside a training checkpoint, or the object itself if it is not a checkpoint, and notes."""
     if not isinstance(loaded, dict):
         return loaded, []
@@ -256,6 +248,6 @@ def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return plain
 
 
-def beneath(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def beneath(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     """The entries whose names start with `prefix`, under names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -31,6 +31,7 @@ from flexiclip_eval.suites.layout import (
 from flexiclip_eval.suites.task import DEFAULT_TEMPLATES, TaskConfig
 
 from flexiclip.errors import UserError
+from flexiclip.libraries import not_installed
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -66,7 +67,7 @@ def _require_training(config: DatasetConfig) -> None:
     if split.root is not None:
         shard_places(split.root, split.split)
     if importlib.util.find_spec("sklearn") is None:
-        raise UserError(f"data set {config.name}: kind: linear_probe needs scikit-learn: run `pip install 'flexiclip[probe]'`")
+        raise not_installed("scikit-learn", "flexiclip[probe]", f"data set {config.name}: kind: linear_probe")
 
 
 def read_files(task: TaskConfig, dataset: str) -> TaskConfig:

@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 
 from flexiclip.cli.parser import Parser, lengths
 from flexiclip.errors import UserError
+from flexiclip.model_source import OPEN_CLIP, Accepted, Kind, parse_model
 
-OPEN_CLIP = "open_clip:"
+_EXPORTED = Accepted((Kind.MODEL, Kind.OPEN_CLIP), exits=True)
 
 
 def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -68,16 +69,16 @@ def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Callable
 @contextmanager
 def _model_folder(model: str) -> Iterator[str]:
     """The folder to export from: `model`, or for a model of open_clip a folder that exists as long as the context."""
-    if not model.startswith(OPEN_CLIP):
+    source = parse_model(model, _EXPORTED)
+    if source.kind is Kind.MODEL:
         yield model
         return
     from flexiclip.formats.run import import_weights
 
-    source = model.removeprefix(OPEN_CLIP)
-    name, _, pretrained = source.partition("/")
     with TemporaryDirectory() as folder:
-        imported = Path(folder) / f"{name}-{Path(pretrained).stem}"
-        import_weights(source, "open_clip", imported)
+        name = Path(source.name).name
+        imported = Path(folder) / (f"{name}-{Path(source.pretrained).stem}" if source.pretrained else name)
+        import_weights(model.removeprefix(OPEN_CLIP), "open_clip", imported)
         yield str(imported)
 
 

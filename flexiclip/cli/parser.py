@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 from flexiclip.errors import UserError
 
@@ -13,7 +16,7 @@ class Once(argparse.Action):
     """Store a value. An option that is given twice is an error, because the first value would be lost."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
         """Called by argparse for every value."""
         given = vars(namespace).setdefault("given", set())
@@ -30,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings)
         self.register("action", None, Once)
 
-    def _print_message(self, message: str, file: Any = None) -> None:
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         """Write a message. argparse's own method hides errors of standard output."""
         if message and file is not None:
             file.write(message)
@@ -39,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         """Called by argparse for a wrong command line."""
         if message.startswith("unrecognized arguments: "):
             if "=" in message:
-                message += " (key=value stands before the options)"
+                message += " (write key=value before the options)"
             elif not message.startswith("unrecognized arguments: -"):
                 message += " (the shell makes several words of a range without quotes)"
         raise UserError(f"{message}; see {self.prog} --help")
@@ -56,7 +59,7 @@ def each_once(option: str, values: Sequence[str]) -> list[str]:
 def positive(text: str) -> int:
     """A whole number above 0."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -74,4 +77,4 @@ def _numbers(text: str, expected: str) -> list[int]:
     try:
         return [positive(part.strip()) for part in text.split(",")]
     except (argparse.ArgumentTypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text[:200]!r} is no list of {expected}") from None
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is not a list of {expected}") from None

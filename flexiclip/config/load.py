@@ -34,6 +34,7 @@ from flexiclip.config.schema import Config
 from flexiclip.config.validate import validate
 from flexiclip.config.yaml_text import DEEPEST, Dumper, read_value, read_yaml
 from flexiclip.errors import UserError
+from flexiclip.libraries import not_installed
 
 T = TypeVar("T")
 LARGEST = 3.4e38
@@ -318,7 +319,7 @@ def resolve_folder(name: str) -> str:
     spec = _spec(module)
     if spec is None or not spec.submodule_search_locations:
         install = _PIP_ARGUMENTS.get(module, module.replace("_", "-"))
-        raise UserError(f"{name}: the Python package {module} is not installed; run `pip install {install}`")
+        raise not_installed(module, install, name)
     root = Path(spec.submodule_search_locations[0])
     folder = root / inside
     if not folder.is_dir() or not folder.resolve().is_relative_to(root.resolve()):

@@ -23,20 +23,21 @@ from typing import Any, TypeVar, cast
 
 from flexiclip.errors import UserError
 from flexiclip.files import too_late, within
+from flexiclip.libraries import not_installed
 
 T = TypeVar("T")
 
 
 _PACKAGES = {
-    "http": "'flexiclip[http]'",
-    "https": "'flexiclip[http]'",
-    "s3": "'flexiclip[s3]'",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "abfs": "adlfs",
-    "az": "adlfs",
+    "http": ("aiohttp", "flexiclip[http]"),
+    "https": ("aiohttp", "flexiclip[http]"),
+    "s3": ("s3fs", "flexiclip[s3]"),
+    "gs": ("gcsfs", "gcsfs"),
+    "gcs": ("gcsfs", "gcsfs"),
+    "abfs": ("adlfs", "adlfs"),
+    "az": ("adlfs", "adlfs"),
 }
-"""Maps a protocol to what pip installs for it."""
+"""Maps a protocol to the package that reads it, and to what pip installs for it."""
 
 
 class FinalError(OSError):
@@ -54,8 +55,9 @@ def filesystem(url: str) -> tuple[Any, str]:
         return cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
     except ImportError as error:
         protocol = url.rpartition("::")[2].partition("://")[0]
-        mend = f": run `pip install {_PACKAGES[protocol]}`" if protocol in _PACKAGES else ""
-        raise UserError(f"shard {url}: {error}{mend}") from None
+        if protocol in _PACKAGES:
+            raise not_installed(*_PACKAGES[protocol], f"shard {url}") from None
+        raise UserError(f"shard {url}: {error}") from None
     except Exception as error:  # an unknown protocol, a missing package, or missing options
         raise UserError(f"shard {url}: {error}") from None
 

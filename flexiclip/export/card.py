@@ -7,12 +7,13 @@ facts come from the model folder and the files next to it. If they do not state 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flexiclip.config.schema import Config, SourceConfig, pair
+from flexiclip.errors import UserError
 from flexiclip.export.encoder_facts import Origin
+from flexiclip.files import read_json
 from flexiclip.model_folder import LoadedModel
 
 
@@ -40,7 +41,7 @@ def _bullets(facts: dict[str, object]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value not in (None, ""))
 
 
-def _source(config: Config, provenance: dict[str, Any], origin: Origin) -> dict[str, object]:
+def _source(config: Config, provenance: Mapping[str, object], origin: Origin) -> dict[str, object]:
     shown = {name: value for name, value in provenance.items() if name not in ("format", "tokenizer_sha256", "license")}
     place = {"model folder": origin.folder.resolve(), "left after block": origin.exit}
     return place | {"run": config.run_dir, "seed": config.seed} | shown
@@ -86,13 +87,13 @@ def _metrics(origin: Origin) -> str:
     The file is looked for in the model folder, next to it, and in a folder `eval` next to it.
     """
     if origin.exit is not None:
-        return "None: what lies beside the model folder was measured of its whole depth."
-    beside = origin.folder.parent
-    places = [folder / "results.json" for folder in (origin.folder, beside, beside / "eval")]
+        return "None: the results next to the model folder are those of the whole tower."
+    parent = origin.folder.parent
+    places = [folder / "results.json" for folder in (origin.folder, parent, parent / "eval")]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         return (
-            "None: no results.json lies in the model folder, beside it or in `eval` beside it "
+            "None: there is no results.json in the model folder, next to it, or in a folder `eval` next to it "
             "(`flexiclip eval MODEL --suite NAME --output FOLDER`)."
         )
     try:
@@ -102,20 +103,20 @@ def _metrics(origin: Origin) -> str:
             where = f"| {row['dataset']} | {row['task']} | {row['seqhw']} | {row.get('width') or 'all'} "
             lines += [f"{where}| {name} | {value:.4f} |" for name, value in row["metrics"].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"None: {found} is no table of `flexiclip eval`: {type(error).__name__}: {error}."
+        return f"None: {found} is not a table of `flexiclip eval`: {type(error).__name__}: {error}."
     return "\n".join(lines) if rows else f"None: {found} has no row of this model."
 
 
-def _is_of(row: dict[str, Any], origin: Origin) -> bool:
-    """Whether a row is about this model and not about another one in the same file.
+def _is_of(row: Mapping[str, object], origin: Origin) -> bool:
+    """Return whether a row is about this model and not about another one in the same file.
 
     Models are told apart by the name of their folder, because the folder may have been moved.
     """
-    scored = Path(row["pretrained"])
+    scored = Path(str(row["pretrained"]))
     return origin.name == (scored.parent.name if scored.name == "model" else scored.name)
 
 
-def _licence(config: Config, provenance: dict[str, Any]) -> str:
+def _licence(config: Config, provenance: Mapping[str, object]) -> str:
     """The licences of the weights and of the training data, as far as they are stated."""
     stated = provenance.get("license")
     said = [f"Weights: {stated}." if stated else "Weights: the model folder states no licence."]
@@ -130,10 +131,10 @@ def _licence(config: Config, provenance: dict[str, Any]) -> str:
 def _stated_licence(described: Path) -> str | None:
     """The licence that a dataset.json states, or None."""
     try:
-        about = json.loads(described.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        license = read_json(described).get("license")
+    except UserError:
         return None
-    return str(about["license"]) if isinstance(about, dict) and about.get("license") else None
+    return str(license) if license else None
 
 
 def _folders(config: Config) -> list[Path]:

@@ -22,7 +22,7 @@ from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_c
 from flexiclip.export.card import model_card
 from flexiclip.export.encoder_facts import EncoderFacts, Origin, tokenizer_folder
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
-from flexiclip.files import replace_folder, writing
+from flexiclip.files import replace_folder, size_text, writing
 from flexiclip.model_folder import LoadedModel
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
@@ -130,7 +130,7 @@ def _export(
             quantized = Path(folder) / f"int8{path.suffix}"
             account += _quantize(file, quantized, cases, str(path))
             file = quantized
-        account = [f"{path.name}: {what}, {file.stat().st_size / 1e6:.1f} MB", *account]
+        account = [f"{path.name}: {what}, {size_text(file.stat().st_size)}", *account]
         usage = "`" + _USAGE[options.format].format(file=path.name, name=program.input_name(encoder)) + "`"
         card = Path(folder) / "card.md"
         card.write_text(model_card(origin, path.name, usage, account), encoding="utf-8")

@@ -15,13 +15,13 @@ from flexiclip.errors import UserError
 from flexiclip.export.agreement import EXACT, check, image_cases, text_cases
 from flexiclip.export.card import model_card
 from flexiclip.export.encoder_facts import Origin
-from flexiclip.export.program import quiet
 from flexiclip.files import writing
 from flexiclip.formats import big_vision_writer as big_vision
 from flexiclip.formats import open_clip_writer as open_clip
 from flexiclip.formats import timm_writer as timm
 from flexiclip.formats import transformers_writer as transformers
 from flexiclip.formats.written import Written
+from flexiclip.libraries import quiet
 from flexiclip.model_folder import LoadedModel
 
 _FOLDERS: dict[str, Callable[[LoadedModel, Size | None, Path], Written]] = {
@@ -48,7 +48,7 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
     origin = Origin.open(model)
     loaded = origin.loaded
     if loaded.config.model.image.flexible == "stride":
-        raise UserError(f"--format {format}: patches that overlap (model.image.flexible=stride) have no place in this format")
+        raise UserError(f"--format {format}: this format cannot express patches that overlap (model.image.flexible=stride)")
     if format == "big_vision":
         return _file(origin, output)
     tower = loaded.model.image_tower

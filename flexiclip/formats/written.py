@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,13 @@ from torch import Tensor, nn
 from flexiclip.config import ModelConfig, TextTowerConfig
 from flexiclip.errors import UserError
 from flexiclip.files import save_tensors
+from flexiclip.formats.imported import State
 from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.text import TextTransformer
+from flexiclip.models.transformer import Block
 
 Encode = Callable[[Tensor], Tensor]
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,6 @@ def square(size: tuple[int, int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
-def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
-    """The tensors with parts of their names replaced, in the order of `names`."""
-    found = {}
-    for name, tensor in state.items():
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        found[name] = tensor.detach()
-    return found
-
-
 def projection_weight(projection: nn.Module, width: int) -> Tensor:
     """The matrix [E, width] of a projection, or the identity matrix if there is no projection."""
     return projection.weight.detach() if isinstance(projection, nn.Linear) else torch.eye(width)
@@ -99,7 +91,8 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     save_tensors(own, path, {"format": "pt"})
 
 
-def shape_facts(module: Any) -> tuple[int, int, int, int]:
-    """The width, depth, number of heads and MLP width of one of our towers."""
-    block = module.blocks[0]
-    return module.width, len(module.blocks), block.attn.heads, block.mlp.fc1.out_features
+def shape_facts(tower: FlexiViT | TextTransformer) -> tuple[int, int, int, int]:
+    """Return the width, depth, number of heads and MLP width of one of our towers."""
+    block = tower.blocks[0]
+    assert isinstance(block, Block)
+    return tower.width, len(tower.blocks), block.attn.heads, block.mlp.fc1.out_features

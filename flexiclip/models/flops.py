@@ -22,11 +22,13 @@ MFU, and a run whose length is given in FLOPs, count `PairFlops.model` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from flexiclip.config import Config, ImageTowerConfig, ModelConfig, TextTowerConfig
 from flexiclip.config.schema import Size, pair
@@ -88,6 +90,11 @@ def image_tower_flops(config: ImageTowerConfig, seqhw: Size, embed_dim: int) -> 
 def image_model_flops(config: ModelConfig, seqhw: Size) -> int:
     """`image_tower_flops` of a model's image half, which is the cost of a length relative to other lengths."""
     return image_tower_flops(config.image, seqhw, config.embed_dim)
+
+
+def image_gflops(config: ModelConfig, seqhw: Size) -> float:
+    """Return `image_model_flops` in units of 10^9, as results and exports give it."""
+    return image_model_flops(config, seqhw) / 1e9
 
 
 def image_flops(config: ImageTowerConfig, seqhw: Size) -> TowerFlops:
@@ -168,6 +175,23 @@ def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
     for name, p in module.named_parameters():
         if p.ndim == 2 and id(p) not in tables and not name.endswith(("positional_embedding", "cls_emb")):
             yield p
+
+
+def measured_gflops(encode: Callable[[Tensor], Tensor], image: Tensor) -> float | None:
+    """Return the GFLOPs of any model's `encode` on one image [1, 3, H, W]; None if no product can be seen.
+
+    torch counts what its dispatcher sees: the products that are counted here for our towers. On a CPU it does not see
+    inside a fused attention kernel. Attention is therefore computed with plain products meanwhile, and the fused
+    inference path of nn.MultiheadAttention is switched off.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            encode(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops() / 1e9 or None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from flexiclip.config import Config
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.images import normalize
 from flexiclip.errors import UserError
-from flexiclip.model_folder import LoadedModel, load_model
+from flexiclip.model_folder import LoadedModel, load_parsed
+from flexiclip.model_source import LOADED, parse_model
 from flexiclip.train.towers import TextFeatures
 
 
@@ -24,7 +25,7 @@ def open_teacher(config: Config, device: torch.device) -> LoadedModel:
     """Return the model that `distillation.teacher` names, frozen. Raises UserError if it does not fit the recipe's student."""
     where = f"distillation.teacher={config.distillation.teacher}"
     assert config.distillation.teacher is not None, "validate() demands it"
-    teacher = load_model(config.distillation.teacher, device)
+    teacher = load_parsed(parse_model(config.distillation.teacher, LOADED, "distillation.teacher"), device)
     theirs, ours = teacher.config.model, config.model
     if (theirs.text is None) != (ours.text is None):
         has = "an image tower alone" if theirs.text is None else "two towers"

@@ -178,7 +178,10 @@ def test_a_baked_tower_is_a_plain_one(opened: dict[str, LoadedModel]) -> None:
         (["image", "MODEL", "--quantize", "int4"], "only int8"),
         (["image", "MODEL", "--quantize", "int8", "--format", "torch"], "give --format onnx"),
         (["image", "MODEL", "--images", "nowhere.tar"], "nowhere.tar"),
-        (["image", "nowhere"], "is no model folder"),
+        (
+            ["image", "nowhere"],
+            "nowhere is not a model: there is no such file or folder; give a model folder or a run folder, open_clip:",
+        ),
         (["model", "MODEL", "--format", "keras"], "open_clip, timm, transformers, big_vision"),
         (["model", "MODEL", "--format", "timm", "--seqhw", "2,3"], "one model has one length"),
         (["model", "MODEL", "--format", "big_vision", "--seqhw", "2"], "keeps the base kernel"),

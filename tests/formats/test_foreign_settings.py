@@ -98,7 +98,7 @@ def test_timm_preprocessing_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     for change, message in (
         ({"interpolation": "lanczos"}, "interpolation 'lanczos'"),
         ({"interpolation": "random"}, "interpolation 'random'"),
-        ({"crop_mode": "border"}, "crop_mode 'border'"),
+        ({"crop_mode": "border"}, "images by 'border'"),
     ):
         timm_folder(tmp_path / "hub", {}, **change)
         assert message in refused(capsys, tmp_path / "hub", "timm", tmp_path / "x")

@@ -27,8 +27,6 @@ from flexiclip.models.variants import shape_of
 NO_TEXT = "the model is an image tower alone (model.text is null): it has no text half; train one with model.image.init"
 SUBFOLDER = "text_tower"
 """The folder inside a model folder that holds the architecture of another library's tower."""
-WEIGHTS = "model.safetensors"
-"""The file of a model folder that holds the weights of all its parts."""
 Tokenize = Callable[[list[str]], Tensor]
 """Maps N captions to tokens [N, L] int64, as tokenizers do."""
 
