@@ -139,24 +139,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """An empty folder next to `output`, to write into. It is renamed to `output` at the end of the block.
+def folder_aside(output: Path) -> Iterator[Path]:
+    """Make an empty folder next to `output`, to write into, and remove it at the end of the block.
 
-    An exception removes the folder, so an interrupted build never looks complete. Raises UserError that names --output if
-    nothing can be written there.
+    What is complete is moved out of it inside the block. Raises UserError that names --output if nothing can be written
+    there.
     """
     target = Path(os.path.abspath(output))  # an absolute path always has a name and a parent
     with writing(f"--output {output}"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with writing(f"--output {output}"):
-            yield folder
-            folder.chmod(0o755)
-            folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        aside = tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
+    with writing(f"--output {output}"), aside as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Make an empty folder, to write into. It becomes `output` at the end of the block.
+
+    After an exception there is no such folder, so an interrupted build never looks complete. Raises UserError that names
+    --output if nothing can be written there.
+    """
+    with folder_aside(output) as aside:
+        folder = aside / "folder"
+        folder.mkdir(0o755)
+        yield folder
+        folder.rename(output)
 
 
 def replace_folder(aside: Path, folder: Path) -> None:

@@ -39,7 +39,7 @@ from flexiclip.models.flexivit import own_patch, rebase
 from flexiclip.models.same_function import check_architecture, check_inputs, check_settings
 from flexiclip.models.sizes import check_sizes
 from flexiclip.models.text import build_text_tower
-from flexiclip.tensor_files import beneath
+from flexiclip.tensor_files import beneath, misfits
 
 FORMAT = 1
 _INIT = Accepted((Kind.MODEL,))
@@ -78,13 +78,16 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
     return LoadedModel(model, _transform(config), tokenizer, config, {"init_notes": notes} if notes else {})
 
 
-def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str) -> LoadedModel:
+def model_from_weights(
+    config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str, folder: Path | None = None
+) -> LoadedModel:
     """Build a model in eval mode whose parameters all come from `weights`, named as in FlexiCLIP.
 
-    Raises UserError, which starts with `where`, if the weights do not fit.
+    `folder` is a model folder with the architecture of another library's text tower. Raises UserError, which starts with
+    `where`, if the weights do not fit.
     """
     config = fill_from_tokenizer(config, tokenizer)
-    model = FlexiCLIP(config.model, build_text_tower(config.model.text, pretrained=False))
+    model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder, pretrained=False))
     load_strictly(model, weights, where)
     return LoadedModel(model.eval(), _transform(config), tokenizer, config)
 
@@ -133,23 +136,18 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 
 def load_parsed(source: ModelSource, device: str | torch.device = "cpu") -> LoadedModel:
     """Load a model of the kind Kind.MODEL as `load_model` does."""
-    loaded = _load(source.path, device)
-    if source.exit is None:
-        return loaded
-    model = leave_after(loaded.model, source.exit, source.text)
-    return replace(loaded, model=model, config=replace(loaded.config, model=model.config))
-
-
-def _load(folder: Path, device: str | torch.device) -> LoadedModel:
-    """Load a model folder without an exit."""
+    folder = source.path
     config, provenance = _read_config(folder)
     check_sizes(config.model, (folder / WEIGHTS).stat().st_size, str(folder))
     tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
     if config.model.text is not None:
         tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, str(provenance.get("tokenizer_sha256", "")))
-    model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
-    load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
-    return LoadedModel(model.to(device).eval(), _transform(config), tokenizer, config, provenance)
+    loaded = model_from_weights(config, tokenizer, read_weights(folder / WEIGHTS), str(folder), folder)
+    model = loaded.model.to(device)
+    if source.exit is not None:
+        model = leave_after(model, source.exit, source.text)
+    config = replace(loaded.config, model=model.config)
+    return replace(loaded, model=model, config=config, provenance=provenance)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -232,15 +230,10 @@ def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokeni
     load_strictly(getattr(model, f"{half}_tower"), tower, where)
     if config.model.classes == theirs.model.classes:  # a classifier's head is not a projection into a joint space
         for part in (f"{half}_projection", "exit_projections")[: 2 if half == "image" else 1]:
-            _fill_if_it_fits(getattr(model, part), beneath(weights, f"{part}."))
+            module, found = getattr(model, part), beneath(weights, f"{part}.")
+            if not misfits(found, module.state_dict()):
+                module.load_state_dict(found)
     return [f"{where}: {note}" for note in notes]
-
-
-def _fill_if_it_fits(module: torch.nn.Module, found: dict[str, Tensor]) -> None:
-    """Load the weights if their names and shapes are those of the module."""
-    wanted = module.state_dict()
-    if found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items()):
-        module.load_state_dict(found)
 
 
 def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[dict[str, Tensor], list[str]]:
@@ -260,26 +253,9 @@ def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: st
 
     Raises UserError, which starts with `where`, unless names and shapes are exactly those of the module.
     """
-    wanted = module.state_dict()
-    wrong = {
-        "missing": sorted(wanted.keys() - weights.keys()),
-        "unused": sorted(weights.keys() - wanted.keys()),
-        "of another shape": [
-            f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in weights and weights[name].shape != tensor.shape
-        ],
-    }
-    if any(wrong.values()):
-        said = "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
+    if said := misfits(weights, module.state_dict()):
         raise UserError(f"{where}: the weights do not fit the model of the config ({said})")
     module.load_state_dict(weights)
-
-
-def _some(names: list[str], shown: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _read_config(folder: Path) -> tuple[Config, dict[str, object]]:

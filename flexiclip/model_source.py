@@ -17,7 +17,7 @@ Parsing reads at most one config.json, and loads neither torch nor another libra
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -87,17 +87,16 @@ def parse_model(text: str, accepted: Accepted, key: str | None = None) -> ModelS
     """
     label = text if key is None else f"{key}={text}"
     plain, exit, flex = _split_endings(text)
-    found = _find(text, plain, exit, flex)
+    found = _find(plain)
     if found is None or (found.kind is Kind.WEIGHTS and Kind.WEIGHTS not in accepted.kinds):
         raise UserError(f"{label} is not a model: {_why_not(plain)}; give {accepted}")
     if found.kind not in accepted.kinds:
         raise UserError(f"{label}: {found.kind.value} is not accepted here; give {accepted}")
     if (exit is not None and not accepted.exits) or (flex is not None and not accepted.flexes):
-        ending = text.removeprefix(plain)
-        raise UserError(f"{label}: the ending {ending} is not accepted here; give {accepted}")
+        raise UserError(f"{label}: the ending {text.removeprefix(plain)} is not accepted here; give {accepted}")
     if exit is not None and found.kind is not Kind.MODEL:
         raise UserError(f"{label}: only a model folder or a run folder has exits; leave the ending +exit{exit} out")
-    return found
+    return replace(found, text=text, exit=exit, flex=flex)
 
 
 def split_open_clip(name: str) -> tuple[str, str | None]:
@@ -125,32 +124,27 @@ def _split_endings(text: str) -> tuple[str, int | None, str | None]:
     return text, exit, flex
 
 
-def _find(text: str, plain: str, exit: int | None, flex: str | None) -> ModelSource | None:
-    """Find the model that `plain` names, which is `text` without its endings. Return None if there is nothing."""
-
-    def source(kind: Kind, path: Path, name: str = "", files: tuple[Path, ...] = ()) -> ModelSource:
-        base, pretrained = split_open_clip(name)
-        return ModelSource(text, kind, path, base, pretrained, files, exit, flex)
-
+def _find(plain: str) -> ModelSource | None:
+    """Find the model with this name, which has no endings. Return None if there is nothing."""
     path = Path(plain)
     if not plain:
         return None
     if plain.startswith(OPEN_CLIP):
         name = plain.removeprefix(OPEN_CLIP)
-        return source(Kind.OPEN_CLIP, Path(name.removeprefix("local-dir:")), name)
+        return ModelSource(plain, Kind.OPEN_CLIP, Path(name.removeprefix("local-dir:")), *split_open_clip(name))
     for folder in (path, path / "model"):
         if is_model_folder(folder):
-            return source(Kind.MODEL, folder)
+            return ModelSource(plain, Kind.MODEL, folder)
     if (path / OPEN_CLIP_CONFIG).is_file():
-        return source(Kind.OPEN_CLIP, path, f"local-dir:{plain}")
+        return ModelSource(plain, Kind.OPEN_CLIP, path, f"local-dir:{plain}")
     if (path / "config.json").is_file():
         transformers = "model_type" in read_json(path / "config.json")
-        return source(Kind.TRANSFORMERS if transformers else Kind.TIMM, path)
+        return ModelSource(plain, Kind.TRANSFORMERS if transformers else Kind.TIMM, path)
     if files := _exported_files(path):
-        return source(Kind.ONNX, path, files=files)
+        return ModelSource(plain, Kind.ONNX, path, files=files)
     if not path.exists():
         return None
-    return source(Kind.BIG_VISION if path.suffix == ".npz" else Kind.WEIGHTS, path)
+    return ModelSource(plain, Kind.BIG_VISION if path.suffix == ".npz" else Kind.WEIGHTS, path)
 
 
 def _why_not(plain: str) -> str:
@@ -166,5 +160,4 @@ def _why_not(plain: str) -> str:
 def _exported_files(path: Path) -> tuple[Path, ...]:
     """Return the sorted .onnx files of a folder, or else those in the parent folder whose names begin with the last part."""
     folder, prefix = (path, "") if path.is_dir() else (path.parent, path.name)
-    named = folder.glob("*.onnx") if prefix or path.is_dir() else ()
-    return tuple(sorted(file for file in named if file.name.startswith(prefix) and file.is_file()))
+    return tuple(sorted(file for file in folder.glob("*.onnx") if file.name.startswith(prefix) and file.is_file()))

@@ -18,7 +18,8 @@ import mmap
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar, cast
 
@@ -29,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flexiclip.errors import UserError
+from flexiclip.errors import UserError, listed
 from flexiclip.files import read_json, size_text, text_instead
 from flexiclip.libraries import short_reason
 
@@ -53,30 +54,32 @@ def read_npz(path: str | Path) -> dict[str, Array]:
 
     Raises OSError if the file is missing, and ValueError if it cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            inflated, stored = sum(member.file_size for member in members), Path(path).stat().st_size
-            if inflated > _RATIO * stored + _HARMLESS:
-                raise ValueError(f"{stored} bytes that would become {inflated}")
-            found = {}
-            for member in members:
-                with archive.open(member) as stream:
-                    found[member.filename.removesuffix(".npy")] = _read_array(stream, member.file_size, member.filename)
-            return found
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # zipfile, zlib and numpy's header parser raise errors of many types
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+    with _value_errors(), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        inflated, stored = sum(member.file_size for member in members), Path(path).stat().st_size
+        if inflated > _RATIO * stored + _HARMLESS:
+            raise ValueError(f"{stored} bytes that would become {inflated}")
+        found = {}
+        for member in members:
+            with archive.open(member) as stream:
+                found[member.filename.removesuffix(".npy")] = _read_array(stream, member.file_size, member.filename)
+        return found
 
 
 def read_npy(data: bytes) -> Array:
     """The array of an `.npy` file, given as its bytes. Raises ValueError if it cannot be read."""
-    try:
+    with _value_errors():
         return _read_array(io.BytesIO(data), len(data), "npy")
-    except ValueError:
+
+
+@contextmanager
+def _value_errors() -> Iterator[None]:
+    """Turn the many errors of zipfile, zlib and numpy's header parser inside this block into a ValueError."""
+    try:
+        yield
+    except (OSError, ValueError):
         raise
-    except Exception as error:  # numpy's header parser raises errors of many types
+    except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
@@ -246,6 +249,18 @@ def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if len(plain) < len(tensors) - ("n_averaged" in tensors):
         raise UserError(f"{path}: two tensors have the same name without `_orig_mod.` and its like; save one state dict alone")
     return plain
+
+
+def misfits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Return in words how the names and shapes of weights differ from the wanted ones, or "" if they do not."""
+    both = weights.keys() & wanted.keys()
+    shapes = {name: (list(weights[name].shape), list(wanted[name].shape)) for name in both}
+    wrong = {
+        "missing": wanted.keys() - both,
+        "unused": weights.keys() - both,
+        "of another shape": [f"{name} {found} instead of {right}" for name, (found, right) in shapes.items() if found != right],
+    }
+    return "; ".join(f"{what}: {listed(names)}" for what, names in wrong.items() if names)
 
 
 def beneath(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:

@@ -250,7 +250,7 @@ def test_damage_is_refused_in_one_line(damage: str, trained: LoadedModel, tmp_pa
 
 def test_what_is_no_model_folder_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", Path(__file__)):
-        with pytest.raises(UserError, match="is not a model: .*; give a model folder or a run folder"):
+        with pytest.raises(UserError, match=r"is not a model: .*; give a model folder or a run folder"):
             load_model(path)
 
 

@@ -83,10 +83,6 @@ def _area_matrix(old: int, new: int) -> Tensor:
     return interpolation_matrix(old, new, "bilinear") * (old / new)
 
 
-def _keep(tower: FlexiViT) -> None:
-    """Leave the tower as it is, because PI-resize is what towers of flexiclip do."""
-
-
 def _resize_by(tower: FlexiViT, matrix: AxisMatrix) -> None:
     """Make the tower resize its kernel with `matrix` along both axes."""
     tower.resize_kernel = _axis_resize(tower, matrix)
@@ -104,7 +100,7 @@ def _axis_resize(tower: FlexiViT, matrix: AxisMatrix) -> AxisResize:
 
 
 FLEXES: dict[str, Callable[[FlexiViT], None]] = {
-    "pi": _keep,
+    "pi": lambda tower: None,  # PI-resize is what towers of flexiclip do
     "bilinear": partial(_resize_by, matrix=interpolation_matrix),
     "bicubic": partial(_resize_by, matrix=partial(interpolation_matrix, mode="bicubic")),
     "area": partial(_resize_by, matrix=_area_matrix),

@@ -40,23 +40,19 @@ def load_onnx(source: str, files: Sequence[Path]) -> ForeignModel:
     """Open exported files as one model: image encoders of different lengths, and at most one text encoder. Raises UserError."""
     for package in ("onnx", "onnxruntime"):
         require(package, "flexiclip[export]", f"{source}: exported encoders")
-    encoders = [_Encoder(file, _read_facts(file)) for file in files]
-    images: dict[Length, _Encoder] = {}
-    text: _Encoder | None = None
-    for encoder in encoders:
-        about = encoder.facts.image
-        twin = text if about is None else images.get(about.seqhw)
-        if twin is not None:
+    found: dict[tuple[str, Length], _Encoder] = {}
+    for file in files:
+        encoder = _Encoder(file, _read_facts(file))
+        role, about = encoder.facts.role, encoder.facts.image
+        twin = found.setdefault((role, about.seqhw if about is not None else None), encoder)
+        if twin is not encoder:
             what = "a text encoder" if about is None else f"the image encoder at seqhw {about.seqhw}"
-            raise UserError(f"{twin.path} and {encoder.path.name} are both {what}: move one away, or give a prefix of the others")
-        if about is None:
-            text = encoder
-        else:
-            images[about.seqhw] = encoder
+            raise UserError(f"{twin.path} and {file.name} are both {what}: move one away, or give a prefix of the others")
+    images = {length: encoder for (role, length), encoder in found.items() if role == "image"}
     if not images:
         raise UserError(f"{source}: no image encoder among {', '.join(file.name for file in files)}; export one next to them")
-    _check_kinship(encoders)
-    return _joined(dict(sorted(images.items(), key=lambda item: item[0] or 0)), text)
+    _check_kinship(list(found.values()), list(images.values()))
+    return _joined(dict(sorted(images.items(), key=lambda item: item[0] or 0)), found.get(("text", None)))
 
 
 def _joined(images: dict[Length, _Encoder], text: _Encoder | None) -> ForeignModel:
@@ -87,20 +83,16 @@ def _tokenizer(text: _Encoder) -> Tokenizer:
         raise UserError(f"{text.path}: its tokenizer: {error}") from None
 
 
-def _check_kinship(encoders: list[_Encoder]) -> None:
+def _check_kinship(encoders: list[_Encoder], images: list[_Encoder]) -> None:
     """Raise UserError unless all files come from one model and take equally prepared images, which are decoded only once."""
-    first = encoders[0]
-    for other in encoders[1:]:
+    first, about = encoders[0], images[0].facts.images()
+    alike = (about.image_size, about.preprocess, about.normalize_inside)
+    for other in encoders:
         if (other.facts.weights_sha256, other.facts.embed_dim) != (first.facts.weights_sha256, first.facts.embed_dim):
             raise UserError(f"{first.path} and {other.path.name} come from different models: give a folder or a prefix for each")
-    images = [encoder for encoder in encoders if encoder.facts.image is not None]
-    for other in images[1:]:
-        mine, theirs = images[0].facts.images(), other.facts.images()
-        if (mine.image_size, mine.preprocess, mine.normalize_inside) != (
-            theirs.image_size,
-            theirs.preprocess,
-            theirs.normalize_inside,
-        ):
+    for other in images:
+        about = other.facts.images()
+        if (about.image_size, about.preprocess, about.normalize_inside) != alike:
             raise UserError(f"{images[0].path} and {other.path.name} take differently prepared images: export them alike")
 
 

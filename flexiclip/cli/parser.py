@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -46,6 +46,25 @@ class Parser(argparse.ArgumentParser):
             elif not message.startswith("unrecognized arguments: -"):
                 message += " (the shell makes several words of a range without quotes)"
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+Command = Callable[[argparse.Namespace], int | None]
+"""Runs a command with its arguments; returns its exit code, where None means 0."""
+
+
+def add_command(commands: argparse._SubParsersAction[Parser], name: str, command: Command, text: str) -> Parser:
+    """Add a command and return its parser. `text` says what the command does."""
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=command)
+    return sub
+
+
+def add_group(
+    commands: argparse._SubParsersAction[Parser], name: str, text: str, metavar: str
+) -> argparse._SubParsersAction[Parser]:
+    """Add a command that only has commands of its own, and return these."""
+    group = commands.add_parser(name, help=text, description=text)
+    return group.add_subparsers(required=True, metavar=metavar, parser_class=Parser)
 
 
 def each_once(option: str, values: Sequence[str]) -> list[str]:

@@ -183,13 +183,11 @@ def _first(source: str) -> list[Image.Image]:
     return [store[number].image for number in range(min(COUNT, len(store)))]
 
 
-def _drawn() -> list[Image.Image]:
-    """Pictures that have what noise lacks and photographs have: smooth areas, edges, fine structure, and matching colours."""
-    return list(_draw())
+def _drawn() -> Iterator[Image.Image]:
+    """Draw the same pictures at every call.
 
-
-def _draw() -> Iterator[Image.Image]:
-    """Draw the pictures one by one, the same ones at every call."""
+    They have what noise lacks and photographs have: smooth areas, edges, fine structure, and matching colours.
+    """
     bases = [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.effect_mandelbrot((256, 256), (-2, -1.2, 1, 1.2), 60)]
     rng = np.random.default_rng(0)
     for number in range(COUNT):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flexiclip.config.schema import Config, SourceConfig, pair
+from flexiclip.config.schema import Config, SourceConfig, sides
 from flexiclip.errors import UserError
 from flexiclip.export.encoder_facts import Origin
 from flexiclip.files import read_json
@@ -50,9 +50,9 @@ def _source(config: Config, provenance: Mapping[str, object], origin: Origin) ->
 def _inputs(loaded: LoadedModel) -> dict[str, object]:
     image, preprocess = loaded.config.model.image, loaded.config.model.preprocess
     facts: dict[str, object] = {
-        "images": f"{_by(image.image_size)} pixels, resize {preprocess.resize} ({preprocess.interpolation}), "
+        "images": f"{sides(image.image_size)} pixels, resize {preprocess.resize} ({preprocess.interpolation}), "
         f"mean {list(preprocess.mean)}, std {list(preprocess.std)}",
-        "image tower": f"pool {image.pool}, base kernel {_by(image.base_patch_size)}, base grid {_by(image.base_grid)}",
+        "image tower": f"pool {image.pool}, base kernel {sides(image.base_patch_size)}, base grid {sides(image.base_grid)}",
         "trained at seqhw": ", ".join(map(str, loaded.config.trained_seqhw)),
         "embedding": f"{loaded.config.model.embed_dim} components; compare by cosine",
     }
@@ -60,11 +60,6 @@ def _inputs(loaded: LoadedModel) -> dict[str, object]:
         tokens = f"{loaded.config.tokenizer.kind}, {loaded.tokenizer.context_length} ids of {loaded.tokenizer.vocab_size}"
         facts["tokens"] = f"{tokens}, padding {loaded.tokenizer.pad_id}, EOS {loaded.tokenizer.eos_id}"
     return facts
-
-
-def _by(size: int | tuple[int, int]) -> str:
-    height, width = pair(size)
-    return f"{height}x{width}"
 
 
 def _shards(config: Config) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from flexiclip.config.schema import Size
@@ -15,7 +14,7 @@ from flexiclip.errors import UserError
 from flexiclip.export.agreement import EXACT, check, image_cases, text_cases
 from flexiclip.export.card import model_card
 from flexiclip.export.encoder_facts import Origin
-from flexiclip.files import writing
+from flexiclip.files import folder_aside, writing
 from flexiclip.formats import big_vision_writer as big_vision
 from flexiclip.formats import open_clip_writer as open_clip
 from flexiclip.formats import timm_writer as timm
@@ -88,18 +87,11 @@ def _file(origin: Origin, output: Path) -> list[str]:
         raise UserError(f"--output {output}: big_vision's format is one file, name it .npz")
     if output.exists():
         raise UserError(f"--output {output}: something is there already; name a new file")
-    aside = output.with_name(f".{output.name}")
-    aside_card = output.with_name(f".{output.stem}.md")
-    try:
-        with writing(f"--output {output}"):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            written = big_vision.write(origin.loaded, aside, output.name)
-            account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
-            aside_card.write_text(model_card(origin, output.name, written.usage, account), encoding="utf-8")
-            aside_card.replace(output.with_suffix(".md"))
-            aside.replace(output)
-    finally:
-        for file in (aside, aside_card):
-            with suppress(OSError):  # the folder itself may be the problem
-                file.unlink()
+    with folder_aside(output) as folder:
+        file, card = folder / output.name, folder / "card.md"
+        written = big_vision.write(origin.loaded, file, output.name)
+        account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
+        card.write_text(model_card(origin, output.name, written.usage, account), encoding="utf-8")
+        card.replace(output.with_suffix(".md"))
+        file.replace(output)
     return account

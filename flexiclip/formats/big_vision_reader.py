@@ -19,7 +19,7 @@ Shapes: D width, K width of a head, gh x gw position grid.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -190,31 +190,24 @@ def renumber(arrays: Arrays) -> dict[str, Array]:
     class start at 0.
     """
     numbers: dict[tuple[str, str], set[int]] = {}
-    for parent, module, number in _modules(arrays):
-        numbers.setdefault((parent, module), set()).add(number)
-    rank = {key: {number: i for i, number in enumerate(sorted(found))} for key, found in numbers.items()}
-
-    def today(name: str) -> str:
-        """The current name of an array."""
+    for name in arrays:
+        for _, parent, module, number in _modules(name):
+            numbers.setdefault((parent, module), set()).add(number)
+    today = {}
+    for name, array in arrays.items():
         parts = name.split("/")
-        for i, part in enumerate(name.split("/")[:-1]):
-            match = _MODULE.match(part)
-            if match:
-                parent = "/".join(name.split("/")[:i])
-                parts[i] = f"{match[1]}_{rank[parent, match[1]][int(match[2])]}"
-        return "/".join(parts)
-
-    return {today(name): array for name, array in arrays.items()}
+        for i, parent, module, number in _modules(name):
+            parts[i] = f"{module}_{sorted(numbers[parent, module]).index(number)}"
+        today["/".join(parts)] = array
+    return today
 
 
-def _modules(names: Iterable[str]) -> Iterable[tuple[str, str, int]]:
-    """The parent, the class and the number of every numbered module in the names."""
-    for name in names:
-        parts = name.split("/")
-        for i, part in enumerate(parts[:-1]):
-            match = _MODULE.match(part)
-            if match:
-                yield "/".join(parts[:i]), match[1], int(match[2])
+def _modules(name: str) -> Iterator[tuple[int, str, str, int]]:
+    """Yield the place, the parent, the class and the number of every numbered module in a name."""
+    parts = name.split("/")
+    for i, part in enumerate(parts[:-1]):
+        if match := _MODULE.match(part):
+            yield i, "/".join(parts[:i]), match[1], int(match[2])
 
 
 def image_arrays_today(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:

@@ -28,7 +28,7 @@ from flexiclip.formats.layouts import (
     set_rows,
     write_layout,
 )
-from flexiclip.formats.written import State, Written, projection_bias, projection_weight, refuse, scalars, shape_facts
+from flexiclip.formats.written import State, Written, check, projection_bias, projection_weight, scalars, shape_facts
 from flexiclip.model_folder import LoadedModel
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.flexivit import FlexiViT
@@ -45,10 +45,10 @@ def write(loaded: LoadedModel, path: Path, name: str) -> Written:
     model.
     """
     model, config = loaded.model, loaded.config.model
-    _check_image(config.image)
+    check(FORMAT, _image_misfits(config.image))
     arrays = _tower_arrays(model.image_tower, model.image_projection, BIG_VISION_IMAGE)
     if config.text is not None:
-        _check_text(config.text)
+        check(FORMAT, _text_misfits(config.text))
         arrays = {f"img/{name}": array for name, array in arrays.items()}
         text = _tower_arrays(model.text_tower, model.text_projection, BIG_VISION_TEXT)
         arrays |= {f"txt/{name}": array for name, array in text.items()}
@@ -64,38 +64,36 @@ def write(loaded: LoadedModel, path: Path, name: str) -> Written:
     return Written(usage, None, None, ("read again, every tensor is the model's own bit for bit",))
 
 
-def _check_image(image: ImageTowerConfig) -> None:
-    """Raise UserError if big_vision's image tower cannot express these settings."""
-    _check_functions("image", image.activation, image.norm_eps)
+def _image_misfits(image: ImageTowerConfig) -> dict[str, bool]:
+    """Return the reasons why big_vision cannot express an image tower, and whether each of them applies."""
     resize = (image.kernel_resize, image.kernel_antialias, image.grid_resize, image.grid_antialias)
     gh, gw = pair(image.base_grid)
-    reasons = {
+    return _function_misfits("image", image) | {
         "big_vision resizes the kernel bilinearly without antialias and the grid with it, "
         f"this model by {resize}: at other lengths it would be another model": resize != ("bilinear", False, "bilinear", True),
         "its image tower has a norm before the blocks (model.image.pre_norm)": image.pre_norm,
         f"its grid of {gh}x{gw} is not square": gh != gw,
     }
-    for reason, holds in reasons.items():
-        if holds:
-            raise refuse(FORMAT, reason)
 
 
-def _check_text(text: TextTowerConfig) -> None:
-    """Raise UserError if big_vision's text tower cannot express these settings."""
-    if text.kind != "transformer":
-        raise refuse(FORMAT, f"its text tower is of another library (model.text.kind={text.kind})")
-    _check_functions("text", text.activation, text.norm_eps)
-    if text.causal or text.pad_mask:
-        raise refuse(FORMAT, "its text tower masks attention (model.text.causal or pad_mask), big_vision's sees everything")
-    if text.pool == "eos":
-        raise refuse(FORMAT, "its text tower has model.text.pool=eos, big_vision's pools are last, mean and map")
+def _text_misfits(text: TextTowerConfig) -> dict[str, bool]:
+    """Return the reasons why big_vision cannot express a text tower, and whether each of them applies."""
+    foreign = {f"its text tower is of another library (model.text.kind={text.kind})": text.kind != "transformer"}
+    return (
+        foreign
+        | _function_misfits("text", text)
+        | {
+            "its text tower masks attention (model.text.causal or pad_mask), big_vision's sees everything": text.causal
+            or text.pad_mask,
+            "its text tower has model.text.pool=eos, big_vision's pools are last, mean and map": text.pool == "eos",
+        }
+    )
 
 
-def _check_functions(tower: str, activation: str, norm_eps: float) -> None:
-    """Raise UserError unless activation and epsilon are those of big_vision's ViT."""
-    if activation != "gelu_tanh" or norm_eps != 1e-6:
-        found = f"model.{tower}.activation={activation}, norm_eps={norm_eps}"
-        raise refuse(FORMAT, f"{found}, and big_vision's ViT has gelu_tanh and 1e-06")
+def _function_misfits(name: str, tower: ImageTowerConfig | TextTowerConfig) -> dict[str, bool]:
+    found = f"model.{name}.activation={tower.activation}, norm_eps={tower.norm_eps}"
+    differs = tower.activation != "gelu_tanh" or tower.norm_eps != 1e-6
+    return {f"{found}, and big_vision's ViT has gelu_tanh and 1e-06": differs}
 
 
 def _tower_arrays(tower: nn.Module, projection: nn.Module, layout: Layout) -> State:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flexiclip.config import ImageTowerConfig, TextTowerConfig, from_dict
 from flexiclip.config.schema import PreprocessConfig, Size, TokenizerConfig
-from flexiclip.errors import UserError
+from flexiclip.errors import UserError, listed
 from flexiclip.libraries import short_reason
 from flexiclip.models.variants import HEAD_WIDTH
 
@@ -126,7 +126,7 @@ class Source:
     def take(self, name: str) -> Tensor:
         """Return the tensor of that name on the CPU, as float32. Raises UserError if there is none or if it was taken before."""
         if name not in self._left:
-            raise UserError(f"{self.what}: the tensor {name!r} is missing; it has {_listed(self._left)}")
+            raise UserError(f"{self.what}: the tensor {name!r} is missing; it has {listed(self._left, 6)}")
         return self._left.pop(name).detach().to("cpu", torch.float32)
 
     def take_head(self, name: str, required: bool = False) -> State:
@@ -136,24 +136,13 @@ class Source:
         weight = {"weight": self.take(f"{name}.weight")}
         return weight | ({"bias": self.take(f"{name}.bias")} if f"{name}.bias" in self else {})
 
-    def drop(self, *names: str) -> None:
-        """Remove tensors that contain no information, such as stored position numbers."""
-        for name in names:
-            self._left.pop(name, None)
-
     def finish(self) -> None:
         """Raise UserError that lists the tensors that were not taken, because the file then belongs to another kind of model."""
         if not self._left:
             return
         reasons = {reason for piece, reason in _NOT_OURS.items() if any(piece in name for name in self._left)}
         why = f" ({'; '.join(sorted(reasons))})" if reasons else "; drop them, or is it another model?"
-        raise UserError(f"{self.what}: tensors without a place in the tower: {_listed(self._left)}{why}")
-
-
-def _listed(names: Mapping[str, object]) -> str:
-    """The first six names in alphabetical order, and how many more there are."""
-    first = sorted(names)[:6]
-    return (", ".join(first) or "nothing else") + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        raise UserError(f"{self.what}: tensors without a place in the tower: {listed(self._left, 6)}{why}")
 
 
 def default_heads(width: int, heads: int | None = None) -> int:
@@ -177,9 +166,9 @@ def image_half(
     """
     kernel, grid = state["kernel"].shape[-2:], state["posemb"].shape[-2:]
     sizes = {
-        "image_size": image_size or _side(kernel[0] * grid[0], kernel[1] * grid[1]),
-        "base_patch_size": _side(*kernel),
-        "base_grid": _side(*grid),
+        "image_size": image_size or one_side(kernel[0] * grid[0], kernel[1] * grid[1]),
+        "base_patch_size": one_side(*kernel),
+        "base_grid": one_side(*grid),
         "pool": "map" if "map_head.probe" in state else "tok" if "cls" in state else "gap",
         "pre_norm": "norm_pre.weight" in state,
         "patch_bias": "bias" in state,
@@ -232,6 +221,6 @@ def preprocess_config(what: str, mean: object, std: object, resize: object, inte
     return from_dict(PreprocessConfig, settings, f"{what}: preprocess")
 
 
-def _side(height: int, width: int) -> Size:
+def one_side(height: int, width: int) -> Size:
     """Return one number for a square size, else a pair."""
     return height if height == width else (height, width)

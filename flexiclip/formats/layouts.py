@@ -202,13 +202,6 @@ TIMM: Layout = [
     *below("map_head.", "attn_pool.", single({"probe": "latent"}, optional=True), layers(_TIMM_HEAD, optional=True)),
 ]
 
-_OPEN_CLIP_BLOCK = {
-    "norm1": "ln_1",
-    "attn.proj": "attn.out_proj",
-    "norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
 _OPEN_CLIP_BLOCKS = below(
     "blocks.{}.",
     "transformer.resblocks.{}.",

@@ -110,7 +110,7 @@ def _image_half(visual: TimmModel | VisionTransformer, tensors: State, what: str
     else:
         raise UserError(f"{what}: its image half is a {type(kind).__name__}; only Vision Transformers can be imported")
     source.finish()
-    return image_half(state, head, settings.heads, None, settings.functions())
+    return image_half(state, head, settings.heads, None, settings._asdict())
 
 
 def _block_settings(transformer: Transformer, norm: nn.LayerNorm, what: str) -> timm.BlockSettings:
@@ -149,7 +149,7 @@ def _text_half(text: TextTransformer | HFTextEncoder, tensors: State, what: str)
         "pool": "last" if text.pool_type == "last" else "eos",
         "eos_id": text.eos_id if text.pool_type == "eos" else None,  # otherwise the tokenizer's EOS, the largest id
     }
-    return text_half(state, head, settings.heads, how | settings.functions())
+    return text_half(state, head, settings.heads, how | settings._asdict())
 
 
 def _tokenizer(name: str, described: ModelConfig, text: Path | None) -> TokenizerConfig:

@@ -19,16 +19,17 @@ from torch import nn
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import Size, pair
 from flexiclip.formats import timm_writer as timm
+from flexiclip.formats.imported import one_side
 from flexiclip.formats.layouts import OPEN_CLIP_IMAGE, OPEN_CLIP_TEXT, set_rows, write_layout
 from flexiclip.formats.written import (
     State,
     Written,
+    colours,
     mlp_ratio,
     projection_weight,
     refuse,
     scalars,
     shape_facts,
-    square,
     text_of,
     write_json,
     write_weights,
@@ -68,7 +69,8 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     }
     if loaded.model.logit_bias is not None:
         model_cfg["init_logit_bias"] = float(loaded.model.logit_bias.detach())
-    write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": _preprocess(loaded)})
+    images = {"resize_mode": loaded.transform.preprocess.resize, "size": one_side(*loaded.transform.image_size)}
+    write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": colours(loaded) | images})
     single = {name: tensor.reshape(()) for name, tensor in scalars(loaded.model).items()}
     parts = {"visual": vision_state, "text": text_state}
     state = single | {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
@@ -86,8 +88,8 @@ def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[Settings, State]:
     config = tower.config
     width, depth, heads, hidden = shape_facts(tower)
     settings = {
-        "image_size": square(tower.image_size),
-        "patch_size": square(pair(config.base_patch_size)),
+        "image_size": one_side(*tower.image_size),
+        "patch_size": one_side(*pair(config.base_patch_size)),
         "layers": depth,
         "width": width,
         "head_width": width // heads,
@@ -111,7 +113,7 @@ def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[S
         name = f"local-dir:{place.resolve()}"
     linear = isinstance(projection, nn.Linear)
     settings: Settings = {
-        "image_size": square(tower.image_size),
+        "image_size": one_side(*tower.image_size),
         "timm_model_name": name,
         "timm_pool": timm.POOLS[config.pool],
         "timm_proj": "linear" if linear else "none",
@@ -205,15 +207,3 @@ def _functions(activation: str, norm_eps: float) -> Settings:
     """The settings of activation and norms, except for quick_gelu, which is a setting of the whole model."""
     tanh: Settings = {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
     return {"norm_kwargs": {"eps": norm_eps}, **tanh}
-
-
-def _preprocess(loaded: LoadedModel) -> Settings:
-    """open_clip's settings of the image preparation."""
-    preprocess = loaded.transform.preprocess
-    return {
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-        "interpolation": preprocess.interpolation,
-        "resize_mode": preprocess.resize,
-        "size": square(loaded.transform.image_size),
-    }

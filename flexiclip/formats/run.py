@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from flexiclip.config import Config, ModelConfig, PatchConfig
-from flexiclip.config.schema import pair
+from flexiclip.config.schema import pair, sides
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.tokenizers import AbsentTokenizer, build_tokenizer
 from flexiclip.errors import UserError
@@ -124,7 +124,7 @@ def _account(loaded: LoadedModel, imported: Imported, output: Path) -> list[str]
     image, text = loaded.config.model.image, loaded.config.model.text
     lines = [
         f"image tower: {image.width} wide, {image.depth} deep, {image.heads} heads, pool {image.pool}, "
-        f"kernel {_by(image.base_patch_size)}, grid {_by(image.base_grid)}, images of {_by(image.image_size)} px",
+        f"kernel {sides(image.base_patch_size)}, grid {sides(image.base_grid)}, images of {sides(image.image_size)} px",
         "text tower: none; encode_text raises an error"
         if text is None
         else f"text tower: {text.kind} {text.width or ''} wide, {text.context_length} tokens of {text.vocab_size}",
@@ -135,43 +135,20 @@ def _account(loaded: LoadedModel, imported: Imported, output: Path) -> list[str]
     return [*lines, f"wrote {output}: its own length is seqhw={default}, and it runs at every other"]
 
 
-def _by(size: int | tuple[int, int]) -> str:
-    height, width = pair(size)
-    return f"{height}x{width}"
-
-
 @dataclass(frozen=True)
 class _Format:
-    """A format of `flexiclip import`: the kinds of sources that it reads, the options that matter to it, and its reader."""
+    """A format of `flexiclip import`: the kinds of sources that it reads, its reader, and the reader's options."""
 
     kinds: tuple[Kind, ...]
+    read: Callable[..., Imported]
     options: tuple[str, ...]
-    read: Callable[[ModelSource, ImportOptions], Imported]
 
 
-def _open_clip(source: ModelSource, options: ImportOptions) -> Imported:
-    if source.kind is Kind.OPEN_CLIP:
-        return import_open_clip(source.name, source.pretrained, options.text)
-    if options.arch is None:
-        raise UserError(f"{source.text}: a weight file does not say its model: write NAME/{source.text}, or give --arch NAME")
-    return import_open_clip(options.arch, str(source.path), options.text)
-
-
-_TRANSFORMERS = _Format(
-    (Kind.TRANSFORMERS, Kind.BIG_VISION), ("text",), lambda source, options: import_transformers(source.path, options.text)
-)
+_TRANSFORMERS = _Format((Kind.TRANSFORMERS, Kind.BIG_VISION), import_transformers, ("text",))
 _FORMATS = {
-    "big_vision": _Format(
-        (Kind.BIG_VISION, Kind.WEIGHTS),
-        ("text", "heads", "image_size"),
-        lambda source, options: import_big_vision(source.path, options.text, options.heads, options.image_size),
-    ),
-    "timm": _Format(
-        (Kind.TIMM, Kind.WEIGHTS),
-        ("arch", "heads", "image_size"),
-        lambda source, options: import_timm(source.path, options.arch, options.heads, options.image_size),
-    ),
-    "open_clip": _Format((Kind.OPEN_CLIP, Kind.WEIGHTS), ("arch", "text"), _open_clip),
+    "big_vision": _Format((Kind.BIG_VISION, Kind.WEIGHTS), import_big_vision, ("text", "heads", "image_size")),
+    "timm": _Format((Kind.TIMM, Kind.WEIGHTS), import_timm, ("arch", "heads", "image_size")),
+    "open_clip": _Format((Kind.OPEN_CLIP, Kind.WEIGHTS), import_open_clip, ("arch", "text")),
     "siglip": _TRANSFORMERS,
     "transformers": _TRANSFORMERS,
 }
@@ -181,7 +158,13 @@ def _read(source: ModelSource, format: str, options: ImportOptions) -> Imported:
     """Read a source. Raises UserError for an option that would have no effect, because a user would believe that it has one."""
     if source.kind is Kind.BIG_VISION:  # a SigLIP as big_vision published it
         format = "big_vision"
-    for name, value in vars(options).items():
-        if value is not None and name not in _FORMATS[format].options:
-            raise UserError(f"--{name.replace('_', '-')} has no meaning for this source ({format}), which has this information")
-    return _FORMATS[format].read(source, options)
+    entry, given = _FORMATS[format], {name: value for name, value in vars(options).items() if value is not None}
+    for name in given.keys() - set(entry.options):
+        raise UserError(f"--{name.replace('_', '-')} has no meaning for this source ({format}), which has this information")
+    if source.kind is Kind.OPEN_CLIP:
+        return import_open_clip(source.name, source.pretrained, options.text)
+    if format == "open_clip":
+        if options.arch is None:
+            raise UserError(f"{source.text}: a weight file does not say its model: write NAME/{source.text}, or give --arch NAME")
+        return import_open_clip(options.arch, str(source.path), options.text)
+    return entry.read(source.path, **given)

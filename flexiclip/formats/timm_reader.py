@@ -24,7 +24,7 @@ from flexiclip.formats.imported import Imported, Source, State, default_heads, i
 from flexiclip.formats.layouts import TIMM, is_square, read_layout, set_grid
 from flexiclip.libraries import library_errors, require
 from flexiclip.models.sizes import check_layers
-from flexiclip.tensor_files import read_checkpoint, read_folder, read_license
+from flexiclip.tensor_files import misfits, read_checkpoint, read_folder, read_license
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -60,7 +60,8 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
         _check_shapes(tensors, model, f"{path}: --arch {arch}")
         license = license or (str(cfg["license"]) if "." in (arch or "") and cfg.get("license") else None)
     source = Source(tensors, str(path))
-    flexible = "cls_token" in source and _own_position(tensors) and (arch or "flexivit").startswith("flexivit")
+    bare_class = "cls_token" in source and "pos_embed" in source and is_square(tensors["pos_embed"].shape[1])
+    flexible = bare_class and (arch or "flexivit").startswith("flexivit")
     state, head = tower_state(source), source.take_head("head")
     source.finish()
     settings = _plain_settings(state, str(path)) if model is None else settings_of(model, str(path))
@@ -69,7 +70,7 @@ def import_timm(path: Path, arch: str | None = None, heads: int | None = None, i
         notes.append("a class token without a position: taken for a FlexiViT; name another one with --arch")
     size = image_size or (FLEXIVIT_SIZE if flexible else None)
     seqhw = FLEXIVIT_SEQHW if flexible and size is not None and size % FLEXIVIT_SEQHW == 0 else None
-    image = image_half(state, head, heads or settings.heads, size, {**settings.functions(), "default_seqhw": seqhw})
+    image = image_half(state, head, heads or settings.heads, size, {**settings._asdict(), "default_seqhw": seqhw})
     preprocess, more = preprocess_of(cfg)
     if cfg is not None and "." not in (arch or "") and not said:
         tag = cfg.get("tag")
@@ -138,10 +139,6 @@ class BlockSettings(NamedTuple):
     activation: str
     norm_eps: float
 
-    def functions(self) -> dict[str, object]:
-        """Return the settings other than the number of heads."""
-        return {"activation": self.activation, "norm_eps": self.norm_eps}
-
 
 def settings_of(model: VisionTransformer, what: str) -> BlockSettings:
     """Return the settings of a timm VisionTransformer. Raises UserError for what our tower cannot express."""
@@ -193,18 +190,9 @@ def _plain_settings(state: State, what: str) -> BlockSettings:
 
 def _check_shapes(tensors: State, model: nn.Module, what: str) -> None:
     """Raise UserError unless the file has the named architecture. Its settings would be silently wrong for another one."""
-    wanted = {name: t.shape for name, t in model.state_dict().items() if not name.startswith(_RESIZABLE)}
-    for name, shape in wanted.items():
-        if name in tensors and tensors[name].shape != shape:
-            raise UserError(f"{what}: {name} is {list(tensors[name].shape)} in the file, {list(shape)} in that architecture")
-    missing = sorted(wanted.keys() - tensors.keys())
-    if missing:
-        raise UserError(f"{what}: the file lacks {len(missing)} tensors of it, the first {missing[0]}")
-
-
-def _own_position(tensors: State) -> bool:
-    """Return whether the class token has no position, as in a FlexiViT: there are as many positions as patches."""
-    return "pos_embed" in tensors and is_square(tensors["pos_embed"].shape[1])
+    wanted = {name: t for name, t in model.state_dict().items() if not name.startswith(_RESIZABLE)}
+    if said := misfits({name: t for name, t in tensors.items() if name in wanted}, wanted):
+        raise UserError(f"{what}: the file is not of that architecture ({said})")
 
 
 def _flexivit_notes(state: State) -> list[str]:

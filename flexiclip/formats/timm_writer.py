@@ -16,16 +16,17 @@ import torch
 from torch import nn
 
 from flexiclip.config.schema import Size, pair
+from flexiclip.formats.imported import one_side
 from flexiclip.formats.layouts import TIMM, set_rows, write_layout
 from flexiclip.formats.written import (
     State,
     Written,
+    colours,
     mlp_ratio,
     projection_bias,
     projection_weight,
     refuse,
     shape_facts,
-    square,
     write_json,
     write_weights,
 )
@@ -63,40 +64,13 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
 
 def write_config(tower: FlexiViT, loaded: LoadedModel, outputs: int, folder: Path) -> None:
     """Write timm's config.json for a baked tower. `outputs` is the number of outputs of the classifier, or 0 without one."""
-    config, preprocess = tower.config, loaded.transform.preprocess
+    config = tower.config
     if config.norm_eps not in _EPSILONS:
         raise refuse("timm", f"norm_eps={config.norm_eps}, and timm's architectures have {' or '.join(map(str, _EPSILONS))}")
-    height, width = tower.image_size
-    pretrained = {
-        "input_size": [3, height, width],
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-        "interpolation": preprocess.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "squash" if preprocess.resize == "squash" else "center",
-        "fixed_input_size": True,
-        "num_classes": outputs,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
-    described = {
-        "architecture": _EPSILONS[config.norm_eps],
-        "num_classes": outputs,
-        "num_features": tower.width,
-        "global_pool": POOLS[config.pool],
-        "model_args": model_args(tower, outputs),
-        "pretrained_cfg": pretrained,
-    }
-    write_json(folder / "config.json", described)
-
-
-def model_args(tower: FlexiViT, outputs: int) -> dict[str, object]:
-    """The arguments of timm's VisionTransformer for a baked tower."""
-    config = tower.config
     width, depth, heads, hidden = shape_facts(tower)
-    return {
-        "img_size": square(tower.image_size),
-        "patch_size": square(pair(config.base_patch_size)),
+    arguments = {
+        "img_size": one_side(*tower.image_size),
+        "patch_size": one_side(*pair(config.base_patch_size)),
         "embed_dim": width,
         "depth": depth,
         "num_heads": heads,
@@ -109,6 +83,25 @@ def model_args(tower: FlexiViT, outputs: int) -> dict[str, object]:
         "pre_norm": config.pre_norm,
         "act_layer": config.activation,
     }
+    pretrained = {
+        "input_size": [3, *tower.image_size],
+        **colours(loaded),
+        "crop_pct": 1.0,
+        "crop_mode": "squash" if loaded.transform.preprocess.resize == "squash" else "center",
+        "fixed_input_size": True,
+        "num_classes": outputs,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    described = {
+        "architecture": _EPSILONS[config.norm_eps],
+        "num_classes": outputs,
+        "num_features": width,
+        "global_pool": POOLS[config.pool],
+        "model_args": arguments,
+        "pretrained_cfg": pretrained,
+    }
+    write_json(folder / "config.json", described)
 
 
 def tower_state(tower: FlexiViT) -> State:

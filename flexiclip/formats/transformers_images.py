@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard
 
-from flexiclip.config.schema import PreprocessConfig
+from flexiclip.config.schema import PreprocessConfig, sides
 from flexiclip.errors import UserError
 from flexiclip.files import read_json
 
@@ -58,8 +58,8 @@ def read_image_processor(folder: Path, siglip: bool, tower: tuple[int, int]) -> 
     scale = 255 * settings.factor()
     mean, std = settings.colours()
     preprocess = PreprocessConfig(
-        mean=mean if scale == 1 else _times(mean, 1 / scale),
-        std=std if scale == 1 else _times(std, 1 / scale),
+        mean=_times(mean, 1 / scale),
+        std=_times(std, 1 / scale),
         resize=resize,
         interpolation=settings.interpolation(),
     )
@@ -208,7 +208,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _shown(size: int | tuple[int, int]) -> str:
-    return f"a short side of {size}" if isinstance(size, int) else f"{size[0]}x{size[1]}"
+    return f"a short side of {size}" if isinstance(size, int) else sides(size)
 
 
 def _refused(path: Path, what: str, instead: str) -> UserError:

@@ -9,7 +9,6 @@ tokenizer is the folder's own, or the sentencepiece model that --text names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,18 +38,15 @@ def import_transformers(folder: Path, text: Path | None = None) -> Imported:
     `text` is a sentencepiece model to use instead of the folder's tokenizer. Raises UserError if the model cannot be
     imported.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not a folder; a Hugging Face model is a folder with config.json and model.safetensors")
     described = _describe(folder)
     tensors, notes = read_folder(folder)
     source = Source(_named_alike(tensors), str(folder))
-    source.drop(*(f"{half}_model.embeddings.position_ids" for half in ("vision", "text")))
     vision, words = getattr(described, "vision_config", described), getattr(described, "text_config", None)
     siglip = described.model_type.startswith("siglip")
     state, head = read_layout(source, SIGLIP_IMAGE if siglip else CLIP_IMAGE), source.take_head("visual_projection")
     set_grid(state, str(folder))
     image = image_half(state, head, vision.num_attention_heads, None, _settings(vision, folder))
-    declared = _pixels(vision.image_size)
+    declared = pair(vision.image_size)
     preprocess, more = read_image_processor(folder, siglip, declared)
     imported = Imported(image, preprocess=preprocess, license=read_license(folder), notes=[*notes, *more])
     if pair(image.config.image_size) != declared:
@@ -80,17 +76,12 @@ def _describe(folder: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
 
 
-def _pixels(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return the (height, width) of a config that gives one number or two."""
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return int(height), int(width)
-
-
 def _named_alike(tensors: State) -> State:
-    """Add the prefix vision_model to the names of an image tower that is stored without it.
+    """Add the prefix vision_model to the names of an image tower that is stored without it, and drop position numbers.
 
     transformers 5 stores an image tower alone without the prefix, and older versions store it with the prefix.
     """
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
     if any(name.startswith("vision_model.") for name in tensors):
         return tensors
     return {name if name.startswith("visual_projection.") else f"vision_model.{name}": t for name, t in tensors.items()}

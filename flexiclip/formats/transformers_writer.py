@@ -21,9 +21,9 @@ from flexiclip.formats.written import (
     Encode,
     State,
     Written,
+    check,
     projection_bias,
     projection_weight,
-    refuse,
     scalars,
     shape_facts,
     text_of,
@@ -54,10 +54,10 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     text = text_of(loaded.config.model, FORMAT)
     tower = bake(loaded.model.image_tower, seqhw)
     siglip = loaded.config.model.image.pool == "map"
-    for reason, holds in (_siglip_misfits if siglip else _clip_misfits)(loaded, text, tower).items():
-        if holds:
-            raise refuse(FORMAT, f"{reason} ({'SiglipModel' if siglip else 'CLIPModel'} is the nearest)")
-    settings = {"text_config": _text_settings(loaded, text), "vision_config": _image_settings(tower)}
+    misfits = (_siglip_misfits if siglip else _clip_misfits)(loaded, text, tower)
+    nearest = "SiglipModel" if siglip else "CLIPModel"
+    check(FORMAT, {f"{reason} ({nearest} is the nearest)": holds for reason, holds in misfits.items()})
+    settings = {"text_config": _text_settings(loaded), "vision_config": _image_settings(tower)}
     if siglip:
         model = transformers.SiglipModel(transformers.SiglipConfig(**settings))
         state = _siglip_state(loaded, tower)
@@ -127,38 +127,35 @@ def _misfits(text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
 
 
 def _image_settings(tower: FlexiViT) -> Settings:
-    """The vision_config for a baked tower."""
-    sizes = {"image_size": tower.image_size[0], "patch_size": pair(tower.config.base_patch_size)[0]}
-    return _shape(tower) | sizes | _functions(tower.config.activation, tower.config.norm_eps)
+    """Return the vision_config for a baked tower."""
+    return _tower_settings(tower) | {"image_size": tower.image_size[0], "patch_size": pair(tower.config.base_patch_size)[0]}
 
 
-def _text_settings(loaded: LoadedModel, text: TextTowerConfig) -> Settings:
-    """The text_config for the text tower."""
+def _text_settings(loaded: LoadedModel) -> Settings:
+    """Return the text_config for the text tower."""
     tower = loaded.model.text_tower
     assert isinstance(tower, TextTransformer)
-    return (
-        _shape(tower)
-        | _functions(text.activation, text.norm_eps)
-        | {
-            "vocab_size": tower.token_embedding.num_embeddings,
-            "max_position_embeddings": tower.context_length,
-            "projection_size": loaded.config.model.embed_dim,  # the name in SigLIP's config
-            "pad_token_id": tower.pad_id,
-            "eos_token_id": tower.eos_id,
-            "bos_token_id": None,
-        }
-    )
+    return _tower_settings(tower) | {
+        "vocab_size": tower.token_embedding.num_embeddings,
+        "max_position_embeddings": tower.context_length,
+        "projection_size": loaded.config.model.embed_dim,  # the name in SigLIP's config
+        "pad_token_id": tower.pad_id,
+        "eos_token_id": tower.eos_id,
+        "bos_token_id": None,
+    }
 
 
-def _shape(tower: FlexiViT | TextTransformer) -> Settings:
-    """The sizes of a tower by the names in transformers' configs."""
+def _tower_settings(tower: FlexiViT | TextTransformer) -> Settings:
+    """Return the settings that both configs have."""
     width, depth, heads, hidden = shape_facts(tower)
-    return {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": hidden}
-
-
-def _functions(activation: str, norm_eps: float) -> Settings:
-    """The activation and the epsilon by the names in transformers' configs."""
-    return {"hidden_act": _ACTIVATIONS[activation], "layer_norm_eps": norm_eps}
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": hidden,
+        "hidden_act": _ACTIVATIONS[tower.config.activation],
+        "layer_norm_eps": tower.config.norm_eps,
+    }
 
 
 def _clip_state(loaded: LoadedModel, tower: FlexiViT) -> State:

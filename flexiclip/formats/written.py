@@ -18,6 +18,7 @@ from flexiclip.config import ModelConfig, TextTowerConfig
 from flexiclip.errors import UserError
 from flexiclip.files import save_tensors
 from flexiclip.formats.imported import State
+from flexiclip.model_folder import LoadedModel
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.text import TextTransformer
@@ -45,6 +46,13 @@ def refuse(format: str, reason: str) -> UserError:
     return UserError(f"--format {format} cannot express this model: {reason}")
 
 
+def check(format: str, misfits: Mapping[str, bool]) -> None:
+    """Raise the error of `refuse` for the first reason that holds."""
+    for reason, holds in misfits.items():
+        if holds:
+            raise refuse(format, reason)
+
+
 def text_of(config: ModelConfig, format: str) -> TextTowerConfig:
     """The settings of the text tower. Raises UserError for an image tower alone."""
     if config.text is None:
@@ -56,11 +64,6 @@ def mlp_ratio(width: int, hidden: int) -> float:
     """The ratio for which `int(width * ratio)` is exactly `hidden`, which is how the libraries compute the width of an MLP."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
-
-
-def square(size: tuple[int, int]) -> int | list[int]:
-    """One number for a square size, as the libraries write it, else a list of two."""
-    return size[0] if size[0] == size[1] else list(size)
 
 
 def projection_weight(projection: nn.Module, width: int) -> Tensor:
@@ -78,6 +81,12 @@ def scalars(model: FlexiCLIP) -> State:
     """logit_scale (a logarithm) and, if the model has one, logit_bias, both [1]."""
     found = {"logit_scale": model.logit_scale.detach()}
     return found if model.logit_bias is None else found | {"logit_bias": model.logit_bias.detach()}
+
+
+def colours(loaded: LoadedModel) -> dict[str, object]:
+    """Return the settings of the image preparation that timm and open_clip name alike."""
+    preprocess = loaded.transform.preprocess
+    return {"mean": list(preprocess.mean), "std": list(preprocess.std), "interpolation": preprocess.interpolation}
 
 
 def write_json(path: Path, content: object) -> None:

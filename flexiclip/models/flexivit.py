@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flexiclip.config import ImageTowerConfig
-from flexiclip.config.schema import Size, pair
+from flexiclip.config.schema import Size, pair, sides
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.errors import UserError
 from flexiclip.models.pi_resize import AxisResize, interpolation_matrix, pi_matrix, pi_resize, resize_axes
@@ -256,16 +256,12 @@ def rebase(state: State, theirs: ImageTowerConfig, ours: ImageTowerConfig, train
     if trained != base or pair(theirs.base_patch_size) != base:
         kernel = pi_resize(state["kernel"], trained, mode, antialias)
         state["kernel"] = pi_resize(kernel, base, mode, antialias)
-        notes.append(f"the patch kernel PI-resized from {_by(trained)} to {_by(base)}")
+        notes.append(f"the patch kernel PI-resized from {sides(trained)} to {sides(base)}")
     old = (state["posemb"].shape[-2], state["posemb"].shape[-1])
     if old != grid:
         rows, columns = (
             interpolation_matrix(a, b, theirs.grid_resize, theirs.grid_antialias) for a, b in zip(old, grid, strict=True)
         )
         state["posemb"] = resize_axes(state["posemb"], rows, columns)
-        notes.append(f"the position grid resampled from {_by(old)} to {_by(grid)}")
+        notes.append(f"the position grid resampled from {sides(old)} to {sides(grid)}")
     return state, notes
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -81,15 +81,10 @@ class TowerFlops:
         return (number - 1) * self.block + self.last if number else 0
 
 
-def image_tower_flops(config: ImageTowerConfig, seqhw: Size, embed_dim: int) -> int:
-    """FLOPs to encode one image at grid side `seqhw`, including the projection to `embed_dim` (0 for a tower without one)."""
-    projection = projection_flops(config, shape_of(config, "model.image").width, embed_dim)
-    return image_flops(config, seqhw).forward + projection
-
-
 def image_model_flops(config: ModelConfig, seqhw: Size) -> int:
-    """`image_tower_flops` of a model's image half, which is the cost of a length relative to other lengths."""
-    return image_tower_flops(config.image, seqhw, config.embed_dim)
+    """Return the FLOPs to encode one image at grid side `seqhw`, including the projection: the cost of a length."""
+    width = shape_of(config.image, "model.image").width
+    return image_flops(config.image, seqhw).forward + projection_flops(config.image, width, config.embed_dim)
 
 
 def image_gflops(config: ModelConfig, seqhw: Size) -> float:

@@ -263,11 +263,11 @@ def test_the_text_tower_of_a_recipe_reads_the_same_checkpoints(arch: str, tmp_pa
 def test_files_that_are_not_of_the_model_say_how(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = trained(arch).state_dict()
     for change, message in (
-        ({"visual.extra": torch.zeros(2)}, "also has visual.extra"),
-        ({"visual.conv1.weight": torch.zeros(64, 3, 8, 8)}, "visual.conv1.weight is [64, 3, 8, 8] in the file"),
-        ({"positional_embedding": torch.zeros(32, 64)}, "text.positional_embedding is [32, 64] in the file and [77, 64]"),
-        ({"visual.positional_embedding": torch.zeros(17, 64)}, "visual.positional_embedding is [17, 64] in the file"),
-        ({"ln_final.bias": None, "text_projection": None}, "lacks "),
+        ({"visual.extra": torch.zeros(2)}, "unused: visual.extra"),
+        ({"visual.conv1.weight": torch.zeros(64, 3, 8, 8)}, "visual.conv1.weight [64, 3, 8, 8] instead of [64, 3, 16, 16]"),
+        ({"positional_embedding": torch.zeros(32, 64)}, "text.positional_embedding [32, 64] instead of [77, 64]"),
+        ({"visual.positional_embedding": torch.zeros(17, 64)}, "visual.positional_embedding [17, 64] instead of [10, 64]"),
+        ({"ln_final.bias": None, "text_projection": None}, "missing: "),
     ):
         changed = {name: tensor for name, tensor in (state | change).items() if tensor is not None}
         torch.save(changed, tmp_path / "w.pt")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flexiclip.config.schema.data import DataConfig, PatchConfig, PatchStage, SourceConfig
-from flexiclip.config.schema.keys import Size, key, pair, require, section
+from flexiclip.config.schema.keys import Size, key, pair, require, section, sides
 from flexiclip.config.schema.model import (
     ImageTowerConfig,
     ModelConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "pair",
+    "sides",
 ]
 
 

@@ -11,6 +11,7 @@ Shapes: B captions, L tokens, D width.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,11 @@ def build_huggingface(config: TextTowerConfig, folder: Path | None, pretrained: 
         described = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=folder is not None)
     auto = _auto_class(described, where)
     if folder is not None:
-        encoder = _architecture(auto, described, folder)
+        where = str(folder / SUBFOLDER)  # this config came with the folder, so its values are not trusted
+        check_layers(getattr(described, "num_hidden_layers", 0), where)
+        with library_errors(f"{where}: transformers cannot build the text tower"):
+            build = partial(auto.from_config, described, trust_remote_code=False)
+            encoder = build_within(build, folder / WEIGHTS, str(folder))
     elif pretrained:
         encoder = _load(auto, source, config)
     else:
@@ -96,16 +101,6 @@ def build_huggingface(config: TextTowerConfig, folder: Path | None, pretrained: 
     if getattr(encoder, "pooler", None) is not None and "add_pooling_layer" in inspect.signature(type(encoder)).parameters:
         encoder.register_module("pooler", None)  # the hidden states are pooled here, so its parameters would get no gradient
     return HuggingFaceText(config, encoder.float())
-
-
-def _architecture(auto: type[_BaseAutoModelClass], described: PretrainedConfig, folder: Path) -> PreTrainedModel:
-    """Build the encoder of a model folder without its weights.
-
-    The config came with the folder, so its values are not trusted.
-    """
-    check_layers(getattr(described, "num_hidden_layers", 0), str(folder / SUBFOLDER))
-    with library_errors(f"{folder / SUBFOLDER}: transformers cannot build the text tower"):
-        return build_within(lambda: auto.from_config(described, trust_remote_code=False), folder / WEIGHTS, str(folder))
 
 
 def _auto_class(described: PretrainedConfig, where: str) -> type[_BaseAutoModelClass]:

@@ -9,7 +9,7 @@ torch.compile, and the bias of the sigmoid loss (`--siglip`), which the configur
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -22,7 +22,7 @@ from flexiclip.files import read_json
 from flexiclip.libraries import library_errors
 from flexiclip.model_source import OPEN_CLIP_CONFIG
 from flexiclip.models.sizes import check_build, check_layers
-from flexiclip.tensor_files import read_checkpoint, read_state
+from flexiclip.tensor_files import misfits, read_checkpoint, read_state
 
 if TYPE_CHECKING:
     from open_clip import CustomTextCLIP
@@ -199,26 +199,7 @@ def fill(model: CustomTextCLIP, tensors: dict[str, Tensor], source: str) -> Cust
         state[name] = state[name].reshape(wanted[name].shape)
     if "logit_bias" in wanted:  # a model trained without the sigmoid loss: open_clip uses 0
         state.setdefault("logit_bias", torch.zeros_like(wanted["logit_bias"]))
-    check_file(state, wanted, source)
+    if said := misfits(state, wanted):
+        raise UserError(f"{source}: the file does not have the weights of that model ({said}); is it another NAME?")
     model.load_state_dict(state)
     return model
-
-
-def check_file(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError unless names and shapes are those of the model. A kernel of another size means that NAME is wrong."""
-    for name, tensor in wanted.items():
-        if name in tensors and tensors[name].shape != tensor.shape:
-            found = list(tensors[name].shape)
-            raise UserError(
-                f"{source}: {name} is {found} in the file and {list(tensor.shape)} in that model; is it another NAME?"
-            )
-    missing, left = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
-    if missing or left:
-        said = [f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("also has", left)) if names]
-        raise UserError(f"{source}: not the weights of that model: the file {' and '.join(said)}; is it another NAME?")
-
-
-def _listed(names: Collection[str]) -> str:
-    """The first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(sorted(names)[:3]) + more

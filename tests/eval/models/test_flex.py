@@ -197,7 +197,7 @@ def test_flexes_have_the_endings_of_the_grammar() -> None:
 def test_sources_of_no_kind(tmp_path: Path) -> None:
     (tmp_path / "odd+pi").mkdir()
     for source in (str(tmp_path / "nowhere"), str(tmp_path / "odd+pi"), f"{tmp_path}/nowhere+bilinear"):
-        with pytest.raises(UserError, match="is not a model: .*; give a model folder or a run folder, open_clip:NAME"):
+        with pytest.raises(UserError, match=r"is not a model: .*; give a model folder or a run folder, open_clip:NAME"):
             open_model(source, "cpu")
     with pytest.raises(UserError, match="name the weights too"):
         open_model("open_clip:ViT-B-32+pi", "cpu")
