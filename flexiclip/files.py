@@ -72,7 +72,7 @@ _OS_ERROR = re.compile(r"(?:I/O error: )?([^:]+) \(os error \d+\)(?: at path .*)
 
 
 def cannot_write(error: BaseException) -> str | None:
-    """The reason in a few words if the error means that nothing more can be written there, else None."""
+    """Return the reason in a few words if the error means that nothing more can be written there, else None."""
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return os.strerror(error.errno)
     if isinstance(error, OSError) and error.errno is not None:
@@ -86,7 +86,7 @@ def cannot_write(error: BaseException) -> str | None:
 
 
 def misplaced(error: BaseException) -> str | None:
-    """The reason in a few words if the error means that a file's name is wrong, else None."""
+    """Return the reason in a few words if the error means that a file's name is wrong, else None."""
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno in _MISPLACED else None
 
 
@@ -108,7 +108,7 @@ def writing(where: str) -> Iterator[None]:
 
 
 def _of_file(error: BaseException) -> str:
-    """The error's file name in parentheses, or "" if there is none or if it is that of a temporary file."""
+    """Return the error's file name in parentheses, or "" if there is none or if it is that of a temporary file."""
     name: object = getattr(error, "filename", None)
     if not isinstance(name, (str, bytes)) or os.path.basename(os.fsdecode(name)).startswith("."):  # a temporary file
         return ""
@@ -259,7 +259,7 @@ def _head(content: bytes | Path) -> bytes:
 
 
 def _text_of(head: bytes) -> bytes:
-    """The first bytes without a byte order mark and leading white space."""
+    """Return the first bytes without a byte order mark and leading white space."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
@@ -307,7 +307,7 @@ def link_folder(source: Path, target: Path) -> None:
 
 
 def system_reason(error: BaseException) -> str:
-    """Why something could not be read or written, without the wording that a library adds around the reason."""
+    """Return why something could not be read or written, without the wording that a library adds around the reason."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and (said := error.strerror or str(error)):
@@ -336,5 +336,5 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def too_late(seconds: float) -> TimeoutError:
-    """The error for a server that has not answered, or not completely, after so many seconds."""
+    """Return the error for a server that has not answered, or not completely, after so many seconds."""
     return TimeoutError(f"no answer, or not the whole of it, within {seconds:g} s")

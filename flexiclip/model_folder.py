@@ -17,6 +17,7 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -53,7 +54,7 @@ class LoadedModel:
     transform: EvalTransform
     tokenizer: Tokenizer
     config: Config
-    provenance: dict[str, object] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
@@ -151,7 +152,7 @@ def load_parsed(source: ModelSource, device: str | torch.device = "cpu") -> Load
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises UserError if it is damaged."""
+    """Return the tensors of a safetensors file. Raises UserError if it is damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -159,7 +160,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _portable(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, contiguous, and in float32 if it is a floating-point tensor."""
+    """Return the tensor on the CPU, contiguous, and in float32 if it is a floating-point tensor."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.float() if tensor.is_floating_point() else tensor
 

@@ -40,7 +40,7 @@ class Kind(Enum):
     TIMM = "a folder of timm"
     BIG_VISION = "a .npz file of big_vision"
     ONNX = "a folder or a prefix of .onnx files of `flexiclip export`"
-    WEIGHTS = "a weight file or a folder of weights"
+    WEIGHTS = "a weight file, or a folder of them"
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ LOADED = Accepted((Kind.MODEL,), exits=True)
 class ModelSource:
     """A parsed MODEL.
 
-    `path` is the model folder (that inside a run folder), or the folder or file of another library. `name` and
-    `pretrained` are those of an open_clip model, whose name is local-dir:FOLDER for a folder. `files` are exported
-    encoders. `exit` and `flex` are the endings.
+    `path` is the model folder (that inside a run folder), or the folder or file of another library; it has no meaning for
+    open_clip:NAME. `name` and `pretrained` are those of an open_clip model, whose name is local-dir:FOLDER for a folder.
+    `files` are exported encoders. `exit` and `flex` are the endings.
     """
 
     text: str  # as the user wrote it
@@ -89,7 +89,8 @@ def parse_model(text: str, accepted: Accepted, key: str | None = None) -> ModelS
     plain, exit, flex = _split_endings(text)
     found = _find(plain)
     if found is None or (found.kind is Kind.WEIGHTS and Kind.WEIGHTS not in accepted.kinds):
-        raise UserError(f"{label} is not a model: {_why_not(plain)}; give {accepted}")
+        known = f"it lacks {WEIGHTS} and {CONFIG}, or another library's config"
+        raise UserError(f"{label} is not a model: {known if found else 'there is no such file or folder'}; give {accepted}")
     if found.kind not in accepted.kinds:
         raise UserError(f"{label}: {found.kind.value} is not accepted here; give {accepted}")
     if (exit is not None and not accepted.exits) or (flex is not None and not accepted.flexes):
@@ -145,16 +146,6 @@ def _find(plain: str) -> ModelSource | None:
     if not path.exists():
         return None
     return ModelSource(plain, Kind.BIG_VISION if path.suffix == ".npz" else Kind.WEIGHTS, path)
-
-
-def _why_not(plain: str) -> str:
-    """Return why there is nothing of a known kind at a path."""
-    path = Path(plain)
-    if not plain or not path.exists():
-        return "there is no such file or folder"
-    if path.is_file():
-        return "a file alone does not say its architecture (`flexiclip import` makes a model folder from a weight file)"
-    return f"the folder has neither {WEIGHTS} with {CONFIG} nor a config of another library"
 
 
 def _exported_files(path: Path) -> tuple[Path, ...]:

@@ -50,7 +50,7 @@ _SAVE_TENSORS = "if you trust the file, load it with torch.load(weights_only=Fal
 
 
 def read_npz(path: str | Path) -> dict[str, Array]:
-    """The arrays of an `.npz` file, by name without `.npy`.
+    """Return the arrays of an `.npz` file, by name without `.npy`.
 
     Raises OSError if the file is missing, and ValueError if it cannot be read.
     """
@@ -67,7 +67,7 @@ def read_npz(path: str | Path) -> dict[str, Array]:
 
 
 def read_npy(data: bytes) -> Array:
-    """The array of an `.npy` file, given as its bytes. Raises ValueError if it cannot be read."""
+    """Return the array of an `.npy` file, given as its bytes. Raises ValueError if it cannot be read."""
     with _value_errors():
         return _read_array(io.BytesIO(data), len(data), "npy")
 
@@ -84,7 +84,7 @@ def _value_errors() -> Iterator[None]:
 
 
 def _read_array(stream: IO[bytes], size: int, name: str) -> Array:
-    """The array in a stream of `size` bytes. `name` is used in errors."""
+    """Return the array in a stream of `size` bytes. `name` is used in errors."""
     version = np.lib.format.read_magic(stream)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read_header is None:
@@ -99,7 +99,7 @@ def _read_array(stream: IO[bytes], size: int, name: str) -> Array:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file, by name.
+    """Return the tensors of a safetensors or torch file, by name.
 
     Raises UserError if the file is damaged, has another format or needs unpickling of other objects.
     """
@@ -107,7 +107,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a file by name, and notes.
+    """Return the tensors of a file by name, and notes.
 
     If a checkpoint has averaged weights (EMA) as well as plain ones, `averaged` takes the averaged ones. Raises UserError
     if the file is missing or cannot be read.
@@ -134,13 +134,13 @@ def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tenso
 
 
 def _begins(path: Path, *starts: bytes) -> bool:
-    """Whether a file starts with one of the byte strings."""
+    """Return whether a file starts with one of the byte strings."""
     with path.open("rb") as file:
         return file.read(8).startswith(starts)
 
 
 def _why_not(path: Path, error: Exception) -> str:
-    """Why torch could not load a file, and how to fix that."""
+    """Return why torch could not load a file, and how to fix that."""
     text = str(error)
     if found := _GLOBAL.search(text):
         return f"it holds an object of {found[1]}, which is not unpickled because that can run code; {_SAVE_TENSORS}"
@@ -175,7 +175,7 @@ def _load_torch(path: Path) -> object:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a Hugging Face folder, from one file or from the shards that an index lists, and notes.
+    """Return the weights of a Hugging Face folder, from one file or from the shards that an index lists, and notes.
 
     Raises UserError if there are none.
     """
@@ -190,14 +190,14 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _shards(weight_map: object, index: Path) -> list[str]:
-    """The file names in an index, without their folders, so that no file outside the folder is read."""
+    """Return the file names in an index, without their folders, so that no file outside the folder is read."""
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: its weight_map is not a mapping from tensors to files; download it again")
     return sorted({Path(name).name for name in weight_map.values()})
 
 
 def read_license(folder: Path) -> str | None:
-    """The licence that the model card of a folder states in its first lines (`license: ...` in README.md), or None."""
+    """Return the licence that the model card of a folder states in its first lines (`license: ...` in README.md), or None."""
     try:
         head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:4000]
     except OSError:
@@ -210,7 +210,7 @@ def read_license(folder: Path) -> str | None:
 
 
 def _state_of(loaded: object, path: Path, averaged: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a loaded file, checked, and notes."""
+    """Return the state dict in a loaded file, checked, and notes."""
     loaded, notes = _unwrapped(loaded, averaged)
     if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}: expected names with tensors")
@@ -228,7 +228,7 @@ def _state_of(loaded: object, path: Path, averaged: bool) -> tuple[dict[str, Ten
 
 
 def _unwrapped(loaded: object, averaged: bool) -> tuple[object, list[str]]:
-    """The state dict inside a training checkpoint, or the object itself if it is not a checkpoint, and notes."""
+    """Return the state dict inside a training checkpoint, or the object itself if it is not a checkpoint, and notes."""
     if not isinstance(loaded, dict):
         return loaded, []
     found = [name for name in (*_AVERAGES, *_WRAPPERS) if isinstance(loaded.get(name), dict) and loaded[name]]
@@ -264,5 +264,5 @@ def misfits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 
 def beneath(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """The entries whose names start with `prefix`, under names without it."""
+    """Return the entries whose names start with `prefix`, under names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -232,7 +232,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no YAML": (lambda m: (m / "config.yaml").write_text("a: [1"), "not YAML"),
     "a list": (lambda m: (m / "config.yaml").write_text("- 1"), "expected the sections of a recipe"),
     "odd provenance": (lambda m: edit_config(m, lambda c: c.update(provenance=3)), "provenance"),
-    "no weights": (lambda m: (m / "model.safetensors").unlink(), "is not a model: the folder has neither"),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "is not a model: it lacks"),
 }
 
 

@@ -131,11 +131,10 @@ def test_what_is_nowhere(text: str, there: Path) -> None:
 
 
 def test_what_has_no_configuration(there: Path) -> None:
-    with pytest.raises(UserError, match=r"^weights\.pt is not a model: a file alone does not .*`flexiclip import`"):
-        parse_model("weights.pt", LOADED)
     (there / "model_folder" / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"^model_folder is not a model: the folder has neither model\.safetensors with config"):
-        parse_model("model_folder", LOADED)
+    for text in ("weights.pt", "model_folder"):
+        with pytest.raises(UserError, match=rf"^{text} is not a model: it lacks model\.safetensors and config\.yaml, .*; give"):
+            parse_model(text, LOADED)
     assert not is_model_folder(there / "model_folder")
     assert is_model_folder(there / "run" / "model")
     assert not is_model_folder(there / "run")

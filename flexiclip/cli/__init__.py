@@ -56,7 +56,7 @@ def _add_recipe(sub: Parser, example: str) -> None:
 
 
 def _add_suites(sub: Parser) -> None:
-    """What `eval` and `analyze` have in common."""
+    """Add the options that `eval` and `analyze` have in common."""
     sub.add_argument(
         "--suite", action="append", required=True, help="the name of an installed suite, or a file; may be given several times"
     )
@@ -183,7 +183,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _samples(text: str | None) -> int | None:
-    """A number of pairs, written as in a duration: 400M, or 400M samples."""
+    """Parse a number of pairs, written as in a duration: 400M, or 400M samples."""
     from flexiclip.config import parse_duration
 
     if text is None:
@@ -253,7 +253,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _device(name: str | None) -> str:
-    """The device of that name, by default a GPU if there is one. Raises UserError if torch cannot use it."""
+    """Return the device of that name, by default a GPU if there is one. Raises UserError if torch cannot use it."""
     import torch
 
     if name is None:

@@ -46,7 +46,7 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Command:
-    """A command that exports and prints what was done. Its exit code is 1 if the export and the model disagree."""
+    """Return a command that exports and prints what was done. Its exit code is 1 if the export and the model disagree."""
 
     def run(arguments: argparse.Namespace) -> int:
         from flexiclip.export.agreement import Disagreement
@@ -64,7 +64,7 @@ def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Command:
 
 @contextmanager
 def _model_folder(model: str) -> Iterator[str]:
-    """The folder to export from: `model`, or for a model of open_clip a folder that exists as long as the context."""
+    """Yield the folder to export from: `model`, or for open_clip a folder that exists as long as the context."""
     source = parse_model(model, _EXPORTED)
     if source.kind is Kind.MODEL:
         yield model

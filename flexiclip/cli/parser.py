@@ -68,7 +68,7 @@ def add_group(
 
 
 def each_once(option: str, values: Sequence[str]) -> list[str]:
-    """The values of an option that may be repeated. Raises UserError if a value is given twice."""
+    """Return the values of an option that may be repeated. Raises UserError if a value is given twice."""
     for number, value in enumerate(values):
         if value in values[:number]:
             raise UserError(f"{option} {value} is given twice; give it once")
@@ -76,7 +76,7 @@ def each_once(option: str, values: Sequence[str]) -> list[str]:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a whole number above 0."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)

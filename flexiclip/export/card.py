@@ -37,7 +37,7 @@ def model_card(origin: Origin, title: str, usage: str, account: Sequence[str]) -
 
 
 def _bullets(facts: dict[str, object]) -> str:
-    """A list of the facts as Markdown, without those that are None or empty."""
+    """Return a list of the facts as Markdown, without those that are None or empty."""
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value not in (None, ""))
 
 
@@ -63,21 +63,21 @@ def _inputs(loaded: LoadedModel) -> dict[str, object]:
 
 
 def _shards(config: Config) -> list[str]:
-    """The training shards of the recipe, as a flat list."""
+    """Return the training shards of the recipe, as a flat list."""
     train = config.data.train
     sources = [train] if isinstance(train, str) else [s.shards if isinstance(s, SourceConfig) else s for s in train]
     return [shard for s in sources for shard in ([s] if isinstance(s, str) else s)]
 
 
 def _data(config: Config) -> dict[str, object]:
-    """The training data of the model, as far as the model folder knows it."""
+    """Return the training data of the model, as far as the model folder knows it."""
     shards = _shards(config)
     trained = {"training shards": ", ".join(shards) or "not known to the model folder (imported weights)"}
     return {**trained, "captions": ", ".join(config.data.captions)} if shards else dict(trained)
 
 
 def _metrics(origin: Origin) -> str:
-    """The rows about this model in a results.json, as a table.
+    """Return the rows about this model in a results.json, as a table.
 
     The file is looked for in the model folder, next to it, and in a folder `eval` next to it.
     """
@@ -112,7 +112,7 @@ def _is_of(row: Mapping[str, object], origin: Origin) -> bool:
 
 
 def _licence(config: Config, provenance: Mapping[str, object]) -> str:
-    """The licences of the weights and of the training data, as far as they are stated."""
+    """Return the licences of the weights and of the training data, as far as they are stated."""
     stated = provenance.get("license")
     said = [f"Weights: {stated}." if stated else "Weights: the model folder states no licence."]
     for folder in _folders(config):
@@ -124,7 +124,7 @@ def _licence(config: Config, provenance: Mapping[str, object]) -> str:
 
 
 def _stated_licence(described: Path) -> str | None:
-    """The licence that a dataset.json states, or None."""
+    """Return the licence that a dataset.json states, or None."""
     try:
         license = read_json(described).get("license")
     except UserError:
@@ -133,5 +133,5 @@ def _stated_licence(described: Path) -> str | None:
 
 
 def _folders(config: Config) -> list[Path]:
-    """The local folders of the training shards."""
+    """Return the local folders of the training shards."""
     return sorted({Path(shard).parent for shard in _shards(config) if "://" not in shard and not shard.startswith("pipe:")})

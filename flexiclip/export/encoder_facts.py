@@ -88,12 +88,12 @@ class EncoderFacts:
             raise UserError(f"role={self.role}: exactly the section of that name must be given")
 
     def images(self) -> ImageFacts:
-        """The facts of an image encoder. Only for role=image."""
+        """Return the facts of an image encoder. Only for role=image."""
         assert self.image is not None, "asked of an image encoder"
         return self.image
 
     def texts(self) -> TextFacts:
-        """The facts of a text encoder. Only for role=text."""
+        """Return the facts of a text encoder. Only for role=text."""
         assert self.text is not None, "asked of a text encoder"
         return self.text
 
@@ -115,7 +115,7 @@ def facts_from_json(text: str) -> EncoderFacts:
 
 
 def tokenizer_folder(stem: str) -> str:
-    """The name of the folder with the tokenizer of a text encoder: text (for text.onnx) -> text_tokenizer."""
+    """Return the name of the folder with the tokenizer of a text encoder: text (for text.onnx) -> text_tokenizer."""
     return f"{stem}_tokenizer"
 
 

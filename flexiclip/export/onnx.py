@@ -90,7 +90,7 @@ def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
 
 
 def narrowing_layers(source: Path) -> list[str]:
-    """The names of the nodes whose weights have more inputs than outputs.
+    """Return the names of the nodes whose weights have more inputs than outputs.
 
     These are the second layers of the MLPs, whose inputs have the widest range.
     """
@@ -133,7 +133,7 @@ def open_encoder(path: Path, threads: int | None = None) -> Encode:
 
 
 def speed_ratio(first: Encode, second: Encode, x: Tensor, repeats: int = 5) -> float:
-    """How many times faster `second` is than `first` on the input x.
+    """Return how many times faster `second` is than `first` on the input x.
 
     Each time is the best of `repeats` runs, because other processes can only add time. The two take turns.
     """

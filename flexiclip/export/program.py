@@ -48,12 +48,12 @@ def open_encoder(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def input_name(encoder: nn.Module) -> str:
-    """The name of the encoder's input in its graph."""
+    """Return the name of the encoder's input in its graph."""
     return "images" if isinstance(encoder, ImageEncoder) else "tokens"
 
 
 def _example(encoder: nn.Module) -> tuple[Tensor, dict[int, Dim]]:
-    """An input to trace with, and its open axes.
+    """Return an input to trace with, and its open axes.
 
     The batch size is 2, because torch.export takes the sizes 0 and 1 for constants.
     """

@@ -106,7 +106,7 @@ def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
 
 @torch.no_grad()
 def _shorter(loaded: LoadedModel, case: Case) -> Case:
-    """The left half of the tokens. It would need another graph than the full length if the length were not open."""
+    """Return the left half of the tokens. It would need another graph than the full length if the length were not open."""
     tokens = case.x[:, : max(1, case.x.shape[1] // 2)]
     return Case(f"{case.inputs}, cut", tokens, loaded.model.encode_text(tokens, normalize=True))
 

@@ -40,10 +40,9 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
-    if format == "big_vision" and images is not None:
-        raise UserError("--images has no meaning for --format big_vision: its tensors are the model's own")
-    if format == "big_vision" and seqhw is not None:
-        raise UserError("--seqhw has no meaning for --format big_vision: its file keeps the base kernel, and so every length")
+    for option, value in (("--images", images), ("--seqhw", seqhw)):
+        if format == "big_vision" and value is not None:
+            raise UserError(f"{option} has no meaning for --format big_vision: it keeps the base kernel, and so every length")
     origin = Origin.open(model)
     loaded = origin.loaded
     if loaded.config.model.image.flexible == "stride":

@@ -140,12 +140,12 @@ def read_tower(arrays: Arrays, layout: Layout, what: str = "the file") -> tuple[
 
 
 def _tensors(arrays: Arrays) -> State:
-    """The arrays as float32 tensors with memory of their own."""
+    """Return the arrays as float32 tensors with memory of their own."""
     return {name: torch.from_numpy(np.asarray(array, dtype=np.float32).copy()) for name, array in arrays.items()}
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an `.npz` file by name, without the prefix `params/`.
+    """Return the arrays of an `.npz` file by name, without the prefix `params/`.
 
     Raises UserError for pickled objects and damaged files.
     """
@@ -153,7 +153,7 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 def read_parameters(path: Path) -> tuple[dict[str, Array], int]:
-    """The parameters by current names, and the number of arrays of a training state that were left out."""
+    """Return the parameters by current names, and the number of arrays of a training state that were left out."""
     found = _read(path)
     for prefix in ("params/", "opt/target/"):
         parameters = beneath(found, prefix)
@@ -166,7 +166,7 @@ def read_parameters(path: Path) -> tuple[dict[str, Array], int]:
 
 
 def _read(path: Path) -> dict[str, Array]:
-    """The arrays of an `.npz` file by their names in the file. Raises UserError if it cannot be read."""
+    """Return the arrays of an `.npz` file by their names in the file. Raises UserError if it cannot be read."""
     try:
         return {name: _bfloat16_widened(array) for name, array in read_arrays(path).items()}
     except (OSError, ValueError) as error:
@@ -211,7 +211,7 @@ def _modules(name: str) -> Iterator[tuple[int, str, str, int]]:
 
 
 def image_arrays_today(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
-    """The arrays of an image tower by current names, and notes on what was changed."""
+    """Return the arrays of an image tower by current names, and notes on what was changed."""
     today, notes = unstack(arrays, "Transformer"), []
     for old in ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding"):
         if old in today and "pos_embedding" not in today:
@@ -230,7 +230,7 @@ def image_arrays_today(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
 
 
 def text_arrays_today(arrays: Arrays) -> tuple[dict[str, Array], list[str]]:
-    """The arrays of a text tower by current names, and notes on what was changed."""
+    """Return the arrays of a text tower by current names, and notes on what was changed."""
     today = unstack(arrays, "Encoder_0")
     extra = today.pop("Encoder_0/pos_embedding", None)
     if extra is None or "pos_embedding" not in today:

@@ -78,15 +78,17 @@ class Imported:
     license: str | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
     def embed_dim(self) -> int:
-        """Return the size of the embeddings. Raises UserError if those of the two halves differ."""
+        """The size of the embeddings. Raises UserError if those of the two halves differ."""
         dims = self.image.outputs, self.image.outputs if self.text is None else self.text.outputs
         if dims[0] != dims[1]:
             raise UserError(f"the image half gives {dims[0]} numbers, the text half {dims[1]}: not two halves of one model")
         return dims[0]
 
+    @property
     def state(self) -> State:
-        """Return all weights by FlexiCLIP's names."""
+        """All weights by FlexiCLIP's names."""
         return self.scalars | self.image.named("image") | ({} if self.text is None else self.text.named("text"))
 
 
@@ -146,7 +148,7 @@ class Source:
 
 
 def default_heads(width: int, heads: int | None = None) -> int:
-    """The number of heads: `heads` if given, else that of the published ViT of this width, else one per 64 channels.
+    """Return the number of heads: `heads` if given, else that of the published ViT of this width, else one per 64 channels.
 
     Raises UserError if the width is not a multiple of it.
     """

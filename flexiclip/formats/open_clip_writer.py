@@ -84,7 +84,7 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
 
 
 def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[Settings, State]:
-    """vision_cfg and weights of open_clip's own VisionTransformer."""
+    """Return vision_cfg and weights of open_clip's own VisionTransformer."""
     config = tower.config
     width, depth, heads, hidden = shape_facts(tower)
     settings = {
@@ -103,7 +103,7 @@ def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[Settings, State]:
 
 
 def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[Settings, State]:
-    """vision_cfg and weights of open_clip's wrapper of timm's models."""
+    """Return vision_cfg and weights of open_clip's wrapper of timm's models."""
     config, projection = tower.config, loaded.model.image_projection
     name = timm.registered_name(tower)
     if name is None:
@@ -126,7 +126,7 @@ def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[S
 
 
 def _text_half(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[Settings, State, bool | None, tuple[str, ...]]:
-    """text_cfg, the weights, whether the tower needs quick_gelu (None if that has no effect), and notes."""
+    """Return text_cfg, the weights, whether the tower needs quick_gelu (None if that has no effect), and notes."""
     if text.kind == "huggingface":
         return *_wrapped(loaded, text, folder), None, ()
     note = "open_clip.get_tokenizer does not know this model's tokenizer: tokenize with flexiclip's (MODEL/tokenizer)"
@@ -143,7 +143,7 @@ def _text_half(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tupl
 
 
 def _own_text(loaded: LoadedModel, text: TextTowerConfig) -> tuple[Settings, State]:
-    """text_cfg and weights of open_clip's TextTransformer."""
+    """Return text_cfg and weights of open_clip's TextTransformer."""
     if text.pool not in ("eos", "last"):
         raise refuse(FORMAT, f"its text tower has model.text.pool={text.pool}, open_clip's pools are eos and last")
     if text.pad_mask and not text.causal:
@@ -176,7 +176,7 @@ def _own_text(loaded: LoadedModel, text: TextTowerConfig) -> tuple[Settings, Sta
 
 
 def _wrapped(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[Settings, State]:
-    """text_cfg and weights of open_clip's HFTextEncoder. The encoder's config and its tokenizer are written into the folder."""
+    """Return text_cfg and weights of open_clip's HFTextEncoder, and write the encoder's config and tokenizer into the folder."""
     from open_clip.hf_configs import arch_dict
 
     tower = loaded.model.text_tower
@@ -204,6 +204,6 @@ def _wrapped(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[
 
 
 def _functions(activation: str, norm_eps: float) -> Settings:
-    """The settings of activation and norms, except for quick_gelu, which is a setting of the whole model."""
+    """Return the settings of activation and norms, except for quick_gelu, which is a setting of the whole model."""
     tanh: Settings = {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
     return {"norm_kwargs": {"eps": norm_eps}, **tanh}

@@ -95,14 +95,14 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
         raise UserError(f"{where}: a grid of {gh}x{gw} cells: only square ones can be imported")
     cells = pair(image.image_size)[0] / pair(image.base_patch_size)[0]
     own = min(valid_seqhw(image.image_size), key=lambda side: abs(side - cells))
-    state = imported.state()
+    state = imported.state
     factor = float(state["logit_scale"].exp()) if "logit_scale" in state else 1.0
     bias = float(state["logit_bias"]) if "logit_bias" in state else None
     model = ModelConfig(
         image=image,
         text=text,
         preprocess=imported.preprocess,
-        embed_dim=imported.embed_dim(),
+        embed_dim=imported.embed_dim,
         logit_scale_init=factor,
         logit_scale_max=max(100.0, factor),
         logit_bias_init=bias,
@@ -120,7 +120,7 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
 
 
 def _account(loaded: LoadedModel, imported: Imported, output: Path) -> list[str]:
-    """What was imported, one line per item."""
+    """Return what was imported, one line per item."""
     image, text = loaded.config.model.image, loaded.config.model.text
     lines = [
         f"image tower: {image.width} wide, {image.depth} deep, {image.heads} heads, pool {image.pool}, "
@@ -128,11 +128,11 @@ def _account(loaded: LoadedModel, imported: Imported, output: Path) -> list[str]
         "text tower: none; encode_text raises an error"
         if text is None
         else f"text tower: {text.kind} {text.width or ''} wide, {text.context_length} tokens of {text.vocab_size}",
-        f"{len(imported.state())} tensors mapped, none missing, none unused; none resized",
+        f"{len(imported.state)} tensors mapped, none missing, none unused; none resized",
         *imported.notes,
     ]
-    default = loaded.model.image_tower.default_seqhw()
-    return [*lines, f"wrote {output}: its own length is seqhw={default}, and it runs at every other"]
+    own = loaded.model.image_tower.default_seqhw()
+    return [*lines, f"wrote {output}: its own length is seqhw={own}, and it runs at every other"]
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def tower_state(tower: FlexiViT) -> State:
 
 
 def registered_name(tower: FlexiViT) -> str | None:
-    """The name of timm's own architecture that equals this tower at this length, or None if there is none.
+    """Return the name of timm's own architecture that equals this tower at this length, or None if there is none.
 
     The pool may differ, because it is an argument of timm's models.
     """

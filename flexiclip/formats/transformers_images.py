@@ -44,7 +44,7 @@ _CLASSES = {
 
 
 def read_image_processor(folder: Path, siglip: bool, tower: tuple[int, int]) -> tuple[PreprocessConfig, list[str]]:
-    """How the folder prepares images for a tower of (height, width) pixels, and notes.
+    """Return how the folder prepares images for a tower of (height, width) pixels, and notes.
 
     Raises UserError if our transform cannot do the same.
     """
@@ -106,7 +106,7 @@ class _Settings:
             raise _refused(path, "use_square_size is a setting of KOSMOS-2", 'give "size" a height and a width')
 
     def resize(self, tower: tuple[int, int]) -> Literal["shortest", "squash"]:
-        """The way to resize, which is "shortest" or "squash".
+        """Return the way to resize, which is "shortest" or "squash".
 
         Raises UserError if the images end with another size than the tower's, or if they are cropped in another way than
         ours.
@@ -132,7 +132,7 @@ class _Settings:
         return "shortest" if isinstance(shape, int) else "squash"
 
     def interpolation(self) -> Literal["bilinear", "bicubic"]:
-        """The filter of the resize. Raises UserError for a filter other than our two."""
+        """Return the filter of the resize. Raises UserError for a filter other than our two."""
         number = self.said.get("resample", self.kind.resample)
         if isinstance(number, int) and not isinstance(number, bool) and number in _FILTERS:
             return _FILTERS[number]
@@ -140,7 +140,7 @@ class _Settings:
         raise _refused(self.path, f"it resizes with the filter {number!r} ({name})", "ours are 2 (bilinear) and 3 (bicubic)")
 
     def factor(self) -> float:
-        """The factor by which pixels of 0 to 255 are multiplied."""
+        """Return the factor by which pixels of 0 to 255 are multiplied."""
         if not self._switch("do_rescale", True):
             self.notes.append("pixels are normalised as they are, from 0 to 255 (do_rescale: false)")
             return 1.0
@@ -153,7 +153,7 @@ class _Settings:
         return 1 / 255
 
     def colours(self) -> tuple[Triple, Triple]:
-        """The mean and the standard deviation of the rescaled pixels, by channel."""
+        """Return the mean and the standard deviation of the rescaled pixels, by channel."""
         if not self._switch("do_normalize", True):
             self.notes.append("no mean is subtracted from pixels, and they are not divided by a deviation (do_normalize: false)")
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -163,7 +163,7 @@ class _Settings:
         return mean, std
 
     def _switch(self, key: str, default: bool) -> bool:
-        """A setting that is true or false."""
+        """Return a setting that is true or false."""
         value = self.said.get(key, default)
         if value is None:  # transformers treats null as false
             return False
@@ -172,7 +172,7 @@ class _Settings:
         return value
 
     def _triple(self, key: str, default: Triple) -> Triple:
-        """A setting of three numbers, or of one number for all three channels."""
+        """Return a setting of three numbers, or of one number for all three channels."""
         value = self.said.get(key, default)
         values = [value] * 3 if _is_number(value) else value
         numbers = [float(v) for v in values if _is_number(v)] if isinstance(values, list | tuple) and len(values) == 3 else []
@@ -181,7 +181,7 @@ class _Settings:
         return numbers[0], numbers[1], numbers[2]
 
     def _size(self, key: str, square: bool, default: tuple[int, int]) -> int | tuple[int, int]:
-        """A setting of a size: a short side, or (height, width)."""
+        """Return a setting of a size: a short side, or (height, width)."""
         value = self.said.get(key)
         if value is None:
             return default[0] if key == "size" and self.kind.crops and default[0] == default[1] else default

@@ -103,7 +103,7 @@ def _text_half(source: Source, config: PretrainedConfig, folder: Path, siglip: b
 
 
 def _tokenizer(folder: Path, text: Path | None, config: TextTowerConfig) -> TokenizerConfig:
-    """The settings of the tokenizer: that of --text, or the folder's own."""
+    """Return the settings of the tokenizer: that of --text, or the folder's own."""
     context = config.context_length or 0
     if text is not None:
         return sentencepiece_config(text, context, config.vocab_size or 0)

@@ -92,7 +92,7 @@ def _features(method: Callable[[Tensor], Tensor | BaseModelOutputWithPooling]) -
 
 
 def _clip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
-    """The reasons why CLIPModel cannot express a model, and whether each of them applies."""
+    """Return the reasons why CLIPModel cannot express a model, and whether each of them applies."""
     image = tower.config
     return _misfits(text, tower) | {
         f"its image tower pools by {image.pool}, not by a class token": image.pool != "tok",
@@ -106,7 +106,7 @@ def _clip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -
 
 
 def _siglip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
-    """The reasons why SiglipModel cannot express a model, and whether each of them applies."""
+    """Return the reasons why SiglipModel cannot express a model, and whether each of them applies."""
     image = tower.config
     return _misfits(text, tower) | {
         "its image tower has a norm before the blocks (model.image.pre_norm=true)": image.pre_norm,
@@ -118,7 +118,7 @@ def _siglip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT)
 
 
 def _misfits(text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
-    """The reasons that both architectures share."""
+    """Return the reasons that both architectures share."""
     (height, width), (p, q) = tower.image_size, pair(tower.config.base_patch_size)
     return {
         f"its text tower is of another library (model.text.kind={text.kind})": text.kind != "transformer",
@@ -184,7 +184,7 @@ def _siglip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
 
 
 def _preprocess(loaded: LoadedModel, siglip: bool) -> Settings:
-    """transformers' settings of the image preparation."""
+    """Return transformers' settings of the image preparation."""
     preprocess = loaded.transform.preprocess
     height, width = loaded.transform.image_size
     squash = preprocess.resize == "squash"

@@ -54,33 +54,32 @@ def check(format: str, misfits: Mapping[str, bool]) -> None:
 
 
 def text_of(config: ModelConfig, format: str) -> TextTowerConfig:
-    """The settings of the text tower. Raises UserError for an image tower alone."""
+    """Return the settings of the text tower. Raises UserError for an image tower alone."""
     if config.text is None:
         raise refuse(format, "it has no text half; export the image tower with --format timm or big_vision")
     return config.text
 
 
 def mlp_ratio(width: int, hidden: int) -> float:
-    """The ratio for which `int(width * ratio)` is exactly `hidden`, which is how the libraries compute the width of an MLP."""
+    """Return the ratio for which `int(width * ratio)`, which is how the libraries compute the width of an MLP, is `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def projection_weight(projection: nn.Module, width: int) -> Tensor:
-    """The matrix [E, width] of a projection, or the identity matrix if there is no projection."""
+    """Return the matrix [E, width] of a projection, or the identity matrix if there is no projection."""
     return projection.weight.detach() if isinstance(projection, nn.Linear) else torch.eye(width)
 
 
 def projection_bias(projection: nn.Module, embed_dim: int) -> Tensor:
-    """The bias [E] of a projection, or zeros if it has none."""
+    """Return the bias [E] of a projection, or zeros if it has none."""
     bias = projection.bias if isinstance(projection, nn.Linear) else None
     return torch.zeros(embed_dim) if bias is None else bias.detach()
 
 
 def scalars(model: FlexiCLIP) -> State:
-    """logit_scale (a logarithm) and, if the model has one, logit_bias, both [1]."""
-    found = {"logit_scale": model.logit_scale.detach()}
-    return found if model.logit_bias is None else found | {"logit_bias": model.logit_bias.detach()}
+    """Return logit_scale (a logarithm) and, if the model has one, logit_bias, both [1]."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters(recurse=False)}
 
 
 def colours(loaded: LoadedModel) -> dict[str, object]:

@@ -88,7 +88,7 @@ class FlexiCLIP(nn.Module):
         return [_unit(project(z), True) for project, z in zip([*exits, self.image_projection], features, strict=True)]
 
     def exit_projection(self, depth: int) -> nn.Module:
-        """The projection of the exit after block `depth`: the tower's own, or a separate one with exit_heads=separate."""
+        """Return the projection of the exit after block `depth`: the tower's own, or a separate one with exit_heads=separate."""
         if self.config.image.exit_heads == "shared":
             return self.image_projection
         return self.exit_projections[self.config.image.exits.index(depth)]
@@ -106,7 +106,7 @@ class FlexiCLIP(nn.Module):
         return locks
 
     def scalars(self) -> list[nn.Parameter]:
-        """The parameters of the loss: logit_scale and, if the model has one, logit_bias."""
+        """Return the parameters of the loss: logit_scale and, if the model has one, logit_bias."""
         return [p for p in (self.logit_scale, self.logit_bias) if p is not None]
 
     def train(self, mode: bool = True) -> FlexiCLIP:

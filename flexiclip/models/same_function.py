@@ -83,6 +83,6 @@ def _flat(section: Mapping[str, object], prefix: str) -> dict[str, object]:
 
 
 def _said(value: object) -> str:
-    """A value as a recipe writes it: a tuple as a list in brackets, and long texts cut to 60 characters."""
+    """Write a value as a recipe does: a tuple as a list in brackets, and long texts cut to 60 characters."""
     text = str(list(value)) if isinstance(value, tuple) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

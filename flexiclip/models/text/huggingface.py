@@ -11,7 +11,6 @@ Shapes: B captions, L tokens, D width.
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,8 +91,7 @@ def build_huggingface(config: TextTowerConfig, folder: Path | None, pretrained: 
         where = str(folder / SUBFOLDER)  # this config came with the folder, so its values are not trusted
         check_layers(getattr(described, "num_hidden_layers", 0), where)
         with library_errors(f"{where}: transformers cannot build the text tower"):
-            build = partial(auto.from_config, described, trust_remote_code=False)
-            encoder = build_within(build, folder / WEIGHTS, str(folder))
+            encoder = build_within(lambda: auto.from_config(described, trust_remote_code=False), folder / WEIGHTS, str(folder))
     elif pretrained:
         encoder = _load(auto, source, config)
     else:
@@ -135,7 +133,7 @@ def _load(auto: type[_BaseAutoModelClass], source: str, config: TextTowerConfig)
 
 
 def _positions(encoder: nn.Module) -> int:
-    """The number of tokens that the encoder has positions for.
+    """Return the number of tokens that the encoder has positions for.
 
     RoBERTa and similar models count positions from beyond the id of padding.
     """
@@ -160,7 +158,7 @@ def _check_sha256(source: str, config: TextTowerConfig) -> None:
 
 
 def _pad_id(config: TextTowerConfig, described: PretrainedConfig) -> int:
-    """The id of padding: from the recipe, or from the model's config. Raises UserError if neither has one."""
+    """Return the id of padding: from the recipe, or from the model's config. Raises UserError if neither has one."""
     pad = config.pad_id if config.pad_id is not None else getattr(described, "pad_token_id", None)
     if pad is None:
         raise UserError(f"model.text.name={config.name}: its config names no padding; set model.text.pad_id")

@@ -151,7 +151,7 @@ def with_weights(name: str, weights: str | None, described: ModelConfig, source:
 
 
 def _from_file(name: str, file: Path, described: ModelConfig, source: str) -> tuple[CustomTextCLIP, list[str]]:
-    """The model with the weights of a file, filled in as open_clip.factory.load_checkpoint does it, and notes."""
+    """Return the model with the weights of a file, filled in as open_clip.factory.load_checkpoint does it, and notes."""
     import open_clip
     from open_clip.factory import load_checkpoint
 
@@ -168,7 +168,7 @@ def _from_file(name: str, file: Path, described: ModelConfig, source: str) -> tu
 
 
 def _from_hub(name: str, tag: str | None) -> CustomTextCLIP:
-    """The model with the weights that open_clip finds under a name."""
+    """Return the model with the weights that open_clip finds under a name."""
     import open_clip
 
     options = {**_BARE, "pretrained": tag, "require_pretrained": True}
