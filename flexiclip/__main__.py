@@ -69,7 +69,10 @@ def _told(argv: list[str]) -> int:
 
 
 def _line_of(error: Exception) -> str | None:
-    """The message for a file that could not be written or opened and that no command reported; None for a defect of ours."""
+    """Return the message for a file that could not be written or opened and that no command reported.
+
+    The result is None for a defect of ours.
+    """
     name = getattr(error, "filename", None)
     reason = cannot_write(error)
     if name is None:  # print() raises errors without a file name
@@ -96,7 +99,7 @@ def _print_any_name() -> None:
 
 
 def _undecodable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """An error handler for encoding.
+    """Handle an error of encoding.
 
     It turns os.fsdecode's substitutes for bytes back into these bytes, and every other character into an escape.
     """

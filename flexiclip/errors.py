@@ -7,6 +7,8 @@ keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _LONGEST = 2000  # characters; a very long value from a hostile file must not fill the screen
 
 
@@ -18,6 +20,13 @@ def one_line(text: str) -> str:
     line = " ".join(text[: 4 * _LONGEST].split())
     shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
     return shown if shown.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+
+
+def listed(names: Iterable[str], shown: int = 3) -> str:
+    """Return the first names in alphabetical order, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
+    return (", ".join(ordered[:shown]) or "nothing else") + more
 
 
 class UserError(ValueError):

@@ -9,12 +9,14 @@ many ways: as an OSError, as Rust's "(os error 28)", or with the system's words 
 `within` limits the time of a call that may hang, such as a question to a server.
 
 A file that cannot be read is often a failed download: a web page with an error, a Git LFS pointer, an archive, or an
-empty file. `stands_there` and `text_there` recognise these.
+empty file. `found_instead` and `text_instead` recognise these.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 import secrets
@@ -25,9 +27,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from flexiclip.errors import UserError
+from flexiclip.libraries import short_reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,8 +57,8 @@ _MISPLACED = {
 _RUST = re.compile(r"\(os error (\d+)\)")  # an OSError in the words of a library that is written in Rust
 _TORCH = re.compile(r"PytorchStreamWriter failed writing")  # torch's C++ code does not give the reason
 
-_HEAD = 1024  # bytes of a file that `stands_there` reads
-_SHOWN = 60  # characters of a text that `text_there` quotes
+_HEAD = 1024  # bytes of a file that `found_instead` reads
+_SHOWN = 60  # characters of a text that `text_instead` quotes
 _LFS = b"version https://git-lfs.github.com/spec/"
 _PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<error")
 _AGAIN = "download the file again"
@@ -66,13 +69,10 @@ _BINARY = {
     b"\x28\xb5\x2f\xfd": "it is a zstd archive; unpack it with unzstd",
     b"\x89HDF": "it is an HDF5 file of Keras; take the weights for PyTorch",
 }
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\\x1b\[[0-9;]*[A-Za-z]")
-_ADDRESS = re.compile(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?")
-_UNPICKLER = re.compile(r"WeightsUnpickler error: *(.*?)(?: Check the documentation | *$)")
 
 
 def cannot_write(error: BaseException) -> str | None:
-    """The reason in a few words if the error means that nothing more can be written there, else None."""
+    """Return the reason in a few words if the error means that nothing more can be written there, else None."""
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return os.strerror(error.errno)
     if isinstance(error, OSError) and error.errno is not None:
@@ -91,7 +91,7 @@ def _rust_errno(error: BaseException) -> int | None:
 
 
 def misplaced(error: BaseException) -> str | None:
-    """The reason in a few words if the error means that a file's name is wrong, else None."""
+    """Return the reason in a few words if the error means that a file's name is wrong, else None."""
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno in _MISPLACED else None
 
 
@@ -113,10 +113,11 @@ def writing(where: str) -> Iterator[None]:
 
 
 def _of_file(error: BaseException) -> str:
-    """The error's file name in parentheses, or "" if there is none or if it is that of a temporary file."""
-    name: Any = getattr(error, "filename", None)
-    told = isinstance(name, (str, bytes)) and not os.path.basename(os.fsdecode(name)).startswith(".")  # a temporary file
-    return f" ({os.fsdecode(name)})" if told else ""
+    """Return the error's file name in parentheses, or "" if there is none or if it is that of a temporary file."""
+    name: object = getattr(error, "filename", None)
+    if not isinstance(name, (str, bytes)) or os.path.basename(os.fsdecode(name)).startswith("."):  # a temporary file
+        return ""
+    return f" ({os.fsdecode(name)})"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -143,24 +144,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """An empty folder next to `output`, to write into. It is renamed to `output` at the end of the block.
+def folder_aside(output: Path) -> Iterator[Path]:
+    """Make an empty folder next to `output`, to write into, and remove it at the end of the block.
 
-    An exception removes the folder, so an interrupted build never looks complete. Raises UserError that names --output if
-    nothing can be written there.
+    What is complete is moved out of it inside the block. Raises UserError that names --output if nothing can be written
+    there.
     """
     target = Path(os.path.abspath(output))  # an absolute path always has a name and a parent
     with writing(f"--output {output}"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with writing(f"--output {output}"):
-            yield folder
-            folder.chmod(0o755)
-            folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        aside = tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent)
+    with writing(f"--output {output}"), aside as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Make an empty folder, to write into. It becomes `output` at the end of the block.
+
+    After an exception there is no such folder, so an interrupted build never looks complete. Raises UserError that names
+    --output if nothing can be written there.
+    """
+    with folder_aside(output) as aside:
+        folder = aside / "folder"
+        folder.mkdir(0o755)
+        yield folder
+        folder.rename(output)
 
 
 def replace_folder(aside: Path, folder: Path) -> None:
@@ -190,10 +199,40 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
         raise OSError(number, os.strerror(number), str(path)) from None
 
 
-def stands_there(content: bytes | Path) -> str | None:
-    """What a file contains in place of binary data or JSON, as a clause with the fix; None if the content may be right.
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
-    `content` is a path or the first bytes. Text that is neither a web page nor a pointer is left to `text_there`.
+
+def size_text(number: float) -> str:
+    """Return a number of bytes in the largest fitting unit of 1000: "820 bytes", "4.1 MB", "1.2 GB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number:.0f} bytes"
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a file that holds a JSON object. Raises UserError if it cannot be read or holds something else."""
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file: {found_instead(path) or short_reason(error)}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a JSON object, not a {type(data).__name__}")
+    return data
+
+
+def found_instead(content: bytes | Path) -> str | None:
+    """Describe what a file contains in place of binary data or JSON, with the fix. Return None if the content may be right.
+
+    `content` is a path or the first bytes. Text that is neither a web page nor a pointer is left to `text_instead`.
     """
     head = _head(content)
     if not head:
@@ -205,32 +244,16 @@ def stands_there(content: bytes | Path) -> str | None:
     return next((said for magic, said in _BINARY.items() if head.startswith(magic)), None)
 
 
-def text_there(content: bytes | Path) -> str | None:
-    """The result of `stands_there` or, for other text, its beginning. This is for formats that are never text."""
+def text_instead(content: bytes | Path) -> str | None:
+    """Return the result of `found_instead` or, for other text, its beginning. This is for formats that are never text."""
     head = _head(content)
-    found = stands_there(head)
+    found = found_instead(head)
     if found is not None:
         return found
     text = _text_of(head)[:_SHOWN].decode("utf-8", errors="replace")
     if text.isascii() and all(c.isprintable() or c.isspace() for c in text) and text.strip():
         return f"it is a text that begins {text.strip()!r}; {_AGAIN}"
     return None
-
-
-def short_reason(error: BaseException) -> str:
-    """The text of a library's error, fit for use inside a message of ours.
-
-    Escape codes and addresses of objects are removed, and so is a text that repeats itself.
-    """
-    text = " ".join(_ESCAPES.sub("", str(error)).split())
-    inner = _UNPICKLER.search(text)
-    text = _ADDRESS.sub(r"\1", inner[1] if inner else text).strip().removesuffix(".")
-    half = len(text) // 2
-    for cut in range(max(half - 2, 1), half + 3):  # "X: X", "X; X"
-        first, second = text[:cut].strip(" :;,."), text[cut:].strip(" :;,.")
-        if first and first == second:
-            text = first
-    return text or type(error).__name__
 
 
 def _head(content: bytes | Path) -> bytes:
@@ -241,7 +264,7 @@ def _head(content: bytes | Path) -> bytes:
 
 
 def _text_of(head: bytes) -> bytes:
-    """The first bytes without a byte order mark and leading white space."""
+    """Return the first bytes without a byte order mark and leading white space."""
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
@@ -280,7 +303,7 @@ def link_folder(source: Path, target: Path) -> None:
 
 
 def system_reason(error: BaseException) -> str:
-    """Why something could not be read or written, without the wording that a library adds around the reason."""
+    """Return why something could not be read or written, without the wording that a library adds around the reason."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and (said := error.strerror or str(error)):
@@ -309,5 +332,5 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def too_late(seconds: float) -> TimeoutError:
-    """The error for a server that has not answered, or not completely, after so many seconds."""
+    """Return the error for a server that has not answered, or not completely, after so many seconds."""
     return TimeoutError(f"no answer, or not the whole of it, within {seconds:g} s")

@@ -33,16 +33,17 @@ from flexiclip.data.samples import class_names
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.files import replace_folder, save_tensors
+from flexiclip.model_source import CONFIG, LOADED, WEIGHTS, Accepted, Kind, ModelSource, is_model_folder, parse_model
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.exits import leave_after, split_exit
+from flexiclip.models.exits import leave_after
 from flexiclip.models.flexivit import own_patch, rebase
 from flexiclip.models.same_function import check_architecture, check_inputs, check_settings
 from flexiclip.models.sizes import check_sizes
 from flexiclip.models.text import build_text_tower
-from flexiclip.tensor_files import beneath
+from flexiclip.tensor_files import beneath, misfits
 
 FORMAT = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
+_INIT = Accepted((Kind.MODEL,))
 
 
 @dataclass
@@ -73,22 +74,26 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
     for half in ("image", "text"):
         section = getattr(config.model, half)
         if section is not None and section.init is not None:
-            notes += _init_half(model, config, half, model_folder(section.init), tokenizer)
+            folder = parse_model(section.init, _INIT, f"model.{half}.init").path
+            notes += _init_half(model, config, half, folder, tokenizer)
     return LoadedModel(model, _transform(config), tokenizer, config, {"init_notes": notes} if notes else {})
 
 
-def model_from_weights(config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str) -> LoadedModel:
+def model_from_weights(
+    config: Config, tokenizer: Tokenizer, weights: dict[str, Tensor], where: str, folder: Path | None = None
+) -> LoadedModel:
     """Build a model in eval mode whose parameters all come from `weights`, named as in FlexiCLIP.
 
-    Raises UserError, which starts with `where`, if the weights do not fit.
+    `folder` is a model folder with the architecture of another library's text tower. Raises UserError, which starts with
+    `where`, if the weights do not fit.
     """
     config = fill_from_tokenizer(config, tokenizer)
-    model = FlexiCLIP(config.model, build_text_tower(config.model.text, pretrained=False))
+    model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder, pretrained=False))
     load_strictly(model, weights, where)
     return LoadedModel(model.eval(), _transform(config), tokenizer, config)
 
 
-def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: Any) -> None:
+def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | None = None, **provenance: object) -> None:
     """Write a model folder completely or not at all.
 
     It is written under another name and then renamed. An older model in the same place is replaced. `weights` maps names
@@ -96,7 +101,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
     to that of the loaded model. Raises UserError if something other than a model is there, because it would be lost.
     """
     if folder.exists() and not (is_model_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
-        raise UserError(f"{folder} is there already and is no model folder: name another one, or remove it")
+        raise UserError(f"{folder} is there already and is not a model folder: name another one, or remove it")
     folder = Path(os.path.abspath(folder))  # an absolute path always has a name and a parent
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)  # a killed process may have had the same id, as happens in containers
@@ -108,7 +113,7 @@ def save_model(folder: Path, loaded: LoadedModel, weights: dict[str, Tensor] | N
     replace_folder(aside, folder)
 
 
-def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, Any]) -> None:
+def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenance: dict[str, object]) -> None:
     """Write the files of a model folder into a new folder."""
     folder.mkdir(parents=True)
     save_tensors(_apart({name: _portable(t) for name, t in state.items()}), folder / WEIGHTS)
@@ -118,9 +123,7 @@ def _write(folder: Path, loaded: LoadedModel, state: dict[str, Tensor], provenan
     )
     (folder / CONFIG).write_text(text, encoding="utf-8")
     loaded.tokenizer.save(folder / "tokenizer")
-    save_config = getattr(loaded.model.text_tower, "save_config", None)
-    if save_config is not None:
-        save_config(folder)
+    loaded.model.text_tower.save_config(folder)
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedModel:
@@ -129,41 +132,27 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     `PATH+exitN` loads a model that was trained with exits and leaves its image tower after block N (models/exits.py).
     Raises UserError if there is no model at `path` or if it is damaged.
     """
-    plain, depth = split_exit(os.fspath(path))
-    loaded = _load(model_folder(plain), device)
-    if depth is None:
-        return loaded
-    model = leave_after(loaded.model, depth, os.fspath(path))
-    return replace(loaded, model=model, config=replace(loaded.config, model=model.config))
+    return load_parsed(parse_model(os.fspath(path), LOADED), device)
 
 
-def _load(folder: Path, device: str | torch.device) -> LoadedModel:
-    """Load a model folder without an exit."""
+def load_parsed(source: ModelSource, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load a model of the kind Kind.MODEL as `load_model` does."""
+    folder = source.path
     config, provenance = _read_config(folder)
     check_sizes(config.model, (folder / WEIGHTS).stat().st_size, str(folder))
     tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
     if config.model.text is not None:
         tokenizer = load_tokenizer(folder / "tokenizer", config.tokenizer, str(provenance.get("tokenizer_sha256", "")))
-    model = FlexiCLIP(config.model, build_text_tower(config.model.text, folder=folder, pretrained=False))
-    load_strictly(model, read_weights(folder / WEIGHTS), str(folder))
-    return LoadedModel(model.to(device).eval(), _transform(config), tokenizer, config, provenance)
-
-
-def model_folder(path: str | os.PathLike[str]) -> Path:
-    """The model folder at `path`: `path` itself or, for a run folder, the folder `model` in it. Raises UserError for neither."""
-    for folder in (Path(path), Path(path) / "model"):
-        if is_model_folder(folder):
-            return folder
-    raise UserError(f"{path} is no model folder: it has no {WEIGHTS} and {CONFIG}, nor does {Path(path) / 'model'}")
-
-
-def is_model_folder(folder: Path) -> bool:
-    """Whether the folder directly contains weights and a config."""
-    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+    loaded = model_from_weights(config, tokenizer, read_weights(folder / WEIGHTS), str(folder), folder)
+    model = loaded.model.to(device)
+    if source.exit is not None:
+        model = leave_after(model, source.exit, source.text)
+    config = replace(loaded.config, model=model.config)
+    return replace(loaded, model=model, config=config, provenance=provenance)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises UserError if it is damaged."""
+    """Return the tensors of a safetensors file. Raises UserError if it is damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -171,7 +160,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _portable(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, contiguous, and in float32 if it is a floating-point tensor."""
+    """Return the tensor on the CPU, contiguous, and in float32 if it is a floating-point tensor."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -242,15 +231,10 @@ def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokeni
     load_strictly(getattr(model, f"{half}_tower"), tower, where)
     if config.model.classes == theirs.model.classes:  # a classifier's head is not a projection into a joint space
         for part in (f"{half}_projection", "exit_projections")[: 2 if half == "image" else 1]:
-            _fill_if_it_fits(getattr(model, part), beneath(weights, f"{part}."))
+            module, found = getattr(model, part), beneath(weights, f"{part}.")
+            if not misfits(found, module.state_dict()):
+                module.load_state_dict(found)
     return [f"{where}: {note}" for note in notes]
-
-
-def _fill_if_it_fits(module: torch.nn.Module, found: dict[str, Tensor]) -> None:
-    """Load the weights if their names and shapes are those of the module."""
-    wanted = module.state_dict()
-    if found.keys() == wanted.keys() and all(found[name].shape == t.shape for name, t in wanted.items()):
-        module.load_state_dict(found)
 
 
 def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[dict[str, Tensor], list[str]]:
@@ -270,29 +254,12 @@ def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: st
 
     Raises UserError, which starts with `where`, unless names and shapes are exactly those of the module.
     """
-    wanted = module.state_dict()
-    wrong = {
-        "missing": sorted(wanted.keys() - weights.keys()),
-        "unused": sorted(weights.keys() - wanted.keys()),
-        "of another shape": [
-            f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in weights and weights[name].shape != tensor.shape
-        ],
-    }
-    if any(wrong.values()):
-        said = "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
+    if said := misfits(weights, module.state_dict()):
         raise UserError(f"{where}: the weights do not fit the model of the config ({said})")
     module.load_state_dict(weights)
 
 
-def _some(names: list[str], shown: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
-
-
-def _read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
+def _read_config(folder: Path) -> tuple[Config, dict[str, object]]:
     """Read the config and the provenance of a model folder. Raises UserError if config.yaml is not valid."""
     try:
         data = read_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))

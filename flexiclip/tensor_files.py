@@ -13,15 +13,15 @@ distributed training add to its names are removed.
 from __future__ import annotations
 
 import io
-import json
 import math
 import mmap
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, BinaryIO, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,8 +30,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flexiclip.errors import UserError
-from flexiclip.files import short_reason, stands_there, text_there
+from flexiclip.errors import UserError, listed
+from flexiclip.files import read_json, size_text, text_instead
+from flexiclip.libraries import short_reason
+
+T = TypeVar("T")
+Array = NDArray[np.generic]
 
 _RATIO = 200  # the largest ratio of inflated to stored bytes; that of weights is near 1
 _HARMLESS = 2**24  # inflated bytes that are accepted at any ratio
@@ -45,40 +49,42 @@ _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _SAVE_TENSORS = "if you trust the file, load it with torch.load(weights_only=False) and save its state dict alone, as safetensors"
 
 
-def read_npz(path: str | Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an `.npz` file, by name without `.npy`.
+def read_npz(path: str | Path) -> dict[str, Array]:
+    """Return the arrays of an `.npz` file, by name without `.npy`.
 
     Raises OSError if the file is missing, and ValueError if it cannot be read.
     """
+    with _value_errors(), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        inflated, stored = sum(member.file_size for member in members), Path(path).stat().st_size
+        if inflated > _RATIO * stored + _HARMLESS:
+            raise ValueError(f"{stored} bytes that would become {inflated}")
+        found = {}
+        for member in members:
+            with archive.open(member) as stream:
+                found[member.filename.removesuffix(".npy")] = _read_array(stream, member.file_size, member.filename)
+        return found
+
+
+def read_npy(data: bytes) -> Array:
+    """Return the array of an `.npy` file, given as its bytes. Raises ValueError if it cannot be read."""
+    with _value_errors():
+        return _read_array(io.BytesIO(data), len(data), "npy")
+
+
+@contextmanager
+def _value_errors() -> Iterator[None]:
+    """Turn the many errors of zipfile, zlib and numpy's header parser inside this block into a ValueError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            inflated, stored = sum(member.file_size for member in members), Path(path).stat().st_size
-            if inflated > _RATIO * stored + _HARMLESS:
-                raise ValueError(f"{stored} bytes that would become {inflated}")
-            found = {}
-            for member in members:
-                with archive.open(member) as stream:
-                    found[member.filename.removesuffix(".npy")] = _read_array(stream, member.file_size, member.filename)
-            return found
+        yield
     except (OSError, ValueError):
         raise
-    except Exception as error:  # zipfile, zlib and numpy's header parser raise errors of many types
+    except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-def read_npy(data: bytes) -> NDArray[Any]:
-    """The array of an `.npy` file, given as its bytes. Raises ValueError if it cannot be read."""
-    try:
-        return _read_array(io.BytesIO(data), len(data), "npy")
-    except ValueError:
-        raise
-    except Exception as error:  # numpy's header parser raises errors of many types
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-
-
-def _read_array(stream: IO[bytes], size: int, name: str) -> NDArray[Any]:
-    """The array in a stream of `size` bytes. `name` is used in errors."""
+def _read_array(stream: IO[bytes], size: int, name: str) -> Array:
+    """Return the array in a stream of `size` bytes. `name` is used in errors."""
     version = np.lib.format.read_magic(stream)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read_header is None:
@@ -93,7 +99,7 @@ def _read_array(stream: IO[bytes], size: int, name: str) -> NDArray[Any]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file, by name.
+    """Return the tensors of a safetensors or torch file, by name.
 
     Raises UserError if the file is damaged, has another format or needs unpickling of other objects.
     """
@@ -101,7 +107,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a file by name, and notes.
+    """Return the tensors of a file by name, and notes.
 
     If a checkpoint has averaged weights (EMA) as well as plain ones, `averaged` takes the averaged ones. Raises UserError
     if the file is missing or cannot be read.
@@ -118,7 +124,7 @@ def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tenso
                 raise UserError(
                     f"{path}: torch.save wrote it, it is not a safetensors file; give it a name that ends in .pt"
                 ) from None
-            found = text_there(path) or f"{short_reason(error)}; download or copy it again"
+            found = text_instead(path) or f"{short_reason(error)}; download or copy it again"
             raise UserError(f"{path}: not a safetensors file: {found}") from None
     try:
         loaded = _load_torch(path)
@@ -128,13 +134,13 @@ def read_checkpoint(path: Path, averaged: bool = False) -> tuple[dict[str, Tenso
 
 
 def _begins(path: Path, *starts: bytes) -> bool:
-    """Whether a file starts with one of the byte strings."""
+    """Return whether a file starts with one of the byte strings."""
     with path.open("rb") as file:
         return file.read(8).startswith(starts)
 
 
 def _why_not(path: Path, error: Exception) -> str:
-    """Why torch could not load a file, and how to fix that."""
+    """Return why torch could not load a file, and how to fix that."""
     text = str(error)
     if found := _GLOBAL.search(text):
         return f"it holds an object of {found[1]}, which is not unpickled because that can run code; {_SAVE_TENSORS}"
@@ -143,7 +149,7 @@ def _why_not(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         if file.read(10)[8:] == b'{"':
             return "it is a safetensors file; give it a name that ends in .safetensors"
-    found_there = text_there(path)
+    found_there = text_instead(path)
     if found_there is not None:
         return f"not a torch file: {found_there}"
     if isinstance(error, zipfile.BadZipFile) or "zip archive" in text:
@@ -152,7 +158,7 @@ def _why_not(path: Path, error: Exception) -> str:
     return f"no tensors can be read from it ({short_reason(error)}); {fix}"
 
 
-def _load_torch(path: Path) -> Any:
+def _load_torch(path: Path) -> object:
     """Load what torch.save wrote. No code is run, and no more memory is used than the size of the file justifies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of unusual pickles, which are read or raise an error
@@ -169,7 +175,7 @@ def _load_torch(path: Path) -> Any:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a Hugging Face folder, from one file or from the shards that an index lists, and notes.
+    """Return the weights of a Hugging Face folder, from one file or from the shards that an index lists, and notes.
 
     Raises UserError if there are none.
     """
@@ -183,28 +189,15 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     raise UserError(f"{folder}: no weights there; expected one of {', '.join(WEIGHT_NAMES)}")
 
 
-def _shards(weight_map: Any, index: Path) -> list[str]:
-    """The file names in an index, without their folders, so that no file outside the folder is read."""
+def _shards(weight_map: object, index: Path) -> list[str]:
+    """Return the file names in an index, without their folders, so that no file outside the folder is read."""
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise UserError(f"{index}: its weight_map is no mapping from tensors to files")
+        raise UserError(f"{index}: its weight_map is not a mapping from tensors to files; download it again")
     return sorted({Path(name).name for name in weight_map.values()})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object. Raises UserError if it cannot be read or holds something else."""
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file: {stands_there(path) or short_reason(error)}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a JSON object, not a {type(data).__name__}")
-    return data
-
-
 def read_license(folder: Path) -> str | None:
-    """The licence that the model card of a folder states in its first lines (`license: ...` in README.md), or None."""
+    """Return the licence that the model card of a folder states in its first lines (`license: ...` in README.md), or None."""
     try:
         head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:4000]
     except OSError:
@@ -216,24 +209,26 @@ def read_license(folder: Path) -> str | None:
     return None
 
 
-def _state_of(loaded: Any, path: Path, averaged: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a loaded file, checked, and notes."""
+def _state_of(loaded: object, path: Path, averaged: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the state dict in a loaded file, checked, and notes."""
     loaded, notes = _unwrapped(loaded, averaged)
     if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"{path}: not a state dict but a {type(loaded).__name__}: expected names with tensors")
+    state: dict[str, Tensor] = {}
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(
                 f"{path}: not a state dict: {name!r} has the type {type(value).__name__}; expected names with tensors"
             )
-    numbers, stored = sum(tensor.nbytes for tensor in loaded.values()), path.stat().st_size
+        state[name] = value
+    numbers, stored = sum(tensor.nbytes for tensor in state.values()), path.stat().st_size
     if numbers > _SHARED * stored + 2**20:  # a tensor of stride 0 can be of any size with only four stored bytes
-        raise UserError(f"{path}: its tensors would take {numbers} bytes, the file has {stored}")
-    return _plain_names(loaded, path), notes
+        raise UserError(f"{path}: its tensors would take {size_text(numbers)}, the file has {size_text(stored)}")
+    return _plain_names(state, path), notes
 
 
-def _unwrapped(loaded: Any, averaged: bool) -> tuple[Any, list[str]]:
-    """The state dict inside a training checkpoint, or the object itself if it is not a checkpoint, and notes."""
+def _unwrapped(loaded: object, averaged: bool) -> tuple[object, list[str]]:
+    """Return the state dict inside a training checkpoint, or the object itself if it is not a checkpoint, and notes."""
     if not isinstance(loaded, dict):
         return loaded, []
     found = [name for name in (*_AVERAGES, *_WRAPPERS) if isinstance(loaded.get(name), dict) and loaded[name]]
@@ -256,6 +251,18 @@ def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return plain
 
 
-def beneath(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names start with `prefix`, under names without it."""
+def misfits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Return in words how the names and shapes of weights differ from the wanted ones, or "" if they do not."""
+    both = weights.keys() & wanted.keys()
+    shapes = {name: (list(weights[name].shape), list(wanted[name].shape)) for name in both}
+    wrong = {
+        "missing": wanted.keys() - both,
+        "unused": weights.keys() - both,
+        "of another shape": [f"{name} {found} instead of {right}" for name, (found, right) in shapes.items() if found != right],
+    }
+    return "; ".join(f"{what}: {listed(names)}" for what, names in wrong.items() if names)
+
+
+def beneath(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Return the entries whose names start with `prefix`, under names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -13,7 +13,7 @@ from flexiclip_eval.suites.task import TaskConfig
 from PIL import Image
 
 from flexiclip.config import load
-from flexiclip.tensor_files import read_json as read_weights_json
+from flexiclip.files import read_json as read_weights_json
 
 
 def marked(path: Path, text: str) -> str:

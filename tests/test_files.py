@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -17,15 +18,16 @@ from flexiclip.errors import UserError
 from flexiclip.files import (
     cannot_write,
     clear_left,
+    found_instead,
     link_folder,
     new_folder,
     replace_folder,
     save_tensors,
-    short_reason,
-    stands_there,
+    sha256_of,
+    size_text,
     sync_folder,
     system_reason,
-    text_there,
+    text_instead,
     write_whole,
     writing,
 )
@@ -123,49 +125,29 @@ def test_reason_is_what_a_person_wants_to_know(error: Exception, said: str) -> N
         (b"\x89HDF\r\n", "it is an HDF5 file"),
     ],
 )
-def test_stands_there_names_it_with_what_to_do(content: bytes, said: str, tmp_path: Path) -> None:
-    found = stands_there(content)
+def test_found_instead_names_it_with_what_to_do(content: bytes, said: str, tmp_path: Path) -> None:
+    found = found_instead(content)
     assert found is not None
     assert found.startswith(said)
     assert "; " in found
     (tmp_path / "x").write_bytes(content)
-    assert stands_there(tmp_path / "x") == text_there(content) == found
+    assert found_instead(tmp_path / "x") == text_instead(content) == found
 
 
 @pytest.mark.parametrize(
     "content", [b'{"a": 1}', b"[PAD]\n[UNK]\n", b"#version: 0.2\n", b"PK\3\4", b"\x80\2}q\0", b"\x93NUMPY\1\0"]
 )
-def test_stands_there_leaves_what_may_be_real_alone(content: bytes) -> None:
-    assert stands_there(content) is None
+def test_found_instead_leaves_what_may_be_real_alone(content: bytes) -> None:
+    assert found_instead(content) is None
 
 
-def test_text_there_quotes_the_beginning_of_a_text_and_no_bytes() -> None:
+def test_text_instead_quotes_the_beginning_of_a_text_and_no_bytes() -> None:
     assert (
-        text_there(b"Not Found\n" + b"x" * 500)
+        text_instead(b"Not Found\n" + b"x" * 500)
         == "it is a text that begins " + repr("Not Found\n" + "x" * 50) + "; download the file again"
     )
     for content in (b"\x80\2}q\0", b"PK\3\4\0\0", bytes(range(256)), b" \n "):
-        assert text_there(content) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("cannot identify image file <_io.BytesIO object at 0x7f3b5e841550>", "cannot identify image file _io.BytesIO"),
-        ("\x1b[1mdo not\x1b[0m trust it", "do not trust it"),
-        ("no such file: no such file", "no such file"),
-        ("bad header; bad header.", "bad header"),
-        ("one\n  two\n", "one two"),
-        ("", "ValueError"),
-        (
-            "Weights only load failed.\nWeightsUnpickler error: Unsupported operand 149 \n\nCheck the documentation of x",
-            "Unsupported operand 149",
-        ),
-        ("banana", "banana"),
-    ],
-)
-def test_reason_is_a_part_of_a_line(text: str, said: str) -> None:
-    assert short_reason(ValueError(text)) == said
+        assert text_instead(content) is None
 
 
 FULL, LIMIT = os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG)
@@ -274,3 +256,27 @@ def test_replace_folder_keeps_the_old_folder_or_has_the_new_one_whenever_it_is_k
     assert contents(folder) == new
     assert not left.exists()
     assert not aside.exists()
+
+
+def test_sha256_of_a_file_that_exceeds_a_block(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096 * 3 + b"end"
+    (tmp_path / "x").write_bytes(content)
+    assert sha256_of(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+    (tmp_path / "x").write_bytes(b"")
+    assert sha256_of(str(tmp_path / "x")) == hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (4_140_000, "4.1 MB"),
+        (1.25e9, "1.2 GB"),
+        (80e9, "80.0 GB"),
+        (3e13, "30.0 TB"),
+    ],
+)
+def test_size_text_has_the_largest_fitting_unit(number: float, said: str) -> None:
+    assert size_text(number) == said

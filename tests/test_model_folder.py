@@ -21,7 +21,7 @@ import flexiclip
 from flexiclip.config import Config, TextTowerConfig, from_dict
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.model_folder import LoadedModel, build_model, fill_from_tokenizer, load_model, model_folder, save_model
+from flexiclip.model_folder import LoadedModel, build_model, fill_from_tokenizer, load_model, save_model
 
 CAPTIONS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("fox", "owl", "apple", "boat", "house")]
 IMAGES = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
@@ -103,7 +103,6 @@ def test_the_folder_alone_is_enough(trained: LoadedModel, vocabulary: Path, tmp_
 def test_a_run_folder_stands_for_its_model(trained: LoadedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "run" / "model", trained)
     (tmp_path / "run" / "config.yaml").write_text("seed: 3\n")
-    assert model_folder(tmp_path / "run") == tmp_path / "run" / "model"
     assert same(load_model(tmp_path / "run"), trained)
 
 
@@ -168,8 +167,9 @@ def test_init_takes_one_tower(trained: LoadedModel, recipe: Callable[..., Config
         build_model(recipe(image={"init": str(tmp_path / "run")}, preprocess={"mean": [0.48, 0.46, 0.41]}))
     with pytest.raises(UserError, match=r"normalised by .*std=\[0\.5, 0\.5, 0\.5\]; set the same in model\.preprocess"):
         build_model(recipe(image={"init": str(tmp_path / "run")}, preprocess={"std": [0.5, 0.4, 0.5]}))
-    with pytest.raises(UserError, match="is no model folder"):
-        build_model(recipe(image={"init": str(tmp_path / "nothing")}))
+    for init in (tmp_path / "nothing", f"{tmp_path / 'run'}+exit1"):
+        with pytest.raises(UserError, match=r"^model\.image\.init=.*; give a model folder or a run folder$"):
+            build_model(recipe(image={"init": str(init)}))
 
 
 def test_a_text_tower_takes_no_other_vocabulary(trained: LoadedModel, recipe: Callable[..., Config], tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no YAML": (lambda m: (m / "config.yaml").write_text("a: [1"), "not YAML"),
     "a list": (lambda m: (m / "config.yaml").write_text("- 1"), "expected the sections of a recipe"),
     "odd provenance": (lambda m: edit_config(m, lambda c: c.update(provenance=3)), "provenance"),
-    "no weights": (lambda m: (m / "model.safetensors").unlink(), "is no model folder"),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "is not a model: it lacks"),
 }
 
 
@@ -250,7 +250,7 @@ def test_damage_is_refused_in_one_line(damage: str, trained: LoadedModel, tmp_pa
 
 def test_what_is_no_model_folder_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", Path(__file__)):
-        with pytest.raises(UserError, match="is no model folder"):
+        with pytest.raises(UserError, match=r"is not a model: .*; give a model folder or a run folder"):
             load_model(path)
 
 
@@ -279,7 +279,7 @@ def test_saving_never_destroys_what_is_no_model(trained: LoadedModel, tmp_path: 
     (precious / "model.safetensors").unlink()
     (precious / "chapter1.txt").write_text("In the beginning")
     for path in (precious, precious / "chapter1.txt"):
-        with pytest.raises(UserError, match="is no model folder: name another"):
+        with pytest.raises(UserError, match="is not a model folder: name another"):
             save_model(path, trained)
     assert (precious / "chapter1.txt").read_text() == "In the beginning"
 

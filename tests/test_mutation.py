@@ -17,7 +17,7 @@ WHOLE = ("flexiclip/losses",)
 """Folders whose every module with a function belongs to the core."""
 
 SINGLE = (
-    *(f"flexiclip/{name}.py" for name in ("schedules", "draws", "distributed", "model_folder", "tensor_files")),
+    *(f"flexiclip/{name}.py" for name in ("schedules", "draws", "distributed", "model_folder", "model_source", "tensor_files")),
     *(f"flexiclip/models/{name}.py" for name in ("pi_resize", "flexivit")),
     *(f"flexiclip/data/{name}.py" for name in ("order", "batch", "dataset", "loader")),
     *(f"flexiclip/formats/{name}_reader.py" for name in ("big_vision", "open_clip", "timm", "transformers")),

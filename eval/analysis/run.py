@@ -21,7 +21,7 @@ from flexiclip_eval.analysis.figures import render_findings
 from flexiclip_eval.analysis.subject import AnalysisOptions, Finding, Subject, draw_sample, subject_lengths
 from flexiclip_eval.embeddings.embed import evaluating
 from flexiclip_eval.models.protocol import EvalModel, geometry, model_names
-from flexiclip_eval.models.sources import open_model
+from flexiclip_eval.models.sources import ANALYZED, open_model
 from flexiclip_eval.report.drawing import drawn
 from flexiclip_eval.report.files import check_folder, require_folder, write_whole
 from flexiclip_eval.suites.layout import printable
@@ -49,7 +49,7 @@ def analyze(
     names = chosen(options)
     check_folder(output, f"--output {output}")  # before the work, which may take hours
     datasets = load_datasets(suites)
-    loaded = open_model(model, options.device)
+    loaded = open_model(model, options.device, ANALYZED)
     lengths = subject_lengths(loaded, model, options.seqhw)
     sample = draw_sample(datasets, loaded.transform, options.images, workers=options.workers)
     subject = Subject(loaded, lengths, tuple(datasets), sample, options)

@@ -2,7 +2,7 @@
 
     flexiclip eval open_clip:ViT-B-16/openai+pi open_clip:ViT-B-16/openai+bilinear --suite openmoji --seqhw 7,14,28
 
-`MODEL+pi` uses PI-resize; the other suffixes are the heuristics with which the paper compares it (FLEXES). The kernel is resized
+`MODEL+pi` uses PI-resize; the other endings are the heuristics with which the paper compares it (FLEXES). The kernel is resized
 from its own size:
 
     pi         PI-resize
@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from flexiclip_eval.models.protocol import ForeignModel, Geometry, Length, geometry_of
@@ -37,18 +36,13 @@ from flexiclip.models.pi_resize import AxisMatrix, AxisResize, interpolation_mat
 SHORTEST, LONGEST = 5, 30  # the range of seqhw in the paper, which limits the lengths that are scored by default
 
 
-def split_suffix(source: str) -> tuple[str, str | None]:
-    """Split the suffix from a source: `A+pi` -> ("A", "pi"), `A` -> ("A", None). A path that exists is not split."""
-    plain, plus, flex = source.rpartition("+")
-    if not plus or flex not in FLEXES or Path(source).exists():
-        return source, None
-    return plain, flex
+def flexed(loaded: LoadedModel, where: str, flex: str) -> ForeignModel:
+    """Change a model so that it runs at every length that divides its images. `flex` is one of FLEXES.
 
-
-def flexed(loaded: LoadedModel, source: str, flex: str) -> ForeignModel:
-    """Change a model so that it runs at every length that divides its images. Raises UserError if its patches overlap."""
+    Raises UserError, which starts with `where`, if its patches overlap.
+    """
     if loaded.config.model.image.flexible == "stride":
-        raise UserError(f"{source}+{flex}: its patches overlap (model.image.flexible=stride), and no kernel of them is resized")
+        raise UserError(f"{where}: its patches overlap (model.image.flexible=stride), and their kernel is never resized")
     trained = loaded.config.trained_seqhw
     if len(trained) == 1:
         fix_patch(loaded.model.image_tower, trained[0])
@@ -89,10 +83,6 @@ def _area_matrix(old: int, new: int) -> Tensor:
     return interpolation_matrix(old, new, "bilinear") * (old / new)
 
 
-def _keep(tower: FlexiViT) -> None:
-    """Leave the tower as it is, because PI-resize is what towers of flexiclip do."""
-
-
 def _resize_by(tower: FlexiViT, matrix: AxisMatrix) -> None:
     """Make the tower resize its kernel with `matrix` along both axes."""
     tower.resize_kernel = _axis_resize(tower, matrix)
@@ -110,10 +100,10 @@ def _axis_resize(tower: FlexiViT, matrix: AxisMatrix) -> AxisResize:
 
 
 FLEXES: dict[str, Callable[[FlexiViT], None]] = {
-    "pi": _keep,
+    "pi": lambda tower: None,  # PI-resize is what towers of flexiclip do
     "bilinear": partial(_resize_by, matrix=interpolation_matrix),
     "bicubic": partial(_resize_by, matrix=partial(interpolation_matrix, mode="bicubic")),
     "area": partial(_resize_by, matrix=_area_matrix),
     "norm": _keep_norm,
 }
-"""{suffix of a source: the function that makes a tower resize its kernel in this way}."""
+"""{ending of a model's name: the function that makes a tower resize its kernel in this way}. model_source.FLEXES has its keys."""

@@ -11,12 +11,10 @@ evaluated takes no memory.
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from flexiclip_eval.models.protocol import ForeignModel, Geometry, Length, side
@@ -28,40 +26,33 @@ from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.export.encoder_facts import KEY, EncoderFacts, ImageFacts, facts_from_json, tokenizer_folder
 from flexiclip.export.onnx import open_session
+from flexiclip.files import sha256_of
+from flexiclip.libraries import library_errors, require
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 Run = Callable[[Tensor], Tensor]
+_AGAIN = "; export it again"
 
 
-def exported_files(source: str) -> list[Path]:
-    """Return the sorted .onnx files of a folder, or else those in the parent folder whose names begin with the last part."""
-    path = Path(source)
-    if path.is_dir():
-        return sorted(file for file in path.glob("*.onnx") if file.is_file())
-    if not path.name or not path.parent.is_dir():
-        return []
-    return sorted(file for file in path.parent.glob("*.onnx") if file.name.startswith(path.name) and file.is_file())
-
-
-def load_onnx(source: str, files: list[Path]) -> ForeignModel:
+def load_onnx(source: str, files: Sequence[Path]) -> ForeignModel:
     """Open exported files as one model: image encoders of different lengths, and at most one text encoder. Raises UserError."""
-    _require(source)
-    encoders = [_Encoder(file, _read_facts(file)) for file in files]
-    images: dict[Length, _Encoder] = {}
-    text: _Encoder | None = None
-    for encoder in encoders:
-        about = encoder.facts.image
-        twin = text if about is None else images.get(about.seqhw)
-        if twin is not None:
+    for package in ("onnx", "onnxruntime"):
+        require(package, "flexiclip[export]", f"{source}: exported encoders")
+    found: dict[tuple[str, Length], _Encoder] = {}
+    for file in files:
+        encoder = _Encoder(file, _read_facts(file))
+        role, about = encoder.facts.role, encoder.facts.image
+        twin = found.setdefault((role, about.seqhw if about is not None else None), encoder)
+        if twin is not encoder:
             what = "a text encoder" if about is None else f"the image encoder at seqhw {about.seqhw}"
-            raise UserError(f"{twin.path} and {encoder.path.name} are both {what}: move one away, or give a prefix of the others")
-        if about is None:
-            text = encoder
-        else:
-            images[about.seqhw] = encoder
+            raise UserError(f"{twin.path} and {file.name} are both {what}: move one away, or give a prefix of the others")
+    images = {length: encoder for (role, length), encoder in found.items() if role == "image"}
     if not images:
-        raise UserError(f"{source}: no image encoder among {', '.join(file.name for file in files)}; export one beside")
-    _check_kinship(encoders)
-    return _joined(dict(sorted(images.items(), key=lambda item: item[0] or 0)), text)
+        raise UserError(f"{source}: no image encoder among {', '.join(file.name for file in files)}; export one next to them")
+    _check_kinship(list(found.values()), list(images.values()))
+    return _joined(dict(sorted(images.items(), key=lambda item: item[0] or 0)), found.get(("text", None)))
 
 
 def _joined(images: dict[Length, _Encoder], text: _Encoder | None) -> ForeignModel:
@@ -92,20 +83,16 @@ def _tokenizer(text: _Encoder) -> Tokenizer:
         raise UserError(f"{text.path}: its tokenizer: {error}") from None
 
 
-def _check_kinship(encoders: list[_Encoder]) -> None:
+def _check_kinship(encoders: list[_Encoder], images: list[_Encoder]) -> None:
     """Raise UserError unless all files come from one model and take equally prepared images, which are decoded only once."""
-    first = encoders[0]
-    for other in encoders[1:]:
+    first, about = encoders[0], images[0].facts.images()
+    alike = (about.image_size, about.preprocess, about.normalize_inside)
+    for other in encoders:
         if (other.facts.weights_sha256, other.facts.embed_dim) != (first.facts.weights_sha256, first.facts.embed_dim):
             raise UserError(f"{first.path} and {other.path.name} come from different models: give a folder or a prefix for each")
-    images = [encoder for encoder in encoders if encoder.facts.image is not None]
-    for other in images[1:]:
-        mine, theirs = images[0].facts.images(), other.facts.images()
-        if (mine.image_size, mine.preprocess, mine.normalize_inside) != (
-            theirs.image_size,
-            theirs.preprocess,
-            theirs.normalize_inside,
-        ):
+    for other in images:
+        about = other.facts.images()
+        if (about.image_size, about.preprocess, about.normalize_inside) != alike:
             raise UserError(f"{images[0].path} and {other.path.name} take differently prepared images: export them alike")
 
 
@@ -153,27 +140,15 @@ class _Encoders(nn.Module):
     def extra_repr(self) -> str:
         """Return the sha256 of every file, one per line."""
         files = [*self._images.values(), *([] if self._text is None else [self._text])]
-        return "\n".join(sorted(hashlib.sha256(encoder.path.read_bytes()).hexdigest() for encoder in files))
-
-
-def _require(source: str) -> None:
-    for package in ("onnx", "onnxruntime"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise UserError(
-                f"{source}: exported encoders need the package {package}: run `pip install 'flexiclip[export]'`"
-            ) from None
+        return "\n".join(sorted(sha256_of(encoder.path) for encoder in files))
 
 
 def _read_facts(path: Path) -> EncoderFacts:
     """Read the facts from the metadata of a file, without loading it into onnxruntime. Raises UserError."""
     import onnx
 
-    try:
+    with library_errors(f"{path}: cannot be read as ONNX", _AGAIN):
         properties = onnx.load_model(str(path), load_external_data=False).metadata_props
-    except Exception as error:  # errors of protobuf and of the disk
-        raise UserError(f"{path}: cannot be read as ONNX ({_line(error)}); export it again") from None
     found = [entry.value for entry in properties if entry.key == KEY]
     if not found:
         raise UserError(f"{path}: it does not say what it is: only what this version's `flexiclip export` writes can be scored")
@@ -183,12 +158,10 @@ def _read_facts(path: Path) -> EncoderFacts:
         raise UserError(f"{path}: its metadata {KEY!r}: {error}") from None
 
 
-def _open(encoder: _Encoder) -> Any:
+def _open(encoder: _Encoder) -> InferenceSession:
     """Open an onnxruntime session. Raises UserError if the input or output of the graph differs from the facts."""
-    try:
+    with library_errors(f"{encoder.path}: onnxruntime cannot load it", _AGAIN):
         session = open_session(encoder.path)
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UserError(f"{encoder.path}: onnxruntime cannot load it ({_line(error)}); export it again") from None
     facts, given, found = encoder.facts, session.get_inputs(), session.get_outputs()
     wanted: tuple[object, ...] = ("tensor(int64)", 2, facts.embed_dim)
     seen: tuple[object, ...] = (given[0].type, len(given[0].shape), found[0].shape[-1])
@@ -200,17 +173,11 @@ def _open(encoder: _Encoder) -> Any:
     return session
 
 
-def _call(session: Any, path: Path, batch: Tensor, rows: int) -> Tensor:
+def _call(session: InferenceSession, path: Path, batch: Tensor, rows: int) -> Tensor:
     """Return the embeddings [B, D] of a batch [B, ...], padded to `rows` for the run, as a file of a fixed batch size needs."""
     given = batch.detach().cpu()
     if len(given) < rows:
         given = torch.cat([given, given[:1].expand(rows - len(given), *given.shape[1:])])
-    try:
+    with library_errors(f"{path}: onnxruntime cannot run it", _AGAIN):
         (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UserError(f"{path}: onnxruntime cannot run it ({_line(error)}); export it again") from None
     return torch.from_numpy(found)[: len(batch)]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -6,27 +6,30 @@ open_clip. The patch size and the grid of a ViT are read from its modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from flexiclip_eval.models.protocol import OPEN_CLIP, ForeignModel, Geometry, Length, side
+from flexiclip_eval.models.protocol import ForeignModel, Geometry, Length, side
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from flexiclip.config.schema import pair
-from flexiclip.errors import UserError
-from flexiclip.models.text.open_clip import refuse_foreign_code
-from flexiclip.models.text.open_clip_load import check_folder
+from flexiclip.libraries import library_errors
+from flexiclip.model_source import ModelSource
+from flexiclip.models.flops import measured_gflops
+from flexiclip.models.text.open_clip_load import check_folder, model_config
 from flexiclip.tensor_files import read_state
+
+if TYPE_CHECKING:
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
 
 
 class _Encoders(nn.Module):
     """open_clip's two encoders with the arguments that the harness uses."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CLIP | CustomTextCLIP) -> None:
         super().__init__()
         self.inner = model
 
@@ -39,56 +42,24 @@ class _Encoders(nn.Module):
         return self.inner.encode_text(tokens, normalize=normalize)
 
 
-def load_open_clip(source: str, device: str | torch.device) -> ForeignModel:
-    """Open `open_clip:NAME[/PRETRAINED]` or a folder of open_clip, in evaluation mode on `device`. Raises UserError.
-
-    PRETRAINED is a tag of open_clip or a file; without it the weights are random.
-    """
+def load_open_clip(source: ModelSource, device: str | torch.device) -> ForeignModel:
+    """Open a model of open_clip, in evaluation mode on `device`. Without PRETRAINED its weights are random. Raises UserError."""
     import open_clip
 
-    refuse_foreign_code()
-    name, pretrained = _named(source)
-    try:
-        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained or None, device=device)
-        tokenizer = open_clip.get_tokenizer(name)
-    except UserError:
-        raise
-    except Exception as error:  # open_clip checks little of what it reads, so bad input raises errors of any kind
-        raise UserError(f"{source}: open_clip cannot load it: {str(error)[:400]}") from None
+    described = model_config(source.name, source.text)
+    if source.name.startswith("local-dir:"):
+        check_folder(source.path, described, source.text)
+    elif source.pretrained is not None and Path(source.pretrained).is_file() and not source.pretrained.endswith(".npz"):
+        read_state(Path(source.pretrained))  # checks the file without unpickling anything, and within limits of size
+    with library_errors(f"{source.text}: open_clip cannot load it"):
+        model, _, transform = open_clip.create_model_and_transforms(source.name, pretrained=source.pretrained, device=device)
+        tokenizer = open_clip.get_tokenizer(source.name)
     model.eval()
     length, geometry = _describe(model)
     return ForeignModel(_Encoders(model).eval(), transform, tokenizer, {length: geometry}, (length,))
 
 
-def _named(source: str) -> tuple[str, str]:
-    """Return (open_clip's name of the model, tag or file), after the checks that open_clip does not make itself."""
-    import open_clip
-
-    if not source.startswith(OPEN_CLIP):
-        name = f"local-dir:{source}"
-        check_folder(Path(source), _described(name, source), source)
-        return name, ""
-    name, _, pretrained = source.removeprefix(OPEN_CLIP).partition("/")
-    if name not in open_clip.list_models():
-        raise UserError(f"{source}: open_clip knows no model {name!r}; see open_clip.list_models()")
-    if Path(pretrained).is_file() and not pretrained.endswith(".npz"):
-        read_state(Path(pretrained))  # checks the file without unpickling anything, and within limits of size
-    return name, pretrained
-
-
-def _described(name: str, source: str) -> dict[str, Any]:
-    import open_clip
-
-    try:
-        described = open_clip.get_model_config(name)
-    except Exception as error:  # errors of the JSON in its configuration
-        raise UserError(f"{source}: open_clip cannot read its configuration: {error!r}") from None
-    if not isinstance(described, dict):
-        raise UserError(f"{source}: open_clip finds no configuration there")
-    return described
-
-
-def _describe(model: Any) -> tuple[Length, Geometry]:
+def _describe(model: CLIP | CustomTextCLIP) -> tuple[Length, Geometry]:
     """Return the one length of a model and its geometry there. The length is None unless it is a ViT with a square grid."""
     visual = model.visual
     height, width = pair(visual.image_size if isinstance(visual.image_size, int) else tuple(visual.image_size))
@@ -101,25 +72,7 @@ def _describe(model: Any) -> tuple[Length, Geometry]:
     return grid[0] if grid[0] == grid[1] else None, Geometry(side(height, width), side(*patch), gflops)
 
 
-def measured_gflops(encode: Callable[[Tensor], Tensor], image: Tensor) -> float | None:
-    """Return the GFLOPs of `encode` on one image [1, 3, H, W], where a multiply-add counts 2; None if no product can be seen.
-
-    The counted products are those that flexiclip/models/flops.py counts for models of flexiclip.
-
-    torch counts what its dispatcher sees, and on a CPU it does not see inside a fused attention kernel. Attention is therefore
-    computed with plain products meanwhile, and the fused inference path of nn.MultiheadAttention is switched off.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            encode(image)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() / 1e9 or None
-
-
-def _patch_size(visual: Any) -> tuple[int, int] | None:
+def _patch_size(visual: TimmModel | VisionTransformer) -> tuple[int, int] | None:
     """Return (height, width) of the patches in pixels for a ViT of open_clip or timm; None for other towers."""
     from open_clip.transformer import VisionTransformer
 

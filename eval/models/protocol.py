@@ -19,10 +19,9 @@ from flexiclip.config.schema import pair
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.tokenizers import AbsentTokenizer
 from flexiclip.errors import UserError
+from flexiclip.model_source import OPEN_CLIP, split_open_clip
+from flexiclip.models.flops import image_gflops
 from flexiclip.models.variants import tower_name
-
-OPEN_CLIP = "open_clip:"
-"""The prefix of a source that names a model of open_clip."""
 
 Length = int | None
 """A seqhw; None for a model that has only one length and does not state it."""
@@ -150,8 +149,8 @@ def model_names(loaded: EvalModel, source: str) -> tuple[str, str]:
     These are NAME and PRETRAINED of open_clip:NAME/PRETRAINED, else the name of the architecture and the source.
     """
     if source.startswith(OPEN_CLIP):
-        name, _, pretrained = source.removeprefix(OPEN_CLIP).partition("/")
-        return name, pretrained
+        name, pretrained = split_open_clip(source.removeprefix(OPEN_CLIP))
+        return name, pretrained or ""
     if loaded.config is not None:
         return tower_name(loaded.config.model.image), source
     own = loaded.name if isinstance(loaded, ForeignModel) else None
@@ -169,11 +168,8 @@ def geometry(loaded: EvalModel, length: Length) -> Geometry:
 
 def geometry_of(config: Config, length: int) -> Geometry:
     """Return the sizes and the cost of a flexiclip image tower at one length."""
-    from flexiclip.models.flops import image_model_flops
-
     height, width = pair(config.model.image.image_size)
-    flops = image_model_flops(config.model, length)
-    return Geometry(side(height, width), side(height // length, width // length), flops / 1e9)
+    return Geometry(side(height, width), side(height // length, width // length), image_gflops(config.model, length))
 
 
 def side(height: int, width: int) -> Side:

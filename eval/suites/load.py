@@ -41,6 +41,7 @@ from flexiclip.config import from_dict
 from flexiclip.config.load import parse_yaml
 from flexiclip.data.remote import is_remote
 from flexiclip.errors import UserError
+from flexiclip.libraries import not_installed
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -148,7 +149,7 @@ def _require_training(config: DatasetConfig) -> None:
     if split.root is not None:
         shard_places(split.root, split.split)
     if importlib.util.find_spec("sklearn") is None:
-        raise UserError(f"data set {config.name}: kind: linear_probe needs scikit-learn: run `pip install 'flexiclip[probe]'`")
+        raise not_installed("scikit-learn", "flexiclip[probe]", f"data set {config.name}: kind: linear_probe")
 
 
 def read_files(task: TaskConfig, dataset: str) -> TaskConfig:

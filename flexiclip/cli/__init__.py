@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from flexiclip.cli.data import add_data
 from flexiclip.cli.export import add_export
-from flexiclip.cli.parser import Parser, each_once, lengths, positive, widths
+from flexiclip.cli.parser import Command, Parser, add_command, each_once, lengths, positive, widths
 from flexiclip.errors import UserError
 from flexiclip.files import write_whole, writing
 
@@ -17,7 +18,7 @@ from flexiclip.files import write_whole, writing
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int | None] = arguments.command
+    command: Command = arguments.command
     return command(arguments) or 0
 
 
@@ -32,16 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; ranks.py reads the environment
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
-    def add(name: str, command: Callable[[argparse.Namespace], int | None], text: str) -> Parser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
-        return sub
-
-    for name, command, text in (
-        ("train", _train, "train a model from a recipe"),
-        ("show-config", _show_config, "print a recipe with the value of every key"),
-    ):
-        _add_recipe(add(name, command, text), "train.steps=20")
+    add = partial(add_command, commands)
+    _add_recipe(add("train", _train, "train a model from a recipe"), "train.steps=20")
+    _add_recipe(add("show-config", _show_config, "print a recipe with the value of every key"), "train.steps=20")
     sub = add("explain", _explain, "explain the keys of a recipe")
     sub.add_argument(
         "key", nargs="?", default="", help="a key such as train.steps, or a section such as patch; none: an overview"
@@ -62,7 +56,7 @@ def _add_recipe(sub: Parser, example: str) -> None:
 
 
 def _add_suites(sub: Parser) -> None:
-    """What `eval` and `analyze` have in common."""
+    """Add the options that `eval` and `analyze` have in common."""
     sub.add_argument(
         "--suite", action="append", required=True, help="the name of an installed suite, or a file; may be given several times"
     )
@@ -189,7 +183,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _samples(text: str | None) -> int | None:
-    """A number of pairs, written as in a duration: 400M, or 400M samples."""
+    """Parse a number of pairs, written as in a duration: 400M, or 400M samples."""
     from flexiclip.config import parse_duration
 
     if text is None:
@@ -259,7 +253,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _device(name: str | None) -> str:
-    """The device of that name, by default a GPU if there is one. Raises UserError if torch cannot use it."""
+    """Return the device of that name, by default a GPU if there is one. Raises UserError if torch cannot use it."""
     import torch
 
     if name is None:

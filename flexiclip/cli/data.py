@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from flexiclip.cli.parser import Parser, positive
+from flexiclip.cli.parser import Parser, add_command, add_group, positive
 from flexiclip.files import writing
-
-if TYPE_CHECKING:
-    from flexiclip.datasets.emoji_set import EmojiBuild
 
 
 def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command `data` and its subcommands."""
-    about = "build, index and check shards"
-    data = commands.add_parser("data", help=about, description=about).add_subparsers(
-        required=True, metavar="COMMAND", parser_class=Parser
-    )
+    data = add_group(commands, "data", "build, index and check shards", "COMMAND")
     for name, text in (("openmoji", "OpenMoji's"), ("noto", "Noto's"), ("fluent", "Fluent's")):
-        about = f"build training shards and held-out shards from {text} emoji"
-        sub = data.add_parser(name, help=about, description=about)
+        sub = add_command(data, name, _emoji, f"build training shards and held-out shards from {text} emoji")
         sub.add_argument("--output", type=Path, required=True, help="folder in which the shards are written")
         sub.add_argument("--pixels", type=positive, default=96, help="side of the images in pixels; default: 96")
-        sub.set_defaults(command=_openmoji if name == "openmoji" else _vendor, vendor=name)
+        sub.set_defaults(vendor=name)
         if name != "openmoji":
             sub.add_argument("--package", type=Path, help="folder of the unpacked npm package; default: npm fetches it")
         if name == "fluent":
             sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="style of the drawings; default: 3d")
     about = "draw silhouettes of things that are filled with the textures of other things"
-    cues = data.add_parser("cue-conflict", help=about, description=about)
+    cues = add_command(data, "cue-conflict", _cue_conflict, about)
     cues.add_argument(
         "--output", type=Path, required=True, help="folder in which the SHAPE/SHAPE1-TEXTURE2.png images are written"
     )
     cues.add_argument("--pixels", type=positive, default=224, help="side of the images in pixels; default: 224")
-    cues.set_defaults(command=_cue_conflict)
     for name, command, text in (
         ("index", _index, "count the samples of shards, and write the indices of their offsets"),
         ("check", _check, "decode every sample as training does and name the bad ones; the exit code is 1 if there are any"),
         ("tokenizer", _tokenizer, "train a sentencepiece tokenizer on the captions of shards"),
     ):
-        sub = data.add_parser(name, help=text, description=text)
+        sub = add_command(data, name, command, text)
         sub.add_argument("shards", nargs="+", help="files, globs, or brace ranges in quotes: 'train-{0000..0015}.tar'")
-        sub.set_defaults(command=command)
         if name != "index":
             sub.add_argument(
                 "--captions", default="txt", help="members or json:KEY that hold captions, separated by commas; default: txt"
@@ -62,17 +52,19 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
             )
 
 
-def _openmoji(arguments: argparse.Namespace) -> None:
-    from flexiclip.datasets.vendors import build_openmoji
+def _emoji(arguments: argparse.Namespace) -> None:
+    from flexiclip.datasets.vendors import FLUENT, NOTO, build_openmoji, build_vendor
 
-    _say_built(arguments.output, *build_openmoji(arguments.output, pixels=arguments.pixels))
-
-
-def _vendor(arguments: argparse.Namespace) -> None:
-    from flexiclip.datasets.vendors import FLUENT, NOTO, build_vendor
-
-    vendor = NOTO if arguments.vendor == "noto" else FLUENT[arguments.style]
-    _say_built(arguments.output, *build_vendor(arguments.output, vendor, arguments.package, pixels=arguments.pixels))
+    output, pixels = arguments.output, arguments.pixels
+    if arguments.vendor == "openmoji":
+        build, fresh = build_openmoji(output, pixels=pixels)
+    else:
+        vendor = NOTO if arguments.vendor == "noto" else FLUENT[arguments.style]
+        build, fresh = build_vendor(output, vendor, arguments.package, pixels=pixels)
+    print(
+        f"{output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} "
+        f"concepts in {build.train_shards} shards, and {build.heldout} held-out concepts; licence {build.license}"
+    )
 
 
 def _cue_conflict(arguments: argparse.Namespace) -> None:
@@ -80,13 +72,6 @@ def _cue_conflict(arguments: argparse.Namespace) -> None:
 
     count = build_cue_conflict(arguments.output, arguments.pixels)
     print(f"{arguments.output} holds {count} images of {len(SHAPES)} shapes in {len(TEXTURES)} textures")
-
-
-def _say_built(output: Path, build: EmojiBuild, fresh: bool) -> None:
-    print(
-        f"{output} {'holds' if fresh else 'already held'} {build.train} training images of {build.train_concepts} "
-        f"concepts in {build.train_shards} shards, and {build.heldout} held-out concepts; licence {build.license}"
-    )
 
 
 def _index(arguments: argparse.Namespace) -> None:

@@ -8,25 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flexiclip.cli.parser import Parser, lengths
+from flexiclip.cli.parser import Command, Parser, add_command, add_group, lengths
 from flexiclip.errors import UserError
+from flexiclip.model_source import OPEN_CLIP, Accepted, Kind, parse_model
 
-OPEN_CLIP = "open_clip:"
+_EXPORTED = Accepted((Kind.MODEL, Kind.OPEN_CLIP), exits=True)
 
 
 def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command `export` and its subcommands."""
-    about = "write encoders and models that other software runs"
-    export = commands.add_parser("export", help=about, description=about).add_subparsers(
-        required=True, metavar="WHAT", parser_class=Parser
-    )
+    export = add_group(commands, "export", "write encoders and models that other software runs", "WHAT")
     for name, command, text in (
         ("image", _image, "write the image encoder, one file per length"),
         ("text", _text, "write the text encoder"),
         ("model", _model, "write the whole model in another library's format"),
     ):
-        sub = export.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=_command(command))
+        sub = add_command(export, name, _command(command), text)
         sub.add_argument("model", help="a model folder, a run folder, or open_clip:NAME/PRETRAINED")
         sub.add_argument("--output", type=Path, required=True, help="the file to write, or for most model formats a new folder")
         if name == "model":
@@ -48,8 +45,8 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
             )
 
 
-def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Callable[[argparse.Namespace], int]:
-    """A command that exports and prints what was done. Its exit code is 1 if the export and the model disagree."""
+def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Command:
+    """Return a command that exports and prints what was done. Its exit code is 1 if the export and the model disagree."""
 
     def run(arguments: argparse.Namespace) -> int:
         from flexiclip.export.agreement import Disagreement
@@ -67,17 +64,17 @@ def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Callable
 
 @contextmanager
 def _model_folder(model: str) -> Iterator[str]:
-    """The folder to export from: `model`, or for a model of open_clip a folder that exists as long as the context."""
-    if not model.startswith(OPEN_CLIP):
+    """Yield the folder to export from: `model`, or for open_clip a folder that exists as long as the context."""
+    source = parse_model(model, _EXPORTED)
+    if source.kind is Kind.MODEL:
         yield model
         return
     from flexiclip.formats.run import import_weights
 
-    source = model.removeprefix(OPEN_CLIP)
-    name, _, pretrained = source.partition("/")
     with TemporaryDirectory() as folder:
-        imported = Path(folder) / f"{name}-{Path(pretrained).stem}"
-        import_weights(source, "open_clip", imported)
+        name = Path(source.name).name
+        imported = Path(folder) / (f"{name}-{Path(source.pretrained).stem}" if source.pretrained else name)
+        import_weights(model.removeprefix(OPEN_CLIP), "open_clip", imported)
         yield str(imported)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 from flexiclip.errors import UserError
 
@@ -13,7 +16,7 @@ class Once(argparse.Action):
     """Store a value. An option that is given twice is an error, because the first value would be lost."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
         """Called by argparse for every value."""
         given = vars(namespace).setdefault("given", set())
@@ -30,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings)
         self.register("action", None, Once)
 
-    def _print_message(self, message: str, file: Any = None) -> None:
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         """Write a message. argparse's own method hides errors of standard output."""
         if message and file is not None:
             file.write(message)
@@ -39,14 +42,33 @@ class Parser(argparse.ArgumentParser):
         """Called by argparse for a wrong command line."""
         if message.startswith("unrecognized arguments: "):
             if "=" in message:
-                message += " (key=value stands before the options)"
+                message += " (write key=value before the options)"
             elif not message.startswith("unrecognized arguments: -"):
                 message += " (the shell makes several words of a range without quotes)"
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+Command = Callable[[argparse.Namespace], int | None]
+"""Runs a command with its arguments; returns its exit code, where None means 0."""
+
+
+def add_command(commands: argparse._SubParsersAction[Parser], name: str, command: Command, text: str) -> Parser:
+    """Add a command and return its parser. `text` says what the command does."""
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=command)
+    return sub
+
+
+def add_group(
+    commands: argparse._SubParsersAction[Parser], name: str, text: str, metavar: str
+) -> argparse._SubParsersAction[Parser]:
+    """Add a command that only has commands of its own, and return these."""
+    group = commands.add_parser(name, help=text, description=text)
+    return group.add_subparsers(required=True, metavar=metavar, parser_class=Parser)
+
+
 def each_once(option: str, values: Sequence[str]) -> list[str]:
-    """The values of an option that may be repeated. Raises UserError if a value is given twice."""
+    """Return the values of an option that may be repeated. Raises UserError if a value is given twice."""
     for number, value in enumerate(values):
         if value in values[:number]:
             raise UserError(f"{option} {value} is given twice; give it once")
@@ -54,9 +76,9 @@ def each_once(option: str, values: Sequence[str]) -> list[str]:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a whole number above 0."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -74,4 +96,4 @@ def _numbers(text: str, expected: str) -> list[int]:
     try:
         return [positive(part.strip()) for part in text.split(",")]
     except (argparse.ArgumentTypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text[:200]!r} is no list of {expected}") from None
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is not a list of {expected}") from None

@@ -84,6 +84,12 @@ def seconds(section: str, obj: object, *names: str) -> None:
         require(getattr(obj, name) <= LONGEST_S, f"{section}.{name}={getattr(obj, name)} must be at most {LONGEST_S:.0e} seconds")
 
 
+def sides(size: Size) -> str:
+    """Return a size as a text: 224x224, the height first."""
+    height, width = pair(size)
+    return f"{height}x{width}"
+
+
 def pair(size: Size) -> tuple[int, int]:
     """Return (height, width) of a size that is given as one side or as both."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -31,6 +31,7 @@ from flexiclip.config.schema import Config
 from flexiclip.config.validate import validate
 from flexiclip.config.yaml_text import DEEPEST, Dumper, YamlValue, read_value, read_yaml
 from flexiclip.errors import UserError
+from flexiclip.libraries import not_installed
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -319,7 +320,7 @@ def resolve_folder(name: str) -> str:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         install = _PIP_ARGUMENTS.get(module, module.replace("_", "-"))
-        raise UserError(f"{name}: the Python package {module} is not installed; run `pip install {install}`")
+        raise not_installed(module, install, name)
     root = Path(spec.submodule_search_locations[0])
     folder = root / inside
     if not folder.is_dir() or not folder.resolve().is_relative_to(root.resolve()):

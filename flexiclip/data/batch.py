@@ -20,6 +20,7 @@ from torch.utils.data import get_worker_info
 from flexiclip.data.samples import BadSample, Labels
 from flexiclip.draws import Draw, stream
 from flexiclip.errors import RunError, UserError
+from flexiclip.files import size_text
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,7 @@ def _labels(samples: Sequence[TrainSample]) -> tuple[torch.Tensor, torch.Tensor]
 
 
 _FOLDER = "/dev/shm"  # noqa: S108 (only its free space is asked for)
-_MB = 2**20
-_LEAST = _MB  # bytes; the workers' queues need some, and a batch of images rarely needs less
+_LEAST = 2**20  # bytes; the workers' queues need some, and a batch of images rarely needs less
 
 
 def require_room() -> None:
@@ -233,7 +233,7 @@ def shared(batch: Batch) -> Batch | RunError:
             getattr(batch, name).share_memory_()
     except (RuntimeError, OSError) as error:
         size = sum(getattr(batch, name).nbytes for name in TENSORS)
-        return _too_little(f"a batch of {size / _MB:.1f} MB does not fit: {error}")
+        return _too_little(f"a batch of {size_text(size)} does not fit: {error}")
     return batch
 
 
@@ -241,7 +241,7 @@ def _too_little(what: str) -> RunError:
     """Return an error that names shared memory and the ways to get more of it."""
     free, total = _room()
     return RunError(
-        f"too little shared memory ({_FOLDER}: {free / _MB:.1f} of {total / _MB:.1f} MB are free), where data workers hand over "
+        f"too little shared memory ({_FOLDER}: {size_text(free)} of {size_text(total)} are free), where data workers hand over "
         "their batches: give it more (docker run --shm-size=8g, or --ipc=host), lower data.workers or data.prefetch, or set "
         f"data.workers=0; {what}"
     )

@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from flexiclip.files import short_reason, text_there
+from flexiclip.files import text_instead
+from flexiclip.libraries import short_reason
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +185,7 @@ def _why_not(data: bytes, error: Exception) -> str:
     """
     if not isinstance(error, UnidentifiedImageError):
         return f"{type(error).__name__}: {short_reason(error)}"
-    found = text_there(data)
+    found = text_instead(data)
     what = "" if found is None else f", {found.partition(';')[0]}"
     return f"{type(error).__name__}: cannot identify image file{what}"
 

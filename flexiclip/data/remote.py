@@ -28,6 +28,7 @@ from fsspec.implementations.cached import CachingFileSystem, WholeFileCacheFileS
 
 from flexiclip.errors import UserError
 from flexiclip.files import too_late, within
+from flexiclip.libraries import not_installed
 
 if TYPE_CHECKING:
     import aiohttp
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PACKAGES = {
-    "http": "'flexiclip[http]'",
-    "https": "'flexiclip[http]'",
-    "s3": "'flexiclip[s3]'",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "abfs": "adlfs",
-    "az": "adlfs",
+    "http": ("aiohttp", "flexiclip[http]"),
+    "https": ("aiohttp", "flexiclip[http]"),
+    "s3": ("s3fs", "flexiclip[s3]"),
+    "gs": ("gcsfs", "gcsfs"),
+    "gcs": ("gcsfs", "gcsfs"),
+    "abfs": ("adlfs", "adlfs"),
+    "az": ("adlfs", "adlfs"),
 }
-"""Maps a protocol to what pip installs for it."""
+"""Maps a protocol to the package that reads it, and to what pip installs for it."""
 
 
 class _FileSystem(Protocol):
@@ -75,8 +76,9 @@ def filesystem(url: str) -> tuple[_FileSystem, str]:
         fs, path = url_to_fs(url)
     except ImportError as error:
         protocol = url.rpartition("::")[2].partition("://")[0]
-        fix = f": run `pip install {_PACKAGES[protocol]}`" if protocol in _PACKAGES else ""
-        raise UserError(f"shard {url}: {error}{fix}") from None
+        if protocol in _PACKAGES:
+            raise not_installed(*_PACKAGES[protocol], f"shard {url}") from None
+        raise UserError(f"shard {url}: {error}") from None
     except Exception as error:  # an unknown protocol, a missing package, or missing options
         raise UserError(f"shard {url}: {error}") from None
     return fs, path

@@ -27,6 +27,7 @@ from flexiclip.datasets.emoji_names import require
 from flexiclip.datasets.emoji_set import installed, render
 from flexiclip.errors import UserError
 from flexiclip.files import new_folder
+from flexiclip.libraries import not_installed
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _squares(texture: Texture, pixels: int) -> Sequence[Image.Image]:
     """Return the squares of a texture, each resized to `pixels` per side."""
     package = find_spec("skimage")  # found but not imported, because only its files are needed
     if package is None or not package.submodule_search_locations:
-        raise UserError('the package scikit-image, which holds the textures, is not installed: pip install "flexiclip[analysis]"')
+        raise not_installed("scikit-image", "flexiclip[analysis]", "the textures")
     with Image.open(Path(package.submodule_search_locations[0], "data", texture.file)) as image:
         whole = image.convert("RGB")
     boxes = [(left, top, left + side, top + side) for left, top, side in texture.squares]

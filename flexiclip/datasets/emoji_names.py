@@ -13,10 +13,10 @@ import json
 import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
-from importlib import import_module, resources
+from importlib import resources
 from types import ModuleType
 
-from flexiclip.errors import UserError
+from flexiclip import libraries
 
 _TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 _SIGNS = {"2640", "2642", "27A1"}  # after a joiner: female, male, facing right
@@ -161,7 +161,4 @@ def _categories() -> dict[str, Category]:
 
 def require(module: str) -> ModuleType:
     """Import a package of the quickstart extra. Raises UserError with the command that installs it."""
-    try:
-        return import_module(module)
-    except ImportError:
-        raise UserError(f'the package {module} is not installed: pip install "flexiclip[quickstart]"') from None
+    return libraries.require(module, "flexiclip[quickstart]", "this data set")

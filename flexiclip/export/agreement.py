@@ -66,7 +66,7 @@ class Agreement:
     cosine: float
 
     def within(self, tolerance: Tolerance) -> bool:
-        """Whether the agreement is within the tolerance. A NaN is not."""
+        """Return whether the agreement is within the tolerance. A NaN is not."""
         return self.difference <= tolerance.difference and self.cosine >= tolerance.cosine
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ def check(what: str, encode: Encode, cases: list[Case], tolerance: Tolerance) ->
 
 
 def agreed(found: list[Agreement], tolerance: Tolerance) -> bool:
-    """Whether all measurements are within the tolerance."""
+    """Return whether all measurements are within the tolerance."""
     return all(one.within(tolerance) for one in found)
 
 
@@ -119,7 +119,7 @@ def agreement(inputs: str, expected: Tensor, found: Tensor) -> Agreement:
 
 
 def image_inputs(loaded: LoadedModel, source: str | None = None) -> dict[str, Tensor]:
-    """Images to compare on, as a dict from their kind to uint8 pixels [N, 3, H, W].
+    """Return images to compare on, as a dict from their kind to uint8 pixels [N, 3, H, W].
 
     The kinds are noise, and pictures from `source` (a folder or shards) or, without a source, pictures that are drawn
     here.
@@ -136,7 +136,7 @@ def normalized(loaded: LoadedModel, pixels: Tensor) -> Tensor:
 
 
 def text_inputs(loaded: LoadedModel) -> dict[str, Tensor]:
-    """Texts to compare on, as a dict from their kind to tokens [N, L].
+    """Return texts to compare on, as a dict from their kind to tokens [N, L].
 
     The kinds are random ids, which end and are padded as captions are, and sentences.
     """
@@ -164,7 +164,7 @@ def text_cases(loaded: LoadedModel) -> list[Case]:
 
 
 def _read(source: str) -> list[Image.Image]:
-    """The first images of a folder or of shards. Raises UserError if there are none or if one cannot be decoded."""
+    """Return the first images of a folder or of shards. Raises UserError if there are none or if one cannot be decoded."""
     try:
         found = _first(source)
     except (ImageError, BadSample) as error:
@@ -175,7 +175,7 @@ def _read(source: str) -> list[Image.Image]:
 
 
 def _first(source: str) -> list[Image.Image]:
-    """The first images of a folder or of shards, decoded."""
+    """Return the first images of a folder or of shards, decoded."""
     if Path(source).is_dir():
         files = [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower().lstrip(".") in DataConfig().image_keys]
         return [decode_image(path.read_bytes()) for path in files[:COUNT]]
@@ -183,13 +183,11 @@ def _first(source: str) -> list[Image.Image]:
     return [store[number].image for number in range(min(COUNT, len(store)))]
 
 
-def _drawn() -> list[Image.Image]:
-    """Pictures that have what noise lacks and photographs have: smooth areas, edges, fine structure, and matching colours."""
-    return list(_draw())
+def _drawn() -> Iterator[Image.Image]:
+    """Draw the same pictures at every call.
 
-
-def _draw() -> Iterator[Image.Image]:
-    """Draw the pictures one by one, the same ones at every call."""
+    They have what noise lacks and photographs have: smooth areas, edges, fine structure, and matching colours.
+    """
     bases = [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.effect_mandelbrot((256, 256), (-2, -1.2, 1, 1.2), 60)]
     rng = np.random.default_rng(0)
     for number in range(COUNT):

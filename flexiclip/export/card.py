@@ -7,12 +7,13 @@ facts come from the model folder and the files next to it. If they do not state 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from flexiclip.config.schema import Config, SourceConfig, pair
+from flexiclip.config.schema import Config, SourceConfig, sides
+from flexiclip.errors import UserError
 from flexiclip.export.encoder_facts import Origin
+from flexiclip.files import read_json
 from flexiclip.model_folder import LoadedModel
 
 
@@ -36,11 +37,11 @@ def model_card(origin: Origin, title: str, usage: str, account: Sequence[str]) -
 
 
 def _bullets(facts: dict[str, object]) -> str:
-    """A list of the facts as Markdown, without those that are None or empty."""
+    """Return a list of the facts as Markdown, without those that are None or empty."""
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value not in (None, ""))
 
 
-def _source(config: Config, provenance: dict[str, Any], origin: Origin) -> dict[str, object]:
+def _source(config: Config, provenance: Mapping[str, object], origin: Origin) -> dict[str, object]:
     shown = {name: value for name, value in provenance.items() if name not in ("format", "tokenizer_sha256", "license")}
     place = {"model folder": origin.folder.resolve(), "left after block": origin.exit}
     return place | {"run": config.run_dir, "seed": config.seed} | shown
@@ -49,9 +50,9 @@ def _source(config: Config, provenance: dict[str, Any], origin: Origin) -> dict[
 def _inputs(loaded: LoadedModel) -> dict[str, object]:
     image, preprocess = loaded.config.model.image, loaded.config.model.preprocess
     facts: dict[str, object] = {
-        "images": f"{_by(image.image_size)} pixels, resize {preprocess.resize} ({preprocess.interpolation}), "
+        "images": f"{sides(image.image_size)} pixels, resize {preprocess.resize} ({preprocess.interpolation}), "
         f"mean {list(preprocess.mean)}, std {list(preprocess.std)}",
-        "image tower": f"pool {image.pool}, base kernel {_by(image.base_patch_size)}, base grid {_by(image.base_grid)}",
+        "image tower": f"pool {image.pool}, base kernel {sides(image.base_patch_size)}, base grid {sides(image.base_grid)}",
         "trained at seqhw": ", ".join(map(str, loaded.config.trained_seqhw)),
         "embedding": f"{loaded.config.model.embed_dim} components; compare by cosine",
     }
@@ -61,38 +62,33 @@ def _inputs(loaded: LoadedModel) -> dict[str, object]:
     return facts
 
 
-def _by(size: int | tuple[int, int]) -> str:
-    height, width = pair(size)
-    return f"{height}x{width}"
-
-
 def _shards(config: Config) -> list[str]:
-    """The training shards of the recipe, as a flat list."""
+    """Return the training shards of the recipe, as a flat list."""
     train = config.data.train
     sources = [train] if isinstance(train, str) else [s.shards if isinstance(s, SourceConfig) else s for s in train]
     return [shard for s in sources for shard in ([s] if isinstance(s, str) else s)]
 
 
 def _data(config: Config) -> dict[str, object]:
-    """The training data of the model, as far as the model folder knows it."""
+    """Return the training data of the model, as far as the model folder knows it."""
     shards = _shards(config)
     trained = {"training shards": ", ".join(shards) or "not known to the model folder (imported weights)"}
     return {**trained, "captions": ", ".join(config.data.captions)} if shards else dict(trained)
 
 
 def _metrics(origin: Origin) -> str:
-    """The rows about this model in a results.json, as a table.
+    """Return the rows about this model in a results.json, as a table.
 
     The file is looked for in the model folder, next to it, and in a folder `eval` next to it.
     """
     if origin.exit is not None:
-        return "None: what lies beside the model folder was measured of its whole depth."
-    beside = origin.folder.parent
-    places = [folder / "results.json" for folder in (origin.folder, beside, beside / "eval")]
+        return "None: the results next to the model folder are those of the whole tower."
+    parent = origin.folder.parent
+    places = [folder / "results.json" for folder in (origin.folder, parent, parent / "eval")]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         return (
-            "None: no results.json lies in the model folder, beside it or in `eval` beside it "
+            "None: there is no results.json in the model folder, next to it, or in a folder `eval` next to it "
             "(`flexiclip eval MODEL --suite NAME --output FOLDER`)."
         )
     try:
@@ -102,21 +98,21 @@ def _metrics(origin: Origin) -> str:
             where = f"| {row['dataset']} | {row['task']} | {row['seqhw']} | {row.get('width') or 'all'} "
             lines += [f"{where}| {name} | {value:.4f} |" for name, value in row["metrics"].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"None: {found} is no table of `flexiclip eval`: {type(error).__name__}: {error}."
+        return f"None: {found} is not a table of `flexiclip eval`: {type(error).__name__}: {error}."
     return "\n".join(lines) if rows else f"None: {found} has no row of this model."
 
 
-def _is_of(row: dict[str, Any], origin: Origin) -> bool:
-    """Whether a row is about this model and not about another one in the same file.
+def _is_of(row: Mapping[str, object], origin: Origin) -> bool:
+    """Return whether a row is about this model and not about another one in the same file.
 
     Models are told apart by the name of their folder, because the folder may have been moved.
     """
-    scored = Path(row["pretrained"])
+    scored = Path(str(row["pretrained"]))
     return origin.name == (scored.parent.name if scored.name == "model" else scored.name)
 
 
-def _licence(config: Config, provenance: dict[str, Any]) -> str:
-    """The licences of the weights and of the training data, as far as they are stated."""
+def _licence(config: Config, provenance: Mapping[str, object]) -> str:
+    """Return the licences of the weights and of the training data, as far as they are stated."""
     stated = provenance.get("license")
     said = [f"Weights: {stated}." if stated else "Weights: the model folder states no licence."]
     for folder in _folders(config):
@@ -128,14 +124,14 @@ def _licence(config: Config, provenance: dict[str, Any]) -> str:
 
 
 def _stated_licence(described: Path) -> str | None:
-    """The licence that a dataset.json states, or None."""
+    """Return the licence that a dataset.json states, or None."""
     try:
-        about = json.loads(described.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        license = read_json(described).get("license")
+    except UserError:
         return None
-    return str(about["license"]) if isinstance(about, dict) and about.get("license") else None
+    return str(license) if license else None
 
 
 def _folders(config: Config) -> list[Path]:
-    """The local folders of the training shards."""
+    """Return the local folders of the training shards."""
     return sorted({Path(shard).parent for shard in _shards(config) if "://" not in shard and not shard.startswith("pipe:")})

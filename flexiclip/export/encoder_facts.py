@@ -10,7 +10,6 @@ exporter's disk. `Origin` is the model that an export comes from, and collects t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +19,10 @@ from flexiclip.config.load import from_dict, to_dict
 from flexiclip.config.schema import PreprocessConfig, TokenizerConfig, pair
 from flexiclip.errors import UserError
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
-from flexiclip.model_folder import WEIGHTS, LoadedModel, load_model, model_folder
-from flexiclip.models.exits import split_exit
-from flexiclip.models.flops import image_model_flops
+from flexiclip.files import sha256_of
+from flexiclip.model_folder import LoadedModel, load_parsed
+from flexiclip.model_source import LOADED, WEIGHTS, parse_model
+from flexiclip.models.flops import image_gflops
 from flexiclip.models.variants import tower_name
 
 KEY, FORMAT = "flexiclip", 1
@@ -88,12 +88,12 @@ class EncoderFacts:
             raise UserError(f"role={self.role}: exactly the section of that name must be given")
 
     def images(self) -> ImageFacts:
-        """The facts of an image encoder. Only for role=image."""
+        """Return the facts of an image encoder. Only for role=image."""
         assert self.image is not None, "asked of an image encoder"
         return self.image
 
     def texts(self) -> TextFacts:
-        """The facts of a text encoder. Only for role=text."""
+        """Return the facts of a text encoder. Only for role=text."""
         assert self.text is not None, "asked of a text encoder"
         return self.text
 
@@ -108,14 +108,14 @@ def facts_from_json(text: str) -> EncoderFacts:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"no JSON: {error}") from None
+        raise UserError(f"not a JSON text: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"expected an object, not a {type(data).__name__}")
     return from_dict(EncoderFacts, data)
 
 
 def tokenizer_folder(stem: str) -> str:
-    """The name of the folder with the tokenizer of a text encoder: text (for text.onnx) -> text_tokenizer."""
+    """Return the name of the folder with the tokenizer of a text encoder: text (for text.onnx) -> text_tokenizer."""
     return f"{stem}_tokenizer"
 
 
@@ -130,8 +130,8 @@ class Origin:
     @classmethod
     def open(cls, model: str) -> Origin:
         """Load the model that `load_model` finds under this name. Raises UserError as `load_model` does."""
-        plain, depth = split_exit(model)
-        return cls(load_model(model), model_folder(plain), depth)
+        source = parse_model(model, LOADED)
+        return cls(load_parsed(source), source.path, source.exit)
 
     @property
     def name(self) -> str:
@@ -147,7 +147,7 @@ class Origin:
             role="image" if isinstance(encoder, ImageEncoder) else "text",
             architecture=tower_name(model.image),
             source=self.name if self.exit is None else f"{self.name}+exit{self.exit}",
-            weights_sha256=_sha256(self.folder / WEIGHTS),
+            weights_sha256=sha256_of(self.folder / WEIGHTS),
             embed_dim=model.embed_dim,
             quantize="int8" if quantize else None,
             image=self._image(encoder) if isinstance(encoder, ImageEncoder) else None,
@@ -161,7 +161,7 @@ class Origin:
             image_size=pair(baked.image_size),
             grid=grid,
             patch_size=pair(baked.base_patch_size),
-            gflops=image_model_flops(self.loaded.config.model, grid) / 1e9,
+            gflops=image_gflops(self.loaded.config.model, grid),
             preprocess=self.loaded.transform.preprocess,
             normalize_inside=encoder.pixels,
             trained_seqhw=self.loaded.config.trained_seqhw,
@@ -177,12 +177,3 @@ class Origin:
             eos_id=tokenizer.eos_id,
             open_length=encoder.dynamic_length,
         )
-
-
-def _sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

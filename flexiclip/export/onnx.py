@@ -8,31 +8,30 @@ which would saturate with weights of 8 bits.
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from flexiclip.errors import UserError
 from flexiclip.export.encoder_facts import KEY, EncoderFacts, facts_to_json
-from flexiclip.export.program import input_name, quiet, trace
+from flexiclip.export.program import input_name, trace
+from flexiclip.libraries import quiet, require
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from onnxruntime import InferenceSession
 
 OPSET = 20  # the first opset in which Gelu, in both its forms, is one operator
 Encode = Callable[[Tensor], Tensor]
 _PRODUCTS = ("MatMul", "Gemm")
 
 
-def require(*packages: str, extra: str = "export") -> None:
-    """Raise UserError with the pip command if one of the packages is not installed."""
+def _require(*packages: str) -> None:
     for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise UserError(f"this export needs the package {package}: run `pip install 'flexiclip[{extra}]'`") from None
+        require(package, "flexiclip[export]", "this export")
 
 
 def write(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> None:
@@ -40,7 +39,7 @@ def write(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> 
 
     The file contains the weights and, in its metadata, the facts.
     """
-    require("onnx", "onnxscript", "onnxruntime")
+    _require("onnx", "onnxscript", "onnxruntime")
     traced = trace(encoder)
     with quiet():
         program = torch.onnx.export(
@@ -52,9 +51,20 @@ def write(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> 
             verbose=False,
         )
         assert program is not None
+        _strip(program.model)
         if facts is not None:
             program.model.metadata_props[KEY] = facts_to_json(facts)
         program.save(path, external_data=False)
+
+
+def _strip(model: ir.Model) -> None:
+    """Remove what the exporter notes of each node, such as a stack trace with the paths of this machine."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
 
 
 def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
@@ -62,7 +72,7 @@ def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
 
     The nodes named in `kept` stay float32.
     """
-    require("onnx", "onnxruntime")
+    _require("onnx", "onnxruntime")
     from onnx import load_model
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -80,7 +90,7 @@ def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
 
 
 def narrowing_layers(source: Path) -> list[str]:
-    """The names of the nodes whose weights have more inputs than outputs.
+    """Return the names of the nodes whose weights have more inputs than outputs.
 
     These are the second layers of the MLPs, whose inputs have the widest range.
     """
@@ -98,8 +108,8 @@ def narrowing_layers(source: Path) -> list[str]:
     return found
 
 
-def open_session(path: Path, threads: int | None = None) -> Any:
-    """Return an onnxruntime.InferenceSession that runs the file on the CPU. The default of `threads` is torch's number.
+def open_session(path: Path, threads: int | None = None) -> InferenceSession:
+    """Return a session that runs the file on the CPU. The default of `threads` is torch's number.
 
     Errors are raised, so they are not logged as well. They are of onnxruntime's own types, which have no common base class.
     """
@@ -116,14 +126,14 @@ def open_encoder(path: Path, threads: int | None = None) -> Encode:
 
     The default of `threads` is torch's number of threads.
     """
-    require("onnxruntime")
+    _require("onnxruntime")
     session = open_session(path, threads)
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
 def speed_ratio(first: Encode, second: Encode, x: Tensor, repeats: int = 5) -> float:
-    """How many times faster `second` is than `first` on the input x.
+    """Return how many times faster `second` is than `first` on the input x.
 
     Each time is the best of `repeats` runs, because other processes can only add time. The two take turns.
     """

@@ -9,13 +9,9 @@ valid for one size only, `trace` fails instead of silently fixing that axis.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +19,17 @@ from torch.export import Dim, ExportedProgram
 
 from flexiclip.export.encoder_facts import KEY, EncoderFacts, facts_to_json
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
+from flexiclip.libraries import quiet
 
 
 def trace(encoder: nn.Module) -> ExportedProgram:
-    """Trace an ImageEncoder or a TextEncoder to a program."""
+    """Trace an ImageEncoder or a TextEncoder to a program, without stack traces, which have the paths of this machine."""
     example, axes = _example(encoder)
     with quiet(), torch.no_grad():
-        return torch.export.export(encoder, (example,), dynamic_shapes=(axes,), strict=False)
+        program = torch.export.export(encoder, (example,), dynamic_shapes=(axes,), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def save(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> None:
@@ -48,12 +48,12 @@ def open_encoder(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def input_name(encoder: nn.Module) -> str:
-    """The name of the encoder's input in its graph."""
+    """Return the name of the encoder's input in its graph."""
     return "images" if isinstance(encoder, ImageEncoder) else "tokens"
 
 
-def _example(encoder: nn.Module) -> tuple[Tensor, dict[int, Any]]:
-    """An input to trace with, and its open axes.
+def _example(encoder: nn.Module) -> tuple[Tensor, dict[int, Dim]]:
+    """Return an input to trace with, and its open axes.
 
     The batch size is 2, because torch.export takes the sizes 0 and 1 for constants.
     """
@@ -65,16 +65,3 @@ def _example(encoder: nn.Module) -> tuple[Tensor, dict[int, Any]]:
     longest = encoder.context_length
     length = {1: Dim("length", max=longest)} if encoder.dynamic_length and longest > 2 else {}
     return torch.ones(2, longest, dtype=torch.int64), {0: Dim("batch"), **length}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the progress bars, warnings and logs of other libraries inside this block. Exceptions pass."""
-    disabled, heard = logging.root.manager.disable, io.StringIO()
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_c
 from flexiclip.export.card import model_card
 from flexiclip.export.encoder_facts import EncoderFacts, Origin, tokenizer_folder
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
-from flexiclip.files import replace_folder, writing
+from flexiclip.files import folder_aside, replace_folder, size_text
 from flexiclip.model_folder import LoadedModel
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, EncoderFacts], None]] = {"onnx": onnx.write, "torch": program.save}
@@ -99,15 +98,15 @@ def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
     what = f"text encoder, input int64 tokens [B, L], L {length}"
     lines = _export(origin, encoder, cases, output, options, what)
     folder = output.with_name(tokenizer_folder(output.stem))
-    with writing(f"--output {folder}"), TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
-        loaded.tokenizer.save(Path(aside) / folder.name)
-        replace_folder(Path(aside) / folder.name, folder)
+    with folder_aside(folder) as aside:
+        loaded.tokenizer.save(aside / folder.name)
+        replace_folder(aside / folder.name, folder)
     return [*lines, f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"]
 
 
 @torch.no_grad()
 def _shorter(loaded: LoadedModel, case: Case) -> Case:
-    """The left half of the tokens. It would need another graph than the full length if the length were not open."""
+    """Return the left half of the tokens. It would need another graph than the full length if the length were not open."""
     tokens = case.x[:, : max(1, case.x.shape[1] // 2)]
     return Case(f"{case.inputs}, cut", tokens, loaded.model.encode_text(tokens, normalize=True))
 
@@ -119,20 +118,17 @@ def _export(
     if path.is_dir():
         example = path / f"encoder{_SUFFIXES[options.format]}"
         raise UserError(f"--output {path}: is a folder; name the file to write, for example {example}")
-    with writing(f"--output {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent)
-    with writing(f"--output {path}"), aside as folder:
-        file = Path(folder) / f"whole{path.suffix}"
+    with folder_aside(path) as folder:
+        file = folder / f"whole{path.suffix}"
         _WRITERS[options.format](encoder, file, origin.facts(encoder, options.quantize))
         account = [str(one) for one in check(str(path), _READERS[options.format](file), cases, EXACT)]
         if options.quantize:
-            quantized = Path(folder) / f"int8{path.suffix}"
+            quantized = folder / f"int8{path.suffix}"
             account += _quantize(file, quantized, cases, str(path))
             file = quantized
-        account = [f"{path.name}: {what}, {file.stat().st_size / 1e6:.1f} MB", *account]
+        account = [f"{path.name}: {what}, {size_text(file.stat().st_size)}", *account]
         usage = "`" + _USAGE[options.format].format(file=path.name, name=program.input_name(encoder)) + "`"
-        card = Path(folder) / "card.md"
+        card = folder / "card.md"
         card.write_text(model_card(origin, path.name, usage, account), encoding="utf-8")
         os.replace(card, path.with_suffix(".md"))
         os.replace(file, path)

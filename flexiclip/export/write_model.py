@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from flexiclip.config.schema import Size
@@ -15,13 +14,13 @@ from flexiclip.errors import UserError
 from flexiclip.export.agreement import EXACT, check, image_cases, text_cases
 from flexiclip.export.card import model_card
 from flexiclip.export.encoder_facts import Origin
-from flexiclip.export.program import quiet
-from flexiclip.files import writing
+from flexiclip.files import folder_aside, writing
 from flexiclip.formats import big_vision_writer as big_vision
 from flexiclip.formats import open_clip_writer as open_clip
 from flexiclip.formats import timm_writer as timm
 from flexiclip.formats import transformers_writer as transformers
 from flexiclip.formats.written import Written
+from flexiclip.libraries import quiet
 from flexiclip.model_folder import LoadedModel
 
 _FOLDERS: dict[str, Callable[[LoadedModel, Size | None, Path], Written]] = {
@@ -41,14 +40,13 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
-    if format == "big_vision" and images is not None:
-        raise UserError("--images has no meaning for --format big_vision: its tensors are the model's own")
-    if format == "big_vision" and seqhw is not None:
-        raise UserError("--seqhw has no meaning for --format big_vision: its file keeps the base kernel, and so every length")
+    for option, value in (("--images", images), ("--seqhw", seqhw)):
+        if format == "big_vision" and value is not None:
+            raise UserError(f"{option} has no meaning for --format big_vision: it keeps the base kernel, and so every length")
     origin = Origin.open(model)
     loaded = origin.loaded
     if loaded.config.model.image.flexible == "stride":
-        raise UserError(f"--format {format}: patches that overlap (model.image.flexible=stride) have no place in this format")
+        raise UserError(f"--format {format}: this format cannot express patches that overlap (model.image.flexible=stride)")
     if format == "big_vision":
         return _file(origin, output)
     tower = loaded.model.image_tower
@@ -88,18 +86,11 @@ def _file(origin: Origin, output: Path) -> list[str]:
         raise UserError(f"--output {output}: big_vision's format is one file, name it .npz")
     if output.exists():
         raise UserError(f"--output {output}: something is there already; name a new file")
-    aside = output.with_name(f".{output.name}")
-    aside_card = output.with_name(f".{output.stem}.md")
-    try:
-        with writing(f"--output {output}"):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            written = big_vision.write(origin.loaded, aside, output.name)
-            account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
-            aside_card.write_text(model_card(origin, output.name, written.usage, account), encoding="utf-8")
-            aside_card.replace(output.with_suffix(".md"))
-            aside.replace(output)
-    finally:
-        for file in (aside, aside_card):
-            with suppress(OSError):  # the folder itself may be the problem
-                file.unlink()
+    with folder_aside(output) as folder:
+        file, card = folder / output.name, folder / "card.md"
+        written = big_vision.write(origin.loaded, file, output.name)
+        account = [f"{output}: big_vision model with its base kernel and grid, for every length", *written.notes]
+        card.write_text(model_card(origin, output.name, written.usage, account), encoding="utf-8")
+        card.replace(output.with_suffix(".md"))
+        file.replace(output)
     return account

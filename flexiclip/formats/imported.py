@@ -13,18 +13,19 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from flexiclip.config import ImageTowerConfig, TextTowerConfig
+from flexiclip.config import ImageTowerConfig, TextTowerConfig, from_dict
 from flexiclip.config.schema import PreprocessConfig, Size, TokenizerConfig
-from flexiclip.errors import UserError
-from flexiclip.files import short_reason
+from flexiclip.errors import UserError, listed
+from flexiclip.libraries import short_reason
 from flexiclip.models.variants import HEAD_WIDTH
 
 P = ParamSpec("P")
+C = TypeVar("C", ImageTowerConfig, TextTowerConfig)
 State = dict[str, Tensor]
 
 # The number of heads by width, for published ViTs whose heads are not 64 wide: big_vision's mu, So400m, H, g, G-opt, G, e.
@@ -45,22 +46,50 @@ _NOT_OURS = {
 }
 
 
+@dataclass(frozen=True)
+class Half(Generic[C]):
+    """One tower of a model with its projection, by our names. `head` is the projection's state, empty if there is none."""
+
+    config: C
+    state: State
+    head: State
+    outputs: int  # the size of its embeddings
+
+    def named(self, name: str) -> State:
+        """Return the state by FlexiCLIP's names. `name` is "image" or "text"."""
+        parts = {f"{name}_tower": self.state, f"{name}_projection": self.head}
+        return {f"{part}.{key}": tensor for part, state in parts.items() for key, tensor in state.items()}
+
+
 @dataclass
 class Imported:
-    """The settings and the weights of a model, the latter by FlexiCLIP's names, and how they were obtained.
+    """The settings and the weights of a model, and how they were obtained.
 
-    `text` is None for an image tower alone. `notes` are sentences for the user about what was resized, folded or assumed.
+    `text` is None for an image tower alone. `scalars` are logit_scale and, if the model has one, logit_bias, both [1].
+    `notes` are sentences for the user about what was resized, folded or assumed.
     """
 
-    image: ImageTowerConfig
-    embed_dim: int
-    state: State
-    text: TextTowerConfig | None = None
+    image: Half[ImageTowerConfig]
+    text: Half[TextTowerConfig] | None = None
+    scalars: State = field(default_factory=dict)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     seqhw: tuple[int, ...] = ()
     license: str | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def embed_dim(self) -> int:
+        """The size of the embeddings. Raises UserError if those of the two halves differ."""
+        dims = self.image.outputs, self.image.outputs if self.text is None else self.text.outputs
+        if dims[0] != dims[1]:
+            raise UserError(f"the image half gives {dims[0]} numbers, the text half {dims[1]}: not two halves of one model")
+        return dims[0]
+
+    @property
+    def state(self) -> State:
+        """All weights by FlexiCLIP's names."""
+        return self.scalars | self.image.named("image") | ({} if self.text is None else self.text.named("text"))
 
 
 def reader(read: Callable[P, Imported]) -> Callable[P, Imported]:
@@ -93,26 +122,21 @@ class Source:
         self._left = dict(tensors)
         self.what = what
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._left
 
     def take(self, name: str) -> Tensor:
         """Return the tensor of that name on the CPU, as float32. Raises UserError if there is none or if it was taken before."""
         if name not in self._left:
-            raise UserError(f"{self.what}: the tensor {name!r} is missing; it has {_listed(self._left)}")
+            raise UserError(f"{self.what}: the tensor {name!r} is missing; it has {listed(self._left, 6)}")
         return self._left.pop(name).detach().to("cpu", torch.float32)
 
-    def take_layer(self, theirs: str, ours: str) -> State:
-        """Take a linear or norm layer: its weight and, if it has one, its bias."""
-        state = {f"{ours}.weight": self.take(f"{theirs}.weight")}
-        if f"{theirs}.bias" in self:
-            state[f"{ours}.bias"] = self.take(f"{theirs}.bias")
-        return state
-
-    def drop(self, *names: str) -> None:
-        """Remove tensors that contain no information, such as stored position numbers."""
-        for name in names:
-            self._left.pop(name, None)
+    def take_head(self, name: str, required: bool = False) -> State:
+        """Take a linear layer: its weight and, if it has one, its bias. If it is not required, the result may be empty."""
+        if not required and f"{name}.weight" not in self:
+            return {}
+        weight = {"weight": self.take(f"{name}.weight")}
+        return weight | ({"bias": self.take(f"{name}.bias")} if f"{name}.bias" in self else {})
 
     def finish(self) -> None:
         """Raise UserError that lists the tensors that were not taken, because the file then belongs to another kind of model."""
@@ -120,49 +144,11 @@ class Source:
             return
         reasons = {reason for piece, reason in _NOT_OURS.items() if any(piece in name for name in self._left)}
         why = f" ({'; '.join(sorted(reasons))})" if reasons else "; drop them, or is it another model?"
-        raise UserError(f"{self.what}: tensors without a place in the tower: {_listed(self._left)}{why}")
-
-
-def _listed(names: Mapping[str, object]) -> str:
-    """The first six names in alphabetical order, and how many more there are."""
-    first = sorted(names)[:6]
-    return (", ".join(first) or "nothing else") + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def prefixed(state: Mapping[str, Tensor], prefix: str) -> State:
-    """The state under the names {prefix}.{name}."""
-    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
-
-
-def square_grid(positions: Tensor, what: str) -> Tensor:
-    """Turn position embeddings [N, D] of a square grid, row by row, into our posemb [1, D, gh, gw].
-
-    Raises UserError if N is not a square number.
-    """
-    cells, width = positions.shape
-    side = round(cells**0.5)
-    if side * side != cells:
-        raise UserError(f"{what}: {cells} positions, not a square grid")
-    return positions.T.reshape(1, width, side, side).contiguous()
-
-
-def fold_class_position(cls: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the class token's position to the class token.
-
-    Takes the class token [D] and positions [1 + N, D], of which the first is its own. Returns cls [1, 1, D] with that
-    position added, and the other positions [N, D].
-    """
-    return (cls.flatten() + positions[0]).view(1, 1, -1), positions[1:]
-
-
-def fold_layer_scale(state: State, layer: str, gamma: Tensor) -> None:
-    """Multiply a linear layer, in place, by the factor [D] that follows it."""
-    state[f"{layer}.weight"] = gamma[:, None] * state[f"{layer}.weight"]
-    state[f"{layer}.bias"] = gamma * state[f"{layer}.bias"]
+        raise UserError(f"{self.what}: tensors without a place in the tower: {listed(self._left, 6)}{why}")
 
 
 def default_heads(width: int, heads: int | None = None) -> int:
-    """The number of heads: `heads` if given, else that of the published ViT of this width, else one per 64 channels.
+    """Return the number of heads: `heads` if given, else that of the published ViT of this width, else one per 64 channels.
 
     Raises UserError if the width is not a multiple of it.
     """
@@ -172,46 +158,52 @@ def default_heads(width: int, heads: int | None = None) -> int:
     return found
 
 
-def image_config(state: State, heads: int | None, image_size: Size | None = None, **settings: Any) -> ImageTowerConfig:
-    """The settings of an image tower with the sizes of its weights.
+def image_half(
+    state: State, head: State, heads: int | None, image_size: Size | None, settings: Mapping[str, object]
+) -> Half[ImageTowerConfig]:
+    """Return an image tower with its projection `head`, which is empty if there is none.
 
-    `image_size` is in pixels; the default is what the kernel and the grid cover.
+    The sizes are those of the weights. `heads` is the number of heads (`default_heads` if None), and `image_size` is in
+    pixels (what the kernel and the grid cover if None). `settings` are further settings of ImageTowerConfig.
     """
-    kernel, grid = tuple(state["kernel"].shape[-2:]), tuple(state["posemb"].shape[-2:])
-    width = len(state["kernel"])
-    pixels = tuple(p * g for p, g in zip(kernel, grid, strict=True))
-    pool = "map" if "map_head.probe" in state else "tok" if "cls" in state else "gap"
-    return ImageTowerConfig(
-        width=width,
-        depth=_depth(state),
-        heads=default_heads(width, heads),
-        mlp_dim=len(state["blocks.0.mlp.fc1.bias"]),
-        image_size=image_size or _side(pixels),
-        base_patch_size=_side(kernel),
-        base_grid=_side(grid),
-        pool=pool,  # type: ignore[arg-type]
-        pre_norm="norm_pre.weight" in state,
-        patch_bias="bias" in state,
-        **settings,
-    )
+    kernel, grid = state["kernel"].shape[-2:], state["posemb"].shape[-2:]
+    sizes = {
+        "image_size": image_size or one_side(kernel[0] * grid[0], kernel[1] * grid[1]),
+        "base_patch_size": one_side(*kernel),
+        "base_grid": one_side(*grid),
+        "pool": "map" if "map_head.probe" in state else "tok" if "cls" in state else "gap",
+        "pre_norm": "norm_pre.weight" in state,
+        "patch_bias": "bias" in state,
+    }
+    config = from_dict(ImageTowerConfig, {**settings, **_shape(state, head, len(state["kernel"]), heads), **sizes})
+    return Half(config, state, head, len(head["weight"]) if head else len(state["kernel"]))
 
 
-def text_config(state: State, heads: int | None, **settings: Any) -> TextTowerConfig:
-    """The settings of our own text transformer with the sizes of its weights."""
-    vocab_size, width = state["token_embedding.weight"].shape
-    return TextTowerConfig(
-        width=width,
-        depth=_depth(state),
-        heads=default_heads(width, heads),
-        mlp_dim=len(state["blocks.0.mlp.fc1.bias"]),
-        vocab_size=vocab_size,
-        context_length=state["posemb"].shape[1],
-        **settings,
-    )
+def text_half(state: State, head: State, heads: int | None, settings: Mapping[str, object]) -> Half[TextTowerConfig]:
+    """Return our own text transformer with its projection `head`. The arguments are those of `image_half`."""
+    vocabulary, width = state["token_embedding.weight"].shape
+    sizes = {"vocab_size": vocabulary, "context_length": state["posemb"].shape[1]}
+    config = from_dict(TextTowerConfig, {**settings, **_shape(state, head, width, heads), **sizes})
+    return Half(config, state, head, len(head["weight"]) if head else width)
+
+
+def _shape(state: State, head: State, width: int, heads: int | None) -> dict[str, object]:
+    """Return the settings that both towers have in common, from their weights."""
+    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    if not blocks:
+        raise UserError("the file has no transformer blocks where this format keeps them; is it another model?")
+    return {
+        "width": width,
+        "depth": len(blocks),
+        "heads": default_heads(width, heads),
+        "mlp_dim": len(state["blocks.0.mlp.fc1.bias"]),
+        "projection": "linear" if head else "none",
+        "projection_bias": "bias" in head,
+    }
 
 
 def sentencepiece_config(path: Path, context: int, vocabulary: int) -> TokenizerConfig:
-    """The settings of the tokenizer of a SigLIP text tower, from its sentencepiece model.
+    """Return the settings of the tokenizer of a SigLIP text tower, from its sentencepiece model.
 
     SigLIP 2 pads with <pad>, and older models pad with EOS. Both were trained on lower-cased captions (`lower|tok(...)`
     and `tokenize(...)` in big_vision).
@@ -219,27 +211,18 @@ def sentencepiece_config(path: Path, context: int, vocabulary: int) -> Tokenizer
     return TokenizerConfig(path=str(path), context_length=context, sticky_eos=vocabulary != _GEMMA_VOCABULARY)
 
 
-def projection_settings(head: State) -> dict[str, Any]:
-    """The settings `projection` and `projection_bias` for a head with this state; an empty state means no projection."""
-    return {"projection": "linear" if head else "none", "projection_bias": "bias" in head}
+def preprocess_config(what: str, mean: object, std: object, resize: object, interpolation: object) -> PreprocessConfig:
+    """Return the image preparation with another library's settings.
+
+    Raises UserError, which starts with `what`, for a setting that our transform does not have.
+    """
+    if resize not in ("shortest", "squash") or interpolation not in ("bilinear", "bicubic"):
+        asked = f"it resizes images by {resize!r} with the filter {interpolation!r}"
+        raise UserError(f"{what}: {asked}; ours are shortest or squash, and bilinear or bicubic")
+    settings = {"mean": mean, "std": std, "resize": resize, "interpolation": interpolation}
+    return from_dict(PreprocessConfig, settings, f"{what}: preprocess")
 
 
-def joint_dim(image_width: int, image_head: State, text_width: int, text_head: State) -> int:
-    """The embed_dim of two towers. Raises UserError if their outputs have different sizes."""
-    dims = [len(head["weight"]) if head else width for head, width in ((image_head, image_width), (text_head, text_width))]
-    if dims[0] != dims[1]:
-        raise UserError(f"the image half gives {dims[0]} numbers, the text half {dims[1]}: not two halves of one model")
-    return dims[0]
-
-
-def _depth(state: State) -> int:
-    """The number of blocks in a state. Raises UserError if there are none."""
-    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
-    if not blocks:
-        raise UserError("the file has no transformer blocks where this format keeps them; is it another model?")
-    return len(blocks)
-
-
-def _side(size: tuple[int, ...]) -> Size:
-    """One number for a square size, else a pair."""
-    return size[0] if size[0] == size[1] else (size[0], size[1])
+def one_side(height: int, width: int) -> Size:
+    """Return one number for a square size, else a pair."""
+    return height if height == width else (height, width)

@@ -13,42 +13,37 @@ text towers, or a Hugging Face encoder of a kind that open_clip wraps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import Size, pair
 from flexiclip.formats import timm_writer as timm
+from flexiclip.formats.imported import one_side
+from flexiclip.formats.layouts import OPEN_CLIP_IMAGE, OPEN_CLIP_TEXT, set_rows, write_layout
 from flexiclip.formats.written import (
     State,
     Written,
+    colours,
     mlp_ratio,
     projection_weight,
     refuse,
-    renamed,
     scalars,
     shape_facts,
-    square,
     text_of,
     write_json,
     write_weights,
 )
 from flexiclip.model_folder import LoadedModel
+from flexiclip.model_source import OPEN_CLIP_CONFIG
 from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.text import TextTransformer
+from flexiclip.models.text.huggingface import HuggingFaceText
+from flexiclip.models.text.open_clip import OpenClipText
 
+Settings = dict[str, object]
 FORMAT = "open_clip"
-_BLOCKS = {
-    "blocks.": "transformer.resblocks.",
-    "norm1": "ln_1",
-    "norm2": "ln_2",
-    "attn.qkv.": "attn.in_proj_",
-    "attn.proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
 _POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 
 
@@ -74,7 +69,8 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     }
     if loaded.model.logit_bias is not None:
         model_cfg["init_logit_bias"] = float(loaded.model.logit_bias.detach())
-    write_json(folder / "open_clip_config.json", {"model_cfg": model_cfg, "preprocess_cfg": _preprocess(loaded)})
+    images = {"resize_mode": loaded.transform.preprocess.resize, "size": one_side(*loaded.transform.image_size)}
+    write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": colours(loaded) | images})
     single = {name: tensor.reshape(()) for name, tensor in scalars(loaded.model).items()}
     parts = {"visual": vision_state, "text": text_state}
     state = single | {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
@@ -87,13 +83,13 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     return Written(usage, model.encode_image, model.encode_text, notes)
 
 
-def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[dict[str, Any], State]:
-    """vision_cfg and weights of open_clip's own VisionTransformer."""
+def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[Settings, State]:
+    """Return vision_cfg and weights of open_clip's own VisionTransformer."""
     config = tower.config
     width, depth, heads, hidden = shape_facts(tower)
     settings = {
-        "image_size": square(tower.image_size),
-        "patch_size": square(pair(config.base_patch_size)),
+        "image_size": one_side(*tower.image_size),
+        "patch_size": one_side(*pair(config.base_patch_size)),
         "layers": depth,
         "width": width,
         "head_width": width // heads,
@@ -101,20 +97,13 @@ def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[dict[str, Any], State
         "no_ln_pre": not config.pre_norm,
         "pool_type": "tok",
     } | _functions(config.activation, config.norm_eps)
-    state = renamed(tower.state_dict(), {"norm_pre": "ln_pre", **_BLOCKS})
-    state = {name.replace("norm.", "ln_post.", 1) if name.startswith("norm.") else name: t for name, t in state.items()}
-    bias = state.pop("bias", torch.zeros(width))
-    positions = state.pop("posemb")[0].flatten(1).T + bias  # conv1 has no bias, so the positions take it over
-    state["conv1.weight"] = state.pop("kernel")
-    state["class_embedding"] = state.pop("cls").flatten()
-    state["positional_embedding"] = torch.cat([torch.zeros(1, width), positions])
-    state["proj"] = projection_weight(loaded.model.image_projection, width).T
-    return settings, state
+    state = dict(tower.state_dict())
+    set_rows(state, bias_apart=False, class_row=True)
+    return settings, write_layout(state, OPEN_CLIP_IMAGE) | {"proj": projection_weight(loaded.model.image_projection, width).T}
 
 
-def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[dict[str, Any], State]:
-    """vision_cfg and weights of open_clip's wrapper of timm's models."""
-    timm.require_timm()
+def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[Settings, State]:
+    """Return vision_cfg and weights of open_clip's wrapper of timm's models."""
     config, projection = tower.config, loaded.model.image_projection
     name = timm.registered_name(tower)
     if name is None:
@@ -123,8 +112,8 @@ def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[d
         timm.write_config(tower, loaded, 0, place)
         name = f"local-dir:{place.resolve()}"
     linear = isinstance(projection, nn.Linear)
-    settings = {
-        "image_size": square(tower.image_size),
+    settings: Settings = {
+        "image_size": one_side(*tower.image_size),
         "timm_model_name": name,
         "timm_pool": timm.POOLS[config.pool],
         "timm_proj": "linear" if linear else "none",
@@ -136,33 +125,33 @@ def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[d
     return settings, state
 
 
-def _text_half(
-    loaded: LoadedModel, text: TextTowerConfig, folder: Path
-) -> tuple[dict[str, Any], State, bool | None, tuple[str, ...]]:
-    """text_cfg, the weights, whether the tower needs quick_gelu (None if that has no effect), and notes."""
+def _text_half(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[Settings, State, bool | None, tuple[str, ...]]:
+    """Return text_cfg, the weights, whether the tower needs quick_gelu (None if that has no effect), and notes."""
     if text.kind == "huggingface":
         return *_wrapped(loaded, text, folder), None, ()
     note = "open_clip.get_tokenizer does not know this model's tokenizer: tokenize with flexiclip's (MODEL/tokenizer)"
     notes = () if loaded.config.tokenizer.kind == "clip" else (note,)
     if text.kind == "transformer":
         return *_own_text(loaded, text), text.activation == "quick_gelu", notes
-    tower: Any = loaded.model.text_tower
+    tower = loaded.model.text_tower
+    assert isinstance(tower, OpenClipText)
     if isinstance(loaded.model.text_projection, nn.Linear):
-        raise refuse(FORMAT, "a second projection stands behind that of open_clip's text tower (model.text.projection=linear)")
+        raise refuse(FORMAT, "a second projection (model.text.projection=linear) follows that of open_clip's text tower")
     if tower.model_cfg["text_cfg"].get("hf_model_name"):
         raise refuse(FORMAT, "its text tower wraps a Hugging Face encoder within open_clip; use model.text.kind=huggingface")
     return dict(tower.model_cfg["text_cfg"]), dict(tower.text.state_dict()), bool(tower.model_cfg.get("quick_gelu")), ()
 
 
-def _own_text(loaded: LoadedModel, text: TextTowerConfig) -> tuple[dict[str, Any], State]:
-    """text_cfg and weights of open_clip's TextTransformer."""
+def _own_text(loaded: LoadedModel, text: TextTowerConfig) -> tuple[Settings, State]:
+    """Return text_cfg and weights of open_clip's TextTransformer."""
     if text.pool not in ("eos", "last"):
         raise refuse(FORMAT, f"its text tower has model.text.pool={text.pool}, open_clip's pools are eos and last")
     if text.pad_mask and not text.causal:
         raise refuse(
             FORMAT, "its text tower hides padding from attention (model.text.pad_mask), open_clip's is causal or sees all"
         )
-    tower: Any = loaded.model.text_tower
+    tower = loaded.model.text_tower
+    assert isinstance(tower, TextTransformer)
     width, depth, heads, hidden = shape_facts(tower)
     projection = loaded.model.text_projection
     settings = {
@@ -179,27 +168,26 @@ def _own_text(loaded: LoadedModel, text: TextTowerConfig) -> tuple[dict[str, Any
         "proj_type": "linear" if isinstance(projection, nn.Linear) else "none",
         "proj_bias": text.projection_bias,
     } | _functions(text.activation, text.norm_eps)
-    state = renamed(tower.state_dict(), _BLOCKS)
-    state = {name.replace("norm.", "ln_final.", 1) if name.startswith("norm.") else name: t for name, t in state.items()}
-    state["positional_embedding"] = state.pop("posemb")[0]
+    state = write_layout(tower.state_dict(), OPEN_CLIP_TEXT)
     if isinstance(projection, nn.Linear):
         linear = {f"text_projection.{name}": tensor for name, tensor in projection.state_dict().items()}
         state |= linear if text.projection_bias else {"text_projection": projection.weight.detach().T}
     return settings, state
 
 
-def _wrapped(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[dict[str, Any], State]:
-    """text_cfg and weights of open_clip's HFTextEncoder. The encoder's config and its tokenizer are written into the folder."""
+def _wrapped(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[Settings, State]:
+    """Return text_cfg and weights of open_clip's HFTextEncoder, and write the encoder's config and tokenizer into the folder."""
     from open_clip.hf_configs import arch_dict
 
-    encoder: Any = loaded.model.text_tower.encoder
-    projection = loaded.model.text_projection
+    tower = loaded.model.text_tower
+    assert isinstance(tower, HuggingFaceText)
+    encoder, projection = tower.encoder, loaded.model.text_projection
     kind = encoder.config.model_type
     if kind not in arch_dict:
         raise refuse(FORMAT, f"its text tower is a {kind} encoder, open_clip wraps {', '.join(arch_dict)}")
     if text.pool not in _POOLERS or text.projection_bias:
         raise refuse(FORMAT, f"open_clip pools a Hugging Face encoder by {' or '.join(_POOLERS)}, and projects without bias")
-    if loaded.model.text_tower.pad_id != encoder.config.pad_token_id:
+    if tower.pad_id != encoder.config.pad_token_id:
         raise refuse(FORMAT, "its text tower pads with another id than its encoder's config names")
     encoder.config.save_pretrained(folder)
     loaded.tokenizer.save(folder)
@@ -215,19 +203,7 @@ def _wrapped(loaded: LoadedModel, text: TextTowerConfig, folder: Path) -> tuple[
     return settings, state | {f"proj.{name}": tensor for name, tensor in projection.state_dict().items()}
 
 
-def _functions(activation: str, norm_eps: float) -> dict[str, Any]:
-    """The settings of activation and norms, except for quick_gelu, which is a setting of the whole model."""
-    tanh = {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
-    return {"norm_kwargs": {"eps": norm_eps}} | tanh
-
-
-def _preprocess(loaded: LoadedModel) -> dict[str, Any]:
-    """open_clip's settings of the image preparation."""
-    preprocess = loaded.transform.preprocess
-    return {
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-        "interpolation": preprocess.interpolation,
-        "resize_mode": preprocess.resize,
-        "size": square(loaded.transform.image_size),
-    }
+def _functions(activation: str, norm_eps: float) -> Settings:
+    """Return the settings of activation and norms, except for quick_gelu, which is a setting of the whole model."""
+    tanh: Settings = {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
+    return {"norm_kwargs": {"eps": norm_eps}, **tanh}

@@ -17,13 +17,18 @@ from pathlib import Path
 import torch
 
 from flexiclip.config import Config, ModelConfig, PatchConfig
-from flexiclip.config.schema import pair
+from flexiclip.config.schema import pair, sides
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.tokenizers import AbsentTokenizer, build_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.files import writing
+from flexiclip.formats.big_vision_reader import import_big_vision
 from flexiclip.formats.imported import Imported
+from flexiclip.formats.open_clip_reader import import_open_clip
+from flexiclip.formats.timm_reader import import_timm
+from flexiclip.formats.transformers_reader import import_transformers
 from flexiclip.model_folder import LoadedModel, model_from_weights, save_model
+from flexiclip.model_source import OPEN_CLIP, Accepted, Kind, ModelSource, parse_model
 from flexiclip.models.sizes import check_sizes
 
 
@@ -49,9 +54,12 @@ def import_weights(source: str, format: str, output: Path, options: ImportOption
     Raises UserError if the source cannot be read, if a tensor is missing, left over or of another shape, and if our
     towers cannot express the model.
     """
-    if format not in _READERS:
-        raise UserError(f"--format {format}: choose one of {', '.join(_READERS)}")
-    imported = _READERS[format](source, options or ImportOptions())
+    if format not in _FORMATS:
+        raise UserError(f"--format {format}: choose one of {', '.join(_FORMATS)}")
+    named = source
+    if format == "open_clip" and not source.startswith(OPEN_CLIP) and not Path(source).exists():
+        named = OPEN_CLIP + source
+    imported = _read(parse_model(named, Accepted(_FORMATS[format].kinds)), format, options or ImportOptions())
     loaded = build_imported(imported, source)
     loaded.provenance = {"source": source, "source_format": format}
     loaded.provenance |= {"license": imported.license} if imported.license else {}
@@ -61,24 +69,38 @@ def import_weights(source: str, format: str, output: Path, options: ImportOption
     return _account(loaded, imported, output)
 
 
+def read_model(source: ModelSource) -> LoadedModel:
+    """Build the model of another library that a source names, without options.
+
+    Raises UserError if it cannot be imported, or if that takes an option of `flexiclip import`.
+    """
+    format = next(name for name, entry in _FORMATS.items() if entry.kinds[0] is source.kind)
+    try:
+        return build_imported(_read(source, format, ImportOptions()), source.text)
+    except UserError as error:
+        if " --" not in str(error):
+            raise
+        raise UserError(f"{error}; that is an option of `flexiclip import`: evaluate the folder that it writes") from None
+
+
 def build_imported(imported: Imported, where: str) -> LoadedModel:
     """Build the model that a reader returned, with every parameter from its weights.
 
     `where` starts the error messages. Raises UserError for a grid that is not square, for weights that do not fit, and
     for a tokenizer that cannot be built.
     """
-    image = imported.image
+    image, text = imported.image.config, None if imported.text is None else imported.text.config
     gh, gw = pair(image.base_grid)
     if gh != gw:
         raise UserError(f"{where}: a grid of {gh}x{gw} cells: only square ones can be imported")
     cells = pair(image.image_size)[0] / pair(image.base_patch_size)[0]
     own = min(valid_seqhw(image.image_size), key=lambda side: abs(side - cells))
-    state = dict(imported.state)
+    state = imported.state
     factor = float(state["logit_scale"].exp()) if "logit_scale" in state else 1.0
     bias = float(state["logit_bias"]) if "logit_bias" in state else None
     model = ModelConfig(
         image=image,
-        text=imported.text,
+        text=text,
         preprocess=imported.preprocess,
         embed_dim=imported.embed_dim,
         logit_scale_init=factor,
@@ -87,7 +109,7 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
     )
     check_sizes(model, sum(tensor.nbytes for tensor in state.values()), where)
     config = Config(model=model, tokenizer=imported.tokenizer, patch=PatchConfig(seqhw=imported.seqhw or (own,)))
-    if imported.text is None:  # an image tower alone does not use the scale, so 1 will do
+    if text is None:  # an image tower alone does not use the scale, so 1 will do
         state = {"logit_scale": torch.zeros(1)} | state
         return model_from_weights(config, AbsentTokenizer(config.tokenizer, {}), state, where)
     try:
@@ -98,69 +120,51 @@ def build_imported(imported: Imported, where: str) -> LoadedModel:
 
 
 def _account(loaded: LoadedModel, imported: Imported, output: Path) -> list[str]:
-    """What was imported, one line per item."""
+    """Return what was imported, one line per item."""
     image, text = loaded.config.model.image, loaded.config.model.text
     lines = [
         f"image tower: {image.width} wide, {image.depth} deep, {image.heads} heads, pool {image.pool}, "
-        f"kernel {_by(image.base_patch_size)}, grid {_by(image.base_grid)}, images of {_by(image.image_size)} px",
-        "text tower: none; encode_text will say so"
+        f"kernel {sides(image.base_patch_size)}, grid {sides(image.base_grid)}, images of {sides(image.image_size)} px",
+        "text tower: none; encode_text raises an error"
         if text is None
         else f"text tower: {text.kind} {text.width or ''} wide, {text.context_length} tokens of {text.vocab_size}",
         f"{len(imported.state)} tensors mapped, none missing, none unused; none resized",
         *imported.notes,
     ]
-    default = loaded.model.image_tower.default_seqhw()
-    return [*lines, f"wrote {output}: its own length is seqhw={default}, and it runs at every other"]
+    own = loaded.model.image_tower.default_seqhw()
+    return [*lines, f"wrote {output}: its own length is seqhw={own}, and it runs at every other"]
 
 
-def _by(size: int | tuple[int, int]) -> str:
-    height, width = pair(size)
-    return f"{height}x{width}"
+@dataclass(frozen=True)
+class _Format:
+    """A format of `flexiclip import`: the kinds of sources that it reads, its reader, and the reader's options."""
+
+    kinds: tuple[Kind, ...]
+    read: Callable[..., Imported]
+    options: tuple[str, ...]
 
 
-def _big_vision(source: str, options: ImportOptions) -> Imported:
-    from flexiclip.formats.big_vision_reader import import_big_vision
-
-    _refuse(options, "big_vision", arch=options.arch)
-    return import_big_vision(Path(source), options.text, options.heads, options.image_size)
-
-
-def _timm(source: str, options: ImportOptions) -> Imported:
-    from flexiclip.formats.timm_reader import import_timm
-
-    _refuse(options, "timm", text=options.text)
-    return import_timm(Path(source), options.arch, options.heads, options.image_size)
-
-
-def _open_clip(source: str, options: ImportOptions) -> Imported:
-    from flexiclip.formats.open_clip_reader import import_open_clip
-
-    _refuse(options, "open_clip", heads=options.heads, image_size=options.image_size)
-    return import_open_clip(source, options.arch, options.text)
-
-
-def _transformers(source: str, options: ImportOptions) -> Imported:
-    """Read a folder of transformers, or a SigLIP as big_vision published it."""
-    from flexiclip.formats.transformers_reader import import_transformers
-
-    if source.endswith(".npz"):  # a SigLIP as big_vision published it
-        return _big_vision(source, options)
-    _refuse(options, "transformers", arch=options.arch, heads=options.heads, image_size=options.image_size)
-    return import_transformers(Path(source), options.text)
-
-
-def _refuse(options: ImportOptions, format: str, **given: object) -> None:
-    """Raise UserError for an option that would have no effect, because a user would believe that it has one."""
-    for name, value in given.items():
-        if value is not None:
-            raise UserError(f"--{name.replace('_', '-')} has no meaning for this source ({format}): it says that itself")
-
-
-_READERS: dict[str, Callable[[str, ImportOptions], Imported]] = {
-    "big_vision": _big_vision,
-    "timm": _timm,
-    "open_clip": _open_clip,
-    "siglip": _transformers,
-    "transformers": _transformers,
+_TRANSFORMERS = _Format((Kind.TRANSFORMERS, Kind.BIG_VISION), import_transformers, ("text",))
+_FORMATS = {
+    "big_vision": _Format((Kind.BIG_VISION, Kind.WEIGHTS), import_big_vision, ("text", "heads", "image_size")),
+    "timm": _Format((Kind.TIMM, Kind.WEIGHTS), import_timm, ("arch", "heads", "image_size")),
+    "open_clip": _Format((Kind.OPEN_CLIP, Kind.WEIGHTS), import_open_clip, ("arch", "text")),
+    "siglip": _TRANSFORMERS,
+    "transformers": _TRANSFORMERS,
 }
-FORMATS = tuple(_READERS)
+
+
+def _read(source: ModelSource, format: str, options: ImportOptions) -> Imported:
+    """Read a source. Raises UserError for an option that would have no effect, because a user would believe that it has one."""
+    if source.kind is Kind.BIG_VISION:  # a SigLIP as big_vision published it
+        format = "big_vision"
+    entry, given = _FORMATS[format], {name: value for name, value in vars(options).items() if value is not None}
+    for name in given.keys() - set(entry.options):
+        raise UserError(f"--{name.replace('_', '-')} has no meaning for this source ({format}), which has this information")
+    if source.kind is Kind.OPEN_CLIP:
+        return import_open_clip(source.name, source.pretrained, options.text)
+    if format == "open_clip":
+        if options.arch is None:
+            raise UserError(f"{source.text}: a weight file does not say its model: write NAME/{source.text}, or give --arch NAME")
+        return import_open_clip(options.arch, str(source.path), options.text)
+    return entry.read(source.path, **given)

@@ -9,43 +9,40 @@ A model that differs from both in any point raises an error that names the point
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import Size, pair
-from flexiclip.errors import UserError
+from flexiclip.formats.layouts import CLIP_IMAGE, SIGLIP_IMAGE, TRANSFORMERS_TEXT, set_rows, write_layout
 from flexiclip.formats.written import (
     Encode,
     State,
     Written,
+    check,
     projection_bias,
     projection_weight,
-    refuse,
-    renamed,
     scalars,
     shape_facts,
     text_of,
     write_json,
 )
+from flexiclip.libraries import require
 from flexiclip.model_folder import LoadedModel
 from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.text import TextTransformer
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+Settings = dict[str, object]
 FORMAT = "transformers"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
-_BLOCKS = {
-    "blocks.": "encoder.layers.",
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "attn.proj": "self_attn.out_proj",
-    "map_head.probe": "head.probe",
-    "map_head.norm": "head.layernorm",
-    "map_head.mlp": "head.mlp",
-    "map_head.proj": "head.attention.out_proj",
-}
 
 
 def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
@@ -53,19 +50,16 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
 
     Raises UserError with the reason if neither architecture can express the model.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("this export needs the package transformers: run `pip install 'flexiclip[hf]'`") from None
+    transformers = require("transformers", "flexiclip[hf]", "this export")
     text = text_of(loaded.config.model, FORMAT)
     tower = bake(loaded.model.image_tower, seqhw)
     siglip = loaded.config.model.image.pool == "map"
-    for reason, holds in (_siglip_misfits if siglip else _clip_misfits)(loaded, text, tower).items():
-        if holds:
-            raise refuse(FORMAT, f"{reason} ({'SiglipModel' if siglip else 'CLIPModel'} is the nearest)")
-    settings: dict[str, Any] = {"text_config": _text_settings(loaded, text), "vision_config": _image_settings(tower)}
+    misfits = (_siglip_misfits if siglip else _clip_misfits)(loaded, text, tower)
+    nearest = "SiglipModel" if siglip else "CLIPModel"
+    check(FORMAT, {f"{reason} ({nearest} is the nearest)": holds for reason, holds in misfits.items()})
+    settings = {"text_config": _text_settings(loaded), "vision_config": _image_settings(tower)}
     if siglip:
-        model: Any = transformers.SiglipModel(transformers.SiglipConfig(**settings))
+        model = transformers.SiglipModel(transformers.SiglipConfig(**settings))
         state = _siglip_state(loaded, tower)
     else:
         model = transformers.CLIPModel(transformers.CLIPConfig(**settings, projection_dim=loaded.config.model.embed_dim))
@@ -82,7 +76,7 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     return Written(usage, _features(opened.get_image_features), _features(opened.get_text_features), tuple(notes))
 
 
-def _features(method: Any) -> Encode:
+def _features(method: Callable[[Tensor], Tensor | BaseModelOutputWithPooling]) -> Encode:
     """Wrap get_image_features or get_text_features so that the result is always a tensor.
 
     In later versions these methods return an output whose pooler_output is that tensor.
@@ -90,13 +84,15 @@ def _features(method: Any) -> Encode:
 
     def encode(x: Tensor) -> Tensor:
         found = method(x)
-        return found if isinstance(found, Tensor) else found.pooler_output
+        features = found if isinstance(found, Tensor) else found.pooler_output
+        assert features is not None, "the model pools its tokens"
+        return features
 
     return encode
 
 
 def _clip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
-    """The reasons why CLIPModel cannot express a model, and whether each of them applies."""
+    """Return the reasons why CLIPModel cannot express a model, and whether each of them applies."""
     image = tower.config
     return _misfits(text, tower) | {
         f"its image tower pools by {image.pool}, not by a class token": image.pool != "tok",
@@ -110,7 +106,7 @@ def _clip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -
 
 
 def _siglip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
-    """The reasons why SiglipModel cannot express a model, and whether each of them applies."""
+    """Return the reasons why SiglipModel cannot express a model, and whether each of them applies."""
     image = tower.config
     return _misfits(text, tower) | {
         "its image tower has a norm before the blocks (model.image.pre_norm=true)": image.pre_norm,
@@ -122,7 +118,7 @@ def _siglip_misfits(loaded: LoadedModel, text: TextTowerConfig, tower: FlexiViT)
 
 
 def _misfits(text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
-    """The reasons that both architectures share."""
+    """Return the reasons that both architectures share."""
     (height, width), (p, q) = tower.image_size, pair(tower.config.base_patch_size)
     return {
         f"its text tower is of another library (model.text.kind={text.kind})": text.kind != "transformer",
@@ -130,98 +126,65 @@ def _misfits(text: TextTowerConfig, tower: FlexiViT) -> dict[str, bool]:
     }
 
 
-def _image_settings(tower: FlexiViT) -> dict[str, Any]:
-    """The vision_config for a baked tower."""
-    sizes = {"image_size": tower.image_size[0], "patch_size": pair(tower.config.base_patch_size)[0]}
-    return _shape(tower) | sizes | _functions(tower.config.activation, tower.config.norm_eps)
+def _image_settings(tower: FlexiViT) -> Settings:
+    """Return the vision_config for a baked tower."""
+    return _tower_settings(tower) | {"image_size": tower.image_size[0], "patch_size": pair(tower.config.base_patch_size)[0]}
 
 
-def _text_settings(loaded: LoadedModel, text: TextTowerConfig) -> dict[str, Any]:
-    """The text_config for the text tower."""
-    tower: Any = loaded.model.text_tower
-    return (
-        _shape(tower)
-        | _functions(text.activation, text.norm_eps)
-        | {
-            "vocab_size": tower.token_embedding.num_embeddings,
-            "max_position_embeddings": tower.context_length,
-            "projection_size": loaded.config.model.embed_dim,  # the name in SigLIP's config
-            "pad_token_id": tower.pad_id,
-            "eos_token_id": tower.eos_id,
-            "bos_token_id": None,
-        }
-    )
+def _text_settings(loaded: LoadedModel) -> Settings:
+    """Return the text_config for the text tower."""
+    tower = loaded.model.text_tower
+    assert isinstance(tower, TextTransformer)
+    return _tower_settings(tower) | {
+        "vocab_size": tower.token_embedding.num_embeddings,
+        "max_position_embeddings": tower.context_length,
+        "projection_size": loaded.config.model.embed_dim,  # the name in SigLIP's config
+        "pad_token_id": tower.pad_id,
+        "eos_token_id": tower.eos_id,
+        "bos_token_id": None,
+    }
 
 
-def _shape(tower: Any) -> dict[str, Any]:
-    """The sizes of a tower by the names in transformers' configs."""
+def _tower_settings(tower: FlexiViT | TextTransformer) -> Settings:
+    """Return the settings that both configs have."""
     width, depth, heads, hidden = shape_facts(tower)
-    return {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": hidden}
-
-
-def _functions(activation: str, norm_eps: float) -> dict[str, Any]:
-    """The activation and the epsilon by the names in transformers' configs."""
-    return {"hidden_act": _ACTIVATIONS[activation], "layer_norm_eps": norm_eps}
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": hidden,
+        "hidden_act": _ACTIVATIONS[tower.config.activation],
+        "layer_norm_eps": tower.config.norm_eps,
+    }
 
 
 def _clip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
-    model, width = loaded.model, tower.width
-    vision = _blocks(tower, {"norm_pre": "pre_layrnorm"}, "post_layernorm")
-    bias = vision.pop("bias", torch.zeros(width))
-    positions = vision.pop("posemb")[0].flatten(1).T + bias  # the patch embedding has no bias, so the positions take it over
-    vision["embeddings.patch_embedding.weight"] = vision.pop("kernel")
-    vision["embeddings.class_embedding"] = vision.pop("cls").flatten()
-    vision["embeddings.position_embedding.weight"] = torch.cat([torch.zeros(1, width), positions])
+    model, vision = loaded.model, dict(tower.state_dict())
+    set_rows(vision, bias_apart=False, class_row=True)
     return {
         "logit_scale": scalars(model)["logit_scale"].reshape(()),
-        "visual_projection.weight": projection_weight(model.image_projection, width),
+        "visual_projection.weight": projection_weight(model.image_projection, tower.width),
         "text_projection.weight": projection_weight(model.text_projection, model.text_tower.width),
-        **{f"vision_model.{name}": tensor for name, tensor in vision.items()},
-        **{f"text_model.{name}": tensor for name, tensor in _text_state(loaded).items()},
+        **write_layout(vision, CLIP_IMAGE),
+        **write_layout(model.text_tower.state_dict(), TRANSFORMERS_TEXT),
     }
 
 
 def _siglip_state(loaded: LoadedModel, tower: FlexiViT) -> State:
-    model = loaded.model
-    vision = _blocks(tower, {}, "post_layernorm")
-    vision["embeddings.patch_embedding.weight"] = vision.pop("kernel")
-    vision["embeddings.patch_embedding.bias"] = vision.pop("bias", torch.zeros(tower.width))
-    vision["embeddings.position_embedding.weight"] = vision.pop("posemb")[0].flatten(1).T
-    for kind in ("weight", "bias"):  # torch's MultiheadAttention stacks q, k and v
-        parts = [vision.pop(f"map_head.q.{kind}"), vision.pop(f"map_head.kv.{kind}")]
-        vision[f"head.attention.in_proj_{kind}"] = torch.cat(parts)
-    text = _text_state(loaded)
-    text["head.weight"] = projection_weight(model.text_projection, model.text_tower.width)
-    text["head.bias"] = projection_bias(model.text_projection, loaded.config.model.embed_dim)
+    model, vision = loaded.model, dict(tower.state_dict())
+    set_rows(vision, bias_apart=True, class_row=False)
     return {
         "logit_bias": torch.zeros(1),
         **scalars(model),
-        **{f"vision_model.{name}": tensor for name, tensor in vision.items()},
-        **{f"text_model.{name}": tensor for name, tensor in text.items()},
+        "text_model.head.weight": projection_weight(model.text_projection, model.text_tower.width),
+        "text_model.head.bias": projection_bias(model.text_projection, loaded.config.model.embed_dim),
+        **write_layout(vision, SIGLIP_IMAGE),
+        **write_layout(model.text_tower.state_dict(), TRANSFORMERS_TEXT),
     }
 
 
-def _text_state(loaded: LoadedModel) -> State:
-    """The state of the text tower, without its projection."""
-    text = _blocks(loaded.model.text_tower, {"token_embedding": "embeddings.token_embedding"}, "final_layer_norm")
-    text["embeddings.position_embedding.weight"] = text.pop("posemb")[0]
-    return text
-
-
-def _blocks(tower: nn.Module, names: dict[str, str], last_norm: str) -> State:
-    """The tensors of a tower by transformers' names for blocks and norms, with q, k and v as separate tensors."""
-    state = {}
-    for name, tensor in renamed(tower.state_dict(), names | _BLOCKS).items():
-        if "attn.qkv." in name:
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                state[name.replace("attn.qkv.", f"self_attn.{part}_proj.")] = piece
-        else:
-            state[name.replace("norm.", f"{last_norm}.", 1) if name.startswith("norm.") else name] = tensor
-    return state
-
-
-def _preprocess(loaded: LoadedModel, siglip: bool) -> dict[str, Any]:
-    """transformers' settings of the image preparation."""
+def _preprocess(loaded: LoadedModel, siglip: bool) -> Settings:
+    """Return transformers' settings of the image preparation."""
     preprocess = loaded.transform.preprocess
     height, width = loaded.transform.image_size
     squash = preprocess.resize == "squash"

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,14 @@ from torch import Tensor, nn
 from flexiclip.config import ModelConfig, TextTowerConfig
 from flexiclip.errors import UserError
 from flexiclip.files import save_tensors
+from flexiclip.formats.imported import State
+from flexiclip.model_folder import LoadedModel
 from flexiclip.models.clip import FlexiCLIP
+from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.text import TextTransformer
+from flexiclip.models.transformer import Block
 
 Encode = Callable[[Tensor], Tensor]
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,49 +46,46 @@ def refuse(format: str, reason: str) -> UserError:
     return UserError(f"--format {format} cannot express this model: {reason}")
 
 
+def check(format: str, misfits: Mapping[str, bool]) -> None:
+    """Raise the error of `refuse` for the first reason that holds."""
+    for reason, holds in misfits.items():
+        if holds:
+            raise refuse(format, reason)
+
+
 def text_of(config: ModelConfig, format: str) -> TextTowerConfig:
-    """The settings of the text tower. Raises UserError for an image tower alone."""
+    """Return the settings of the text tower. Raises UserError for an image tower alone."""
     if config.text is None:
         raise refuse(format, "it has no text half; export the image tower with --format timm or big_vision")
     return config.text
 
 
 def mlp_ratio(width: int, hidden: int) -> float:
-    """The ratio for which `int(width * ratio)` is exactly `hidden`, which is how the libraries compute the width of an MLP."""
+    """Return the ratio for which `int(width * ratio)`, which is how the libraries compute the width of an MLP, is `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
-def square(size: tuple[int, int]) -> int | list[int]:
-    """One number for a square size, as the libraries write it, else a list of two."""
-    return size[0] if size[0] == size[1] else list(size)
-
-
-def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
-    """The tensors with parts of their names replaced, in the order of `names`."""
-    found = {}
-    for name, tensor in state.items():
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        found[name] = tensor.detach()
-    return found
-
-
 def projection_weight(projection: nn.Module, width: int) -> Tensor:
-    """The matrix [E, width] of a projection, or the identity matrix if there is no projection."""
+    """Return the matrix [E, width] of a projection, or the identity matrix if there is no projection."""
     return projection.weight.detach() if isinstance(projection, nn.Linear) else torch.eye(width)
 
 
 def projection_bias(projection: nn.Module, embed_dim: int) -> Tensor:
-    """The bias [E] of a projection, or zeros if it has none."""
+    """Return the bias [E] of a projection, or zeros if it has none."""
     bias = projection.bias if isinstance(projection, nn.Linear) else None
     return torch.zeros(embed_dim) if bias is None else bias.detach()
 
 
 def scalars(model: FlexiCLIP) -> State:
-    """logit_scale (a logarithm) and, if the model has one, logit_bias, both [1]."""
-    found = {"logit_scale": model.logit_scale.detach()}
-    return found if model.logit_bias is None else found | {"logit_bias": model.logit_bias.detach()}
+    """Return logit_scale (a logarithm) and, if the model has one, logit_bias, both [1]."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters(recurse=False)}
+
+
+def colours(loaded: LoadedModel) -> dict[str, object]:
+    """Return the settings of the image preparation that timm and open_clip name alike."""
+    preprocess = loaded.transform.preprocess
+    return {"mean": list(preprocess.mean), "std": list(preprocess.std), "interpolation": preprocess.interpolation}
 
 
 def write_json(path: Path, content: object) -> None:
@@ -99,7 +99,8 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     save_tensors(own, path, {"format": "pt"})
 
 
-def shape_facts(module: Any) -> tuple[int, int, int, int]:
-    """The width, depth, number of heads and MLP width of one of our towers."""
-    block = module.blocks[0]
-    return module.width, len(module.blocks), block.attn.heads, block.mlp.fc1.out_features
+def shape_facts(tower: FlexiViT | TextTransformer) -> tuple[int, int, int, int]:
+    """Return the width, depth, number of heads and MLP width of one of our towers."""
+    block = tower.blocks[0]
+    assert isinstance(block, Block)
+    return tower.width, len(tower.blocks), block.attn.heads, block.mlp.fc1.out_features

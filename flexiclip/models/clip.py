@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flexiclip.config import ModelConfig
+from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.models.flexivit import FlexiViT
@@ -35,21 +35,16 @@ class FlexiCLIP(nn.Module):
         self.config = config
         self.image_tower = FlexiViT(config.image)
         self.text_tower = text_tower
-        self.image_projection = _projection(
-            config.image.projection, self.image_tower.width, config.embed_dim, config.image.projection_bias, "image"
-        )
+        self.image_projection = _projection(config.image, self.image_tower.width, config.embed_dim, "image")
         if config.classes is not None:
             _init_head(self.image_projection, config.head_bias_init)
         separate = config.image.exits if config.image.exit_heads == "separate" else ()
         self.exit_projections = nn.ModuleList(
-            _projection(config.image.projection, self.image_tower.width, config.embed_dim, config.image.projection_bias, "image")
-            for _ in separate
+            _projection(config.image, self.image_tower.width, config.embed_dim, "image") for _ in separate
         )
         self.text_projection: nn.Module = nn.Identity()
         if config.text is not None:
-            self.text_projection = _projection(
-                config.text.projection, text_tower.width, config.embed_dim, config.text.projection_bias, "text"
-            )
+            self.text_projection = _projection(config.text, text_tower.width, config.embed_dim, "text")
         self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
         bias = config.logit_bias_init
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([float(bias)]))
@@ -93,7 +88,7 @@ class FlexiCLIP(nn.Module):
         return [_unit(project(z), True) for project, z in zip([*exits, self.image_projection], features, strict=True)]
 
     def exit_projection(self, depth: int) -> nn.Module:
-        """The projection of the exit after block `depth`: the tower's own, or a separate one with exit_heads=separate."""
+        """Return the projection of the exit after block `depth`: the tower's own, or a separate one with exit_heads=separate."""
         if self.config.image.exit_heads == "shared":
             return self.image_projection
         return self.exit_projections[self.config.image.exits.index(depth)]
@@ -111,7 +106,7 @@ class FlexiCLIP(nn.Module):
         return locks
 
     def scalars(self) -> list[nn.Parameter]:
-        """The parameters of the loss: logit_scale and, if the model has one, logit_bias."""
+        """Return the parameters of the loss: logit_scale and, if the model has one, logit_bias."""
         return [p for p in (self.logit_scale, self.logit_bias) if p is not None]
 
     def train(self, mode: bool = True) -> FlexiCLIP:
@@ -122,12 +117,12 @@ class FlexiCLIP(nn.Module):
         return self
 
 
-def _projection(kind: str, width: int, embed_dim: int, bias: bool, name: str) -> nn.Module:
-    """A linear projection into the joint space, or the identity for kind "none". UserError if the identity does not fit."""
-    if kind == "linear":
-        layer = nn.Linear(width, embed_dim, bias=bias)
+def _projection(section: ImageTowerConfig | TextTowerConfig, width: int, embed_dim: int, name: str) -> nn.Module:
+    """Return a linear projection into the joint space, or the identity. Raises UserError if the identity does not fit."""
+    if section.projection == "linear":
+        layer = nn.Linear(width, embed_dim, bias=section.projection_bias)
         nn.init.normal_(layer.weight, std=width**-0.5)
-        if bias:
+        if section.projection_bias:
             nn.init.zeros_(layer.bias)
         return layer
     if width != embed_dim:

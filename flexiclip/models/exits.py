@@ -10,10 +10,8 @@ that the resizes are no longer part of the tower.
 
 from __future__ import annotations
 
-import re
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +20,6 @@ from flexiclip.config.schema import Size, pair
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.flexivit import FlexiViT
-
-
-def split_exit(source: str) -> tuple[str, int | None]:
-    """Split `A+exit2` into ("A", 2). A source without such an ending, or one that exists as a path, gives (source, None)."""
-    match = re.fullmatch(r"(.+)\+exit(\d{1,4})", source)
-    return (match[1], int(match[2])) if match and not Path(source).exists() else (source, None)
 
 
 def leave_after(model: FlexiCLIP, depth: int, where: str) -> FlexiCLIP:

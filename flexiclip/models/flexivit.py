@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flexiclip.config import ImageTowerConfig
-from flexiclip.config.schema import Size, pair
+from flexiclip.config.schema import Size, pair, sides
 from flexiclip.config.validate import valid_seqhw
 from flexiclip.errors import UserError
 from flexiclip.models.pi_resize import AxisResize, interpolation_matrix, pi_matrix, pi_resize, resize_axes
@@ -122,7 +122,7 @@ class FlexiViT(nn.Module):
         return self.norm(last(x, at=at))
 
     def exit_head(self, depth: int) -> tuple[nn.LayerNorm, MAPHead | None]:
-        """The norm and the attention pool that follow block `depth`; the pool is None in a tower without one."""
+        """Return the norm and the attention pool that follow block `depth`; the pool is None in a tower without one."""
         if self.config.exit_heads == "shared":
             return self.norm, self.map_head
         number = self.config.exits.index(depth)
@@ -135,7 +135,7 @@ class FlexiViT(nn.Module):
         return x[:, 0] if self.cls is not None else x.mean(dim=1)
 
     def _first_tokens(self, images: Tensor, seqhw: Size | None, patch_size: Size | None) -> Tensor:
-        """The input of the first block: patch embeddings with positions, after the class token if there is one."""
+        """Return the input of the first block: patch embeddings with positions, after the class token if there is one."""
         grid = self.grid_of((images.shape[-2], images.shape[-1]), seqhw, patch_size)
         x = self.embed_patches(images, grid) + self.position_embedding(grid)
         if self.cls is not None:  # the class token of FlexiViT has no position embedding
@@ -195,7 +195,7 @@ class FlexiViT(nn.Module):
         return grid[0], grid[1]
 
     def default_seqhw(self, image_size: tuple[int, int] | None = None) -> Size:
-        """The configured length or, without one, the grid of a model with a fixed patch size.
+        """Return the configured length or, without one, the grid of a model with a fixed patch size.
 
         That grid is the valid one nearest to the image size divided by the base kernel. If two are equally near, it is
         the shorter one.
@@ -212,7 +212,7 @@ class FlexiViT(nn.Module):
 
 
 def resizers(config: ImageTowerConfig) -> tuple[AxisResize, AxisResize]:
-    """The resize modules of the kernel and of the grid, with buffers for every length of the configured image size."""
+    """Return the resize modules of the kernel and of the grid, with buffers for every length of the configured image size."""
     kernel, base_grid = pair(config.base_patch_size), pair(config.base_grid)
     (height, width) = pair(config.image_size)
     grids = (set(_divisors(height)), set(_divisors(width)))
@@ -229,7 +229,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def own_patch(config: ImageTowerConfig, seqhw: tuple[int, ...]) -> tuple[int, int]:
-    """The size of the kernel that was trained.
+    """Return the size of the kernel that was trained.
 
     For a tower of one length this is the patch size at that length, and for any other tower it is the base kernel. A
     tower of one length never saw all of a larger base kernel. What it did not see is still at its random initial values.
@@ -256,16 +256,12 @@ def rebase(state: State, theirs: ImageTowerConfig, ours: ImageTowerConfig, train
     if trained != base or pair(theirs.base_patch_size) != base:
         kernel = pi_resize(state["kernel"], trained, mode, antialias)
         state["kernel"] = pi_resize(kernel, base, mode, antialias)
-        notes.append(f"the patch kernel PI-resized from {_by(trained)} to {_by(base)}")
+        notes.append(f"the patch kernel PI-resized from {sides(trained)} to {sides(base)}")
     old = (state["posemb"].shape[-2], state["posemb"].shape[-1])
     if old != grid:
         rows, columns = (
             interpolation_matrix(a, b, theirs.grid_resize, theirs.grid_antialias) for a, b in zip(old, grid, strict=True)
         )
         state["posemb"] = resize_axes(state["posemb"], rows, columns)
-        notes.append(f"the position grid resampled from {_by(old)} to {_by(grid)}")
+        notes.append(f"the position grid resampled from {sides(old)} to {sides(grid)}")
     return state, notes
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

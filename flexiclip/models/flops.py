@@ -26,7 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from flexiclip.config import Config, ImageTowerConfig, ModelConfig, TextTowerConfig
 from flexiclip.config.schema import Size, pair
@@ -57,7 +59,7 @@ class TowerFlops:
         return self.stem + self._blocks(self.depth) + self.head
 
     def backward(self, open_blocks: int | None = None) -> int:
-        """FLOPs of the gradients.
+        """Return the FLOPs of the gradients.
 
         `open_blocks` is the number of last blocks that train in a locked tower; None means that the whole tower trains.
         """
@@ -66,32 +68,32 @@ class TowerFlops:
         return 2 * (self._blocks(open_blocks) + self.head) if open_blocks else 0
 
     def recomputation(self, open_blocks: int | None = None) -> int:
-        """FLOPs of the second pass through the blocks that train, which activation checkpointing needs."""
+        """Return the FLOPs of the second pass through the blocks that train, which activation checkpointing needs."""
         again = self.depth if open_blocks is None else open_blocks
         return self._blocks(again) - (again - 1) * self.block_end - self.last_end if again else 0
 
     def all_tokens(self) -> TowerFlops:
-        """The same tower with a last block that computes every token, as other libraries' towers do."""
+        """Return the same tower with a last block that computes every token, as other libraries' towers do."""
         return replace(self, last=self.block, last_end=self.block_end)
 
     def _blocks(self, number: int) -> int:
-        """FLOPs of the last `number` blocks."""
+        """Return the FLOPs of the last `number` blocks."""
         return (number - 1) * self.block + self.last if number else 0
 
 
-def image_tower_flops(config: ImageTowerConfig, seqhw: Size, embed_dim: int) -> int:
-    """FLOPs to encode one image at grid side `seqhw`, including the projection to `embed_dim` (0 for a tower without one)."""
-    projection = projection_flops(config, shape_of(config, "model.image").width, embed_dim)
-    return image_flops(config, seqhw).forward + projection
-
-
 def image_model_flops(config: ModelConfig, seqhw: Size) -> int:
-    """`image_tower_flops` of a model's image half, which is the cost of a length relative to other lengths."""
-    return image_tower_flops(config.image, seqhw, config.embed_dim)
+    """Return the FLOPs to encode one image at grid side `seqhw`, including the projection: the cost of a length."""
+    width = shape_of(config.image, "model.image").width
+    return image_flops(config.image, seqhw).forward + projection_flops(config.image, width, config.embed_dim)
+
+
+def image_gflops(config: ModelConfig, seqhw: Size) -> float:
+    """Return `image_model_flops` in units of 10^9, as results and exports give it."""
+    return image_model_flops(config, seqhw) / 1e9
 
 
 def image_flops(config: ImageTowerConfig, seqhw: Size) -> TowerFlops:
-    """FLOPs of the image tower at grid side `seqhw`, without its projection."""
+    """Return the FLOPs of the image tower at grid side `seqhw`, without its projection."""
     shape, (gh, gw) = shape_of(config, "model.image"), pair(seqhw)
     height_px, width_px = pair(config.image_size)
     length = gh * gw + (config.pool == "tok")
@@ -103,12 +105,15 @@ def image_flops(config: ImageTowerConfig, seqhw: Size) -> TowerFlops:
 
 
 def text_flops(config: TextTowerConfig, length: int) -> TowerFlops:
-    """FLOPs of our own text tower on a caption of `length` tokens. Masked and causal attention count in full, as torch counts."""
+    """Return the FLOPs of our own text tower on a caption of `length` tokens.
+
+    Masked and causal attention count in full, as torch counts them.
+    """
     return _tower(shape_of(config, "model.text"), 0, length, tokens_read(config, length), config.pool)
 
 
 def foreign_text_flops(tower: nn.Module, length: int) -> TowerFlops:
-    """FLOPs of another library's text tower on a caption of `length` tokens.
+    """Return the FLOPs of another library's text tower on a caption of `length` tokens.
 
     Its blocks count as those of `foreign_shape`, and every matrix after the blocks is applied once to a caption.
     """
@@ -119,7 +124,7 @@ def foreign_text_flops(tower: nn.Module, length: int) -> TowerFlops:
 
 
 def foreign_shape(tower: nn.Module) -> Shape:
-    """The shape of a transformer of our kind that has as many weights per block as another library's tower.
+    """Return the shape of a transformer of our kind that has as many weights per block as another library's tower.
 
     It is read from the tower's parameters. It is exact for stacks of equal blocks whose attention has as many channels as
     the tower is wide. A gated MLP counts as a wider plain one. Raises UserError if no stack of blocks can be found.
@@ -137,23 +142,26 @@ def foreign_shape(tower: nn.Module) -> Shape:
 
 
 def tokens_read(config: ImageTowerConfig | TextTowerConfig, length: int) -> int:
-    """The number of tokens that the last block computes: 1 if the tower is ours and its pool reads one token, else `length`."""
+    """Return the number of tokens that the last block computes.
+
+    It is 1 if the tower is ours and its pool reads one token, and else `length`.
+    """
     ours = isinstance(config, ImageTowerConfig) or config.kind == "transformer"
     return 1 if ours and config.pool in ("tok", "eos", "last") else length
 
 
 def projection_flops(config: ImageTowerConfig | TextTowerConfig, width: int, embed_dim: int) -> int:
-    """FLOPs of projecting one vector into the joint space; 0 without a projection."""
+    """Return the FLOPs of projecting one vector into the joint space; 0 without a projection."""
     return 2 * width * embed_dim if config.projection == "linear" else 0
 
 
 def _tower(shape: Shape, stem: int, length: int, read: int, pool: str) -> TowerFlops:
-    """The FLOPs of a transformer on `length` tokens whose last block computes `read` of them."""
+    """Return the FLOPs of a transformer on `length` tokens whose last block computes `read` of them."""
     width, mlp = shape.width, shape.mlp_dim
     layer = 2 * width * mlp  # one layer of the MLP, for one token
 
     def block(tokens: int) -> int:
-        """FLOPs of a block with `tokens` queries; queries, keys and values are projected for all tokens."""
+        """Return the FLOPs of a block with `tokens` queries; queries, keys and values are projected for all tokens."""
         return 2 * 3 * length * width * width + 2 * tokens * width * width + 4 * tokens * length * width + 2 * tokens * layer
 
     head = 0
@@ -163,11 +171,28 @@ def _tower(shape: Shape, stem: int, length: int, read: int, pool: str) -> TowerF
 
 
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The weight matrices of a module's layers, without embedding tables and learned positions."""
+    """Return the weight matrices of a module's layers, without embedding tables and learned positions."""
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     for name, p in module.named_parameters():
         if p.ndim == 2 and id(p) not in tables and not name.endswith(("positional_embedding", "cls_emb")):
             yield p
+
+
+def measured_gflops(encode: Callable[[Tensor], Tensor], image: Tensor) -> float | None:
+    """Return the GFLOPs of any model's `encode` on one image [1, 3, H, W]; None if no product can be seen.
+
+    torch counts what its dispatcher sees: the products that are counted here for our towers. On a CPU it does not see
+    inside a fused attention kernel. Attention is therefore computed with plain products meanwhile, and the fused
+    inference path of nn.MultiheadAttention is switched off.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            encode(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops() / 1e9 or None
 
 
 @dataclass(frozen=True)
@@ -200,7 +225,7 @@ class TextCost:
 
 
 def text_cost(config: Config, kept: Callable[[int], bool], tower: TextTower | None = None) -> TextCost | None:
-    """The cost of a recipe's text half, or None if the recipe has none.
+    """Return the cost of a recipe's text half, or None if the recipe has none.
 
     `kept` says whether a run keeps the features of its captions, by the width of the text tower (schedules.py).
     `tower` is the text tower, on any device. Without it, a tower of another library is built on the meta device.
@@ -224,7 +249,7 @@ def text_cost(config: Config, kept: Callable[[int], bool], tower: TextTower | No
 def pair_flops(
     config: ModelConfig, text: TextCost | None, seqhw: int, *, several: bool = False, checkpointing: bool = False
 ) -> PairFlops:
-    """FLOPs of one image-text pair in a step at grid side `seqhw`.
+    """Return the FLOPs of one image-text pair in a step at grid side `seqhw`.
 
     `several` says that the step has more than one micro-batch and so uses the gradient cache. `checkpointing` says that
     activations are recomputed.
@@ -246,7 +271,7 @@ def pair_flops(
 
 
 def loss_flops(config: Config, local: int, world: int) -> int:
-    """FLOPs of the tiled loss (losses/) on one rank.
+    """Return the FLOPs of the tiled loss (losses/) on one rank.
 
     The rank compares `local` images with the captions of all `world` ranks, at every exit and every width that has a
     loss. The number follows from the code of the loss. Softmax computes the b x N logits twice and their gradients by two

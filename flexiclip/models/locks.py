@@ -38,7 +38,7 @@ class Lock:
 
 
 def lock_of(tower: nn.Module, config: ImageTowerConfig | TextTowerConfig, where: str) -> Lock:
-    """The lock that a tower's section of the recipe asks for.
+    """Return the lock that a tower's section of the recipe asks for.
 
     `where` is the name of the section. Raises UserError if the section unlocks more blocks than the tower has.
     """
@@ -51,7 +51,7 @@ def lock_of(tower: nn.Module, config: ImageTowerConfig | TextTowerConfig, where:
 
 
 def _stack(tower: nn.Module, where: str) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The tower's blocks, and the modules that come after the last block."""
+    """Return the tower's blocks, and the modules that come after the last block."""
     if isinstance(getattr(tower, "blocks", None), nn.ModuleList):  # FlexiViT and TextTransformer
         after = [part for part in (tower.norm, tower.map_head) if isinstance(part, nn.Module)]
         return blocks_of(tower), after
@@ -62,7 +62,7 @@ def _stack(tower: nn.Module, where: str) -> tuple[list[nn.Module], list[nn.Modul
 
 
 def blocks_of(tower: nn.Module) -> list[nn.Module]:
-    """The tower's blocks in order: the longest list of modules that is not inside another list, or [] if there is none.
+    """Return the tower's blocks in order: the longest list of modules that is not inside another list, or [] if there is none.
 
     This is `blocks` in our towers, `encoder.layer`, `layers` or `block` in a Hugging Face encoder, and `resblocks` in an
     open_clip tower. The blocks of T5 contain lists themselves, which do not count.

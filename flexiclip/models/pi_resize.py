@@ -24,7 +24,7 @@ AxisMatrix = Callable[[int, int], Tensor]
 
 @lru_cache(maxsize=512)
 def _interpolation(old: int, new: int, mode: str, antialias: bool) -> Tensor:
-    """The matrix of torch's image resize along one axis, [new, old] float32, found by resizing an identity matrix."""
+    """Return the matrix of torch's image resize along one axis, [new, old] float32, found by resizing an identity matrix."""
     # The identity is square, because torch's antialiased resize is wrong on images that are one pixel wide.
     identity = torch.eye(old, device="cpu")[None, None]  # on the CPU even under another torch.device: the result is cached
     return F.interpolate(identity, size=(new, old), mode=mode, align_corners=False, antialias=antialias)[0, 0]
@@ -37,7 +37,7 @@ def interpolation_matrix(old: int, new: int, mode: str = "bilinear", antialias: 
 
 @lru_cache(maxsize=512)
 def pi_matrix(old: int, new: int, mode: str = "bilinear", antialias: bool = False) -> Tensor:
-    """pinv(B^T), [new, old] float32: the matrix that resizes one axis of a patch embedding kernel.
+    """Return pinv(B^T), [new, old] float32: the matrix that resizes one axis of a patch embedding kernel.
 
     B has full rank, so the normal equations give the pseudo-inverse: B (B^T B)^-1 or (B B^T)^-1 B. In float64 this is as
     exact as a singular value decomposition, and it takes a tenth of the time.
@@ -97,7 +97,7 @@ class AxisResize(nn.Module):
             return resize_axes(x, self._axis(self.old[0], size[0], x.device), self._axis(self.old[1], size[1], x.device))
 
     def _axis(self, old: int, new: int, device: torch.device) -> Tensor:
-        """The matrix of one axis on `device`, from a buffer if there is one."""
+        """Return the matrix of one axis on `device`, from a buffer if there is one."""
         held = self._buffers.get(f"from{old}to{new}")
         return self.matrix(old, new).to(device) if held is None else held
 

@@ -7,13 +7,13 @@ normalisation of the images, every tensor still fits, but the tower no longer co
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flexiclip.config import Config, ImageTowerConfig, TextTowerConfig
 from flexiclip.errors import UserError
+from flexiclip.files import read_json
 from flexiclip.models.text.base import SUBFOLDER, TextTower
 from flexiclip.models.variants import shape_of
 
@@ -68,21 +68,14 @@ def check_architecture(tower: TextTower, folder: Path, where: str) -> None:
         raise UserError(f"{where}: its tower was trained with {wanted}; model.text.name is another architecture")
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """All settings of the JSON files in a folder that change what the tower computes, by dotted name."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            section = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not a JSON file: {error}") from None
-        found |= _flat(section, "") if isinstance(section, dict) else {path.name: section}
-    return found
+def _settings(folder: Path) -> dict[str, object]:
+    """Return all settings of the JSON files in a folder that change what the tower computes, by dotted name."""
+    return {name: value for path in sorted(folder.glob("*.json")) for name, value in _flat(read_json(path), "").items()}
 
 
-def _flat(section: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _flat(section: Mapping[str, object], prefix: str) -> dict[str, object]:
     """Flatten nested settings into dotted names, without those about origin, storage and dropout."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in section.items():
         if name not in (*_ORIGIN, *_PLACES) and "dropout" not in name:
             found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -90,6 +83,6 @@ def _flat(section: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _said(value: object) -> str:
-    """A value as a recipe writes it: a tuple as a list in brackets, and long texts cut to 60 characters."""
+    """Write a value as a recipe does: a tuple as a list in brackets, and long texts cut to 60 characters."""
     text = str(list(value)) if isinstance(value, tuple) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -38,7 +38,7 @@ def check_sizes(config: ModelConfig, stored: int, where: str) -> None:
 
 
 def _blocks(config: ImageTowerConfig | TextTowerConfig, where: str) -> int:
-    """The number of parameters in the matrices of all blocks."""
+    """Return the number of parameters in the matrices of all blocks."""
     shape = shape_of(config, where)
     check_layers(shape.depth, where)
     return shape.depth * shape.width * (4 * shape.width + 2 * shape.mlp_dim)

@@ -32,12 +32,12 @@ HEAD_WIDTH = 64
 
 
 def tower_name(config: ImageTowerConfig) -> str:
-    """The name of an image tower in results: FlexiViT-B, or FlexiViT-WIDTHxDEPTH if it is not a variant."""
+    """Return the name of an image tower in results: FlexiViT-B, or FlexiViT-WIDTHxDEPTH if it is not a variant."""
     return f"FlexiViT-{config.variant or f'{config.width}x{config.depth}'}"
 
 
 def shape_of(config: ImageTowerConfig | TextTowerConfig, where: str) -> Shape:
-    """The shape of a tower: that of its variant, with explicitly given sizes in place of the variant's.
+    """Return the shape of a tower: that of its variant, with explicitly given sizes in place of the variant's.
 
     `where` names the section of the recipe in errors. Raises UserError for an unknown variant, for a section without a
     size, and for a width that is not a multiple of the number of heads.

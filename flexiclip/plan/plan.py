@@ -15,6 +15,7 @@ from functools import partial
 
 from flexiclip.config import Config
 from flexiclip.errors import UserError
+from flexiclip.files import size_text
 from flexiclip.models.flops import image_model_flops, loss_flops
 from flexiclip.plan.hardware import USABLE_MEMORY, Device, device_of
 from flexiclip.plan.memory import Memory, step_memory
@@ -188,7 +189,7 @@ def _notes(model: Model, engine: Engine, horizon: Horizon | None) -> tuple[str, 
     buffers = states(model, engine, several=False).buffers
     if engine.stage and buffers > FLOAT * model.total("trained"):
         found.append(
-            f"DeepSpeed's buckets take {buffers / 1e9:.1f} GB, more than the gradients: set "
+            f"DeepSpeed's buckets take {size_text(buffers)}, more than the gradients: set "
             "engine.deepspeed.zero_optimization.reduce_bucket_size (elements), for example 5e7"
         )
     if engine.offload != "none":

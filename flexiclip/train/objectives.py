@@ -29,7 +29,8 @@ from flexiclip.data.images import normalize
 from flexiclip.data.loader import iter_captions
 from flexiclip.errors import UserError
 from flexiclip.losses import CROSS_ENTROPIES, LOSSES, classifier_kl, cosine_distance, nested_loss, similarity_kl
-from flexiclip.model_folder import LoadedModel, fill_classes, load_model
+from flexiclip.model_folder import LoadedModel, fill_classes, load_parsed
+from flexiclip.model_source import LOADED, parse_model
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.train.ranks import RunContext
 from flexiclip.train.text_features import compute_text_features
@@ -244,7 +245,7 @@ def open_teacher(distillation: DistillationConfig, ours: ModelConfig, device: to
     """Return the model that `distillation.teacher` names, frozen. Raises UserError if it does not fit the student `ours`."""
     where = f"distillation.teacher={distillation.teacher}"
     assert distillation.teacher is not None, "validate() demands it"
-    teacher = load_model(distillation.teacher, device)
+    teacher = load_parsed(parse_model(distillation.teacher, LOADED, "distillation.teacher"), device)
     theirs = teacher.config.model
     if (theirs.text is None) != (ours.text is None):
         has = "an image tower alone" if theirs.text is None else "two towers"

@@ -148,7 +148,7 @@ def _weights(files: Case, folder: Path) -> str:
     if first.startswith("local/"):
         from flexiclip.formats.open_clip_reader import import_open_clip
 
-        return _built(import_open_clip(f"local-dir:{folder / 'local'}", None, text))
+        return _built(import_open_clip(f"local-dir:{folder / 'local'}", text=text))
     if first.startswith("hf/"):
         from flexiclip.formats.transformers_reader import import_transformers
 
@@ -160,7 +160,7 @@ def _weights(files: Case, folder: Path) -> str:
     if first.startswith("open_clip."):
         from flexiclip.formats.open_clip_reader import import_open_clip
 
-        return _built(import_open_clip(str(folder / first), OPEN_CLIP_ARCH, text))
+        return _built(import_open_clip(OPEN_CLIP_ARCH, str(folder / first), text))
     from flexiclip.formats.timm_reader import import_timm
 
     return _built(import_timm(folder / "timm" if first.startswith("timm/") else folder / (first or "nothing")))

@@ -79,5 +79,5 @@ def test_the_squares_lie_inside_their_photographs() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cue_conflict, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"scikit-image, which holds the textures, is not installed: pip install .*analysis"):
+    with pytest.raises(UserError, match=r"package scikit-image is not installed; run `pip install 'flexiclip\[analysis\]'`"):
         cue_conflict._squares(Texture("brick.png", ((0, 0, 8),)), 8)

@@ -246,7 +246,7 @@ def test_the_suites_of_other_styles_fit_what_the_builders_write(
 
 
 def test_a_later_model_that_fails_takes_no_results_along(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="missing is no model folder"):
+    with pytest.raises(UserError, match="missing is not a model: there is no such file or folder"):
         evaluate_suites([("toy", loaded), "missing"], [suite], seqhw=[3], output=tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {row["pretrained"] for row in rows} == {"toy"}

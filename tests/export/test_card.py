@@ -16,7 +16,7 @@ def test_a_card_has_the_metrics_of_its_own_model_alone(make: Callable[..., Path]
     narrow, other = {**own, "width": 8, "metrics": {"acc1": 0.125}}, {**row, "pretrained": "openai", "metrics": {"acc1": 0.75}}
     results = folder.parent / "eval" / "results.json"
     results.parent.mkdir()
-    cases = [([own, narrow, other], "| all | acc1 | 0.2500 |"), ([other], "has no row of this model"), (7, "is no table")]
+    cases = [([own, narrow, other], "| all | acc1 | 0.2500 |"), ([other], "has no row of this model"), (7, "is not a table")]
     for rows, said in cases:
         results.write_text(json.dumps(rows))
         assert main(["export", "image", str(folder), "--seqhw", "3", "--output", str(path)]) == 0

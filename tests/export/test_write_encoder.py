@@ -5,7 +5,9 @@ also of an exit.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from kit.export_models import LENGTHS
 from PIL import Image
 
+import flexiclip
 from flexiclip.__main__ import main
 from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, PatchStage, PreprocessConfig, parse_duration
 from flexiclip.export.encoders import ImageEncoder, bake
@@ -140,6 +143,20 @@ def test_int8_encoders_are_smaller_and_agree(
     assert 0.99 < float(F.cosine_similarity(run(path, images), expected).min()) < 1 - 1e-7
 
 
+@pytest.mark.parametrize("options", [["--format", "onnx"], ["--quantize", "int8"], ["--format", "torch"]], ids=str)
+def test_an_exported_encoder_has_no_path_of_this_machine(options: list[str], folders: dict[str, Path], tmp_path: Path) -> None:
+    """The exporters of torch note a stack trace of each node."""
+    for what in ("image", "text"):
+        file = tmp_path / what
+        assert main(["export", what, str(folders["ours"]), *options, "--output", str(file)]) == 0
+        contents = [file.read_bytes()]
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                contents += [archive.read(name) for name in archive.namelist()]
+        for path in (Path(flexiclip.__file__).parents[1], Path(torch.__file__).parents[1], folders["ours"], tmp_path):
+            assert not any(os.fsencode(path) in content for content in contents)
+
+
 def test_a_quantised_encoder_that_is_not_the_model_is_not_kept(
     make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,7 +195,10 @@ def test_a_baked_tower_is_a_plain_one(opened: dict[str, LoadedModel]) -> None:
         (["image", "MODEL", "--quantize", "int4"], "only int8"),
         (["image", "MODEL", "--quantize", "int8", "--format", "torch"], "give --format onnx"),
         (["image", "MODEL", "--images", "nowhere.tar"], "nowhere.tar"),
-        (["image", "nowhere"], "is no model folder"),
+        (
+            ["image", "nowhere"],
+            "nowhere is not a model: there is no such file or folder; give a model folder or a run folder, open_clip:",
+        ),
         (["model", "MODEL", "--format", "keras"], "open_clip, timm, transformers, big_vision"),
         (["model", "MODEL", "--format", "timm", "--seqhw", "2,3"], "one model has one length"),
         (["model", "MODEL", "--format", "big_vision", "--seqhw", "2"], "keeps the base kernel"),

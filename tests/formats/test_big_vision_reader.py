@@ -17,8 +17,9 @@ from kit.weights import images, imported, refused, vocabulary
 
 from flexiclip.data.tokenizers import build_tokenizer
 from flexiclip.errors import UserError
-from flexiclip.formats.big_vision_reader import image_tower_state, import_big_vision, read_npz, split_head, text_tower_state
+from flexiclip.formats.big_vision_reader import import_big_vision, read_npz, read_tower
 from flexiclip.formats.imported import sentencepiece_config
+from flexiclip.formats.layouts import BIG_VISION_IMAGE, BIG_VISION_TEXT
 from flexiclip.model_folder import LoadedModel
 
 
@@ -31,16 +32,13 @@ def test_prefixed_files_read_alike(tmp_path: Path) -> None:
 
 
 def test_arrays_left_over_or_missing_are_named() -> None:
-    text, _ = split_head(read_npz(FOLDER / "text_params.npz"))
-    with pytest.raises(UserError, match=r"without a place in the tower: opt/count; "):
-        text_tower_state({**text, "opt/count": np.zeros(1)})
-    with pytest.raises(UserError, match=r"without a place in the tower: head/bias, head/kernel; "):
-        text_tower_state(read_npz(FOLDER / "text_params.npz"))
-    image, _ = split_head(read_npz(FOLDER / "flexivit_map_params.npz"))
+    text, image = (read_npz(FOLDER / f"{name}_params.npz") for name in ("text", "flexivit_map"))
+    with pytest.raises(UserError, match=r"without a place in the tower: extra/bias, opt/count; "):
+        read_tower({**text, "opt/count": np.zeros(1), "extra/bias": np.zeros(1)}, BIG_VISION_TEXT)
     with pytest.raises(UserError, match="'embedding/kernel' is missing"):
-        image_tower_state(text)
+        read_tower(text, BIG_VISION_IMAGE)
     with pytest.raises(UserError, match="48 positions, not a square grid"):
-        image_tower_state({**image, "pos_embedding": image["pos_embedding"][:, :48]})
+        read_tower({**image, "pos_embedding": image["pos_embedding"][:, :48]}, BIG_VISION_IMAGE)
 
 
 def test_pickles_and_other_files_are_refused(tmp_path: Path) -> None:
@@ -53,11 +51,11 @@ def test_pickles_and_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_the_head_is_a_linear_layer() -> None:
     arrays = read_npz(FOLDER / "text_params.npz")
-    tower, head = split_head(arrays)
+    _, head = read_tower(arrays, BIG_VISION_TEXT)
     assert np.array_equal(head["weight"].numpy(), np.asarray(arrays["head/kernel"]).T)
     assert np.array_equal(head["bias"].numpy(), arrays["head/bias"])
-    assert tower.keys() | {"head/kernel", "head/bias"} == arrays.keys()
-    assert split_head(tower)[1] == {}
+    headless = {name: array for name, array in arrays.items() if not name.startswith("head/")}
+    assert read_tower(headless, BIG_VISION_TEXT)[1] == {}
 
 
 Arrays = dict[str, np.ndarray]
@@ -282,7 +280,7 @@ def test_siglip_2_fills_up_with_padding_and_every_other_with_eos(words: int, sti
     np.savez_compressed(tmp_path / "w.npz", **arrays)  # type: ignore[arg-type]
     found = import_big_vision(tmp_path / "w.npz", vocabulary(tmp_path / "sp.model"))
     assert found.text is not None
-    assert found.text.vocab_size == words
+    assert found.text.config.vocab_size == words
     assert (found.tokenizer.sticky_eos, found.tokenizer.lowercase) == (sticky, True)
     assert found.tokenizer.context_length == 16
     row = build_tokenizer(found.tokenizer)("A Red FOX")[0]

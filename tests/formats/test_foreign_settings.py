@@ -96,9 +96,9 @@ def test_timm_preprocessing_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     ours = imported(tmp_path / "hub", "timm", tmp_path / "plain").config.model.preprocess
     assert (ours.mean, ours.std, ours.interpolation, ours.resize) == ((0.3, 0.4, 0.5), (0.5, 0.6, 0.7), "bicubic", "shortest")
     for change, message in (
-        ({"interpolation": "lanczos"}, "interpolation 'lanczos'"),
-        ({"interpolation": "random"}, "interpolation 'random'"),
-        ({"crop_mode": "border"}, "crop_mode 'border'"),
+        ({"interpolation": "lanczos"}, "with the filter 'lanczos'"),
+        ({"interpolation": "random"}, "with the filter 'random'"),
+        ({"crop_mode": "border"}, "images by 'border'"),
     ):
         timm_folder(tmp_path / "hub", {}, **change)
         assert message in refused(capsys, tmp_path / "hub", "timm", tmp_path / "x")
@@ -116,7 +116,7 @@ def test_timm_preprocessing_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
         ({"scale_mlp_norm": True}, "without a place in the tower: blocks.0.mlp.norm"),
         ({"qk_norm": True}, "it normalises queries and keys"),
         ({"reg_tokens": 2, "no_embed_class": True}, "it has register tokens"),
-        ({"proj_bias": False}, "blocks.0.attn.proj.bias is missing"),
+        ({"proj_bias": False}, "blocks.0.attn.proj.bias' is missing"),
         ({"no_such_argument": 1}, "timm cannot build it"),
         ({"depth": 10**9}, "the most are 1000"),
     ],

@@ -239,7 +239,7 @@ def test_import_refuses_wrong_options_and_occupied_places(
         ([source, "--format", "onnx", "--output", str(tmp_path / "x")], "--format onnx: choose one of big_vision, timm"),
         ([source, "--output", str(tmp_path / "x")], "--format"),
         ([str(tmp_path / "none.npz"), "--format", "big_vision", "--output", str(tmp_path / "x")], "none.npz"),
-        ([source, "--format", "big_vision", "--output", str(occupied)], "is no model folder"),
+        ([source, "--format", "big_vision", "--output", str(occupied)], "is not a model folder"),
     ):
         capsys.readouterr()
         assert main(["import", *arguments]) == 2

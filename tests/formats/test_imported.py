@@ -26,11 +26,13 @@ def test_take_gives_each_tensor_once_in_float32() -> None:
     given.finish()
 
 
-def test_take_layer_takes_a_bias_where_there_is_one() -> None:
-    given = source("fc.weight", "fc.bias", "proj.weight")
-    assert set(given.take_layer("fc", "mlp.fc1")) == {"mlp.fc1.weight", "mlp.fc1.bias"}
-    assert set(given.take_layer("proj", "out")) == {"out.weight"}
-    given.finish()
+def test_take_head_takes_a_bias_where_there_is_one() -> None:
+    given = source("fc.weight", "fc.bias", "proj.weight", "stray.bias")
+    assert set(given.take_head("fc")) == {"weight", "bias"}
+    assert set(given.take_head("proj", required=True)) == {"weight"}
+    assert given.take_head("stray") == given.take_head("head") == {}
+    with pytest.raises(UserError, match=r"the tensor 'head\.weight' is missing; it has stray\.bias"):
+        given.take_head("head", required=True)
 
 
 def test_finish_lists_what_is_left_over() -> None:
@@ -38,7 +40,7 @@ def test_finish_lists_what_is_left_over() -> None:
     given.take("head.weight")
     with pytest.raises(UserError, match=r"^x\.bin: tensors without a place in the tower: extra; drop them, or is it another"):
         given.finish()
-    given.drop("extra", "never.there")
+    given.take("extra")
     given.finish()
 
 

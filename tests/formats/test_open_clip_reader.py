@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -139,7 +138,7 @@ def test_what_cannot_be_imported_says_why(tmp_path: Path, capsys: pytest.Capture
 
     base = {"embed_dim": 24, "vision_cfg": NATIVE, "text_cfg": TEXT}
     assert "an attention pool" in built(base | {"vision_cfg": NATIVE | {"attentional_pool": True}}, "coca")
-    assert "the pool 'avg' beside a class token" in built(base | {"vision_cfg": NATIVE | {"pool_type": "avg"}}, "avg")
+    assert "the pool 'avg' next to a class token" in built(base | {"vision_cfg": NATIVE | {"pool_type": "avg"}}, "avg")
     resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64}
     assert "only Vision Transformers" in built(base | {"vision_cfg": resnet}, "rn")
     assert "images by 'longest'" in _resized_oddly(base, tmp_path / "longest", target, capsys)
@@ -264,11 +263,11 @@ def test_the_text_tower_of_a_recipe_reads_the_same_checkpoints(arch: str, tmp_pa
 def test_files_that_are_not_of_the_model_say_how(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = trained(arch).state_dict()
     for change, message in (
-        ({"visual.extra": torch.zeros(2)}, "has besides visual.extra"),
-        ({"visual.conv1.weight": torch.zeros(64, 3, 8, 8)}, "visual.conv1.weight is [64, 3, 8, 8] in the file"),
-        ({"positional_embedding": torch.zeros(32, 64)}, "text.positional_embedding is [32, 64] in the file and [77, 64]"),
-        ({"visual.positional_embedding": torch.zeros(17, 64)}, "visual.positional_embedding is [17, 64] in the file"),
-        ({"ln_final.bias": None, "text_projection": None}, "lacks "),
+        ({"visual.extra": torch.zeros(2)}, "unused: visual.extra"),
+        ({"visual.conv1.weight": torch.zeros(64, 3, 8, 8)}, "visual.conv1.weight [64, 3, 8, 8] instead of [64, 3, 16, 16]"),
+        ({"positional_embedding": torch.zeros(32, 64)}, "text.positional_embedding [32, 64] instead of [77, 64]"),
+        ({"visual.positional_embedding": torch.zeros(17, 64)}, "visual.positional_embedding [17, 64] instead of [10, 64]"),
+        ({"ln_final.bias": None, "text_projection": None}, "missing: "),
     ):
         changed = {name: tensor for name, tensor in (state | change).items() if tensor is not None}
         torch.save(changed, tmp_path / "w.pt")
@@ -296,7 +295,7 @@ def test_open_clip_preprocess_is_that_of_the_weights_before_that_of_the_model(
     published: dict[str, Any], wanted: PreprocessConfig
 ) -> None:
     own = {"mean": [0.1, 0.2, 0.3], "std": [0.7, 0.8, 0.9], "resize_mode": "squash", "interpolation": "bilinear"}
-    found = from_open_clip._preprocess(SimpleNamespace(preprocess_cfg=own), published, "w")
+    found = from_open_clip._preprocess(own | published, "w")
     assert found == wanted
 
 

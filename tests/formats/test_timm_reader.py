@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,10 +165,10 @@ def test_what_our_tower_lacks_is_named(
 def test_the_wrong_architecture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved(VisionTransformer(**SMALL), tmp_path / "w.bin")
     for arch, message in (
-        ("vit_tiny_patch16_224", "cls_token is [1, 1, 64] in the file, [1, 1, 192]"),
+        ("vit_tiny_patch16_224", "cls_token [1, 1, 64] instead of [1, 1, 192]"),
         ("vit_nano", "timm knows no such model"),
         ("resnet18", "a ResNet; only plain Vision Transformers"),
-        ("vit_base_patch16_224.mae", "in the file, [1, 1, 768]"),
+        ("vit_base_patch16_224.mae", "instead of [1, 1, 768]"),
         ("vit_base_patch16_224.no_such_tag", "timm cannot build it"),
     ):
         assert message in refused(capsys, source, "timm", tmp_path / "m", "--arch", arch)
@@ -193,17 +192,17 @@ def expected(resize: str = "shortest", interpolation: str = "bicubic") -> Prepro
     ],
 )
 def test_timm_preprocess_is_that_of_its_weights(said: dict[str, Any], wanted: PreprocessConfig) -> None:
-    model = SimpleNamespace(pretrained_cfg={"mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 0.9} | said)
-    found, notes = from_timm.preprocess_of(model)
+    cfg = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 0.9} | said
+    found, notes = from_timm.preprocess_of(cfg)
     assert found == wanted
     assert notes == ["timm evaluates on the central 90%; here the whole short side is used"]
 
 
 def test_timm_preprocess_of_a_published_architecture_with_unequal_mean_and_std() -> None:
     """The values of ImageNet, which timm keeps for augreg-free weights: none of them is a half."""
-    model = from_timm.describe("deit_tiny_patch16_224")
+    model, cfg = from_timm.describe("deit_tiny_patch16_224")
     data = timm.data.resolve_data_config({}, model=model)
-    found, _ = from_timm.preprocess_of(model)
+    found, _ = from_timm.preprocess_of(cfg)
     assert (found.mean, found.std) == (data["mean"], data["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert found.interpolation == data["interpolation"] == "bicubic"
     assert from_timm.preprocess_of(None)[0] == PreprocessConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

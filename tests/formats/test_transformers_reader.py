@@ -151,7 +151,9 @@ def test_import_reads_shards_of_weights_and_refuses_damaged_ones(tmp_path: Path,
     assert "a bert model; the kinds that can be imported are clip" in refused(capsys, folder, "siglip", target)
     (folder / "config.json").write_text("{")
     assert "not a JSON file" in refused(capsys, folder, "siglip", target)
-    assert "not a folder" in refused(capsys, tmp_path / "nothing", "siglip", target)
+    assert "nothing is not a model: there is no such file or folder; give a folder of transformers" in refused(
+        capsys, tmp_path / "nothing", "siglip", target
+    )
 
 
 def test_a_folder_without_a_tokenizer_asks_for_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

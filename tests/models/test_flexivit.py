@@ -20,7 +20,8 @@ from torch import Tensor
 
 from flexiclip.config import Config, ImageTowerConfig, from_dict
 from flexiclip.errors import UserError
-from flexiclip.formats.big_vision_reader import image_tower_state, read_npz, split_head
+from flexiclip.formats.big_vision_reader import read_npz, read_tower
+from flexiclip.formats.layouts import BIG_VISION_IMAGE
 from flexiclip.formats.run import ImportOptions, import_weights
 from flexiclip.model_folder import build_model, load_model
 from flexiclip.models.flexivit import FlexiViT, own_patch, rebase
@@ -30,9 +31,9 @@ Head = dict[str, torch.Tensor]
 
 def released(pool: str) -> tuple[FlexiViT, Head]:
     """The tower and the head that the golden parameters describe."""
-    arrays, head = split_head(read_npz(FOLDER / f"flexivit_{pool}_params.npz"))
+    state, head = read_tower(read_npz(FOLDER / f"flexivit_{pool}_params.npz"), BIG_VISION_IMAGE)
     tower = FlexiViT(ImageTowerConfig(width=64, depth=2, heads=4, mlp_dim=128, pool=pool))  # type: ignore[arg-type]
-    tower.load_state_dict(image_tower_state(arrays))
+    tower.load_state_dict(state)
     return tower.eval(), head
 
 

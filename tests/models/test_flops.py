@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from flexiclip.config.schema import Size, pair
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.flops import image_tower_flops
+from flexiclip.models.flops import image_model_flops
 from flexiclip.models.text import build_text_tower
 
 TEXT = TextTowerConfig(width=16, depth=1, heads=2, vocab_size=8, pad_id=0, eos_id=1, context_length=4)
@@ -23,6 +23,10 @@ def count(run: Callable[[], object]) -> int:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+def flops(config: ImageTowerConfig, seqhw: Size, embed_dim: int) -> int:
+    return image_model_flops(ModelConfig(config, TEXT, embed_dim=embed_dim), seqhw)
 
 
 def counted(config: ImageTowerConfig, seqhw: Size, embed_dim: int, batch: int = 1) -> int:
@@ -49,23 +53,23 @@ def test_image_tower_flops_are_what_torch_counts(pool: str, seqhw: int) -> None:
         base_grid=5,
         pool=pool,  # type: ignore[arg-type]
     )
-    assert image_tower_flops(config, seqhw, 20) == counted(config, seqhw, 20)
+    assert flops(config, seqhw, 20) == counted(config, seqhw, 20)
 
 
 def test_a_rectangle_without_projection() -> None:
     config = ImageTowerConfig(width=16, depth=1, heads=2, image_size=(24, 48), base_patch_size=5, base_grid=5, projection="none")
-    assert image_tower_flops(config, (3, 6), 16) == counted(config, (3, 6), 16)
+    assert flops(config, (3, 6), 16) == counted(config, (3, 6), 16)
 
 
 def test_batches_cost_in_proportion() -> None:
     """All but the MAP head's query, which a batch computes once."""
     config = ImageTowerConfig(width=32, depth=2, heads=2, image_size=24, base_patch_size=7, base_grid=5)
-    assert counted(config, 4, 8, batch=3) == 3 * image_tower_flops(config, 4, 8)
+    assert counted(config, 4, 8, batch=3) == 3 * flops(config, 4, 8)
     with_map = ImageTowerConfig(width=32, depth=2, heads=2, image_size=24, base_patch_size=7, base_grid=5, pool="map")
-    assert counted(with_map, 4, 8, batch=3) == 3 * image_tower_flops(with_map, 4, 8) - 2 * (2 * 32 * 32)
+    assert counted(with_map, 4, 8, batch=3) == 3 * flops(with_map, 4, 8) - 2 * (2 * 32 * 32)
 
 
 def test_image_tower_flops_of_the_published_vit_b() -> None:
     """ViT-B/16 at 224 px: 17.6 G multiply-adds in the literature (DeiT, table 5), with classifier and all tokens to the end."""
     config = ImageTowerConfig(variant="B", image_size=224, base_patch_size=16, base_grid=14, pool="gap")
-    assert image_tower_flops(config, 14, 1000) / 2 == pytest.approx(17.56e9, rel=0.01)
+    assert flops(config, 14, 1000) / 2 == pytest.approx(17.56e9, rel=0.01)

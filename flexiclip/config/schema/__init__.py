@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from flexiclip.config.keys import Size, key, pair, require, section
+from flexiclip.config.keys import Size, key, pair, require, section, sides
 from flexiclip.config.schema.data import DataConfig, PatchConfig, PatchStage, SourceConfig
 from flexiclip.config.schema.model import (
     ImageTowerConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "pair",
+    "sides",
 ]
 
 

@@ -17,7 +17,7 @@ from flexiclip.data.tokenizers.base import AbsentTokenizer, Tokenizer, read_file
 from flexiclip.data.tokenizers.foreign import ClipTokenizer, HuggingFaceTokenizer, OpenClipTokenizer
 from flexiclip.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.files import short_reason
+from flexiclip.libraries import short_reason
 
 __all__ = ["AbsentTokenizer", "Tokenizer", "build_tokenizer", "load_tokenizer", "train_sentencepiece"]
 

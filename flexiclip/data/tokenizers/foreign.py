@@ -21,7 +21,8 @@ from flexiclip.config import TokenizerConfig
 from flexiclip.config.load import resolve_folder
 from flexiclip.data.tokenizers.base import Tokenizer, read_files, require_id, unpacked
 from flexiclip.errors import UserError
-from flexiclip.files import short_reason, stands_there
+from flexiclip.files import found_instead
+from flexiclip.libraries import library_errors, require, short_reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,14 +173,9 @@ def _check_text_cfg(text_cfg: object, name: str) -> None:
 
 def _auto_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
     """Return the AutoTokenizer of a folder or hub name. Raises UserError."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise UserError("tokenizer.kind=huggingface needs transformers: run `pip install 'flexiclip[hf]'`") from None
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # transformers, tokenizers and the hub's library each raise their own errors
-        raise UserError(f"tokenizer.path={name}: no Hugging Face tokenizer there: {short_reason(error)}") from None
+    transformers = require("transformers", "flexiclip[hf]", "tokenizer.kind=huggingface")
+    with library_errors(f"tokenizer.path={name}: no Hugging Face tokenizer there"):
+        return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def _check_files(folder: Path) -> None:
@@ -188,7 +184,7 @@ def _check_files(folder: Path) -> None:
     A web page or a Git LFS pointer in place of a list of words would be read as the words.
     """
     for path in [folder / name for name in _FILES if (folder / name).is_file()]:
-        found = stands_there(path)
+        found = found_instead(path)
         if found is not None:
             raise UserError(f"{path}: not a tokenizer's file: {found}")
 

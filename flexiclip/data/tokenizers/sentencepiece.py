@@ -20,7 +20,8 @@ from torch import Tensor
 from flexiclip.config import TokenizerConfig
 from flexiclip.data.tokenizers.base import Tokenizer, require_id
 from flexiclip.errors import UserError
-from flexiclip.files import short_reason, text_there, write_whole
+from flexiclip.files import text_instead, write_whole
+from flexiclip.libraries import short_reason
 
 MODEL_FILE = "sentencepiece.model"
 MAX_TRAINING_CAPTIONS = 1_000_000
@@ -41,7 +42,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._engine = sentencepiece.SentencePieceProcessor(model_proto=self.files[MODEL_FILE])
         except RuntimeError as error:
-            found = text_there(self.files[MODEL_FILE]) or short_reason(error)
+            found = text_instead(self.files[MODEL_FILE]) or short_reason(error)
             raise UserError(f"tokenizer.path={name}: not a sentencepiece model: {found}") from None
         self.vocab_size = self._engine.get_piece_size()
         self.eos_id = require_id(self._engine.eos_id(), "EOS", name, "train it with eos_id")

@@ -27,8 +27,6 @@ from flexiclip.models.variants import shape_of
 NO_TEXT = "the model is an image tower alone (model.text is null): it has no text half; train one with model.image.init"
 SUBFOLDER = "text_tower"
 """The folder inside a model folder that holds the architecture of another library's tower."""
-WEIGHTS = "model.safetensors"
-"""The file of a model folder that holds the weights of all its parts."""
 Tokenize = Callable[[list[str]], Tensor]
 """Maps N captions to tokens [N, L] int64, as tokenizers do."""
 
@@ -103,13 +101,15 @@ class TrimmingTokenizer:
 
 
 def last_used(tokens: Tensor, pad_id: int) -> Tensor:
-    """The position of each row's last token that is not padding, or 0 if all tokens are padding: [B, L] -> [B] int64."""
+    """Return the position of each row's last token that is not padding, or 0 if all tokens are padding: [B, L] -> [B] int64."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     return ((tokens != pad_id) * positions).amax(dim=1)
 
 
 def caption_end(tokens: Tensor, pad_id: int, eos_id: int) -> Tensor:
-    """The position of each row's first EOS, or of its last token that is not padding if it has no EOS: [B, L] -> [B] int64.
+    """Return the position of each row's first EOS: [B, L] -> [B] int64.
+
+    In a row without EOS, it is the position of the last token that is not padding.
 
     The end is not searched for as the last token that differs from the padding, because the padding may be EOS itself
     (the sticky EOS of sentencepiece) or the id of a real token (0 is `!` in CLIP's vocabulary).
@@ -119,13 +119,16 @@ def caption_end(tokens: Tensor, pad_id: int, eos_id: int) -> Tensor:
 
 
 def mean_over(x: Tensor, valid: Tensor) -> Tensor:
-    """The mean of x [B, L, D] over the positions where valid [B, L] is True, [B, D]; zeros for a row without such a position."""
+    """Return the mean of x [B, L, D] over the positions where valid [B, L] is True, as [B, D].
+
+    A row without such a position is zero.
+    """
     weights = valid.to(x.dtype)[:, :, None]
     return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
 
 def require(config: TextTowerConfig, *names: str) -> list[int]:
-    """The values of the named settings, which the tokenizer fills in. Raises UserError if one of them is missing."""
+    """Return the values of the named settings, which the tokenizer fills in. Raises UserError if one of them is missing."""
     missing = [name for name in names if getattr(config, name) is None]
     if missing:
         raise UserError(f"model.text.{missing[0]} is not known: it is filled in from the tokenizer; set it where there is none")

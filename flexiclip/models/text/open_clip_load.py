@@ -9,16 +9,36 @@ torch.compile, and the bias of the sigmoid loss (`--siglip`), which the configur
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from flexiclip.errors import UserError
+from flexiclip.files import read_json
+from flexiclip.libraries import library_errors
+from flexiclip.model_source import OPEN_CLIP_CONFIG
 from flexiclip.models.sizes import check_build, check_layers
-from flexiclip.tensor_files import read_checkpoint, read_state
+from flexiclip.tensor_files import misfits, read_checkpoint, read_state
 
+if TYPE_CHECKING:
+    from open_clip import CustomTextCLIP
+
+
+class ModelConfig(TypedDict, total=False):
+    """open_clip's settings of a model. Those of a folder are not trusted: `check_folder` looks at them first."""
+
+    embed_dim: int
+    vision_cfg: dict[str, object]
+    text_cfg: dict[str, object]
+    quick_gelu: bool
+    init_logit_bias: float
+
+
+CONTEXT, VOCABULARY = 77, 49_408  # open_clip's defaults, those of CLIP
 _WEIGHTS = (".safetensors", ".bin", ".pth")
 _PREFERRED = (  # the order of open_clip.factory._find_checkpoint_in_dir
     "open_clip_model.safetensors",
@@ -30,11 +50,47 @@ _PREFERRED = (  # the order of open_clip.factory._find_checkpoint_in_dir
     "pytorch_model.pth",
     "model.pth",
 )
-_BARE: dict[str, Any] = {"force_custom_text": True, "pretrained_text": False}  # separate towers, and no download of other weights
+_BARE = {"force_custom_text": True, "pretrained_text": False}  # separate towers, and no download of other weights
 _POSITION_IDS = "text.transformer.embeddings.position_ids"  # transformers stored these until 4.31
 
 
-def check_folder(folder: Path, described: dict[str, Any], source: str) -> Path:
+def model_config(name: str, where: str) -> ModelConfig:
+    """Return open_clip's settings of a model. `name` is NAME, hf-hub:ORG/REPO or local-dir:FOLDER.
+
+    Raises UserError, which starts with `where`, if open_clip does not know the model or cannot read its settings.
+    """
+    import open_clip
+
+    refuse_foreign_code()
+    if name.startswith("local-dir:"):
+        read_json(Path(name.removeprefix("local-dir:")) / OPEN_CLIP_CONFIG)  # explains a broken file
+    with library_errors(f"{where}: open_clip cannot read its configuration"):
+        found: ModelConfig | None = open_clip.get_model_config(name)
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: open_clip knows no model {name!r}; see open_clip.list_models()")
+    return found
+
+
+def refuse_foreign_code() -> None:
+    """Make transformers refuse, in this process, to run code that comes with a model, where it would ask on the terminal.
+
+    It asks if its caller does not set trust_remote_code, and open_clip does not set it.
+    """
+    with suppress(ImportError):
+        from transformers import dynamic_module_utils
+
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # with no time for an answer it raises ValueError at once
+
+
+def whole_number(settings: Mapping[str, object], key: str, default: int) -> int:
+    """Return a setting that must be a whole number, or the default if it is missing. Raises UserError for another type."""
+    value = settings.get(key, default)
+    if not isinstance(value, int):
+        raise UserError(f"open_clip's setting {key}={value!r} is not a whole number")
+    return value
+
+
+def check_folder(folder: Path, described: ModelConfig, source: str) -> Path:
     """Return the weight file that open_clip would load from a folder, after checks.
 
     The config came with the folder, so its values are not trusted: sizes that do not fit into the weight file raise
@@ -42,14 +98,15 @@ def check_folder(folder: Path, described: dict[str, Any], source: str) -> Path:
     """
     import open_clip
 
+    halves = []
     for half in ("vision_cfg", "text_cfg"):
         settings = described.get(half)
         if not isinstance(settings, dict):
-            raise UserError(f"{source}: no {half} in its open_clip_config.json")
+            raise UserError(f"{source}: no {half} in its {OPEN_CLIP_CONFIG}")
         layers = settings.get("layers", 0)
         for number in layers if isinstance(layers, list) else [layers]:  # a ResNet has four numbers
             check_layers(number, f"{source}: {half}")
-    halves = [dict(described[half]) for half in ("vision_cfg", "text_cfg")]
+        halves.append(dict(settings))
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
     if not files:
         raise UserError(f"{source}: no weights there, such as open_clip_model.safetensors")
@@ -64,7 +121,7 @@ def check_folder(folder: Path, described: dict[str, Any], source: str) -> Path:
     return file
 
 
-def check_activation(name: str, tag: str | None, described: dict[str, Any], source: str) -> None:
+def check_activation(name: str, tag: str | None, described: ModelConfig, source: str) -> None:
     """Raise UserError if the weights were trained with another GELU than the model has.
 
     open_clip only warns about this, and every embedding would be off by some percent.
@@ -73,15 +130,15 @@ def check_activation(name: str, tag: str | None, described: dict[str, Any], sour
 
     trained = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") if tag else None
     if trained is not None and trained != described.get("quick_gelu", False):
-        mend = f"{name}-quickgelu/{tag}" if trained else f"{name.removesuffix('-quickgelu')}/{tag}"
-        raise UserError(f"{source}: these weights were trained with the other GELU; name {mend}")
+        right = f"{name}-quickgelu/{tag}" if trained else f"{name.removesuffix('-quickgelu')}/{tag}"
+        raise UserError(f"{source}: these weights were trained with the other GELU; name {right}")
 
 
-def with_weights(name: str, weights: str | None, described: dict[str, Any], source: str) -> tuple[Any, list[str]]:
+def with_weights(name: str, weights: str | None, described: ModelConfig, source: str) -> tuple[CustomTextCLIP, list[str]]:
     """Return open_clip's CustomTextCLIP `name` with its weights, and notes.
 
     `weights` is a tag or a file; it is None for hf-hub: and local-dir:, which have their own weights. `described` is the
-    result of open_clip.get_model_config(name). `source` starts the error messages. Raises UserError, and any error that
+    result of `model_config`. `source` starts the error messages. Raises UserError, and any error that
     open_clip raises.
     """
     file = Path(weights) if weights is not None and Path(weights).is_file() else None
@@ -93,13 +150,13 @@ def with_weights(name: str, weights: str | None, described: dict[str, Any], sour
     return _from_hub(name, weights), []
 
 
-def _from_file(name: str, file: Path, described: dict[str, Any], source: str) -> tuple[Any, list[str]]:
-    """The model with the weights of a file, filled in as open_clip.factory.load_checkpoint does it, and notes."""
+def _from_file(name: str, file: Path, described: ModelConfig, source: str) -> tuple[CustomTextCLIP, list[str]]:
+    """Return the model with the weights of a file, filled in as open_clip.factory.load_checkpoint does it, and notes."""
     import open_clip
     from open_clip.factory import load_checkpoint
 
     if file.suffix == ".npz":  # open_clip reads big_vision's files itself
-        model: Any = open_clip.create_model(name, load_weights=False, **_BARE)
+        model = open_clip.create_model(name, load_weights=False, **_BARE)
         load_checkpoint(model, str(file))
         return model, []
     tensors, notes = read_checkpoint(file)
@@ -110,8 +167,8 @@ def _from_file(name: str, file: Path, described: dict[str, Any], source: str) ->
     return fill(model, tensors, source), notes
 
 
-def _from_hub(name: str, tag: str | None) -> Any:
-    """The model with the weights that open_clip finds under a name."""
+def _from_hub(name: str, tag: str | None) -> CustomTextCLIP:
+    """Return the model with the weights that open_clip finds under a name."""
     import open_clip
 
     options = {**_BARE, "pretrained": tag, "require_pretrained": True}
@@ -123,7 +180,7 @@ def _from_hub(name: str, tag: str | None) -> Any:
         return open_clip.create_model(name, **options, init_logit_bias=0.0)
 
 
-def fill(model: Any, tensors: dict[str, Tensor], source: str) -> Any:
+def fill(model: CustomTextCLIP, tensors: dict[str, Tensor], source: str) -> CustomTextCLIP:
     """Load the tensors of a file into a model of open_clip. Every tensor must fit.
 
     This follows open_clip.factory.load_checkpoint, except that position embeddings of another size raise UserError
@@ -142,26 +199,7 @@ def fill(model: Any, tensors: dict[str, Tensor], source: str) -> Any:
         state[name] = state[name].reshape(wanted[name].shape)
     if "logit_bias" in wanted:  # a model trained without the sigmoid loss: open_clip uses 0
         state.setdefault("logit_bias", torch.zeros_like(wanted["logit_bias"]))
-    check_file(state, wanted, source)
+    if said := misfits(state, wanted):
+        raise UserError(f"{source}: the file does not have the weights of that model ({said}); is it another NAME?")
     model.load_state_dict(state)
     return model
-
-
-def check_file(tensors: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
-    """Raise UserError unless names and shapes are those of the model. A kernel of another size means that NAME is wrong."""
-    for name, tensor in wanted.items():
-        if name in tensors and tensors[name].shape != tensor.shape:
-            found = list(tensors[name].shape)
-            raise UserError(
-                f"{source}: {name} is {found} in the file and {list(tensor.shape)} in that model; is it another NAME?"
-            )
-    missing, left = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
-    if missing or left:
-        said = [f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("has besides", left)) if names]
-        raise UserError(f"{source}: not the weights of that model: the file {' and '.join(said)}; is it another NAME?")
-
-
-def _listed(names: set[str]) -> str:
-    """The first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(sorted(names)[:3]) + more

@@ -50,7 +50,7 @@ def test_an_open_clip_model_by_name_and_weight_file(suite: Path, tmp_path: Path,
     assert row["metrics"]["image_retrieval_recall@1"] == pytest.approx(found.float().mean().item(), abs=1e-6)
     assert (row["model"], row["n"], row["seqhw"], row["seq_len"]) == (NAME, 4, 7, 49)
     assert (row["patch_size"], row["image_size"]) == (32, 224)
-    imported = build_imported(import_open_clip(f"{NAME}/{weights}"), NAME)
+    imported = build_imported(import_open_clip(NAME, str(weights)), NAME)
     ours = image_flops(imported.config.model.image, 7)  # whose last block computes the class token alone
     whole = image_model_flops(imported.config.model, 7) - ours.forward + ours.all_tokens().forward
     assert row["gflops"] == pytest.approx(whole / 1e9, rel=1e-6)

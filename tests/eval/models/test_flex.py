@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from flexiclip_eval import evaluate_suites
 from flexiclip_eval.embeddings.store import model_fingerprint
-from flexiclip_eval.models.flex import FLEXES, split_suffix
+from flexiclip_eval.models.flex import FLEXES
 from flexiclip_eval.models.protocol import ForeignModel, choose_lengths, trained_lengths
 from flexiclip_eval.models.sources import fixed, open_model
 from kit.evaluation import toy_model, toys, write_shards, write_suite
@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
+from flexiclip import model_source
 from flexiclip.config import PatchStage, parse_duration
 from flexiclip.errors import UserError
 from flexiclip.model_folder import save_model
@@ -189,13 +190,14 @@ def test_an_image_tower_alone_is_refused_where_text_is_needed(tmp_path: Path) ->
         evaluate_suites([str(tmp_path / "tower")], [suite])
 
 
-def test_sources_of_no_kind_and_suffixes(tmp_path: Path) -> None:
-    assert split_suffix("open_clip:ViT-B-32/openai+pi") == ("open_clip:ViT-B-32/openai", "pi")
-    assert split_suffix("runs/a+b") == ("runs/a+b", None)
+def test_flexes_have_the_endings_of_the_grammar() -> None:
+    assert tuple(FLEXES) == model_source.FLEXES
+
+
+def test_sources_of_no_kind(tmp_path: Path) -> None:
     (tmp_path / "odd+pi").mkdir()
-    assert split_suffix(str(tmp_path / "odd+pi")) == (str(tmp_path / "odd+pi"), None)
     for source in (str(tmp_path / "nowhere"), str(tmp_path / "odd+pi"), f"{tmp_path}/nowhere+bilinear"):
-        with pytest.raises(UserError, match="is no model folder, nor another kind of model; give a model folder, a run folder"):
+        with pytest.raises(UserError, match=r"is not a model: .*; give a model folder or a run folder, open_clip:NAME"):
             open_model(source, "cpu")
     with pytest.raises(UserError, match="name the weights too"):
         open_model("open_clip:ViT-B-32+pi", "cpu")

@@ -12,7 +12,8 @@ from kit.golden import FOLDER, golden, largest_difference
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.errors import UserError
-from flexiclip.formats.big_vision_reader import read_npz, split_head, text_tower_state
+from flexiclip.formats.big_vision_reader import read_npz, read_tower
+from flexiclip.formats.layouts import BIG_VISION_TEXT
 from flexiclip.models.text import TextTransformer, build_text_tower, trim_padding
 from flexiclip.models.text.base import caption_end, last_used, mean_over
 
@@ -41,7 +42,7 @@ def tiny(**changes: object) -> TextTransformer:
 
 @torch.no_grad()
 def test_text_transformer_equals_big_vision() -> None:
-    arrays, head = split_head(read_npz(FOLDER / "text_params.npz"))
+    state, head = read_tower(read_npz(FOLDER / "text_params.npz"), BIG_VISION_TEXT)
     config = TextTowerConfig(
         width=64,
         depth=2,
@@ -55,7 +56,7 @@ def test_text_transformer_equals_big_vision() -> None:
         pool="last",
     )
     tower = TextTransformer(config)
-    tower.load_state_dict(text_tower_state(arrays))
+    tower.load_state_dict(state)
     expected = golden("text_outputs")
     found = F.linear(tower(expected["text"].long()), head["weight"], head["bias"])
     assert largest_difference(found, expected["last_logits"]) < 2e-5
