@@ -269,6 +269,6 @@ def _read_config(folder: Path) -> tuple[Config, dict[str, object]]:
     if not isinstance(data, dict) or not isinstance(provenance, dict):
         raise UserError(f"{folder / CONFIG}: expected the sections of a recipe and `provenance`")
     try:
-        return from_dict(Config, data), provenance
+        return from_dict(Config, data), {**provenance}
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None

@@ -23,7 +23,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flexiclip_eval.report.drawing import drawn
 from flexiclip_eval.report.page import render_page
@@ -149,7 +149,7 @@ def read_about(path: Path) -> tuple[list[ModelInfo], list[TaskInfo]]:
     return [_from_json(ModelInfo, model) for model in models], [_from_json(TaskInfo, task) for task in tasks]
 
 
-def _from_json(cls: type[T], data: Mapping[str, object]) -> T:
+def _from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     """Return a dataclass from a JSON object, whose other keys are left out."""
     return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
 

@@ -240,7 +240,7 @@ def _required(found: tuple[str, ...] | None, key: str, file: str) -> tuple[str, 
 
 def _complete_folder(config: DatasetConfig, folder: str) -> DatasetConfig:
     """Fill in the classes of a folder of images: the names of its class folders, with underscores replaced by spaces."""
-    classes = {name: name.replace("_", " ") for name in class_folders(folder)}
+    classes: dict[str, Sequence[str]] = {name: name.replace("_", " ") for name in class_folders(folder)}
     tasks = config.tasks or (TaskConfig("classification", label="folder"),)
     # a task that trains keeps classes: null, because the training split may have further classes
     mine = [task.label == "folder" and task.classes is None and not task.trains for task in tasks]

@@ -156,7 +156,7 @@ def _find(config: Config, store: Store, schedule_of: Schedules) -> tuple[Found |
     recipe = found.facts.recipe
     if recipe is None and written.is_file():
         data = read_yaml(written.read_text(encoding="utf-8"), str(written))
-        recipe = data if isinstance(data, dict) else None
+        recipe = {**data} if isinstance(data, dict) else None
     if recipe is None:
         return found, None
     where = str(run) if written.is_file() else f"{store}"
