@@ -169,7 +169,9 @@ def test_output_that_is_no_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_ctrl_c_leaves_with_one_line(tmp_path: Path) -> None:
     """While a set of pictures is drawn."""
     command = [*FLEXICLIP, "data", "cue-conflict", "--output", str(tmp_path / "o"), "--pixels", "400"]
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job of a shell ignores it, and its children too
     started = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".o-*/*")):
         assert time.monotonic() < deadline

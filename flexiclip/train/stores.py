@@ -84,7 +84,7 @@ class Store(ABC):
             return None
         name = content.decode("utf-8", "replace").strip()
         if step_of(name.removesuffix(SPARE)) is None:  # checked because the name is used as a path
-            raise UserError(f"{self}/{LATEST} names {name[:40]!r}, which is not a checkpoint: write one into it, as in step-100")
+            raise UserError(f"{self}/{LATEST}: {name[:40]!r} is not a checkpoint: write a name such as step-100 into the file")
         return name
 
     def state(self, name: str) -> str:

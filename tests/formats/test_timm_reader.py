@@ -165,10 +165,10 @@ def test_what_our_tower_lacks_is_named(
 def test_the_wrong_architecture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved(VisionTransformer(**SMALL), tmp_path / "w.bin")
     for arch, message in (
-        ("vit_tiny_patch16_224", "cls_token [1, 1, 64] instead of [1, 1, 192]"),
+        ("vit_tiny_patch16_224", "[64, 64] instead of [192, 192]"),
         ("vit_nano", "timm knows no such model"),
         ("resnet18", "a ResNet; only plain Vision Transformers"),
-        ("vit_base_patch16_224.mae", "instead of [1, 1, 768]"),
+        ("vit_base_patch16_224.mae", "[64, 64] instead of [768, 768]"),
         ("vit_base_patch16_224.no_such_tag", "timm cannot build it"),
     ):
         assert message in refused(capsys, source, "timm", tmp_path / "m", "--arch", arch)

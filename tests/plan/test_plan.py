@@ -123,7 +123,7 @@ def test_a_cpu_is_measured() -> None:
         ("--device h100 --gpus-per-node 3", "train.global_batch_size=16 does not divide by the 3 ranks: 15 or 18 would"),
         ("--device tpu", "--device tpu: choose one of h100, a100, cpu"),
         ("--device h100 --mfu 40", "--mfu 40: the share of peak FLOP/s"),
-        ("--device h100 --nodes 0", "--nodes: '0' is no whole number above 0"),
+        ("--device h100 --nodes 0", "--nodes: '0' is not a whole number above 0"),
         ("--device h100 --samples many", "'many' is not a duration"),
         ("engine.offload=optimizer --device h100", "engine.offload=optimizer needs ZeRO"),
         ("model.text.kind=huggingface model.text.name=./missing --device h100", "(a plan needs the text tower's configuration"),

@@ -193,7 +193,7 @@ def test_a_state_that_is_none_is_refused_in_one_line(text: str) -> None:
 
 def test_latest_never_becomes_a_path(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("../../elsewhere\n")
-    with pytest.raises(UserError, match="which is not a checkpoint"):
+    with pytest.raises(UserError, match=r"latest: .* is not a checkpoint: write a name such as step-100"):
         LocalStore(tmp_path).latest()
 
 

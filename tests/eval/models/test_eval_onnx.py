@@ -169,7 +169,7 @@ def test_without_text_with_a_fixed_batch_and_without_the_package(
     with pytest.raises(UserError, match=r"exported encoders hold their lengths; flex the model that toy-3\.onnx comes from"):
         open_model(f"{copy}+pi", "cpu")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # Python's own way to make an import fail
-    with pytest.raises(UserError, match=r"need the package onnxruntime: run `pip install 'flexiclip\[export\]'`"):
+    with pytest.raises(UserError, match=r"package onnxruntime is not installed; run `pip install 'flexiclip\[export\]'`"):
         open_model(str(copy), "cpu")
 
 

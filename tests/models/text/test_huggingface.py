@@ -105,7 +105,7 @@ def test_what_is_no_text_encoder_says_so(tmp_path: Path) -> None:
         return build_text_tower(TextTowerConfig(kind="huggingface", name=str(name), **changes))
 
     transformers.CLIPConfig().save_pretrained(tmp_path / "clip")
-    with pytest.raises(UserError, match="a clip model is no text encoder"):
+    with pytest.raises(UserError, match="a clip model is not a text encoder"):
         build(tmp_path / "clip")
     with pytest.raises(UserError, match="no Hugging Face model in"):
         build(tmp_path / "nothing")
