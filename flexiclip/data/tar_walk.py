@@ -126,7 +126,7 @@ def walk_any(stream: IO[bytes], offset: int = 0) -> Iterator[Member]:
 def _files(tar: tarfile.TarFile, read: int) -> Iterator[Member]:
     """Yield the regular files that tarfile finds."""
     while (member := cast("_Header | None", tar.next())) is not None:
-        if tar.offset <= read:  # tarfile would follow a negative size back and forth without end
+        if tar.offset <= read or member.size < 0:  # tarfile would follow a negative size back and forth without end
             raise tarfile.ReadError(f"the member at byte {member.offset} has a negative size")
         read = tar.offset
         tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile would keep every header that it has read

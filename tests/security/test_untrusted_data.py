@@ -71,12 +71,13 @@ def test_links_and_devices_in_a_shard_are_no_samples(tmp_path: Path) -> None:
     assert [index.key(n) for n in range(len(index))] == ["good"]
 
 
-def test_a_member_of_negative_size_does_not_lead_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(2**96 - 512).to_bytes(12, "big"), b"-0000000001\0"], ids=["binary", "digits"])
+def test_a_member_of_negative_size_is_damage(size: bytes, tmp_path: Path) -> None:
     """CVE-2025-8194: the tarfile of many Pythons goes round in circles."""
     shard = shard_of(tmp_path / "x.tar", {"a.txt": b"fox", "b.txt": b"owl"})
     content = bytearray(Path(shard).read_bytes())
     header = content[1024:1536]
-    header[124:136] = (2**96 - 512).to_bytes(12, "big")
+    header[124:136] = size
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     content[1024:1536] = header
