@@ -23,7 +23,7 @@ from playwright.sync_api import Browser
 import flexiclip
 from flexiclip import cli
 
-PATIENCE = 120_000  # ms; of a busy machine
+TIMEOUT_MS = 120_000
 LOADED = (
     r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\s(?:src|srcset)=[\"']?((?:https?:)?//[^\"'\s>]+)",
     r"<link\b(?![^>]*rel=[\"']?(?:canonical|next|prev|alternate))[^>]*?\shref=[\"']?((?:https?:)?//[^\"'\s>]+)",
@@ -173,7 +173,7 @@ def address(site: Path) -> Iterator[str]:
 
 def test_a_reader_searches_and_no_other_host_is_asked(browser: Browser, address: str) -> None:
     page = browser.new_page(viewport={"width": 1300, "height": 900})
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(TIMEOUT_MS)
     complaints: list[str] = []
     asked: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))

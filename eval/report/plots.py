@@ -36,6 +36,7 @@ def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure
         return None
     figure, (axes,) = grid(1, len(families), (1.5 + 5.6 * len(families), 4.2), sharey=True)
     for axis, (family, names) in zip(axes, families.items(), strict=True):
+        shown = names
         if len(runs) == 1:
             for i, name in enumerate(names):
                 label = f"recall@{name.partition('@')[2]}" if "@" in name else long_name(name)
@@ -44,11 +45,13 @@ def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure
             _finish(axis, runs, against, "" if family == "accuracy" else long_name(family))
         else:
             metric = next((name for name in names if name.endswith("@5")), names[0])
+            shown = [metric]
             for i, (label, rows) in enumerate(runs.items()):
                 _rows_curve(axis, rows, metric, against, i, label)
             chance_line(axis, task.chance.get(metric))
             _finish(axis, runs, against, long_name(metric))
-        _legend_below(axis, 4 if len(runs) == 1 else 1)
+        known = any(task.chance.get(name) is not None for name in shown)
+        _legend_below(axis, 4 if len(runs) == 1 else 1, chance=known)
     axes[0].set_ylabel("accuracy" if set(families) == {"accuracy"} else "recall")
     figure.suptitle(f"{task.dataset} · {everything[0].n} images", x=0.01, ha="left", weight="bold")
     return figure
@@ -165,7 +168,8 @@ def _tick_labels(patches: Mapping[int, str]) -> list[str]:
     return labels
 
 
-def _legend_below(axis: Axes, columns: int) -> None:
-    """Put a legend below the panel, with the chance line as its last entry."""
-    axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
+def _legend_below(axis: Axes, columns: int, *, chance: bool = False) -> None:
+    """Put a legend below the panel; chance: with the line of the chance level as its last entry."""
+    if chance:
+        axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
     legend(axis, (0, -0.3), columns, 10)

@@ -1,7 +1,7 @@
 """Every way to shard the training state with every combination of locks, and pairs of all else that says how a step is run.
 
 A row trains 20 steps and saves at 10; its losses, weights and moments are those of plain torch on one rank with the same locks
-and precision, and another row's engine goes on from its checkpoint.
+and precision. From the checkpoint of every third row another engine goes on.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ def test_every_engine_under_every_lock(
     assert_same_moments(run, alone, tolerance=1e-4 if precision == "fp32" else 0.2)
     assert_frozen(run, reference, lock)
 
-    onward = list(SHARDED)[(list(SHARDED).index(engine) + 4) % len(SHARDED)]
+    number = list(SHARDED).index(engine)
+    if (number + list(LOCKED).index(lock)) % 3 != 2:  # a third of the rows, with every engine on both sides
+        return
+    onward = list(SHARDED)[(number + 4) % len(SHARDED)]
     resumed = fit(1 + world % 3, *shared, *SHARDED[onward], f"train.resume={run.checkpoint(10)}")
     assert resumed.samples == alone.samples[10:]
     np.testing.assert_allclose(resumed.column("loss"), alone.column("loss")[10:], rtol=0, atol=loss)

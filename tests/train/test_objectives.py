@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +68,10 @@ OTHERS = [
     ("logits", 2, "zero1", "train.micro_batch_size=4"),
 ]
 SLOW = [
-    (o, world, engine, "train.micro_batch_size=2")
-    for o in ("classification", "pairs", "logits")
-    for world in (1, 3)
-    for engine in ENGINES
+    (objective, (1, 3)[(o + e) % 2], engine, "train.micro_batch_size=2")
+    for (o, objective), (e, engine) in product(enumerate(("classification", "pairs", "logits")), enumerate(ENGINES))
 ]
+"""Each objective under each engine, and the number of ranks in turn, so that every pair is tested."""
 
 
 @pytest.mark.parametrize(
