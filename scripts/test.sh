@@ -24,5 +24,5 @@ EXTRAS=$EXTRAS scripts/docs.sh || { kill "$MYPY" || true; exit 1; }
 wait "$MYPY" || stop "mypy: $(cat "$VENV/mypy.log")"
 export FLEXICLIP_SITE=$ROOT/site # so that tests/test_site.py does not build it again
 say "pytest"
-pytest -n 2 --dist loadfile "$@"
+pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 say "done"

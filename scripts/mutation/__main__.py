@@ -26,7 +26,7 @@ from scripts.mutation import record
 from scripts.mutation.core import MUTANTS, TREE, Module, digest, modules
 from scripts.mutation.tree import prepare
 
-PRELOADED = ("deepspeed", "flexiclip.cli", "flexiclip.train.trainer", "flexiclip.train.deepspeed", "flexiclip_eval.run")
+PRELOADED = "kit.preload"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -135,8 +135,8 @@ def run_mutmut(module: Module, workers: int) -> int:
     environment = {
         **os.environ,
         **ENVIRONMENT,
-        "PYTHONPATH": str(MUTANTS),
-        "MUTATION_PRELOAD": ",".join(PRELOADED if module.ranks else ()),
+        "PYTHONPATH": os.pathsep.join([str(MUTANTS), str(MUTANTS / "tests")]),
+        "MUTATION_PRELOAD": PRELOADED if module.ranks else "",
     }
     command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(workers)]
     log_of(module.path).parent.mkdir(exist_ok=True)

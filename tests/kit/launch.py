@@ -1,6 +1,6 @@
 """Real runs for the tests: one process a rank, with the environment that torchrun gives it, all of it cleaned up afterwards.
 
-`run_ranks` forks its ranks from a server that has torch and DeepSpeed imported already, which saves ten seconds a run.
+`run_ranks` forks its ranks from a server that has imported what they need (kit/preload.py), which saves ten seconds a run.
 `Command` starts the command line itself, for the tests that send signals.
 """
 
@@ -17,16 +17,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from torch import Tensor
 
 from flexiclip.model_folder import read_weights
 from flexiclip.train.logs import read_lines
 from kit.overrides import last_of_each
+
+TESTS = str(Path(__file__).parents[1])
 
 TIMEOUT = 240.0
 """Seconds for one run: DeepSpeed's first start on a machine compiles an extension for about a minute."""
@@ -38,9 +42,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_AC
 """On the CPU over gloo, also where there is a GPU; one thread a rank, so that ranks do not fight over the cores."""
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    ["deepspeed", "s3fs", "flexiclip.cli", "flexiclip.train.trainer", "flexiclip.train.deepspeed", "flexiclip_eval.run"]
-)
+_server.set_forkserver_preload(["kit.preload"])
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ def run_ranks(world: int, log: Path, target: Callable[..., int | None], *argumen
 def started_ranks(world: int, log: Path, target: Callable[..., int | None], *arguments: Any) -> Iterator[list[BaseProcess]]:
     """The same ranks while they run. Those left at the end of the block are killed, with the processes that they started."""
     os.environ.update(ENVIRONMENT)  # the server hands its environment down; it starts with the first run
+    if _server.get_start_method() == "forkserver":  # scripts/mutation forks ranks from pytest itself
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)  # where the server finds kit
+            ensure_running()
     port = free_port()
     ranks = [_server.Process(target=_rank, args=(r, world, port, f"{log}.{r}", target, arguments)) for r in range(world)]
     try:
