@@ -187,7 +187,7 @@ def test_every_module_says_what_it_is_for(path):
 
 
 def files_of_tests(path: Path) -> list[str]:
-    """The names of the test files of a module: test_NAME.py, test_NAME_SUFFIX.py, or these with its folder or package in front."""
+    """The names of a module's test files: test_NAME.py, test_NAME_SUFFIX.py, or these with the folder or the package in front."""
     package = "eval" if path.is_relative_to(ROOT / "eval") else ""
     inside = path.relative_to(PACKAGES["flexiclip_eval" if package else "flexiclip"])
     name = path.stem.strip("_")
