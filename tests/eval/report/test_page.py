@@ -1,7 +1,4 @@
-"""The page without a browser: all is inside and escaped, its size is bounded, and pictures are those of the data set.
-
-The numbers that its script draws, and those of its table, against a report whose every number is its own.
-"""
+"""The page without a browser: all is inside and escaped, and the numbers of its table and its script are those of the report."""
 
 from __future__ import annotations
 
