@@ -45,6 +45,9 @@ SCRIPTS = ROOT / "scripts"
 CODE = [path for folder in (*PACKAGES.values(), SCRIPTS) for path in sorted(folder.rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
+# Modules without a test file of their name, and why.
+SETTINGS = {f"flexiclip.config.schema.{section}" for section in ("data", "model", "train")}  # tests/config/test_validate.py
+
 
 def module_name(path: Path) -> str:
     """The dotted name under which a file is imported: a package once installed, scripts in the root of the repository."""
@@ -181,6 +184,37 @@ def test_files_and_functions_are_small(path):
 def test_every_module_says_what_it_is_for(path):
     source = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(source)) or not source.strip()
+
+
+def files_of_tests(path: Path) -> list[str]:
+    """The names of a module's test files: test_NAME.py, test_NAME_SUFFIX.py, or these with the folder or the package in front."""
+    package = "eval" if path.is_relative_to(ROOT / "eval") else ""
+    inside = path.relative_to(PACKAGES["flexiclip_eval" if package else "flexiclip"])
+    name = path.stem.strip("_")
+    longer = [other.stem for other in path.parent.glob("*.py") if other.stem.startswith(f"{name}_")]  # page_data beside page
+    found = []
+    for place in sorted((ROOT / "tests" / package / inside).parent.glob("test_*.py")):
+        for front in {"test_", f"test_{path.parent.name}_", f"test_{package}_" if package else "test_"}:
+            said = place.stem.removeprefix(front) if place.stem.startswith(front) else ""
+            theirs = any(said == other or said.startswith(f"{other}_") for other in longer)
+            if (said == name or said.startswith(f"{name}_")) and not theirs:
+                found.append(place.name)
+    return found
+
+
+def test_every_module_has_a_test_file_of_its_name() -> None:
+    """CONTRIBUTING.md has the rule. Packages re-export what their modules define."""
+    modules = [path for path in CODE if not path.is_relative_to(SCRIPTS) and not path.is_relative_to(ROOT / "recipes")]
+    missing = [module_name(path) for path in modules if path.name != "__init__.py" and not files_of_tests(path)]
+    assert sorted(missing) == sorted(SETTINGS)
+
+
+def test_files_of_tests_are_found_by_hand() -> None:
+    assert files_of_tests(ROOT / "eval" / "report" / "page.py") == ["test_page.py", "test_page_browser.py"]
+    assert files_of_tests(ROOT / "eval" / "report" / "files.py") == ["test_report_files.py"]
+    assert files_of_tests(ROOT / "eval" / "models" / "onnx.py") == ["test_eval_onnx.py"]
+    assert files_of_tests(ROOT / "flexiclip" / "__main__.py") == ["test_main.py"]
+    assert files_of_tests(ROOT / "flexiclip" / "train" / "check.py") == []
 
 
 @pytest.mark.parametrize("module", ["flexiclip", "flexiclip.__main__", "flexiclip.config", "flexiclip.model_source"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from flexiclip_eval import EvalOptions, evaluate_suites, make_evaluators
-from flexiclip_eval.suites.load import load_readable
 from kit.evaluation import toy_model
 from kit.roots import write_root
 
@@ -78,8 +77,6 @@ def test_nothing_that_can_be_read_is_the_error_itself(loaded: LoadedModel, tmp_p
         evaluate_suites([("toy", loaded)], [suite_of(tmp_path, absent)], seqhw=[3])
     with pytest.raises(UserError, match=r"^task classification: the label 1 of"):
         evaluate_suites([("toy", loaded)], [suite_of(tmp_path, wrong)], seqhw=[3])
-    found, failed = load_readable([suite_of(tmp_path, absent, wrong)])
-    assert ([dataset.name for dataset in found], list(failed)) == (["wrong"], ["absent"])
 
 
 def test_embeddings_that_cannot_be_kept_stop_everything(

@@ -18,6 +18,8 @@ from kit.evaluation import CATEGORIES, toys, write_shards
 HOSTILE = "</script><script>document.title='broken'</script><img src=http://127.0.0.1:9/x onerror=alert(1)>"
 """As a caption, a class, a key and a model's folder."""
 
+R5, RANK = "image_retrieval_recall@5", "image_retrieval_median_rank"
+
 RECALLS = tuple(f"{side}_retrieval_recall@{k}" for side in ("image", "text") for k in (1, 5, 10))
 LENGTHS = (3, 4, 5, 6, 10, 12, 15)
 CLASSES = (*CATEGORIES, HOSTILE)
@@ -113,3 +115,31 @@ def small_report(peak: float = 0.4, trained: tuple[int, ...] = (3, 6, 15), lengt
     bad = [{"dataset": "emoji", "shard": "part-0.tar", "key": "0007<script><!-- config -->", "reason": "cut short"}]
     model = ModelInfo("FlexiViT-<b>", "runs/x", {"run_dir": "runs/x"}, trained)
     return Report("flexiclip eval runs/x --suite emoji", rows, [model], tasks, bad, [{} for _ in rows])
+
+
+def row(model: str, task: str, metrics: dict[str, float], seqhw: int, **more: object) -> Row:
+    """A row of 50 images of 60 pixels; `more`: other values of its fields."""
+    numbers = {"gflops": seqhw / 8, "images_per_s": 1000.0 / seqhw}
+    return Row("set", "vit", model, task, metrics, "en", 50, seqhw, seqhw**2, 60 // seqhw, 60, **{**numbers, **more})  # type: ignore[arg-type]
+
+
+def unique_report() -> Report:
+    """Two models at two lengths on two tasks, where every number is its own."""
+    models = [ModelInfo("vit", "a", {}, (3, 6)), ModelInfo("vit", "b", {}, (6,))]
+    tasks = [
+        TaskInfo("set", "zeroshot_retrieval", {R5: 0.1, RANK: 25.5}, captions=60),
+        TaskInfo("set", "zeroshot_classification", {"acc1": 0.5}, ("x", "y", "z"), 0.4),
+    ]
+    found = Report("flexiclip eval a b", models=models, tasks=[])
+    for m, model in enumerate("ab"):
+        for seqhw in (3, 6):
+            unique = m * 10 + seqhw
+            metrics = {R5: unique / 100, RANK: float(unique)}
+            examples = [{"caption": f"c{unique}", "positives": [unique], "ranked": [1], "rank": unique}]
+            found.add(row(model, "zeroshot_retrieval", metrics, seqhw), tasks[0], {"found": examples})
+            recall = {"x": unique / 50, "z": 0.123456}
+            found.add(row(model, "zeroshot_classification", {"acc1": unique / 40}, seqhw), tasks[1], {"per_class": recall})
+    found.choices = choose(found.rows, budget=parse_budget("0.5 GFLOPs"))
+    points = (CascadePoint(0, {R5: 0.03}, 0.0, 0.375, 0.0), CascadePoint(5, {R5: 0.04}, 0.5, 0.75, 3.75))
+    found.cascades = [CascadeCurve("set", "zeroshot_retrieval", "vit", "b", 3, 6, points)]
+    return found

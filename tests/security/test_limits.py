@@ -13,7 +13,7 @@ from flexiclip.config import load
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.index import index_shard
 from flexiclip.data.samples import BadSample, open_samples
-from flexiclip.errors import UserError, one_line
+from flexiclip.errors import UserError
 
 
 def png(width: int, height: int, extra: bytes = b"") -> bytes:
@@ -74,17 +74,6 @@ def test_yaml_stands_for_4_million_characters_and_no_more(tmp_path: Path) -> Non
         path.write_text("eval:\n  a: &t " + "x" * 100_000 + "\n  b: [" + ", ".join(["*t"] * copies) + "]\n")
         with pytest.raises(UserError, match=message):
             load(path)
-
-
-def test_one_line_cuts_at_2000_characters_and_escapes_what_a_terminal_obeys() -> None:
-    assert one_line("x" * 2000) == "x" * 2000
-    assert one_line("x" * 2001) == "x" * 2000 + " ..."
-    assert one_line("a\n\tb  c") == "a b c"
-    for character in ("\x1b", "\x07", "\x9b", "\u202e", "\u2028", "\x7f"):
-        shown = one_line(f"a{character}b")
-        assert shown.isprintable()
-        assert character not in shown
-    assert one_line("naïve 犬 €") == "naïve 犬 €"
 
 
 def test_the_names_of_special_formats_are_not_decoded() -> None:

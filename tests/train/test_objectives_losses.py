@@ -15,70 +15,31 @@ import numpy as np
 import pytest
 import torch
 from kit import loss_by_hand as hand
+from kit.two_towers import CLASSES, DIM, IDS, NORMALIZED, ROWS, inputs, model_of, pixels
 from torch import Tensor
 
-from flexiclip.config import ClassificationConfig, Config, DistillationConfig, LossConfig, from_dict
-from flexiclip.data.images import EvalTransform
-from flexiclip.data.tokenizers import AbsentTokenizer
-from flexiclip.model_folder import LoadedModel
-from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.text import build_text_tower
+from flexiclip.config import ClassificationConfig, DistillationConfig, LossConfig
 from flexiclip.train.engine import ScalarOptimizer, TorchEngine
 from flexiclip.train.objectives import (
     Classification,
     ClassifierDistillation,
     Contrastive,
-    Inputs,
     Objective,
     PairDistillation,
     Teacher,
 )
 from flexiclip.train.ranks import Ranks
 from flexiclip.train.step import Stepper
-from flexiclip.train.towers import Classifier, LockedTowers, TextFeatures, Towers
+from flexiclip.train.towers import TextFeatures
 
-ROWS, DIM, CLASSES = 7, 6, 5
-SIZES = {"width": 16, "heads": 2}
-IMAGE = {**SIZES, "depth": 3, "image_size": 24, "base_patch_size": 8, "base_grid": 3, "projection_bias": True}
-TEXT = {**SIZES, "depth": 1, "vocab_size": 30, "pad_id": 0, "eos_id": 1, "context_length": 6}
-IDS = torch.tensor([4, 9, 4, 2, 9, 9, 0])  # twins and triplets
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
-NORMALIZED = {"mean": (0.2, 0.4, 0.6), "std": (0.5, 0.25, 0.3)}
 OTHERWISE = {"mean": (0.7, 0.1, 0.5), "std": (0.2, 0.8, 0.4)}
-
-
-def model_of(seed: int = 0, image: dict[str, Any] | None = None, **model: Any) -> LoadedModel:
-    """Two towers, or with text=None a classifier, with every parameter off its initial value."""
-    data = {"image": {**IMAGE, **(image or {})}, "text": TEXT, "embed_dim": DIM, "preprocess": NORMALIZED, **model}
-    config = from_dict(Config, {"model": data, "patch": {"seqhw": [2, 3]}})
-    torch.manual_seed(seed)
-    made = FlexiCLIP(config.model, build_text_tower(config.model.text))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    transform = EvalTransform((24, 24), config.model.preprocess)
-    return LoadedModel(made.eval(), transform, AbsentTokenizer(config.tokenizer, {}), config)
 
 
 def rows(seed: int, count: int = ROWS, dim: int = DIM) -> Tensor:
     """Unit rows, float64."""
     z = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.nn.functional.normalize(z, dim=1)
-
-
-def inputs() -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (ROWS, 3, 24, 24), dtype=torch.uint8, generator=generator)
-    tokens = torch.tensor([[5 + i, 9, 1, 0] for i in range(ROWS)])
-    labels = torch.tensor([[i % CLASSES, (2 * i + 1) % CLASSES] for i in range(ROWS)])
-    shares = torch.tensor([[0.7, 0.3], [1.0, 1.0], [1.0, 0.0], [0.5, 0.5], [0.9, 0.1], [1.0, 1.0], [1.0, 0.0]])
-    return Inputs(images, tokens, IDS, labels, shares, [f"caption {i}" for i in range(ROWS)])
-
-
-def pixels(images: Tensor, preprocess: dict[str, Any]) -> Tensor:
-    """(pixels / 255 - mean) / std, channel by channel."""
-    channels = [(images[:, c].double() / 255 - preprocess["mean"][c]) / preprocess["std"][c] for c in range(3)]
-    return torch.stack(channels, dim=1).float()
 
 
 def assert_loss_and_slope(
@@ -242,61 +203,6 @@ def test_distillation_compares_similarities_of_a_teacher_of_another_width() -> N
     arrays = [tuple(z.numpy() for z in half) for half in (outputs, theirs)]
     expected = hand.pair_distillation(arrays[0], arrays[1], *scales, (1.0, 0.0), 2.0)
     assert float(objective.loss(tuple(outputs), theirs).detach()) == pytest.approx(expected, rel=1e-6)
-
-
-@torch.no_grad()
-def test_towers_give_each_exit_in_order_and_then_the_end_and_the_text() -> None:
-    """Every half normalised as the model says, at the length that is asked for."""
-    loaded = model_of(image={"exits": (1, 2), "exit_heads": "separate"})
-    model, given = loaded.model, inputs()
-    images = pixels(given.images, NORMALIZED)
-    for seqhw in (2, 3):
-        *found, text = Towers(model)(given.images, given.tokens, seqhw)
-        expected = []
-        for depth in (1, 2, 3):
-            x = model.image_tower._first_tokens(images, seqhw, None)
-            for block in model.image_tower.blocks[:depth]:
-                x = block(x)
-            norm = model.image_tower.norm if depth == 3 else model.image_tower.exit_norms[depth - 1]
-            head = model.image_projection if depth == 3 else model.exit_projections[depth - 1]
-            expected.append(torch.nn.functional.normalize(head(norm(x).mean(1)), dim=1))
-        assert len(found) == 3
-        for mine, wanted in zip(found, expected, strict=True):
-            torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-5)
-        torch.testing.assert_close(text, model.encode_text(given.tokens, normalize=True), rtol=0, atol=1e-6)
-
-
-@torch.no_grad()
-def test_towers_of_a_classifier_give_logits_of_normalised_pixels() -> None:
-    model, given = model_of(text=None, classes=CLASSES, embed_dim=CLASSES).model, inputs()
-    (logits,) = Classifier(model)(given.images, 3)
-    torch.testing.assert_close(logits, model.encode_image(pixels(given.images, NORMALIZED), 3), rtol=0, atol=1e-5)
-    assert float((logits.norm(dim=1) - 1).abs().max()) > 0.01, "not of length 1"
-
-
-@torch.no_grad()
-def test_locked_towers_give_features_and_the_rest_of_the_step_the_same_embeddings() -> None:
-    lock = {"lock": True, "init": "x"}
-    model, given = model_of(image=lock, text={**TEXT, **lock}).model, inputs()
-    locked, towers = LockedTowers(model), Towers(model)
-    features = locked.image(given.images, 3), locked.text(given.tokens, given.caption_ids)
-    torch.testing.assert_close(features[0], model.image_tower(pixels(given.images, NORMALIZED), 3), rtol=0, atol=1e-5)
-    torch.testing.assert_close(features[1], model.text_tower(given.tokens), rtol=0, atol=0)
-    found = towers(*features, 2)
-    expected = model(pixels(given.images, NORMALIZED), given.tokens, 3)
-    for mine, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-5)
-    assert {name.split(".")[0] for name, _ in towers.named_parameters()} == {"image_projection", "text_projection"}
-
-
-@torch.no_grad()
-def test_locked_towers_take_kept_text_features_for_captions_that_all_have_them() -> None:
-    model, given = model_of(text={**TEXT, "lock": True, "init": "x"}).model, inputs()
-    kept = TextFeatures(torch.tensor([0, 2, 4, 9]), torch.arange(4.0)[:, None].expand(4, 16).contiguous())
-    locked = LockedTowers(model, text_features=kept)
-    assert locked.text(given.tokens, IDS)[:, 0].tolist() == [2.0, 3.0, 2.0, 1.0, 3.0, 3.0, 0.0]
-    unknown = torch.where(IDS == 2, torch.tensor(3), IDS)
-    torch.testing.assert_close(locked.text(given.tokens, unknown), model.text_tower(given.tokens), rtol=0, atol=0)
 
 
 @torch.no_grad()

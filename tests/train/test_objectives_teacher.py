@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_objectives_losses import IMAGE, model_of
+from kit.two_towers import IMAGE, model_of
 
 from flexiclip.config import Config, DistillationConfig, from_dict
 from flexiclip.errors import UserError

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +12,12 @@ from types import FrameType
 from typing import Any
 from uuid import uuid4
 
-import fsspec
 import pytest
-from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from kit.stores import KilledError, put
 
 from flexiclip.errors import UserError
 from flexiclip.files import link_folder
-from flexiclip.train import remote_store
 from flexiclip.train.remote_store import RemoteStore, open_store
 from flexiclip.train.stores import Store
 
@@ -31,16 +26,6 @@ from flexiclip.train.stores import Store
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     places = {"folder": f"{tmp_path}/place", "file://": f"file://{tmp_path}/place", "memory://": f"memory://{uuid4().hex}/run"}
     return open_store(places[request.param], tmp_path / "staging")
-
-
-def put(store: Store, step: int, content: str) -> None:
-    """A checkpoint as far as a store cares: files, and their sizes in state.json."""
-    aside = store.aside(f"step-{step}")
-    (aside / "model").mkdir(parents=True)
-    (aside / "model" / "weights").write_text(content)
-    (aside / "state.json").write_text(json.dumps({"step": step, "files": {"model/weights": len(content)}}))
-    written = store.put(aside, f"step-{step}")
-    assert (written / "model" / "weights").read_text() == content
 
 
 def test_what_is_put_is_the_latest_and_comes_back(store: Store, tmp_path: Path) -> None:
@@ -153,10 +138,6 @@ def test_drop_removes_a_checkpoint(store: Store) -> None:
     assert store.latest() == "step-10"
 
 
-class KilledError(Exception):
-    """In the place of kill -9: what the process would have done after it does not happen."""
-
-
 def test_dropping_that_is_cut_short_leaves_nothing_that_looks_complete(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed when the weights are gone and state.json may not be, or where there are objects, after the first one."""
     put(store, 5, "five")
@@ -184,58 +165,6 @@ def test_dropping_that_is_cut_short_leaves_nothing_that_looks_complete(store: St
         store.state("step-5")
     put(store, 5, "five once more")
     assert sorted(store.steps()) == [5, 10]
-
-
-def test_uploading_that_is_cut_short_at_any_file_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """state.json goes up last, and `latest` after it: whatever has arrived by then, the one before is the newest."""
-    store = open_store(f"memory://{uuid4().hex}/run", tmp_path / "staging")
-    assert isinstance(store, RemoteStore)
-    put(store, 5, "five")
-    room, arrive = 0, store.fs.put_file
-
-    def put_some(*arguments: object) -> None:
-        nonlocal room
-        if not room:
-            raise KilledError
-        room -= 1
-        arrive(*arguments)
-
-    monkeypatch.setattr(store.fs, "put_file", put_some)
-    for files in (0, 1):  # of two
-        room = files
-        with pytest.raises(KilledError):
-            put(store, 10, "ten")
-        assert (store.latest(), store.steps()) == ("step-5", [5])
-    room = 2
-    put(store, 10, "ten")
-    assert (store.latest(), sorted(store.steps())) == ("step-10", [5, 10])
-
-
-class SilentFileSystem(AbstractFileSystem):
-    """A store that accepts a question and never answers."""
-
-    protocol = "silent"
-
-    def cat_file(self, *_: object, **__: object) -> bytes:
-        threading.Event().wait(60)
-        return b""
-
-    pipe_file = cat_file
-
-
-def test_a_store_that_never_answers_is_one_line_in_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert remote_store.ANSWER_S <= 60, "a minute"
-    monkeypatch.setattr(remote_store, "ANSWER_S", 0.6)
-    fsspec.register_implementation("silent", SilentFileSystem, clobber=True)
-    store = open_store("silent://bucket/run", tmp_path)
-    began = time.monotonic()
-    for question in (store.latest, store.check_writable, lambda: store.state("step-5")):
-        with pytest.raises(
-            UserError,
-            match=r"^checkpoints at silent://bucket/run cannot be reached: no answer, or not the whole of it, within 0\.6 s$",
-        ):
-            question()
-    assert time.monotonic() - began < 30
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:

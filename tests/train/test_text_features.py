@@ -11,13 +11,11 @@ import torch
 from kit.launch import Trained
 from torch import Tensor
 
-from flexiclip.config import load
 from flexiclip.data.batch import caption_id
 from flexiclip.errors import UserError
 from flexiclip.model_folder import LoadedModel, load_model
 from flexiclip.train import text_features
 from flexiclip.train.ranks import Ranks, RunContext
-from flexiclip.train.setup import _tokenizer
 from flexiclip.train.text_features import compute_text_features
 
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
@@ -95,14 +93,6 @@ def test_features_that_cannot_be_kept_are_one_line_and_leave_nothing(loaded: Loa
     with pytest.raises(UserError, match=rf"^run_dir={tmp_path}: cannot write there: Is a directory \("):
         compute_text_features(loaded, CAPTIONS, in_fp32(tmp_path))
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_tokenizer_that_cannot_be_kept_is_one_line_and_leaves_nothing(recipe: list[str], tmp_path: Path) -> None:
-    config = load(recipe[0], [*(key for key in recipe[1:] if not key.startswith("tokenizer.path")), "tokenizer.vocab_size=100"])
-    (tmp_path / "tokenizer.model").mkdir()
-    with pytest.raises(UserError, match=rf"^run_dir={tmp_path}: cannot write there: Is a directory \("):
-        _tokenizer(config.tokenizer, config.data, in_fp32(tmp_path), None)
-    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
 
 
 @torch.no_grad()

@@ -22,18 +22,16 @@ from safetensors.torch import save_file
 from test_step import ALONE
 from torch import nn
 
-from flexiclip.config import load
-from flexiclip.errors import RunError, UserError
+from flexiclip.errors import RunError
 from flexiclip.model_folder import LoadedModel, build_model, read_weights
 from flexiclip.schedules import Horizon
 from flexiclip.train import trainer as recorder
-from flexiclip.train.checkpoint import Checkpoint, Facts, open_checkpoint
-from flexiclip.train.engine import MOMENTS, ScalarOptimizer, TorchEngine
+from flexiclip.train.checkpoint import open_checkpoint
+from flexiclip.train.engine import ScalarOptimizer, TorchEngine
 from flexiclip.train.logs import read_lines
 from flexiclip.train.nonfinite import Skips
 from flexiclip.train.objectives import Contrastive
 from flexiclip.train.ranks import RunContext
-from flexiclip.train.setup import _engine, flops_so_far, say_if_changed
 from flexiclip.train.stores import LocalStore
 from flexiclip.train.trainer import Recorder, train
 
@@ -200,47 +198,6 @@ def test_after_an_evaluation_every_part_of_the_model_is_in_the_mode_that_it_was_
         taken.evaluate()
     assert not any(seen[0].values())
     assert modes(run.loaded.model) == before
-
-
-def test_engine_of_a_checkpoint_goes_on_after_as_many_updates_as_were_taken(recipe: list[str], tmp_path: Path) -> None:
-    """Ten steps, three of which were skipped; AdamW corrects its bias by the seven. What was not trained has no moments."""
-    config = load(recipe[0], recipe[1:])
-    loaded = build_model(config)
-    objective = Contrastive(loaded.model.train(), config.loss)
-    names = [name for name, _ in objective.towers.named_parameters()]
-    moments = {f"{key}/{name}": torch.full_like(p, 0.25) for key in MOMENTS for name, p in objective.towers.named_parameters()}
-    moments |= {f"scalars/{key}/0": torch.tensor([0.5]) for key in MOMENTS}
-    checkpoint: Any = SimpleNamespace(step=10, facts=Facts(10, skipped=3), where="there", moments=lambda: moments)
-    engine, scalars = _engine(loaded, objective, config, ALONE, checkpoint)
-    assert isinstance(engine, TorchEngine)
-    assert len(engine.optimizer.state) == len(names)
-    for state in engine.optimizer.state.values():
-        assert float(state["step"]) == 7
-        assert state["exp_avg"].unique().tolist() == state["exp_avg_sq"].unique().tolist() == [0.25]
-    (state,) = scalars.adamw.state.values()
-    assert (float(state["step"]), float(state["exp_avg"]), float(state["exp_avg_sq"])) == (7, 0.5, 0.5)
-
-    for key in MOMENTS:
-        del moments[f"{key}/{names[3]}"]
-    with pytest.raises(
-        UserError, match=rf"^there has not trained {names[3]}, which this recipe trains: start a new run from its"
-    ):
-        _engine(loaded, objective, config, ALONE, checkpoint)
-
-
-@pytest.mark.parametrize(("kept", "flops"), [(None, 30), (7, 7), (0, 0)])
-def test_flops_of_the_steps_so_far_are_those_that_the_checkpoint_says(kept: int | None, flops: int) -> None:
-    """A length drawn anew may be another one once the run was made longer. Earlier versions kept none."""
-    checkpoint: Any = SimpleNamespace(step=3, facts=Facts(3, flops=kept))
-    assert flops_so_far(checkpoint, lambda step: 10) == flops
-    assert flops_so_far(None, lambda step: 10) == 0
-
-
-@pytest.mark.parametrize(("kept", "said"), [("x", False), (None, False), ("y", True)])
-def test_say_if_changed(kept: str | None, said: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """A checkpoint of an earlier version kept none."""
-    say_if_changed("x", Checkpoint(Path("a"), "there", Facts(7, data_order=kept)), ALONE)
-    assert ("the training shards are not those of there" in capsys.readouterr().err) is said
 
 
 STEPS = [6, 12, 18, 20]

@@ -81,27 +81,6 @@ def test_a_changed_file_or_setting_is_an_error(tokenizer: Tokenizer, tmp_path: P
         load_tokenizer(tmp_path / "missing", tokenizer.config, fingerprint)
 
 
-class Lengths(Tokenizer):
-    """Each text's characters."""
-
-    vocab_size, pad_id, eos_id = 2**20, 0, 1
-
-    @classmethod
-    def collect(cls, config: TokenizerConfig) -> dict[str, bytes]:
-        return {}
-
-    def encode(self, texts: list[str]) -> torch.Tensor:
-        return torch.tensor([[len(text)] for text in texts])
-
-
-@pytest.mark.parametrize(("columns", "longest"), [(1, 1024), (64, 1024), (65, 1040), (77, 1232), (256, 4096)])
-def test_a_tokenizer_looks_at_sixteen_characters_a_column(columns: int, longest: int) -> None:
-    tokenizer = Lengths(TokenizerConfig("clip", context_length=columns), {})
-    texts = ["x" * n for n in (0, 5, longest - 1, longest, longest + 1, 10**5)]
-    assert tokenizer(texts).flatten().tolist() == [0, 5, longest - 1, longest, longest, longest]
-    assert tokenizer("y" * 10**5).tolist() == [[longest]]
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_tokenize_alike(spm: Path, method: str) -> None:
     config = TokenizerConfig("sentencepiece", path=str(spm), context_length=12)

@@ -16,7 +16,6 @@ import webdataset
 from flexiclip_eval import DatasetConfig, EvalOptions, TaskConfig, evaluate_suites
 from flexiclip_eval.data.images import open_source
 from flexiclip_eval.embeddings.embed import class_embeddings
-from flexiclip_eval.suites.dataset import training
 from flexiclip_eval.suites.load import complete, load_datasets
 from kit.evaluation import toy_model, toys
 from kit.flaky_server import FlakyServer
@@ -123,18 +122,6 @@ def test_a_shipped_suite_reads_a_mirror_and_the_hub(site: FlakyServer, tmp_path:
     assert [(row.dataset, row.n) for row in rows] == [("vtab-cifar10", 5), ("vtab-cifar100", 5)]
 
 
-def test_train_is_another_split_of_the_same_kind(tmp_path: Path) -> None:
-    root = write_root(tmp_path / "r", "classification")
-    write_root(root, "classification", split="train", shards=(4,))
-    assert len(open_source(training(complete(DatasetConfig(root=str(root)))))) == 4
-    shards = DatasetConfig(
-        "s", str(root / "test" / "*.tar"), (TaskConfig("classification", label="cls"),), train=str(root / "train/0.tar")
-    )
-    assert (len(open_source(shards)), len(open_source(training(shards)))) == (13, 4)
-    with pytest.raises(UserError, match="train must name"):
-        training(DatasetConfig("s", "a.tar", shards.tasks))
-
-
 def write_folder(root: Path) -> Path:
     for number, name in enumerate(("red_fox", "owl", "owl", "red_fox/deeper")):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -193,20 +180,6 @@ def test_a_broken_file_is_counted_and_named(tmp_path: Path) -> None:
     (bad,) = json.loads((tmp_path / "out" / "report.json").read_text())["bad_samples"]
     assert bad["key"].endswith("owl/1.PNG")
     assert "cannot be decoded" in bad["reason"]
-
-
-def test_class_files_and_prompts_of_several_data_sets(tmp_path: Path) -> None:
-    root = write_root(tmp_path / "toys", "classification")
-    prompts = tmp_path / "cupl.json"
-    prompts.write_text(
-        json.dumps({"toys": {"animals": ["it runs"], "flags": ["it waves", "it flaps"], "food": ["tasty"]}, "other": {}})
-    )
-    task = TaskConfig("classification", label="cls", prompts=str(prompts))
-    (done,) = complete(DatasetConfig(root=str(root), tasks=(task,))).tasks
-    assert done.class_prompts(done.words) == [["it runs"], ["it waves", "it flaps"], ["tasty"]]
-    prompts.write_text('{"animals": ["a"], "animals": ["b"]}')
-    with pytest.raises(UserError, match="'animals' is given twice"):
-        complete(DatasetConfig(root=str(root), tasks=(task,)))
 
 
 def test_prompts_are_averaged_class_by_class() -> None:
@@ -271,5 +244,3 @@ def test_a_url_that_nobody_answers(site: FlakyServer, monkeypatch: pytest.Monkey
         patched.delitem(sys.modules["fsspec.registry"]._registry, "https", raising=False)  # which an earlier read has filled
         with pytest.raises(UserError, match=r"wds_cars.*aiohttp is not installed; run `pip install 'flexiclip\[http\]'`"):
             load_datasets(["https://huggingface.co/datasets/clip-benchmark/wds_cars"])
-    with pytest.raises(UserError, match="did you mean 'openmoji'"):
-        load_datasets(["openmojy"])

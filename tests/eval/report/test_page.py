@@ -1,7 +1,4 @@
-"""The page without a browser: all is inside and escaped, its size is bounded, and pictures are those of the data set.
-
-The numbers that its script draws, and those of its table, against a report whose every number is its own.
-"""
+"""The page without a browser: all is inside and escaped, and the numbers of its table and its script are those of the report."""
 
 from __future__ import annotations
 
@@ -15,14 +12,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from flexiclip_eval import Row
 from flexiclip_eval.report.files import write_report
 from flexiclip_eval.report.page import render_page
-from flexiclip_eval.report.page_data import add_thumbnails, as_script, page_data
-from flexiclip_eval.report.table import ModelInfo, Report
-from flexiclip_eval.rows import TaskInfo
-from flexiclip_eval.tradeoffs import CascadeCurve, CascadePoint, choose, parse_budget, sentence
-from kit.reports import HOSTILE, full_report
+from kit.reports import HOSTILE, full_report, unique_report
 from PIL import Image
 
 
@@ -87,92 +79,9 @@ def test_the_data_of_the_script_is_the_rows(folder: Path) -> None:
     assert picture.size == (24, 21)  # image 4 of toys(); a small one is not enlarged
 
 
-def test_size_is_bounded_caption_by_caption(tmp_path: Path) -> None:
-    report, gallery = full_report(tmp_path)
-    everything, data = page_data(report), page_data(report)
-    add_thumbnails(everything, gallery, 1 << 20)
-    room = sum(len(picture) + 16 for picture in everything["thumbs"]["toys"].values()) - 1  # the last picture finds no room
-    add_thumbnails(data, gallery, room)
-    retrieval, classification = data["tasks"]
-    kept = {len(row["found"]) for row in retrieval["rows"]}
-    assert len(kept) == 1
-    assert 0 < kept.pop() < 6
-    assert sum(map(len, data["thumbs"]["toys"].values())) < room
-    for row in retrieval["rows"]:
-        for found in row["found"]:
-            assert {*found["ranked"], found["positives"][0]} <= data["thumbs"]["toys"].keys()
-    assert classification["rows"][0]["perClass"][0] == pytest.approx(1 / 8 + 0.03, abs=1e-4)
-
-
-def test_as_script_lets_no_text_end_the_script() -> None:
-    text = as_script({"a": "</script><!--\u2028&"})
-    assert re.search(r"[<>&\u2028]", text) is None
-    assert json.loads(text) == {"a": "</script><!--\u2028&"}
-
-
-R5, RANK = "image_retrieval_recall@5", "image_retrieval_median_rank"
-
-
-def row(model: str, task: str, metrics: dict[str, float], seqhw: int, **more: object) -> Row:
-    numbers = {"gflops": seqhw / 8, "images_per_s": 1000.0 / seqhw}
-    return Row("set", "vit", model, task, metrics, "en", 50, seqhw, seqhw**2, 60 // seqhw, 60, **{**numbers, **more})  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def report() -> Report:
-    """Two models at two lengths on two tasks."""
-    models = [ModelInfo("vit", "a", {}, (3, 6)), ModelInfo("vit", "b", {}, (6,))]
-    tasks = [
-        TaskInfo("set", "zeroshot_retrieval", {R5: 0.1, RANK: 25.5}, captions=60),
-        TaskInfo("set", "zeroshot_classification", {"acc1": 0.5}, ("x", "y", "z"), 0.4),
-    ]
-    found = Report("flexiclip eval a b", models=models, tasks=[])
-    for m, model in enumerate("ab"):
-        for seqhw in (3, 6):
-            unique = m * 10 + seqhw
-            metrics = {R5: unique / 100, RANK: float(unique)}
-            examples = [{"caption": f"c{unique}", "positives": [unique], "ranked": [1], "rank": unique}]
-            found.add(row(model, "zeroshot_retrieval", metrics, seqhw), tasks[0], {"found": examples})
-            recall = {"x": unique / 50, "z": 0.123456}
-            found.add(row(model, "zeroshot_classification", {"acc1": unique / 40}, seqhw), tasks[1], {"per_class": recall})
-    found.choices = choose(found.rows, budget=parse_budget("0.5 GFLOPs"))
-    points = (CascadePoint(0, {R5: 0.03}, 0.0, 0.375, 0.0), CascadePoint(5, {R5: 0.04}, 0.5, 0.75, 3.75))
-    found.cascades = [CascadeCurve("set", "zeroshot_retrieval", "vit", "b", 3, 6, points)]
-    return found
-
-
-def test_page_data_is_the_report(report: Report) -> None:
-    data = page_data(report)
-    assert data["models"] == [{"name": "vit a", "trained": (3, 6)}, {"name": "vit b", "trained": (6,)}]
-    retrieval, classification = data["tasks"]
-    assert [(m["key"], m["share"], m["chance"]) for m in retrieval["metrics"]] == [(R5, True, 0.1), (RANK, False, 25.5)]
-    assert (retrieval["primary"], classification["primary"]) == (0, 0)
-    assert [(r["model"], r["seqhw"], [*r["metrics"].values()]) for r in retrieval["rows"]] == [
-        (0, 3, [0.03, 3.0]),
-        (0, 6, [0.06, 6.0]),
-        (1, 3, [0.13, 13.0]),
-        (1, 6, [0.16, 16.0]),
-    ]
-    assert [(r["seq_len"], r["patch_size"], r["gflops"], r["images_per_s"]) for r in retrieval["rows"][:2]] == [
-        (9, 20, 3 / 8, 1000 / 3),
-        (36, 10, 6 / 8, 1000 / 6),
-    ]
-    assert [r["found"][0]["caption"] for r in retrieval["rows"]] == ["c3", "c6", "c13", "c16"]
-    assert [r["perClass"] for r in retrieval["rows"]] == [None] * 4
-    assert [r["perClass"] for r in classification["rows"]] == [[u / 50, None, 0.1235] for u in (3, 6, 13, 16)]
-    assert classification["classes"] == ["x", "y", "z"]
-    assert [(c["model"], c["seqhw"]) for c in retrieval["choices"]] == [(0, 6), (0, 3), (1, 6), (1, 3)]
-    assert retrieval["choices"][2]["text"] == sentence(report.choices[4]) != retrieval["choices"][0]["text"]
-    (curve,) = retrieval["cascades"]
-    assert (curve["model"], curve["short"], curve["long"]) == (1, 3, 6)
-    costs = {"gflops_per_image": 0.75, "gflops_per_query": 3.75}
-    assert curve["points"][1] == {"shortlist": 5, "metrics": {R5: 0.04}, "reranked": 0.5, **costs}
-    assert classification["cascades"] == []
-
-
-def test_render_page_marks_the_best_of_each_column(report: Report) -> None:
+def test_render_page_marks_the_best_of_each_column() -> None:
     """The highest recall and the lowest rank; the values that a click sorts by are those of the rows."""
-    page = render_page(report, {})
+    page = render_page(unique_report(), {})
     table = re.findall(r"<table>.*?</table>", page, re.DOTALL)[0]
     body = re.findall(r"<tr>(.*?)</tr>", table.partition("<tbody>")[2].partition("</tbody>")[0])
     values = [re.findall(r'data-value="([^"]*)"', line) for line in body]

@@ -11,8 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flexiclip_eval.report.files import as_json, read_rows, remove, require_folder, write_report, write_whole
-from kit.reports import full_report, small_report
+from flexiclip_eval import Row
+from flexiclip_eval.report.files import (
+    as_json,
+    check_folder,
+    read_about,
+    read_rows,
+    remove,
+    require_folder,
+    write_csv,
+    write_report,
+    write_whole,
+)
+from kit.reports import full_report, row, small_report
 from PIL import Image
 
 from flexiclip.errors import UserError
@@ -135,3 +146,59 @@ def test_remove_says_what_it_cannot(tmp_path: Path) -> None:
     remove(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"cannot be removed: (Is a directory|Operation not permitted)"):
         remove(tmp_path)
+
+
+def test_read_rows_refuses_what_is_no_results_json(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('[{"dataset": "a"}]')
+    with pytest.raises(UserError, match=r"not a results\.json"):
+        read_rows(tmp_path)
+    with pytest.raises(UserError, match=r"other\.json: no such file; give the results\.json"):
+        read_rows(tmp_path / "other.json")
+
+
+def test_write_report_into_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match=r"^--output .*taken: cannot write there"):
+        write_report(small_report(), tmp_path / "taken")
+
+
+def test_read_about_gives_the_models_and_tasks_that_were_written(written: Path, tmp_path: Path) -> None:
+    report = small_report()
+    for place in (written, written / "results.json"):
+        models, tasks = read_about(place)
+        assert [(m.model, m.pretrained, tuple(m.trained_seqhw)) for m in models] == [("FlexiViT-<b>", "runs/x", (3, 6, 15))]
+        assert [(t.dataset, t.task, t.chance, t.captions) for t in tasks] == [
+            (t.dataset, t.task, t.chance, t.captions) for t in report.tasks
+        ]
+    assert read_about(tmp_path) == ([], [])
+
+
+def test_check_folder_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b", "--output")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    check_folder(tmp_path / "a" / "b", "--output")
+    check_folder(tmp_path / "a", "--output")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--output X: cannot write there: "):
+        check_folder(tmp_path / "file" / "below", "--output X")
+
+
+def test_write_csv_has_a_column_for_each_metric_of_any_row(tmp_path: Path) -> None:
+    rows: list[Row] = [row("a,b", "t", {"acc1": 0.5}, 3), row("c", "u", {"acc": 0.25}, 6, width=64, gflops=None)]
+    write_csv(rows, tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert [(line["pretrained"], line["acc1"], line["acc"], line["width"], line["gflops"]) for line in found] == [
+        ("a,b", "0.5", "", "", "0.375"),
+        ("c", "", "0.25", "64", ""),
+    ]
+    assert list(found[0])[-2:] == ["acc1", "acc"]
+
+
+def test_as_json_has_a_width_only_where_widths_were_compared() -> None:
+    assert "width" not in as_json(row("a", "t", {"acc1": 0.5}, 3))
+    assert as_json(row("a", "t", {"acc1": 0.5}, 3, width=64))["width"] == 64
+    with pytest.raises(AssertionError, match="must be finite"):
+        as_json(row("a", "t", {"acc1": float("nan")}, 3))

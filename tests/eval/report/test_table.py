@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from flexiclip_eval import Row
 from flexiclip_eval.report.table import brief, cells, label_of, print_report
-from kit.reports import small_report
+from kit.reports import row, small_report
 
 
 def test_the_terminal_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,11 +17,6 @@ def test_the_terminal_table_fits_80_columns(capsys: pytest.CaptureFixture[str], 
     assert max(map(len, lines)) <= 80
     assert next(line for line in lines if line.startswith("     3")).split() == ["3", "9", "20", "0.5", "1,234"] + ["100.0%"] * 6
     assert any("not counted: 1" in line for line in lines)
-
-
-def row(model: str, task: str, metrics: dict[str, float], seqhw: int, **more: object) -> Row:
-    numbers = {"gflops": seqhw / 8, "images_per_s": 1000.0 / seqhw}
-    return Row("set", "vit", model, task, metrics, "en", 50, seqhw, seqhw**2, 60 // seqhw, 60, **{**numbers, **more})  # type: ignore[arg-type]
 
 
 def test_cells_and_labels_of_rows() -> None:

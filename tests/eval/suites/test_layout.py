@@ -1,4 +1,4 @@
-"""Names of classes in a CLIP_benchmark root: empty ones, and ones that stand twice."""
+"""CLIP_benchmark's layout: the addresses of its files, and class names that are empty or stand twice."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import webdataset
 from flexiclip_eval import evaluate_suites
+from flexiclip_eval.suites.layout import at
 from flexiclip_eval.suites.load import load_datasets
 from kit.evaluation import encode_one_by_one, texts_one_by_one, toy_model, toys, unit
 from kit.roots import write_root
@@ -79,3 +80,20 @@ def test_names_that_a_root_has_twice_name_the_suite_that_says_so(tmp_path: Path,
     (task,) = load_datasets([str(suite)])[0].tasks
     assert (row.dataset, row.n, task.ties) == ("toys", 6, "topk")
     assert task.words == {"crane": ("crane",), "flags": ("flags",), "crane #2": ("crane",)}
+
+
+@pytest.mark.parametrize(
+    ("root", "files"),
+    [
+        ("https://huggingface.co/datasets/me/cats", "https://huggingface.co/datasets/me/cats/resolve/main/a"),
+        ("https://huggingface.co/datasets/me/cats/tree/v1/sub", "https://huggingface.co/datasets/me/cats/resolve/v1/sub/a"),
+        ("https://huggingface.co/datasets/me/cats/resolve/main/", "https://huggingface.co/datasets/me/cats/resolve/main/a"),
+        ("https://huggingface.co/datasets/me", "https://huggingface.co/datasets/me/a"),
+        ("https://example.org/datasets/me/cats", "https://example.org/datasets/me/cats/a"),
+        ("/", "//a"),
+        ("data/cats/", "data/cats/a"),
+    ],
+)
+def test_the_address_of_a_file(root: str, files: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    assert at(root, "a") == files

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flexiclip_eval import DatasetConfig, TaskConfig, load_suite
-from flexiclip_eval.data.images import Record
-from flexiclip_eval.data.labels import resolve_labels
-from flexiclip_eval.suites.layout import at
-from flexiclip_eval.suites.load import SUITES, load_datasets
+from flexiclip_eval.suites.load import SUITES, complete, load_datasets, load_readable, read_files
+from kit.roots import write_root
 
 from flexiclip.errors import UserError
 
@@ -54,23 +52,6 @@ def test_shipped_suites_are_the_collections_of_clip_benchmark(monkeypatch: pytes
     assert set.union(*named.values()) == set(PUBLISHED.split()) - {"vtab-dsprites_label_y_position"}
 
 
-@pytest.mark.parametrize(
-    ("root", "files"),
-    [
-        ("https://huggingface.co/datasets/me/cats", "https://huggingface.co/datasets/me/cats/resolve/main/a"),
-        ("https://huggingface.co/datasets/me/cats/tree/v1/sub", "https://huggingface.co/datasets/me/cats/resolve/v1/sub/a"),
-        ("https://huggingface.co/datasets/me/cats/resolve/main/", "https://huggingface.co/datasets/me/cats/resolve/main/a"),
-        ("https://huggingface.co/datasets/me", "https://huggingface.co/datasets/me/a"),
-        ("https://example.org/datasets/me/cats", "https://example.org/datasets/me/cats/a"),
-        ("/", "//a"),
-        ("data/cats/", "data/cats/a"),
-    ],
-)
-def test_the_address_of_a_file(root: str, files: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    assert at(root, "a") == files
-
-
 def test_a_typo_names_the_nearest_key(tmp_path: Path) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text("datasets: [{name: a, shards: a.tar, tasks: [{kind: classification, lable: cls}]}]")
@@ -79,58 +60,76 @@ def test_a_typo_names_the_nearest_key(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suite_lists_the_names() -> None:
+    with pytest.raises(UserError, match="did you mean 'openmoji'"):
+        load_datasets(["openmojy"])
     with pytest.raises(UserError, match=r"neither a file nor one of .*openmoji"):
         load_suite("imagenet-of-mine")
 
 
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ({"label": "cls", "templates": ("a photo",)}, "has no {c}"),
-        ({"label": "cls", "templates": ()}, "templates is empty"),
-        ({"label": "cls", "classes": ()}, "list of classes is empty"),
-        ({"label": "cls", "classes": ("cat", "dog", "cat")}, "'cat' is given twice"),
-        ({}, "name the field"),
-    ],
-)
-def test_mistakes_in_a_task(task: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        TaskConfig("classification", **task)
+def test_load_suite_refuses_what_is_no_list_of_data_sets(tmp_path: Path) -> None:
+    file = tmp_path / "suite.yaml"
+    for text, said in (
+        ("[a, b]", "a suite is a mapping with the key datasets, not a list"),
+        ("datasets: []", "the suite has no datasets; list at least one"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=f"suite.yaml: {said}"):
+            load_suite(str(file))
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"suite\.yaml: "):
+        load_suite(str(file))
+    with pytest.raises(UserError, match="no suite to evaluate: give --suite NAME"):
+        load_datasets([])
 
 
-def test_tasks_and_data_sets_need_names_that_keep_rows_apart(tmp_path: Path) -> None:
-    one = TaskConfig("classification", label="cls")
-    with pytest.raises(UserError, match="need a name each"):
-        DatasetConfig("a", "a.tar", (one, one))
-    named = DatasetConfig("a", "a.tar", (one, TaskConfig("classification", name="fine", label="json:fine")))
-    assert [named.row_name(task) for task in named.tasks] == ["a", "a-fine"]
-    with pytest.raises(UserError, match="need a name each"):  # the rows of both are called zeroshot_classification
-        DatasetConfig("a", "a.tar", (one, TaskConfig("multilabel", label="npy")))
+def test_load_suite_of_a_folder_or_url_is_one_data_set(tmp_path: Path) -> None:
+    for place in (str(tmp_path), "https://example.org/wds_cars"):
+        assert load_suite(place).datasets == (DatasetConfig(root=place),)
+
+
+def test_two_data_sets_of_one_name_are_refused() -> None:
     with pytest.raises(UserError, match="share a name"):
         load_datasets(["openmoji", "openmoji"])
 
 
-def test_prompts_leave_other_braces_alone() -> None:
-    task = TaskConfig("classification", label="cls", classes=("cat",), templates=("a {c} {x}", "{c}, {c}"))
-    assert task.class_prompts(task.words) == [["a cat {x}", "cat, cat"]]
+def test_load_readable_gives_the_others_and_the_errors_by_name(tmp_path: Path) -> None:
+    good, absent = (write_root(tmp_path / f"wds_{name}", "classification", shards=(4,)) for name in ("good", "absent"))
+    (absent / "test" / "nshards.txt").unlink()
+    found, failed = load_readable([str(absent), str(good)])
+    assert ([dataset.name for dataset in found], list(failed)) == (["good"], ["absent"])
+    assert "nshards.txt: no such file" in str(failed["absent"])
+    assert load_readable([str(absent)])[0] == []
 
 
-def test_a_class_may_have_several_words_and_prompts_of_its_own() -> None:
-    classes = {"cat": ["a cat", "a kitten"], "dog": "a dog"}
-    task = TaskConfig("classification", label="cls", classes=classes, templates=("{c}", "one {c}"))
-    assert task.class_prompts(task.words) == [["a cat", "one a cat", "a kitten", "one a kitten"], ["a dog", "one a dog"]]
-    own = TaskConfig(
-        "classification", label="cls", classes=classes, prompts={"cat": ["it purrs"], "dog": ["it barks", "it begs"]}
+def test_class_files_and_prompts_of_several_data_sets(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "toys", "classification")
+    prompts = tmp_path / "cupl.json"
+    prompts.write_text(
+        json.dumps({"toys": {"animals": ["it runs"], "flags": ["it waves", "it flaps"], "food": ["tasty"]}, "other": {}})
     )
-    assert own.class_prompts(own.words) == [["it purrs"], ["it barks", "it begs"]]
-    half = TaskConfig("classification", label="cls", classes=classes, prompts={"cat": ["it purrs"]})
-    with pytest.raises(UserError, match="no entry for the class 'dog'"):
-        half.class_prompts(half.words)
+    task = TaskConfig("classification", label="cls", prompts=str(prompts))
+    (done,) = complete(DatasetConfig(root=str(root), tasks=(task,))).tasks
+    assert done.class_prompts(done.words) == [["it runs"], ["it waves", "it flaps"], ["tasty"]]
+    prompts.write_text('{"animals": ["a"], "animals": ["b"]}')
+    with pytest.raises(UserError, match="'animals' is given twice"):
+        complete(DatasetConfig(root=str(root), tasks=(task,)))
 
 
-def test_class_names_may_repeat_where_the_suite_says_so() -> None:
-    task = TaskConfig("classification", label="cls", classes=("missile", "cat", "missile"), repeats=("missile",))
-    assert task.words == {"missile": ("missile",), "cat": ("cat",), "missile #2": ("missile",)}
-    _, prompts, labels = resolve_labels(task, [Record("s/0", (), {"cls": 2}, 0), Record("s/1", (), {"cls": 0}, 1)])
-    assert labels.tolist() == [2, 0]
-    assert prompts[0] == prompts[2]
+def test_read_files_takes_classes_templates_and_prompts_from_files(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    (tmp_path / "names.json").write_text('["cat", "dog"]')
+    (tmp_path / "words.json").write_text('{"pets": {"cat": "a cat", "dog": ["a dog", "a puppy"]}, "cars": {"vw": "a car"}}')
+    (tmp_path / "templates.txt").write_text("a {c}\nthe {c}\n")
+
+    def read(**keys: str) -> TaskConfig:
+        files = {key: str(tmp_path / name) for key, name in keys.items()}
+        return read_files(TaskConfig("classification", label="cls", **files), "me/pets")  # type: ignore[arg-type]
+
+    assert read(classes="names.txt").classes == read(classes="names.json").classes == ("cat", "dog")
+    assert read(classes="words.json").classes == {"cat": "a cat", "dog": ["a dog", "a puppy"]}
+    assert read(templates="templates.txt").templates == ("a {c}", "the {c}")
+    assert read(prompts="words.json").prompts == {"cat": "a cat", "dog": ["a dog", "a puppy"]}
+    with pytest.raises(UserError, match=r"absent\.txt' has no \{c\} for the class name, and there is no file of this name"):
+        read(templates="absent.txt")
+    with pytest.raises(UserError, match=r"names\.json: prompts map each class to a list of texts, not a list"):
+        read(prompts="names.json")

@@ -89,8 +89,6 @@ def test_open_clip_names_weights_and_lengths(tmp_path: Path) -> None:
     tower = build_text_tower(TextTowerConfig(kind="open_clip", name=f"ViT-S-32-alt/{tmp_path / 'whole.pt'}", context_length=32))
     with torch.no_grad():
         assert largest_difference(tower(tokens[:, :32]), whole.encode_text(tokens)) < 1e-5
-    with pytest.raises(UserError, match="knows no model 'ViT-Z-1'"):
-        build_text_tower(TextTowerConfig(kind="open_clip", name="ViT-Z-1"))
     with pytest.raises(UserError, match="open_clip cannot build it"):
         build_text_tower(TextTowerConfig(kind="open_clip", name="ViT-S-32-alt/no_such_tag"))
     with pytest.raises(UserError, match="the other GELU; name ViT-B-32-quickgelu/openai"):
