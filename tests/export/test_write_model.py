@@ -32,7 +32,7 @@ def test_export_model_writes_a_card_and_says_what_it_measured(folders: dict[str,
 def test_export_model_compares_the_texts_too(folders: dict[str, Path], tmp_path: Path) -> None:
     lines = write_model.export_model(str(folders["siglip"]), tmp_path / "m", "transformers")
     assert lines[0].endswith("transformers model at seqhw 6")
-    assert [line.split(":")[0] for line in lines[-4:]] == ["8 random images", "8 drawn images", "8 random tokens", "8 sentences"]
+    assert [line.split(":")[0] for line in lines[-4:]] == ["8 random images", "8 drawn images", "8 random texts", "8 sentences"]
 
 
 def test_export_model_that_another_library_computes_otherwise_is_not_kept(make: Callable[..., Path], tmp_path: Path) -> None:
