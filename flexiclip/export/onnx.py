@@ -77,6 +77,8 @@ def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     products = [node.name for node in load_model(source).graph.node if node.op_type in _PRODUCTS]
+    excluded = [products[0], products[-1], *kept]
+    excluded += [f"{name}_MatMul" for name in excluded]  # the name that onnxruntime gives a Gemm before it looks for exclusions
     with quiet():
         quantize_dynamic(
             source,
@@ -85,7 +87,7 @@ def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:
             per_channel=True,
             reduce_range=True,  # 7 bits, because 8 bits saturate on a CPU without VNNI
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[products[0], products[-1], *kept],
+            nodes_to_exclude=excluded,
         )
 
 

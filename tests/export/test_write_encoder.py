@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,38 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from kit.export_models import LENGTHS
+from kit.exports import assert_refused, assert_same_embeddings, pixels, run_onnx, session
 from PIL import Image
 
 import flexiclip
 from flexiclip.__main__ import main
-from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, PatchStage, PreprocessConfig, parse_duration
-from flexiclip.export.encoders import ImageEncoder, bake
+from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig, PatchStage, parse_duration
 from flexiclip.model_folder import LoadedModel, build_model, load_model, save_model
-from flexiclip.models.pi_resize import pi_resize
-
-
-def session(path: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-
-def run(path: Path, x: torch.Tensor) -> torch.Tensor:
-    opened = session(path)
-    return torch.from_numpy(opened.run(None, {opened.get_inputs()[0].name: x.numpy()})[0])
-
-
-def pixels(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
-
-
-def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) < 1e-4
-    assert float(F.cosine_similarity(found.double(), expected.double()).min()) > 0.99999
 
 
 @torch.no_grad()
@@ -62,7 +40,7 @@ def test_onnx_image_encoders_at_five_lengths(folders: dict[str, Path], opened: d
         assert operators.isdisjoint({"Resize", "Upsample", "Conv", "If", "Loop"})
         for batch in (1, 3):
             images = pixels(batch) / 127.5 - 1
-            assert_same(run(path, images), opened["clip"].model.encode_image(images, seqhw, normalize=True))
+            assert_same_embeddings(run_onnx(path, images), opened["clip"].model.encode_image(images, seqhw, normalize=True))
 
 
 @pytest.mark.parametrize("name", ["ours", "siglip"])
@@ -76,17 +54,7 @@ def test_normalize_inside_takes_raw_pixels(
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 50, 3), dtype=np.uint8))
     loaded = opened[name]
     expected = loaded.model.encode_image(loaded.transform(photo)[None], 3, normalize=True)
-    assert_same(run(path, loaded.transform.pixels(photo)[None]), expected)
-
-
-@torch.no_grad()
-def test_normalisation_inside_is_by_channel_with_the_models_mean_and_std(opened: dict[str, LoadedModel]) -> None:
-    model, preprocess = opened["ours"].model, PreprocessConfig(mean=(0.1, 0.3, 0.6), std=(0.4, 0.2, 0.7))
-    images = pixels(3)
-    channels = [(images[:, c].double() / 255 - preprocess.mean[c]) / preprocess.std[c] for c in range(3)]
-    expected = model.encode_image(torch.stack(channels, 1).float(), 4, normalize=True)
-    assert_same(ImageEncoder(model, 4, preprocess)(images), expected)
-    assert_same(ImageEncoder(model, 4)(torch.stack(channels, 1).float()), expected)
+    assert_same_embeddings(run_onnx(path, loaded.transform.pixels(photo)[None]), expected)
 
 
 @pytest.mark.parametrize("name", ["ours", "clip", "siglip"])
@@ -98,26 +66,9 @@ def test_onnx_text_encoders(name: str, folders: dict[str, Path], opened: dict[st
     for length in (12, 7, 2, 1) if loaded.model.text_tower.trims else (12,):
         for rows in (slice(3), slice(1)):
             expected = loaded.model.encode_text(tokens[rows, :length], normalize=True)
-            assert_same(run(path, tokens[rows, :length]), expected)
+            assert_same_embeddings(run_onnx(path, tokens[rows, :length]), expected)
     for file, content in loaded.tokenizer.files.items():
         assert (tmp_path / "text_tokenizer" / file).read_bytes() == content
-
-
-@torch.no_grad()
-def test_torch_programs_give_the_embeddings_of_the_model(
-    folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
-) -> None:
-    model = opened["clip"].model
-    for what, extra in (("image", ["--seqhw", "8"]), ("text", [])):
-        file = tmp_path / f"{what}.pt2"
-        assert main(["export", what, str(folders["clip"]), "--format", "torch", *extra, "--output", str(file)]) == 0
-        said = {"flexiclip": ""}
-        torch.export.load(file, extra_files=said)
-        assert json.loads(said["flexiclip"])["role"] == what
-        assert f'torch.export.load("{what}.pt2")' in file.with_suffix(".md").read_text()
-    images, tokens = torch.randn(5, 3, 48, 48), torch.randint(0, opened["clip"].tokenizer.vocab_size, (4, 9))
-    assert_same(torch.export.load(tmp_path / "image.pt2").module()(images), model.encode_image(images, 8, normalize=True))
-    assert_same(torch.export.load(tmp_path / "text.pt2").module()(tokens), model.encode_text(tokens, normalize=True))
 
 
 @torch.no_grad()
@@ -140,7 +91,7 @@ def test_int8_encoders_are_smaller_and_agree(
     assert path.stat().st_size < 0.6 * whole.stat().st_size
     images = torch.rand(6, 3, 48, 48) * 2 - 1
     expected = load_model(folder).model.encode_image(images, 6, normalize=True)
-    assert 0.99 < float(F.cosine_similarity(run(path, images), expected).min()) < 1 - 1e-7
+    assert 0.99 < float(F.cosine_similarity(run_onnx(path, images), expected).min()) < 1 - 1e-7
 
 
 @pytest.mark.parametrize("options", [["--format", "onnx"], ["--quantize", "int8"], ["--format", "torch"]], ids=str)
@@ -176,67 +127,27 @@ def test_a_quantised_encoder_that_is_not_the_model_is_not_kept(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_baked_tower_is_a_plain_one(opened: dict[str, LoadedModel]) -> None:
-    tower = opened["ours"].model.image_tower
-    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
-    baked = bake(tower, 8)
-    assert torch.allclose(baked.kernel, pi_resize(tower.kernel, 6), atol=1e-6)
-    assert baked.posemb.shape == (1, 32, 8, 8)
-    assert (baked.config.base_patch_size, baked.config.base_grid) == ((6, 6), (8, 8))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items()), "the model is left alone"
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        (["image", "MODEL", "--seqhw", "5"], "valid seqhw: [1, 2, 3, 4, 6, 8"),
-        (["image", "MODEL", "--seqhw", "6,7"], "seqhw=7 does not divide"),
-        (["image", "MODEL", "--format", "tflite"], "one of onnx, torch"),
-        (["image", "MODEL", "--quantize", "int4"], "only int8"),
-        (["image", "MODEL", "--quantize", "int8", "--format", "torch"], "give --format onnx"),
-        (["image", "MODEL", "--images", "nowhere.tar"], "nowhere.tar"),
-        (
-            ["image", "nowhere"],
-            "nowhere is not a model: there is no such file or folder; give a model folder or a run folder, open_clip:",
-        ),
-        (["model", "MODEL", "--format", "keras"], "open_clip, timm, transformers, big_vision"),
-        (["model", "MODEL", "--format", "timm", "--seqhw", "2,3"], "one model has one length"),
-        (["model", "MODEL", "--format", "big_vision", "--seqhw", "2"], "keeps the base kernel"),
-        (["model", "MODEL", "--format", "big_vision"], "name it .npz"),
+        (["--seqhw", "5"], "valid seqhw: [1, 2, 3, 4, 6, 8"),
+        (["--seqhw", "6,7"], "seqhw=7 does not divide"),
+        (["--format", "tflite"], "one of onnx, torch"),
+        (["--quantize", "int4"], "only int8"),
+        (["--quantize", "int8", "--format", "torch"], "give --format onnx"),
+        (["--images", "nowhere.tar"], "nowhere.tar"),
     ],
 )
-def test_export_names_mistakes_in_one_line(
-    arguments: list[str], message: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_export_image_names_mistakes_in_one_line(
+    options: list[str], message: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [str(folders["siglip"]) if part == "MODEL" else part for part in arguments]
-    assert main(["export", *given, "--output", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(["image", str(folders["siglip"]), *options], message, tmp_path / "out", capsys)
 
 
-def test_a_missing_package_is_named(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_export_text_of_an_image_tower_alone_is_refused(
+    make: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)  # Python's own way to make an import fail
-    assert main(["export", "text", str(folders["ours"]), "--output", str(tmp_path / "t.onnx")]) == 2
-    assert "pip install 'flexiclip[export]'" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-@torch.no_grad()
-def test_a_model_that_open_clip_names(make: Callable[..., Path], tmp_path: Path) -> None:
-    """`open_clip:NAME` is imported for as long as the export takes; local-dir is open_clip's own way to name a folder."""
-    ours, folder, path = (
-        make("clip", tokenizer={"kind": "clip", "context_length": 12}),
-        tmp_path / "theirs",
-        tmp_path / "image.onnx",
-    )
-    assert main(["export", "model", str(ours), "--format", "open_clip", "--output", str(folder)]) == 0
-    assert main(["export", "image", f"open_clip:local-dir:{folder}", "--output", str(path)]) == 0
-    images = pixels(2) / 127.5 - 1
-    assert_same(run(path, images), load_model(ours).model.encode_image(images, 6, normalize=True))
+    assert_refused(["text", str(make("ours", text=None))], "there is no text half to export", tmp_path / "text.onnx", capsys)
 
 
 def test_a_text_encoder_in_the_place_of_another_has_its_own_tokenizer(
@@ -283,13 +194,11 @@ def test_an_exit_is_loaded_and_exported_as_what_it_is(source: Path, tmp_path: Pa
     output = tmp_path / "image.onnx"
     command = ["export", "image", f"{source}+exit2", "--format", "onnx", "--seqhw", "4", "--output", str(output)]
     assert main(command) == 0
-    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+    assert_same_embeddings(run_onnx(output, images), expected)
     card = output.with_suffix(".md").read_text()
     assert "left after block: 2" in card
     assert "trained at seqhw: 2, 3, 4" in card
-    facts = json.loads(session.get_modelmeta().custom_metadata_map["flexiclip"])
+    facts = json.loads(session(output).get_modelmeta().custom_metadata_map["flexiclip"])
     assert facts["image"]["trained_seqhw"] == [2, 3, 4], "those of the stages too, and not the 6 that is never drawn"
     assert "0.5000" not in card, "the metrics beside the folder are those of the whole depth"
 

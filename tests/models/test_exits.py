@@ -12,9 +12,10 @@ import torch
 from flexiclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
-from flexiclip.models.exits import leave_after
+from flexiclip.models.exits import bake, leave_after
 from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.flops import image_model_flops
+from flexiclip.models.pi_resize import pi_resize
 from flexiclip.models.text import build_text_tower
 
 TEXT = TextTowerConfig(width=16, depth=1, heads=2, vocab_size=8, pad_id=0, eos_id=1, context_length=4)
@@ -105,3 +106,13 @@ def test_a_depth_that_is_no_exit() -> None:
         leave_after(model_of(), 2, "m+exit2")
     with pytest.raises(UserError, match=r"it was trained without model\.image\.exits"):
         leave_after(model_of(exits=()), 2, "m")
+
+
+def test_a_baked_tower_is_a_plain_one() -> None:
+    tower = model_of().image_tower
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    baked = bake(tower, 4)
+    assert torch.allclose(baked.kernel, pi_resize(tower.kernel, 6), atol=1e-6)
+    assert baked.posemb.shape == (1, 16, 4, 4)
+    assert (baked.config.base_patch_size, baked.config.base_grid) == ((6, 6), (4, 4))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.state_dict().items()), "the model is left alone"
