@@ -31,6 +31,7 @@ from flexiclip.data.worker_watch import Notes, StageBoard
 from flexiclip.errors import RunError, UserError
 
 _PARALLEL_READS = 16  # samples that a worker reads at once from remote storage
+_EXIT_S = 20.0  # seconds that a worker whose connection is closed may take to end
 
 
 @runtime_checkable
@@ -135,7 +136,9 @@ class Batches:
 
     def _explained(self, error: Exception) -> Exception:
         """Return a helpful RunError if `error` comes from a worker that has died, and `error` itself otherwise."""
-        gone = [stage for stage in self.stages.read() if stage.stage == "dead"]
+        # The kernel closes the files of a process that it kills a moment before the process has ended.
+        closed = isinstance(error, (ConnectionError, EOFError))
+        gone = self.stages.dead(_EXIT_S if closed else 0.0)
         if not gone or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
             return error
         stage = gone[0]

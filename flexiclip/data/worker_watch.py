@@ -73,6 +73,15 @@ class StageBoard:
         """Return what each worker is doing now. If it has several threads, this is the one that has been busy longest."""
         return [self._worker(worker) for worker in range(self.workers)]
 
+    def dead(self, wait_s: float = 0.0) -> list[Stage]:
+        """Return the last records of the workers that have ended. If there are none, wait up to `wait_s` seconds for one."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            ended = [stage for stage in self.read() if stage.stage == "dead"]
+            if ended or time.monotonic() >= deadline:
+                return ended
+            time.sleep(0.02)
+
     def _worker(self, worker: int) -> Stage:
         memory, first = memoryview(self._memory), worker * _THREADS
         records = [_RECORD.unpack_from(memory, (first + thread) * _RECORD.size) for thread in range(_THREADS)]

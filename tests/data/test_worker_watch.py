@@ -35,6 +35,35 @@ def test_a_board_that_nobody_has_written_to() -> None:
     assert len(StageBoard(0).read()) == 1
 
 
+def test_dead_waits_for_a_worker_that_is_about_to_end() -> None:
+    """A process that is killed closes its files a moment before it has ended."""
+    board = StageBoard(1)
+    with subprocess.Popen(["sleep", "60"]) as worker:
+        notes = board.notes(0)
+        notes._pid = worker.pid
+        notes("reading", "a.tar", "one")
+        assert board.dead() == []
+        threading.Timer(0.3, worker.kill).start()
+        (stage,) = board.dead(wait_s=30)
+    assert (stage.pid, stage.stage, stage.shard, stage.key) == (worker.pid, "dead", "a.tar", "one")
+    began = time.monotonic()
+    assert StageBoard(1).dead(wait_s=0.2) == []
+    assert time.monotonic() - began >= 0.2
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_connection_that_a_dying_worker_has_closed_is_explained(uneven: str, loader_of: Any, error: Exception) -> None:
+    batches = loader_of(uneven, workers=1, prefetch=1, steps=1000)
+    iterator = iter(batches)
+    next(iterator)
+    (stage,) = batches.stages.read()
+    threading.Timer(0.3, os.kill, (stage.pid, signal.SIGKILL)).start()
+    explained = batches._explained(error)
+    assert isinstance(explained, RunError)
+    assert f"data worker 0 (pid {stage.pid}) has died at" in str(explained)
+    del iterator
+
+
 def test_of_several_threads_the_one_longest_at_it_counts() -> None:
     board = StageBoard(1)
     notes = board.notes(0)
