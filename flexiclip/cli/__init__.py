@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_recipe(sub: Parser, example: str) -> None:
     sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=f"set a key of the recipe, for example {example}")
+    sub.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help=f"set a key of the recipe, for example {example}"
+    )
 
 
 def _add_suites(sub: Parser) -> None:
