@@ -9,16 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flexiclip.formats.initial import load_recipe
     from flexiclip.losses import sigmoid_loss, softmax_loss
     from flexiclip.model_folder import LoadedModel, load_model
     from flexiclip.models.pi_resize import pi_resize
 
 __version__ = "0.1.0"
-__all__ = ["LoadedModel", "load_model", "pi_resize", "sigmoid_loss", "softmax_loss"]
+__all__ = ["LoadedModel", "load_model", "load_recipe", "pi_resize", "sigmoid_loss", "softmax_loss"]
 
 _HOMES = {
     "LoadedModel": "flexiclip.model_folder",
     "load_model": "flexiclip.model_folder",
+    "load_recipe": "flexiclip.formats.initial",
     "pi_resize": "flexiclip.models.pi_resize",
     "sigmoid_loss": "flexiclip.losses",
     "softmax_loss": "flexiclip.losses",

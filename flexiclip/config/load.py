@@ -19,7 +19,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, Union
@@ -44,10 +44,14 @@ LARGEST = 3.4e38
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
-def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+SettingsOf = Callable[[str], Mapping[str, YamlValue]]
+"""A function from the name of a model to the part of a recipe that describes it. formats/initial.py has one."""
+
+
+def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = (), settings_of: SettingsOf | None = None) -> Config:
     """Return the checked Config of a recipe (a file or an installed name) with `dotted.key=value` overrides.
 
-    Raises UserError.
+    settings_of: opens the model that `init` names. `flexiclip.load_recipe` gives one. Raises UserError.
     """
     data = read_recipe(str(recipe))
     may_run_shell = _allows_shell(data)
@@ -60,6 +64,11 @@ def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Confi
         _set(data, path, value, key)
     if _allows_shell(data) and not may_run_shell:
         raise UserError(f"data.allow_shell=true: a command line cannot allow shell commands; write it into the recipe {recipe}")
+    init = data.get("init")
+    if isinstance(init, str):
+        if settings_of is None:
+            raise UserError(f"init={init}: this function opens no models: call flexiclip.load_recipe")
+        data = _merge(dict(settings_of(init)), data)
     config = from_dict(Config, data)
     validate(config)
     return config

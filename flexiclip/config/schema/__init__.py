@@ -67,6 +67,12 @@ class Config:
         "Seed of every random choice: initial weights, order of the samples, captions, crops and sequence lengths. "
         "From 0 to 2^64 - 1.",
     )
+    init: str | None = key(
+        None,
+        "Model to start from, which `model`, `tokenizer`, `model.preprocess` and the scale of the loss are filled from: a model "
+        "folder, a run folder, or a model of open_clip, transformers, timm or big_vision. Other keys of the recipe replace what "
+        "is filled in. null: nothing is filled in.",
+    )
     objective: Literal["contrastive", "classification", "distillation"] = key(
         "contrastive",
         "What is learned: to match images with captions (contrastive), to sort images into classes (classification), or to "
