@@ -6,8 +6,10 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import re
 import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -86,3 +88,40 @@ def quiet() -> Iterator[None]:
     with quiet_logs(), warnings.catch_warnings(), contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
         warnings.simplefilter("ignore")
         yield
+
+
+class _Plain(logging.Handler):
+    """Prints warnings and errors on stderr, once and without a prefix.
+
+    A library with a handler of its own prints its records itself. If the program that imports flexiclip has set up logging,
+    this prints nothing.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging for every record that reaches the root."""
+        others = [handler for handler in logging.getLogger().handlers if handler is not self]
+        if not others and not _has_handler(record.name):
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+def _has_handler(name: str) -> bool:
+    """Whether a logger or one above it, other than the root, has a handler."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None and logger is not logging.getLogger():
+        if logger.handlers:
+            return True
+        logger = logger.parent
+    return False
+
+
+def plain_logs() -> None:
+    """Set up logging for a command: each line appears once, and third-party warnings only on rank 0.
+
+    Without a handler of the root, the first `logging.info` of a library adds one, which prints again what others print.
+    """
+    root = logging.getLogger()
+    main = os.environ.get("RANK", "0") == "0"
+    if not root.handlers:
+        root.addHandler(_Plain(logging.WARNING if main else logging.ERROR))
+    if not main:
+        warnings.simplefilter("ignore")

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from flexiclip.cli.parser import Command, Parser, add_command, add_group, lengths
+from flexiclip.commands import folder_to_export
 from flexiclip.errors import UserError
-from flexiclip.model_source import OPEN_CLIP, Accepted, Kind, parse_model
 
 if TYPE_CHECKING:
     from flexiclip.export.card import Exported
-
-_EXPORTED = Accepted((Kind.MODEL, Kind.OPEN_CLIP), exits=True)
-
 
 def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command `export` and its subcommands."""
@@ -60,7 +55,7 @@ def _command(export: Callable[[str, argparse.Namespace], Exported]) -> Command:
         from flexiclip.export.agreement import Disagreement
 
         try:
-            with _model_folder(arguments.model) as model:
+            with folder_to_export(arguments.model) as model:
                 print(export(model, arguments))
         except Disagreement as error:
             print(error)
@@ -68,22 +63,6 @@ def _command(export: Callable[[str, argparse.Namespace], Exported]) -> Command:
         return 0
 
     return run
-
-
-@contextmanager
-def _model_folder(model: str) -> Iterator[str]:
-    """Yield the folder to export from: `model`, or for open_clip a folder that exists as long as the context."""
-    source = parse_model(model, _EXPORTED)
-    if source.kind is Kind.MODEL:
-        yield model
-        return
-    from flexiclip.formats.run import import_weights
-
-    with TemporaryDirectory() as folder:
-        name = Path(source.name).name
-        imported = Path(folder) / (f"{name}-{Path(source.pretrained).stem}" if source.pretrained else name)
-        import_weights(model.removeprefix(OPEN_CLIP), "open_clip", imported)
-        yield str(imported)
 
 
 def _image(model: str, arguments: argparse.Namespace) -> Exported:

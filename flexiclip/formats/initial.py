@@ -10,15 +10,12 @@ the run takes its weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from os import PathLike
 from typing import Any
 
 from safetensors import safe_open
 
-from flexiclip.config import Config, load, to_dict
-from flexiclip.config.load import SettingsOf
+from flexiclip.config import Config, to_dict
 from flexiclip.data.tokenizers import FOLDER
 from flexiclip.errors import UserError
 from flexiclip.formats.run import read_model
@@ -29,15 +26,6 @@ _OF_THE_RUN = ("lock", "unlock_last")
 """The keys of a tower that say how it trains and not what it is."""
 
 _SCALARS = ("logit_scale", "logit_bias")
-
-
-def load_recipe(recipe: str | PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Return the checked Config of a recipe, a file or an installed name, with `dotted.key=value` overrides.
-
-    The model that `init` names is opened, and fills in what the recipe does not say. Raises UserError.
-    """
-    opens: SettingsOf = settings_of
-    return load(recipe, overrides, opens)
 
 
 def settings_of(model: str) -> dict[str, Any]:

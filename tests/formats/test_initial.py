@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import timm
 import torch
 
 import flexiclip
-from flexiclip.config import Config, from_dict, load
+from flexiclip.commands import load_recipe
+from flexiclip.config import Config, dump, from_dict, load
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
-from flexiclip.formats.initial import load_recipe, open_initial
+from flexiclip.formats.initial import open_initial
 from flexiclip.model_folder import LoadedModel, build_model, save_model
 
 CAPTIONS = ["a red fox", "two dogs", "an old map of the city", "rain"]
@@ -81,14 +83,14 @@ def test_a_model_folder_fills_all_that_the_recipe_leaves_out(bias: float | None,
     assert ours.config.model.preprocess == theirs.config.model.preprocess
     assert ours.config.patch.seqhw == (2, 3, 4, 6)
     assert ours.config.loss.kind == ("softmax" if bias is None else "sigmoid")
-    assert float(ours.model.logit_scale.exp()) == pytest.approx(93.7)
+    assert ours.model.logit_scale.exp().item() == pytest.approx(93.7)
     assert ours.config.init == str(tmp_path / "model")
 
 
 def test_the_keys_of_the_recipe_replace_what_is_filled_in(recipe: str, tmp_path: Path) -> None:
     theirs = made(tmp_path / "model").model
     ours = started(recipe, "model.logit_scale_init=20", "model.image.base_patch_size=8", "model.text.init=null").model
-    assert float(ours.logit_scale) == pytest.approx(math.log(20))
+    assert ours.logit_scale.item() == pytest.approx(math.log(20))
     assert ours.image_tower.kernel.shape[-1] == 8, "PI-resized"
     assert torch.equal(ours.image_projection.weight, theirs.image_projection.weight)
     assert not torch.equal(ours.text_projection.weight, theirs.text_projection.weight)
@@ -141,7 +143,7 @@ def test_an_image_tower_alone_gets_a_text_tower_from_the_recipe(recipe: str, tmp
     text = ["model.text={width: 32, depth: 1, heads: 2}", f"tokenizer.path={words}"]
     ours = started(recipe, f"init={folder}", *text)
     assert float((ours.model.eval().encode_image(IMAGES) - theirs(IMAGES)).abs().max()) < 1e-5
-    assert float(ours.model.logit_scale.exp()) == pytest.approx(1 / 0.07), "an image tower has no temperature"
+    assert ours.model.logit_scale.exp().item() == pytest.approx(1 / 0.07), "an image tower has no temperature"
 
 
 def test_what_cannot_be_opened_is_said(recipe: str, tmp_path: Path) -> None:
@@ -164,24 +166,20 @@ def test_two_halves_of_one_model_keep_their_temperature(tmp_path: Path) -> None:
     plain = load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10"])
     halves = [f"model.image.init={tmp_path / 'run'}", f"model.text.init={tmp_path / 'run' / 'model'}"]
     both = load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", *halves])
-    assert float(build_model(plain).model.logit_scale.exp()) == pytest.approx(1 / 0.07)
+    assert build_model(plain).model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
     ours = build_model(both)
     assert same(ours, theirs)
     scale, bias = ours.provenance["init_notes"]
     assert scale == "logit_scale starts at 93.7, as in the model of both towers, in place of 14.29 (model.logit_scale_init)"
-    assert bias == f"logit_bias starts at {float(theirs.model.logit_bias):.4g}, as in the model of both towers, in place of -10 (model.logit_bias_init)"
+    assert bias == f"logit_bias starts at {theirs.model.logit_bias.item():.4g}, as in the model of both towers, in place of -10 (model.logit_bias_init)"
     low = build_model(load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", "model.logit_scale_max=50", *halves]))
-    assert float(low.model.logit_scale.exp()) == pytest.approx(50)
+    assert low.model.logit_scale.exp().item() == pytest.approx(50)
     one = build_model(load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", halves[0]]))
-    assert float(one.model.logit_scale.exp()) == pytest.approx(1 / 0.07), "one half alone has no temperature"
+    assert one.model.logit_scale.exp().item() == pytest.approx(1 / 0.07), "one half alone has no temperature"
 
 
 def _settings(tmp_path: Path, loaded: LoadedModel) -> Path:
     """A recipe with the architecture of a model, written out."""
-    from dataclasses import replace
-
-    from flexiclip.config import dump
-
     model = replace(loaded.config.model, logit_scale_init=1 / 0.07, logit_bias_init=None)
     tokenizer = replace(loaded.config.tokenizer, path=str(tmp_path / "run" / "model" / "tokenizer"))
     path = tmp_path / "halves.yaml"
