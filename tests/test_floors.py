@@ -184,7 +184,9 @@ def test_every_module_says_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(source)) or not source.strip()
 
 
-@pytest.mark.parametrize("module", ["flexiclip", "flexiclip.__main__", "flexiclip.commands", "flexiclip.config", "flexiclip.model_source"])
+@pytest.mark.parametrize(
+    "module", ["flexiclip", "flexiclip.__main__", "flexiclip.commands", "flexiclip.config", "flexiclip.model_source"]
+)
 def test_light_to_import(module):
     """The help text and a typo in a recipe must not wait for torch and its friends."""
     heavy = {"torch", "numpy", "PIL", "deepspeed", "open_clip", "transformers", "matplotlib", "webdataset", "tensorboard"}

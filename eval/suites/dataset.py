@@ -95,7 +95,9 @@ def placed(config: DatasetConfig, file: str | os.PathLike[str]) -> DatasetConfig
         """A text that is the name of a file, and not a template."""
         return (beside_if_there(words, file) or words) if isinstance(words, str) else words
 
-    tasks = [replace(t, classes=of_file(t.classes), templates=of_file(t.templates), prompts=of_file(t.prompts)) for t in config.tasks]
+    tasks = [
+        replace(t, classes=of_file(t.classes), templates=of_file(t.templates), prompts=of_file(t.prompts)) for t in config.tasks
+    ]
     train = config.train if config.root is not None else of_all(config.train)  # of a root it is the name of a split
     root, images, csv = (None if place is None else at(place) for place in (config.root, config.images, config.csv))
     return replace(config, shards=of_all(config.shards), root=root, images=images, csv=csv, train=train, tasks=tuple(tasks))

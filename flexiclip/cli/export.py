@@ -14,6 +14,7 @@ from flexiclip.errors import UserError
 if TYPE_CHECKING:
     from flexiclip.export.card import Exported
 
+
 def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command `export` and its subcommands."""
     export = add_group(commands, "export", "write encoders and models that other software runs", "WHAT")
@@ -24,12 +25,18 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     ):
         sub = add_command(export, name, _command(command), text)
         sub.add_argument("model", help="a model folder, a run folder, or open_clip:NAME/PRETRAINED")
-        place = "a new folder, or for big_vision a .npz file" if name == "model" else f"the file to write, or a folder for {name}.onnx"
+        place = (
+            "a new folder, or for big_vision a .npz file"
+            if name == "model"
+            else f"the file to write, or a folder for {name}.onnx"
+        )
         sub.add_argument("--output", type=Path, required=True, help=place)
         if name == "model":
             sub.add_argument("--format", required=True, help="open_clip, timm, big_vision or transformers")
             sub.add_argument(
-                "--hub", metavar="ORG/REPO", help="for open_clip: the repository that the folder will be uploaded to, which it then names"
+                "--hub",
+                metavar="ORG/REPO",
+                help="for open_clip: the repository that the folder will be uploaded to, which it then names",
             )
         else:
             sub.add_argument("--format", default="onnx", help="onnx or torch; default: onnx")

@@ -49,7 +49,9 @@ def export_model(
         if format == "big_vision" and value is not None:
             raise UserError(f"{option} has no meaning for --format big_vision: it keeps the base kernel, and so every length")
     if hub is not None and format != "open_clip":
-        raise UserError(f"--hub has no meaning for --format {format}: its files name no place, so they can be uploaded as they are")
+        raise UserError(
+            f"--hub has no meaning for --format {format}: its files name no place, so they can be uploaded as they are"
+        )
     if hub is not None and not _REPOSITORY.fullmatch(hub):
         raise UserError(f"--hub {hub}: write ORG/REPO, the name of a repository on the Hugging Face hub")
     origin = Origin.open(model)
@@ -63,9 +65,7 @@ def export_model(
     return _folder(origin, output, format, grid, images, hub)
 
 
-def _folder(
-    origin: Origin, output: Path, format: str, grid: tuple[int, int], images: str | None, hub: str | None
-) -> Exported:
+def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], images: str | None, hub: str | None) -> Exported:
     """Write the model as a folder, compare it, and add the card. The folder is removed if anything fails."""
     loaded = origin.loaded
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -108,7 +108,10 @@ def test_onnx_text_encoders(name: str, folders: dict[str, Path], opened: dict[st
             assert_same(run(path, tokens[rows, :length]), expected)
     graph = onnx.load(path).graph
     length = "sequence" if loaded.model.text_tower.trims else 12
-    assert [axes(value) for value in (*graph.input, *graph.output)] == [["batch", length], ["batch", loaded.config.model.embed_dim]]
+    assert [axes(value) for value in (*graph.input, *graph.output)] == [
+        ["batch", length],
+        ["batch", loaded.config.model.embed_dim],
+    ]
     assert {name for value in graph.value_info for name in axes(value) if isinstance(name, str)} <= {"batch", "sequence", ""}
     for file, content in loaded.tokenizer.files.items():
         assert (tmp_path / "text_tokenizer" / file).read_bytes() == content

@@ -171,8 +171,13 @@ def test_two_halves_of_one_model_keep_their_temperature(tmp_path: Path) -> None:
     assert same(ours, theirs)
     scale, bias = ours.provenance["init_notes"]
     assert scale == "logit_scale starts at 93.7, as in the model of both towers, in place of 14.29 (model.logit_scale_init)"
-    assert bias == f"logit_bias starts at {theirs.model.logit_bias.item():.4g}, as in the model of both towers, in place of -10 (model.logit_bias_init)"
-    low = build_model(load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", "model.logit_scale_max=50", *halves]))
+    assert (
+        bias
+        == f"logit_bias starts at {theirs.model.logit_bias.item():.4g}, as in the model of both towers, in place of -10 (model.logit_bias_init)"
+    )
+    low = build_model(
+        load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", "model.logit_scale_max=50", *halves])
+    )
     assert low.model.logit_scale.exp().item() == pytest.approx(50)
     one = build_model(load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", halves[0]]))
     assert one.model.logit_scale.exp().item() == pytest.approx(1 / 0.07), "one half alone has no temperature"

@@ -163,16 +163,19 @@ def test_the_panel_leaves_no_piece_behind_after_ctrl_c() -> None:
     main, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen([sys.executable, "-c", SHOWN], stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+    shown = [sys.executable, "-c", SHOWN]
+    process = subprocess.Popen(shown, stdin=subprocess.PIPE, stdout=terminal, stderr=terminal, env=environment)
     os.close(terminal)
+    assert process.stdin is not None
     output, typed = "", False
     with suppress(OSError):  # the process has closed its side
         while data := os.read(main, 1 << 16):
             output += data.decode()
             if "\x1e" in output and not typed:
                 typed = True
-                output += "^C"  # the echo, without the signal, which would end this process
-                os.write(main, b"\n")
+                output += "^C"  # the echo of the terminal, which stands where the panel ended
+                process.stdin.write(b"\n")
+                process.stdin.close()
     assert process.wait(60) == 0
     lines = screen(output.replace("\x1e", ""), 80)
     assert sum("step 7" in line and "╭" in line for line in lines) == 1, "\n".join(lines)
