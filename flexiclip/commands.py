@@ -120,7 +120,7 @@ def train(recipe: Name, overrides: Overrides = ()) -> TrainedRun:
 
 
 def estimate_memory(config: Config, ranks: Ranks, samples: int | None) -> MemoryEstimate:
-    """Estimate the peak memory of a rank by the formulas of `flexiclip plan`, next to that of its GPU or of its share of the host.
+    """Estimate the peak memory of a rank by the formulas of `flexiclip plan`, next to what its GPU or its share of the host has.
 
     Raises UserError for a recipe that these formulas do not know.
     """

@@ -74,7 +74,7 @@ def test_train_returns_the_run(run: TrainedRun, place: Path) -> None:
     assert f"<td>{run.metrics[-1]['loss']:.4g}</td>" in page
     again = flexiclip.train(str(run.folder / "config.yaml"))
     assert again.metrics == run.metrics, "complete"
-    with pytest.raises(UserError, match="unknown key 'train.stepps'"):
+    with pytest.raises(UserError, match=r"unknown key 'train\.stepps'"):
         flexiclip.train("debug", {"train.stepps": 3})
 
 
@@ -157,7 +157,8 @@ def test_export_onnx_returns_the_files(run: TrainedRun, place: Path) -> None:
 
 def test_flexiclip_train_is_a_function_whatever_was_imported_before() -> None:
     """A package has that name too, which an evaluation imports."""
-    code = "import flexiclip, flexiclip.train.trainer, json; print(json.dumps([callable(flexiclip.train), flexiclip.train.trainer.__name__]))"
+    names = "[callable(flexiclip.train), flexiclip.train.trainer.__name__]"
+    code = f"import flexiclip, flexiclip.train.trainer, json; print(json.dumps({names}))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == [True, "flexiclip.train.trainer"]
     assert set(flexiclip.__all__) >= {"train", "evaluate", "export_onnx", "load_recipe"}

@@ -36,7 +36,7 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
             sub.add_argument(
                 "--hub",
                 metavar="ORG/REPO",
-                help="for open_clip: the repository that the folder will be uploaded to, which it then names",
+                help="for open_clip: the repository to which the folder will be uploaded; it then needs no path",
             )
         else:
             sub.add_argument("--format", default="onnx", help="onnx or torch; default: onnx")

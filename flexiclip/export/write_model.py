@@ -49,9 +49,7 @@ def export_model(
         if format == "big_vision" and value is not None:
             raise UserError(f"{option} has no meaning for --format big_vision: it keeps the base kernel, and so every length")
     if hub is not None and format != "open_clip":
-        raise UserError(
-            f"--hub has no meaning for --format {format}: its files name no place, so they can be uploaded as they are"
-        )
+        raise UserError(f"--hub has no meaning for --format {format}: its files name no place, so upload them as they are")
     if hub is not None and not _REPOSITORY.fullmatch(hub):
         raise UserError(f"--hub {hub}: write ORG/REPO, the name of a repository on the Hugging Face hub")
     origin = Origin.open(model)

@@ -35,7 +35,7 @@ class MemoryEstimate:
 
 
 EstimateMemory = Callable[[Config, Ranks, int | None], MemoryEstimate]
-"""A function (recipe with its precision, ranks, samples per epoch) -> the estimate. Raises UserError for a recipe that cannot be estimated."""
+"""A function (recipe with its precision, ranks, samples per epoch) -> the estimate. Raises UserError if there is none."""
 
 
 def banner(run: Run, estimate: EstimateMemory | None) -> list[str]:

@@ -33,7 +33,7 @@ GRACE = 8
 """A run never ends with fewer unusable samples than this, because the first batch of a good data set may contain a few."""
 
 _ECHO = 4
-"""Columns that the panel leaves free. A terminal writes ^C at its end, and where that begins a new line, the panel's top stays."""
+"""Columns that the panel leaves free. A terminal writes ^C at its end. If that began a new line, the panel's top would stay."""
 
 _REASONS = 3  # most reasons that a message lists
 

@@ -1,4 +1,4 @@
-"""One rule for relative paths in recipes, suites and tables: from the folder of the file, or else, as is said, from where we are."""
+"""One rule for relative paths in recipes, suites and tables: from the folder of the file, else, as a line says, from here."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_what_a_recipe_reads_follows_the_rule(apart: tuple[Path, Path], capsys: 
     assert load(project / "many.yaml").data.train == (near, SourceConfig((both,), 2.0))
     assert load("debug").data.train == "data/openmoji/train-*.tar", "an installed recipe is for every working folder"
     assert capsys.readouterr().err == ""
+    (project / "wrong.yaml").write_text("base: lower\n")
     with pytest.raises(UserError, match="no recipe 'lower"):
-        (project / "wrong.yaml").write_text("base: lower\n")
         load(project / "wrong.yaml")
 
 

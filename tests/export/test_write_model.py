@@ -160,7 +160,7 @@ def test_a_folder_for_the_hub_needs_no_path(minilm: Path, tmp_path: Path, monkey
     written.rename(cached / "snapshots" / ("0" * 40))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    theirs, preprocess = open_clip.create_model_from_pretrained("hf-hub:org/small", cache_dir=str(tmp_path / "hub"))
+    theirs, _ = open_clip.create_model_from_pretrained("hf-hub:org/small", cache_dir=str(tmp_path / "hub"))
     loaded, texts = load_model(minilm), ["rain", "Two dogs running along a beach"]
     tokens = open_clip.get_tokenizer("hf-hub:org/small", cache_dir=str(tmp_path / "hub"))(texts)
     assert torch.equal(tokens, loaded.tokenizer(texts))

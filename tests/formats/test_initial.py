@@ -157,29 +157,21 @@ def test_what_cannot_be_opened_is_said(recipe: str, tmp_path: Path) -> None:
     assert flexiclip.load_recipe(recipe).init == str(tmp_path / "model")
 
 
-HALVES = "model.image.init={0} model.text.init={0}"
-
-
 def test_two_halves_of_one_model_keep_their_temperature(tmp_path: Path) -> None:
     """A recipe of before `init`, which names a model twice and does not say the scale: it is taken, and said."""
     theirs = made(tmp_path / "run" / "model", logit_bias_init=-12.9)
-    plain = load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10"])
+    recipe, sigmoid = _settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10"]
     halves = [f"model.image.init={tmp_path / 'run'}", f"model.text.init={tmp_path / 'run' / 'model'}"]
-    both = load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", *halves])
-    assert build_model(plain).model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
-    ours = build_model(both)
+    assert build_model(load(recipe, sigmoid)).model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+    ours = build_model(load(recipe, [*sigmoid, *halves]))
     assert same(ours, theirs)
     scale, bias = ours.provenance["init_notes"]
-    assert scale == "logit_scale starts at 93.7, as in the model of both towers, in place of 14.29 (model.logit_scale_init)"
-    assert (
-        bias
-        == f"logit_bias starts at {theirs.model.logit_bias.item():.4g}, as in the model of both towers, in place of -10 (model.logit_bias_init)"
-    )
-    low = build_model(
-        load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", "model.logit_scale_max=50", *halves])
-    )
+    taken = "as in the model of both towers, in place of"
+    assert scale == f"logit_scale starts at 93.7, {taken} 14.29 (model.logit_scale_init)"
+    assert bias == f"logit_bias starts at {theirs.model.logit_bias.item():.4g}, {taken} -10 (model.logit_bias_init)"
+    low = build_model(load(recipe, [*sigmoid, *halves, "model.logit_scale_max=50"]))
     assert low.model.logit_scale.exp().item() == pytest.approx(50)
-    one = build_model(load(_settings(tmp_path, theirs), ["loss.kind=sigmoid", "model.logit_bias_init=-10", halves[0]]))
+    one = build_model(load(recipe, [*sigmoid, halves[0]]))
     assert one.model.logit_scale.exp().item() == pytest.approx(1 / 0.07), "one half alone has no temperature"
 
 

@@ -145,7 +145,8 @@ import sys
 from flexiclip.train.logs import Progress
 progress = Progress(375, 0, True)
 for step in (60, 70):
-    row = {"step": step, "loss": 2.5, "seqhw": 4, "lr": 1e-3, "images_per_s": 9.0, "data_s": 0.1, "step_s": 1.0, "logit_scale": 2.0}
+    row = {"step": step, "loss": 2.5, "seqhw": 4, "lr": 1e-3, "logit_scale": 2.0}
+    row |= {"images_per_s": 9.0, "data_s": 0.1, "step_s": 1.0}
     progress.seen(4, 2.5)
     progress.show(row)
     progress._live.refresh()
