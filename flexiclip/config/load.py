@@ -7,8 +7,8 @@ that is given twice, in one file or in the overrides, is an error. `${NAME}` and
 environment variable.
 
 Relative paths in a file are relative to the folder of that file (paths.py). A recipe may name a folder inside an installed Python
-package as `package:MODULE/FOLDER`. Weights that are installed with pip then need neither a hub nor an absolute path. The module is
-only located and never imported, so that no code of a weight package runs.
+package as `package:MODULE/FOLDER`. Weights that are installed with pip then need neither a hub nor an absolute path. The module
+is only located and never imported, so that no code of a weight package runs.
 """
 
 from __future__ import annotations
