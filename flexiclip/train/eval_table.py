@@ -32,11 +32,16 @@ def evaluation_table(step: int, values: Mapping[str, float]) -> str:
 
 def _table(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return the aligned lines of one task: the lengths, then each metric."""
-    lengths = list(dict.fromkeys(seqhw for row in metrics.values() for seqhw in row))
+    lengths = sorted({seqhw for row in metrics.values() for seqhw in row}, key=_number)
     rows = [["seqhw", *lengths]]
     rows += [[metric.replace("_", " "), *(_shown(metric, row.get(s)) for s in lengths)] for metric, row in metrics.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(lengths) + 1)]
     return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def _number(seqhw: str) -> float:
+    """Return a length as a number. A model of another library may have none, which comes last."""
+    return int(seqhw) if seqhw.isdecimal() else float("inf")
 
 
 def _shown(metric: str, value: float | None) -> str:
