@@ -44,7 +44,8 @@ def index(tmp_path: Path) -> str:
 
 def install(environment: Path, index: str, gpu: str = "no") -> str:
     """Run the step with that index; returns what it says, without the time."""
-    variables = {"FLEXICLIP_VENV": str(environment), "PYTORCH_INDEX": index, "GPU": gpu, "PIP_FIND_LINKS": ""}
+    variables = {"FLEXICLIP_VENV": str(environment), "PYTORCH_INDEX": index, "GPU": gpu}
+    variables |= {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
     command = ["bash", "-c", BEFORE_SETTING_UP]
     ran = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=True)
     return "\n".join(line.partition("] ")[2] for line in ran.stdout.splitlines())
