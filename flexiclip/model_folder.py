@@ -235,6 +235,8 @@ def _init(model: FlexiCLIP, config: Config, tokenizer: Tokenizer, open_model: Op
     notes: list[str] = []
     given: dict[object, _Given] = {}
     halves = [half for half in ("image", "text") if getattr(getattr(config.model, half), "init", None) is not None]
+    if not halves:
+        return []
     with TemporaryDirectory(prefix="flexiclip-init-") as aside:
         for half in halves:
             key = f"model.{half}.init"

@@ -1,11 +1,10 @@
 """`init: MODEL` at the top of a recipe: the model to start from, and the part of a recipe that describes it.
 
     init: open_clip:ViT-B-32-quickgelu/openai     # or a run folder, a model folder, a folder of transformers, ...
-    patch: {seqhw: [4, 7, 8, 14]}
 
-`settings_of` fills in the towers, their preprocessing, the tokenizer, and the scale and the bias of the loss, and names MODEL as
-`model.image.init` and `model.text.init`. The keys of the recipe itself replace these. `open_initial` opens the model again when
-the run takes its weights.
+`settings_of` fills in the towers, their preprocessing, the tokenizer, the scale and the bias of the loss, and the lengths, and names
+MODEL as `model.image.init` and `model.text.init`. The keys of the recipe itself replace these. `open_initial` opens the model again
+when the run takes its weights.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 from safetensors import safe_open
 
 from flexiclip.config import Config, to_dict
+from flexiclip.config.validate import valid_seqhw
 from flexiclip.data.tokenizers import FOLDER
 from flexiclip.errors import UserError
 from flexiclip.formats.run import read_model
@@ -37,14 +37,25 @@ def settings_of(model: str) -> dict[str, Any]:
     for half in ("image", "text"):
         if section[half] is not None:
             section[half] = {key: value for key, value in section[half].items() if key not in _OF_THE_RUN} | {"init": model}
+    patch = {"seqhw": _lengths(config)}
     if config.model.text is None:  # an image tower alone has no scale
-        return {"model": {key: value for key, value in section.items() if not key.startswith("logit_")}}
+        return {"model": {key: value for key, value in section.items() if not key.startswith("logit_")}, "patch": patch}
     factor = scalars["logit_scale"]
     section |= {"logit_scale_init": factor, "logit_scale_max": max(config.model.logit_scale_max, factor)}
     section["logit_bias_init"] = bias = scalars.get("logit_bias")
     if source.kind is Kind.MODEL:
         tokenizer["path"] = str((source.path / FOLDER).absolute())
-    return {"model": section, "tokenizer": tokenizer, "loss": {"kind": "softmax" if bias is None else "sigmoid"}}
+    loss = {"kind": "softmax" if bias is None else "sigmoid"}
+    return {"model": section, "tokenizer": tokenizer, "patch": patch, "loss": loss}
+
+
+def _lengths(config: Config) -> list[int]:
+    """Return the lengths that a model was trained at or, if that is a single one, all from half to double of it."""
+    trained = config.trained_seqhw
+    if len(trained) > 1:
+        return list(trained)
+    image, (own,) = config.model.image, trained
+    return [side for side in valid_seqhw(image.image_size, image.widest_stride) if own <= 2 * side <= 4 * own]
 
 
 def open_initial(source: ModelSource) -> LoadedModel:

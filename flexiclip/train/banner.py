@@ -95,7 +95,8 @@ def _estimated(run: Run, estimate: EstimateMemory | None) -> MemoryEstimate | No
     config = run.loaded.config
     train = replace(config.train, precision="bf16" if run.context.bf16 else "fp32")
     try:
-        return estimate(replace(config, train=train), run.context.ranks, run.schedule.horizon.samples)
+        with torch.random.fork_rng(devices=[]):  # the estimate builds the model once more, and the run must not notice
+            return estimate(replace(config, train=train), run.context.ranks, run.schedule.horizon.samples)
     except UserError:
         return None
 

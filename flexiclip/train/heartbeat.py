@@ -91,7 +91,10 @@ class Heartbeat:
         signal.alarm(GRACE_S)
         self._leave({"lost": f"{self.name} left: {_in_one_line(error)}", "stopped": isinstance(error, Stopped)})
         if caused:
-            raise (Stopped() if self._stopped else RunError(str(self.loss))) from None
+            lost = Stopped() if self._stopped else RunError(str(self.loss))
+            if isinstance(lost, RunError):
+                lost.told = False
+            raise lost from None
 
     def _compare(self, error: BaseException) -> None:
         """Note whether rank 0 leaves with the same message, as with a mistake in the recipe, which every rank finds."""

@@ -157,6 +157,16 @@ def test_what_cannot_be_opened_is_said(recipe: str, tmp_path: Path) -> None:
     assert flexiclip.load_recipe(recipe).init == str(tmp_path / "model")
 
 
+def test_lengths_are_filled_in_where_the_recipe_names_none(tmp_path: Path) -> None:
+    """Those of the training, or around a single one all from half to double of it that divide the image."""
+    made(tmp_path / "model")
+    init = [f"init={tmp_path / 'model'}"]
+    assert load_recipe("finetune_clip", init).patch.seqhw == (2, 3, 4, 6), "around 3, of 48 pixels"
+    flexible = build_model(load_recipe("finetune_clip", [*init, "patch.seqhw=[3, 8, 12]"]), open_model=open_initial)
+    save_model(tmp_path / "flexible", flexible)
+    assert load_recipe("finetune_clip", [f"init={tmp_path / 'flexible'}"]).patch.seqhw == (3, 8, 12)
+
+
 def test_two_halves_of_one_model_keep_their_temperature(tmp_path: Path) -> None:
     """A recipe of before `init`, which names a model twice and does not say the scale: it is taken, and said."""
     theirs = made(tmp_path / "run" / "model", logit_bias_init=-12.9)
