@@ -2,9 +2,9 @@
 
     init: open_clip:ViT-B-32-quickgelu/openai     # or a run folder, a model folder, a folder of transformers, ...
 
-`settings_of` fills in the towers, their preprocessing, the tokenizer, the scale and the bias of the loss, and the lengths, and names
-MODEL as `model.image.init` and `model.text.init`. The keys of the recipe itself replace these. `open_initial` opens the model again
-when the run takes its weights.
+`settings_of` fills in the towers, their preprocessing, the tokenizer, the scale and the bias of the loss, and the lengths. It names
+MODEL as `model.image.init` and `model.text.init`. The keys of the recipe itself replace these. `open_initial` opens the model
+again when the run takes its weights.
 """
 
 from __future__ import annotations

@@ -69,9 +69,9 @@ class Config:
     )
     init: str | None = key(
         None,
-        "Model to start from: a model folder, a run folder, or a model of open_clip, transformers, timm or big_vision. It fills in "
-        "model with the preprocessing and the scale of the loss, tokenizer, loss.kind and patch.seqhw. Other keys of the recipe "
-        "replace what is filled in. null: nothing is filled in.",
+        "Model to start from: a model folder, a run folder, or a model of open_clip, transformers, timm or big_vision. It fills "
+        "in model with the preprocessing and the scale of the loss, tokenizer, loss.kind and patch.seqhw. Other keys of the "
+        "recipe replace what is filled in. null: nothing is filled in.",
     )
     objective: Literal["contrastive", "classification", "distillation"] = key(
         "contrastive",
