@@ -114,7 +114,8 @@ def test_probable_mistakes_get_a_line(place: Path, capsys: pytest.CaptureFixture
     assert "is complete at step 2: nothing to train; a larger train.steps makes it longer\n" in capsys.readouterr().err
 
 
-def test_the_estimate_is_that_of_the_plan(place: Path) -> None:
+def test_the_estimate_is_that_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = flexiclip.load_recipe("debug", ["tokenizer.vocab_size=60"])
     plan = make_plan(config, Cluster(1, 2, "cpu"))
     found = estimate_memory(config, Ranks(0, 2, 0, torch.device("cpu")), None)

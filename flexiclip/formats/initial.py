@@ -2,7 +2,7 @@
 
     init: open_clip:ViT-B-32-quickgelu/openai     # or a run folder, a model folder, a folder of transformers, ...
 
-`settings_of` fills in the towers, their preprocessing, the tokenizer, the scale and the bias of the loss, and the lengths. It names
+`settings_of` fills in the towers, their preprocessing, the tokenizer, the scale and bias of the loss, and the lengths. It names
 MODEL as `model.image.init` and `model.text.init`. The keys of the recipe itself replace these. `open_initial` opens the model
 again when the run takes its weights.
 """
