@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
-from flexiclip.errors import UserError
+from flexiclip.errors import UserError, one_line
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\\x1b\[[0-9;]*[A-Za-z]")
 _ADDRESS = re.compile(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?")
@@ -114,14 +114,27 @@ def _has_handler(name: str) -> bool:
     return False
 
 
+_shown: set[str] = set()
+
+
+def _show_once(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    """Print a warning as one line, once, where Python prints the line of the source too, and again after a change of filters."""
+    text = one_line(f"{filename}:{lineno}: {category.__name__}: {message}")
+    if text not in _shown:
+        _shown.add(text)
+        print(text, file=sys.stderr, flush=True)
+
+
 def plain_logs() -> None:
-    """Set up logging for a command: each line appears once, and third-party warnings only on rank 0.
+    """Set up logs and warnings for a command: each line appears once, and third-party warnings only on rank 0.
 
     Without a handler of the root, the first `logging.info` of a library adds one, which prints again what others print.
+    A program that has set up logging keeps what it has.
     """
     root = logging.getLogger()
     main = os.environ.get("RANK", "0") == "0"
     if not root.handlers:
         root.addHandler(_Plain(logging.WARNING if main else logging.ERROR))
+        warnings.showwarning = _show_once
     if not main:
         warnings.simplefilter("ignore")

@@ -104,12 +104,14 @@ hub.warning("retrying")
 logging.getLogger("another").warning("careful")
 logging.getLogger("another").info("chatter")
 logging.getLogger("another").error("broken")
-warnings.warn("odd")
+for _ in range(2):
+    warnings.warn("odd")
+    warnings.simplefilter("default")  # after which Python would show it again
 """
 
 
 @pytest.mark.parametrize(
-    ("rank", "lines"), [("0", ["retrying", "careful", "broken", "<string>:12: UserWarning: odd"]), ("1", ["retrying", "broken"])]
+    ("rank", "lines"), [("0", ["retrying", "careful", "broken", "<string>:13: UserWarning: odd"]), ("1", ["retrying", "broken"])]
 )
 def test_lines_of_other_libraries_appear_once_and_warnings_on_rank_0(rank: str, lines: list[str]) -> None:
     environment = {**os.environ, "RANK": rank}
