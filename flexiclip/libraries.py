@@ -125,6 +125,10 @@ def _show_once(message: Warning | str, category: type[Warning], filename: str, l
         print(text, file=sys.stderr, flush=True)
 
 
+def _show_nothing(*_: object) -> None:
+    """Show no warning, on ranks whose warnings are those of rank 0."""
+
+
 def plain_logs() -> None:
     """Set up logs and warnings for a command: each line appears once, and third-party warnings only on rank 0.
 
@@ -135,6 +139,4 @@ def plain_logs() -> None:
     main = os.environ.get("RANK", "0") == "0"
     if not root.handlers:
         root.addHandler(_Plain(logging.WARNING if main else logging.ERROR))
-        warnings.showwarning = _show_once
-    if not main:
-        warnings.simplefilter("ignore")
+        warnings.showwarning = _show_once if main else _show_nothing
