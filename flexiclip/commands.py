@@ -193,8 +193,10 @@ def evaluate(
     """
     from flexiclip.model_folder import LoadedModel
 
-    every = [models] if isinstance(models, (str, PathLike, LoadedModel)) else list(models)
-    named = [(f"model {n}", each) if isinstance(each, LoadedModel) else fspath(each) for n, each in enumerate(every, 1)]
+    every: list[Scored] = [models] if isinstance(models, (str, PathLike, LoadedModel)) else list(models)
+    named: list[str | tuple[str, Any]] = [
+        (f"model {number}", each) if isinstance(each, LoadedModel) else fspath(each) for number, each in enumerate(every, 1)
+    ]
     loaded = [each for each in every if isinstance(each, LoadedModel)]
     if options is None and loaded:
         import flexiclip_eval

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
+from typing import TextIO
 
 from flexiclip.errors import UserError, one_line
 
@@ -117,7 +118,14 @@ def _has_handler(name: str) -> bool:
 _shown: set[str] = set()
 
 
-def _show_once(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+def _show_once(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Print a warning as one line, once, where Python prints the line of the source too, and again after a change of filters."""
     text = one_line(f"{filename}:{lineno}: {category.__name__}: {message}")
     if text not in _shown:
@@ -125,7 +133,14 @@ def _show_once(message: Warning | str, category: type[Warning], filename: str, l
         print(text, file=sys.stderr, flush=True)
 
 
-def _show_nothing(*_: object) -> None:
+def _show_nothing(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Show no warning, on ranks whose warnings are those of rank 0."""
 
 

@@ -69,7 +69,8 @@ def export_image(model: str, output: Path, options: EncoderOptions) -> Exported:
     for seqhw in lengths:
         tower.grid_of(tower.image_size, seqhw)  # check every length before the first file is written
     pixels = image_inputs(loaded, options.images)
-    files, lines = [], []
+    files: list[Path] = []
+    lines: list[str] = []
     for seqhw in lengths:
         path = output if len(lengths) == 1 else output.with_name(f"{output.stem}-{seqhw}{output.suffix}")
         cases = image_cases(loaded, seqhw, options.images)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from safetensors import safe_open
+from torch import Tensor
 
 from flexiclip.config import Config, to_dict
 from flexiclip.config.validate import valid_seqhw
@@ -75,9 +76,10 @@ def _open(source: ModelSource) -> LoadedModel:
 
 def _read(source: ModelSource) -> tuple[Config, dict[str, float]]:
     """Return the config of a model, and the scale of its loss as a factor and the bias if it has one."""
+    tensors: dict[str, Tensor]
     if source.kind is not Kind.MODEL:
         loaded = _open(source)
-        config, tensors = loaded.config, dict(loaded.model.named_parameters(recurse=False))
+        config, tensors = loaded.config, {name: p for name, p in loaded.model.named_parameters(recurse=False)}  # noqa: C416
     else:
         config, _ = read_config(source.path)
         path = source.path / WEIGHTS
