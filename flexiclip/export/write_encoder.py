@@ -114,7 +114,7 @@ def _file_of(output: Path, name: str, format: str) -> Path:
     Raises UserError for another suffix, because the software that reads the files looks for this one.
     """
     suffix = _SUFFIXES[format]
-    if output.is_dir() or not output.suffix:
+    if os.path.isdir(output) or not output.suffix:  # Path.is_dir may raise an error
         return output / f"{name}{suffix}"
     if output.suffix != suffix:
         raise UserError(f"--output {output}: a file of --format {format} ends in {suffix}; name one, or a folder")
