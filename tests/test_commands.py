@@ -129,7 +129,7 @@ def test_evaluate_returns_rows_and_prints_nothing(run: TrainedRun, place: Path, 
     assert capsys.readouterr().out == ""
     assert isinstance(scores, Evaluation)
     assert [(row.task, row.seqhw) for row in scores.rows] == [
-        *(("retrieval", seqhw) for seqhw in (2, 4)),
+        *(("zeroshot_retrieval", seqhw) for seqhw in (2, 4)),
         *(("zeroshot_classification", seqhw) for seqhw in (2, 4)),
     ]
     assert scores.report == place / "eval" / "report.html"
@@ -139,7 +139,7 @@ def test_evaluate_returns_rows_and_prints_nothing(run: TrainedRun, place: Path, 
     assert {"dataset", "seqhw", "gflops", "n"} <= table[0].keys()
     page = scores._repr_html_()
     assert page.count("<table>") == 2
-    assert "toy · retrieval · 24 images" in page
+    assert "toy · zeroshot_retrieval · 24 images" in page
     loaded = flexiclip.evaluate(run.load(), [str(place / "toy.yaml")], seqhw=[2])
     assert [row.metrics for row in loaded.rows] == [row.metrics for row in scores.rows if row.seqhw == 2]
     assert loaded.report is None
