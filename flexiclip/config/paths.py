@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from flexiclip.config.yaml_text import YamlValue
 
@@ -79,7 +79,7 @@ def _exists(pattern: str) -> bool:
         return True
     try:
         first = next(iter(braceexpand(pattern)), pattern)
-    except (UnbalancedBracesError, ValueError):
+    except ValueError:  # braceexpand's UnbalancedBracesError is one of them
         return False
     return os.path.lexists(first) or (glob.has_magic(first) and next(glob.iglob(first), None) is not None)
 

@@ -108,10 +108,10 @@ def check_folder(folder: Path, described: ModelConfig, source: str) -> Path:
         for number in layers if isinstance(layers, list) else [layers]:  # a ResNet has four numbers
             check_layers(number, f"{source}: {half}")
         for key in ("timm_model_name", "hf_model_name"):
-            named = str(settings.get(key, "")).removeprefix("local-dir:")
-            if os.path.isabs(named) and not os.path.isdir(named):
+            place = str(settings.get(key, "")).removeprefix("local-dir:")
+            if os.path.isabs(place) and not os.path.isdir(place):
                 raise UserError(
-                    f"{source}: the folder was moved: its {OPEN_CLIP_CONFIG} names {named} in model_cfg.{half}.{key}; "
+                    f"{source}: the folder was moved: its {OPEN_CLIP_CONFIG} names {place} in model_cfg.{half}.{key}; "
                     "write the new path there"
                 )
         halves.append(dict(settings))
