@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+import time
 from contextlib import suppress
 from typing import TextIO
 
@@ -53,10 +54,11 @@ def _told(argv: list[str]) -> int:
         code = run(argv)
         _flush()
         return code
-    except UserError as error:
-        return _say(str(error), 2)
-    except RunError as error:
-        return _say(str(error), 1)
+    except (UserError, RunError) as error:
+        code = 2 if isinstance(error, UserError) else 1
+        if error.told is None:
+            _let_rank_0_speak()
+        return code if error.told else _say(str(error), code)
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
@@ -66,6 +68,16 @@ def _told(argv: list[str]) -> int:
         if line is None:
             raise
         return _say(one_line(line), 2)
+
+
+def _let_rank_0_speak() -> None:
+    """Wait, on other ranks than 0, for the launcher to end this one.
+
+    Before the ranks have met, each finds the mistakes of the command line and the recipe itself. Rank 0 reports them at once,
+    and its launcher then ends the other ranks. So only a mistake that rank 0 does not have is reported more than once.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3.0 if os.environ.get("LOCAL_RANK", "0") == "0" else 4.0)
 
 
 def _line_of(error: Exception) -> str | None:

@@ -32,6 +32,9 @@ def listed(names: Iterable[str], shown: int = 3) -> str:
 class UserError(ValueError):
     """Bad input. The message is one line that says what is wrong, where it is, and how to fix it."""
 
+    told: bool | None = None
+    """Whether rank 0 has the same message, so that this rank does not print it. None: not known, for the ranks had not met."""
+
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
@@ -41,6 +44,9 @@ class RunError(RuntimeError):
 
     Examples are a lost rank, a full disk, or numbers that are no longer finite.
     """
+
+    told: bool | None = None
+    """As for UserError."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))

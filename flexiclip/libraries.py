@@ -6,13 +6,16 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import re
 import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
+from typing import TextIO
 
-from flexiclip.errors import UserError
+from flexiclip.errors import UserError, one_line
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\\x1b\[[0-9;]*[A-Za-z]")
 _ADDRESS = re.compile(r"<?([\w.]+) object at 0x[0-9a-fA-F]+>?")
@@ -86,3 +89,69 @@ def quiet() -> Iterator[None]:
     with quiet_logs(), warnings.catch_warnings(), contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
         warnings.simplefilter("ignore")
         yield
+
+
+class _Plain(logging.Handler):
+    """Prints warnings and errors on stderr, once and without a prefix.
+
+    A library with a handler of its own prints its records itself. If the program that imports flexiclip has set up logging,
+    this prints nothing.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging for every record that reaches the root."""
+        others = [handler for handler in logging.getLogger().handlers if handler is not self]
+        if not others and not _has_handler(record.name):
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+def _has_handler(name: str) -> bool:
+    """Whether a logger or one above it, other than the root, has a handler."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None and logger is not logging.getLogger():
+        if logger.handlers:
+            return True
+        logger = logger.parent
+    return False
+
+
+_shown: set[str] = set()
+
+
+def _show_once(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line, once, where Python prints the line of the source too, and again after a change of filters."""
+    text = one_line(f"{filename}:{lineno}: {category.__name__}: {message}")
+    if text not in _shown:
+        _shown.add(text)
+        print(text, file=sys.stderr, flush=True)
+
+
+def _show_nothing(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show no warning, on ranks whose warnings are those of rank 0."""
+
+
+def plain_logs() -> None:
+    """Set up logs and warnings for a command: each line appears once, and third-party warnings only on rank 0.
+
+    Without a handler of the root, the first `logging.info` of a library adds one, which prints again what others print.
+    A program that has set up logging keeps what it has.
+    """
+    root = logging.getLogger()
+    main = os.environ.get("RANK", "0") == "0"
+    if not root.handlers:
+        root.addHandler(_Plain(logging.WARNING if main else logging.ERROR))
+        warnings.showwarning = _show_once if main else _show_nothing

@@ -13,10 +13,13 @@ Loading needs the folder only: no network, no recipe and no pickle.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -33,7 +36,7 @@ from flexiclip.data.samples import class_names
 from flexiclip.data.tokenizers import AbsentTokenizer, Tokenizer, build_tokenizer, load_tokenizer
 from flexiclip.errors import UserError
 from flexiclip.files import replace_folder, save_tensors
-from flexiclip.model_source import CONFIG, LOADED, WEIGHTS, Accepted, Kind, ModelSource, is_model_folder, parse_model
+from flexiclip.model_source import CONFIG, LOADED, OPENED, WEIGHTS, Accepted, Kind, ModelSource, is_model_folder, parse_model
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.exits import leave_after
 from flexiclip.models.flexivit import own_patch, rebase
@@ -57,11 +60,16 @@ class LoadedModel:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedModel:
+OpenModel = Callable[[ModelSource], LoadedModel]
+"""A function that opens a model of another library, or of ours, in eval mode on the CPU."""
+
+
+def build_model(config: Config, tokenizer: Tokenizer | None = None, open_model: OpenModel | None = None) -> LoadedModel:
     """Build a new model from a recipe, with the same weights on every rank.
 
     The weights are random with the recipe's `seed`, except for those that `init` and `name` refer to. Without
-    `tokenizer`, the recipe's tokenizer is built. Raises UserError if a part cannot be built or does not fit.
+    `tokenizer`, the recipe's tokenizer is built. `open_model` opens other libraries' models for `init`; without it, only
+    model folders are accepted. Raises UserError if a part cannot be built or does not fit.
     """
     if tokenizer is None:
         alone = config.model.text is None
@@ -70,12 +78,7 @@ def build_model(config: Config, tokenizer: Tokenizer | None = None) -> LoadedMod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = FlexiCLIP(config.model, build_text_tower(config.model.text))
-    notes = []
-    for half in ("image", "text"):
-        section = getattr(config.model, half)
-        if section is not None and section.init is not None:
-            folder = parse_model(section.init, _INIT, f"model.{half}.init").path
-            notes += _init_half(model, config, half, folder, tokenizer)
+    notes = _init(model, config, tokenizer, open_model)
     return LoadedModel(model, _transform(config), tokenizer, config, {"init_notes": notes} if notes else {})
 
 
@@ -138,7 +141,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 def load_parsed(source: ModelSource, device: str | torch.device = "cpu") -> LoadedModel:
     """Load a model of the kind Kind.MODEL as `load_model` does."""
     folder = source.path
-    config, provenance = _read_config(folder)
+    config, provenance = read_config(folder)
     check_sizes(config.model, (folder / WEIGHTS).stat().st_size, str(folder))
     tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
     if config.model.text is not None:
@@ -214,17 +217,64 @@ def fill_classes(config: Config) -> Config:
     return replace(config, model=replace(config.model, classes=names, embed_dim=len(names)))
 
 
-def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """Fill one tower from a model folder, and its projection too if that has the same shape. Returns notes on resized tensors."""
-    weights, (theirs, provenance) = read_weights(folder / WEIGHTS), _read_config(folder)
+@dataclass(frozen=True)
+class _Given:
+    """The model from which `init` takes towers. `folder` has the architecture of another library's text tower."""
+
+    config: Config
+    weights: dict[str, Tensor]
+    tokenizer: str | None  # its fingerprint, if it is known
+    folder: Path
+
+
+def _init(model: FlexiCLIP, config: Config, tokenizer: Tokenizer, open_model: OpenModel | None) -> list[str]:
+    """Fill the towers whose sections have an `init`, and return notes for the user.
+
+    If both towers come from one model, the scale and the bias of the loss come from it too.
+    """
+    notes: list[str] = []
+    given: dict[object, _Given] = {}
+    halves = [half for half in ("image", "text") if getattr(getattr(config.model, half), "init", None) is not None]
+    if not halves:
+        return []
+    with TemporaryDirectory(prefix="flexiclip-init-") as aside:
+        for half in halves:
+            key = f"model.{half}.init"
+            source = parse_model(getattr(config.model, half).init, OPENED if open_model else _INIT, key)
+            one = (source.kind, source.path.resolve(), source.name, source.pretrained)
+            if one not in given:
+                given[one] = _opened(source, open_model, Path(aside))
+            where = f"{key}={source.path if source.kind is Kind.MODEL else source.text}"
+            notes += [f"{where}: {note}" for note in _init_half(model, config, half, given[one], tokenizer, where)]
+    if len(halves) == 2 and len(given) == 1 and config.objective == "contrastive":
+        (one_model,) = given.values()
+        notes += _init_scalars(model, config, one_model.weights)
+    return notes
+
+
+def _opened(source: ModelSource, open_model: OpenModel | None, aside: Path) -> _Given:
+    """Read the model that a source names. `aside` is a folder for the architecture of another library's text tower."""
+    if source.kind is Kind.MODEL:
+        config, provenance = read_config(source.path)
+        sha256 = provenance.get("tokenizer_sha256")
+        return _Given(config, read_weights(source.path / WEIGHTS), None if sha256 is None else str(sha256), source.path)
+    assert open_model is not None, "without it only model folders are accepted"
+    loaded = open_model(source)
+    loaded.model.text_tower.save_config(aside)
+    words = None if loaded.config.model.text is None else loaded.tokenizer.fingerprint()
+    return _Given(loaded.config, dict(loaded.model.state_dict()), words, aside)
+
+
+def _init_half(model: FlexiCLIP, config: Config, half: str, given: _Given, tokenizer: Tokenizer, where: str) -> list[str]:
+    """Fill one tower, and its projection too if that has the same shape. Returns notes on resized tensors."""
+    weights, theirs = given.weights, given.config
     tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
-    where = f"model.{half}.init={folder}"
     if not tower:
-        raise UserError(f"{where}: the folder has no {half} tower")
+        raise UserError(f"{where}: the model has no {half} tower")
     check_settings(getattr(config.model, half), getattr(theirs.model, half), where)
     if half == "text":
-        check_architecture(model.text_tower, folder, where)
-    check_inputs(config, theirs, half, provenance.get("tokenizer_sha256") in (None, tokenizer.fingerprint()), where)
+        check_architecture(model.text_tower, given.folder, where)
+    check_inputs(config, theirs, half, given.tokenizer in (None, tokenizer.fingerprint()), where)
     notes: list[str] = []
     if half == "image" and {"kernel", "posemb"} <= tower.keys():
         tower, notes = _rebased(tower, theirs, config)
@@ -234,7 +284,31 @@ def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokeni
             module, found = getattr(model, part), beneath(weights, f"{part}.")
             if not misfits(found, module.state_dict()):
                 module.load_state_dict(found)
-    return [f"{where}: {note}" for note in notes]
+    return notes
+
+
+@torch.no_grad()
+def _init_scalars(model: FlexiCLIP, config: Config, weights: dict[str, Tensor]) -> list[str]:
+    """Take the scale and the bias of the loss from the model that both towers come from. Returns notes on what changed.
+
+    With the recipe's own `init`, the two are keys that were filled in, so another value is meant.
+    """
+    notes = []
+    longest = math.log(config.model.logit_scale_max)
+    for name, ours in model.named_parameters(recurse=False):
+        if name not in weights:
+            continue
+        theirs = weights[name].reshape(1).to(ours)
+        if name == "logit_scale":
+            theirs = theirs.clamp(max=longest)
+        alike = torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        if config.init is not None and not alike:
+            continue
+        if not alike:
+            was, now = (float(t.exp() if name == "logit_scale" else t) for t in (ours, theirs))
+            notes.append(f"{name} starts at {now:.4g}, as in the model of both towers, in place of {was:.4g} (model.{name}_init)")
+        ours.copy_(theirs)
+    return notes
 
 
 def _rebased(tower: dict[str, Tensor], theirs: Config, ours: Config) -> tuple[dict[str, Tensor], list[str]]:
@@ -259,7 +333,7 @@ def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: st
     module.load_state_dict(weights)
 
 
-def _read_config(folder: Path) -> tuple[Config, dict[str, object]]:
+def read_config(folder: Path) -> tuple[Config, dict[str, object]]:
     """Read the config and the provenance of a model folder. Raises UserError if config.yaml is not valid."""
     try:
         data = read_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))

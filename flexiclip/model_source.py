@@ -60,6 +60,10 @@ LOADED = Accepted((Kind.MODEL,), exits=True)
 """What load_model accepts."""
 
 
+OPENED = Accepted((Kind.MODEL, Kind.OPEN_CLIP, Kind.TRANSFORMERS, Kind.TIMM, Kind.BIG_VISION))
+"""What can be opened and trained further."""
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A parsed MODEL.

@@ -3,8 +3,9 @@
 #
 #   EXTRAS=quickstart; source scripts/_env.sh
 #
-# Variables: FLEXICLIP_VENV (default: .venv in the repository's root), PYTHON (default: python3), and those of pip
-# (PIP_INDEX_URL, ...). A second run reuses the environment if pyproject.toml, setup.py and this file have not changed; a stamp
+# Variables: FLEXICLIP_VENV (default: .venv in the repository's root), PYTHON (default: python3), PYTORCH_INDEX, and those of pip
+# (PIP_INDEX_URL, ...). On a machine without a GPU, torch comes from the index PYTORCH_INDEX, whose wheels have no CUDA libraries
+# (default: that of pytorch.org; `none`: pip's own index). If it has none for this machine, pip's own index is used. A second run reuses the environment if pyproject.toml, setup.py and this file have not changed; a stamp
 # file holds their hash. On return the environment's bin/ is on PATH, and the working directory is the repository's root.
 
 set -euo pipefail
@@ -46,6 +47,28 @@ run_pip() {
   fi
 }
 
+# Linux wheels of torch on PyPI carry CUDA, which a machine without a GPU does not use.
+needs_cuda() {
+  [ "$(uname -s)" = Linux ] || return 0
+  [ -e /dev/nvidia0 ] || [ -e /dev/kfd ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; }
+}
+
+has_torch() { "$VENV/bin/python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' 2>/dev/null; }
+
+# Installs torch without CUDA, where there is no GPU and an index has it. Prints the size of what is fetched afterwards.
+install_torch() {
+  local index=${PYTORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+  if has_torch; then
+    say "torch is there; the other packages: some 0.4 GB to fetch"
+  elif needs_cuda || [ "$index" = none ]; then
+    say "torch comes with the other packages: some 3 GB to fetch, 7 GB on the disk"
+  else
+    say "no GPU here: torch without CUDA from $index: some 0.6 GB to fetch, 3 GB on the disk, with the other packages"
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --no-input --retries 1 --no-deps --index-url "$index" 'torch>=2.4' \
+      >>"$LOG" 2>&1 || say "$index has no torch for this machine, or cannot be reached: pip's own index, some 3 GB to fetch"
+  fi
+}
+
 check_encoder() {
   "$VENV/bin/python" - "$ENCODER_SHA256" <<'PY' || stop "the weights in $ENCODER are not the ones we know: not using them"
 import hashlib, importlib.util, pathlib, sys
@@ -72,7 +95,8 @@ set_up() {
   "$VENV/bin/python" -c '' 2>/dev/null || "$PYTHON" -m venv --clear "$VENV"
   : >"$LOG"
   run_pip --upgrade pip # old ones need a minute more to find versions that fit
-  say "pip install -e '.[$extras]' (the first time some 6 GB, most of it torch; log: $LOG)"
+  install_torch
+  say "pip install -e '.[$extras]' (log: $LOG)"
   run_pip -e ".[$extras]"
   say "pip install --no-deps $ENCODER"
   run_pip --no-deps "$ENCODER"

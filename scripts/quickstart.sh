@@ -5,7 +5,8 @@
 #   scripts/quickstart.sh run_dir=runs/short train.steps=50     arguments are overrides of the recipe
 #
 # It builds OpenMoji shards (CC BY-SA 4.0) in $FLEXICLIP_DATA (default: data/), trains recipes/openmoji_flexilit.yaml under
-# DeepSpeed, and evaluates the model on concepts that it has not seen. A second run reuses the environment and the shards, and
+# DeepSpeed, and evaluates the model on concepts that it has not seen. On two cores the data takes half a minute, the training about
+# seven minutes and the evaluation one minute; the set-up before depends on the network. A second run reuses the environment and the shards, and
 # resumes the training if it is not complete.
 
 EXTRAS=quickstart
@@ -28,5 +29,8 @@ say "3/3 evaluation: retrieval and zero-shot classification of unseen concepts a
 flexiclip eval "$run" --suite openmoji --output "$run/eval"
 
 say "done"
-printf '%s\n' "" "table   $run/eval/results.csv" "report  $run/eval/report.html" "model   $run/model" "curves  tensorboard --logdir $run"
+printf '%s\n' "" "table   $run/eval/results.csv" "report  $run/eval/report.html" "model   $run/model"
 find "$run/eval" -maxdepth 1 -name '*.png' -exec printf 'plot    %s\n' {} \;
+printf '%s\n' "" "To go on in your own shell, paste these lines:"
+printf '  cd %q\n  source %q\n' "$ROOT" "$VENV/bin/activate"
+printf '  tensorboard --logdir %q\n  flexiclip eval %q --suite openmoji --seqhw 3,6\n' "$run" "$run"

@@ -25,8 +25,8 @@ from flexiclip.model_folder import build_model, save_model
 
 IDS = {"ids": lambda each: str(each.relative_to(ROOT)) if isinstance(each, Path) else str(each)}
 FILE_ENDINGS = ("py", "safetensors")
-RUN_ELSEWHERE = "# embed.py\n"
-"""The first line of the block that tests/export/test_export_guide.py runs, where torch cannot be imported."""
+RUN_ELSEWHERE = ("# embed.py\n", "# embed_text.py\n")
+"""The first lines of the blocks that tests/export/test_export_guide.py runs, where torch cannot be imported."""
 PREPARED = {
     "docs/guides/export.md": "import json, onnxruntime; session = onnxruntime.InferenceSession('encoders/image-6.onnx')",
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 import types
 import warnings
@@ -10,7 +12,7 @@ import warnings
 import pytest
 
 from flexiclip.errors import UserError
-from flexiclip.libraries import library_errors, not_installed, quiet, quiet_logs, require, short_reason
+from flexiclip.libraries import library_errors, not_installed, plain_logs, quiet, quiet_logs, require, short_reason
 
 
 def test_require_imports_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +91,38 @@ def test_quiet_hides_output_warnings_and_logs(capsys: pytest.CaptureFixture[str]
 )
 def test_reason_is_a_part_of_a_line(text: str, said: str) -> None:
     assert short_reason(ValueError(text)) == said
+
+
+NOISE = """
+import logging, sys, warnings
+from flexiclip.libraries import plain_logs
+plain_logs()
+hub = logging.getLogger("a_hub.http")
+logging.getLogger("a_hub").addHandler(logging.StreamHandler())  # as huggingface_hub does
+logging.info("as open_clip does, which would add a handler to the root")
+hub.warning("retrying")
+logging.getLogger("another").warning("careful")
+logging.getLogger("another").info("chatter")
+logging.getLogger("another").error("broken")
+for _ in range(2):
+    warnings.warn("odd")
+    warnings.simplefilter("default")  # after which Python would show it again
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "lines"), [("0", ["retrying", "careful", "broken", "<string>:13: UserWarning: odd"]), ("1", ["retrying", "broken"])]
+)
+def test_lines_of_other_libraries_appear_once_and_warnings_on_rank_0(rank: str, lines: list[str]) -> None:
+    environment = {**os.environ, "RANK": rank}
+    ran = subprocess.run([sys.executable, "-c", NOISE], capture_output=True, text=True, check=True, env=environment)
+    assert ran.stderr.splitlines() == lines
+
+
+def test_a_program_that_has_set_up_logging_keeps_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """As pytest has, whose handler is there already."""
+    before = list(logging.getLogger().handlers)
+    plain_logs()
+    assert logging.getLogger().handlers == before
+    logging.getLogger("another").warning("careful")
+    assert capsys.readouterr().err == ""

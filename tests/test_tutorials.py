@@ -11,8 +11,8 @@ import pytest
 from kit.pages import ROOT, Block, blocks
 
 SET_UP = ("pip install", "python3 -m venv", "source ")
-TUTORIALS = ("first-run", "evaluate-your-model", "ship-an-encoder", "train-on-your-shards")
-"""In this order: the second and the third go on where the first one ended."""
+TUTORIALS = ("first-run", "evaluate-your-model", "ship-an-encoder", "train-on-your-shards", "make-your-clip-flexible")
+"""In this order: the second and the third go on where the first one ended, and the last one where the fourth did."""
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.layout import class_folders, class_images, printable, repeated, require_text
 from PIL.Image import Image
 
+from flexiclip.config.paths import beside
 from flexiclip.data.images import ImageError, decode_image
 from flexiclip.data.reading import read_whole
 from flexiclip.data.samples import BadSample
@@ -83,7 +84,7 @@ class TableSource:
         for line, row in _rows(table, [config.image_column, *([config.caption_column] if config.has_captions else [])]):
             written, caption = row[config.image_column].strip(), row.get(config.caption_column, "").strip()
             where = f"{table}: line {line}"
-            path = os.path.join(self.folder, os.path.expanduser(written))
+            path = beside(os.path.expanduser(written), os.path.expanduser(table)) if written else ""
             if not written or not os.path.isfile(path):
                 wrong = f"there is no file {written!r}" if written else f"{config.image_column!r} is empty"
                 raise UserError(f"{where}: a caption without an image: {wrong}; correct or remove the line")

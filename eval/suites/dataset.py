@@ -6,12 +6,17 @@ class) or `csv` (a table of paths). load.py fills in what a suite leaves to the 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from flexiclip_eval.suites.layout import printable, repeated
 from flexiclip_eval.suites.task import TaskConfig
 
+from flexiclip.config.paths import beside, beside_if_there
 from flexiclip.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class DatasetConfig:
     csv: str | None = None
     """A table with a heading and one line per image and caption; its cells are separated by tabs or commas."""
     image_column: str = "filepath"
-    """The column of `csv` with the paths of the images; relative paths start from the folder of the table."""
+    """The column of `csv` with the paths of the images, which are relative to the folder of the table."""
     caption_column: str = "title"
     """The column of `csv` with the captions; several lines with the same path are several captions of one image."""
     train: str | tuple[str, ...] | None = None
@@ -75,6 +80,27 @@ class DatasetConfig:
     def row_name(self, task: TaskConfig) -> str:
         """Return the `dataset` of the rows of a task: the name of the data set, with that of the task if it has one."""
         return f"{self.name}-{task.name}" if task.name else self.name
+
+
+def placed(config: DatasetConfig, file: str | os.PathLike[str]) -> DatasetConfig:
+    """Return the data set with the paths that the suite `file` names, which are relative to the folder of that file."""
+
+    def at(path: str) -> str:
+        return beside(path, file)
+
+    def of_all(paths: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        return None if paths is None else at(paths) if isinstance(paths, str) else tuple(map(at, paths))
+
+    def of_file(words: T) -> T | str:
+        """A text that is the name of a file, and not a template."""
+        return (beside_if_there(words, file) or words) if isinstance(words, str) else words
+
+    tasks = [
+        replace(t, classes=of_file(t.classes), templates=of_file(t.templates), prompts=of_file(t.prompts)) for t in config.tasks
+    ]
+    train = config.train if config.root is not None else of_all(config.train)  # of a root it is the name of a split
+    root, images, csv = (None if place is None else at(place) for place in (config.root, config.images, config.csv))
+    return replace(config, shards=of_all(config.shards), root=root, images=images, csv=csv, train=train, tasks=tuple(tasks))
 
 
 def default_name(place: str) -> str:

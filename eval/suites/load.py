@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flexiclip_eval.suites.dataset import DatasetConfig, training
+from flexiclip_eval.suites.dataset import DatasetConfig, placed, training
 from flexiclip_eval.suites.layout import (
     Type,
     at,
@@ -67,8 +67,9 @@ class SuiteConfig:
 def load_suite(suite: str) -> SuiteConfig:
     """Read a suite from its name or from a YAML file.
 
-    A folder or URL in CLIP_benchmark's layout (layout.py) becomes a suite of this one data set. Raises UserError: for a typo in
-    a key it suggests the nearest key, and for an unknown name the nearest name, with a list of all names.
+    Relative paths in a file are relative to its folder (config/paths.py). A folder or URL in CLIP_benchmark's layout (layout.py)
+    becomes a suite of this one data set. Raises UserError: for a typo in a key it suggests the nearest key, and for an unknown
+    name the nearest name, with a list of all names.
     """
     path = Path(suite)
     if not path.is_file():
@@ -87,7 +88,10 @@ def load_suite(suite: str) -> SuiteConfig:
     if not isinstance(data, dict):
         raise UserError(f"{path}: a suite is a mapping with the key datasets, not a {type(data).__name__}")
     try:
-        return from_dict(SuiteConfig, data)
+        found = from_dict(SuiteConfig, data)
+        if path.parent == SUITES:  # an installed suite, whose data is in the working folder
+            return found
+        return SuiteConfig(tuple(placed(dataset, path) for dataset in found.datasets))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

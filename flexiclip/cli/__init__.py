@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from flexiclip import commands
 from flexiclip.cli.data import add_data
 from flexiclip.cli.export import add_export
 from flexiclip.cli.parser import Command, Parser, add_command, each_once, lengths, positive, widths
 from flexiclip.errors import UserError
 from flexiclip.files import write_whole, writing
+from flexiclip.libraries import plain_logs
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
+    plain_logs()
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
     return command(arguments) or 0
@@ -31,9 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; ranks.py reads the environment
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    group = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
-    add = partial(add_command, commands)
+    add = partial(add_command, group)
     _add_recipe(add("train", _train, "train a model from a recipe"), "train.steps=20")
     _add_recipe(add("show-config", _show_config, "print a recipe with the value of every key"), "train.steps=20")
     sub = add("explain", _explain, "explain the keys of a recipe")
@@ -44,15 +47,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(add("eval", _eval, "score models on suites, at every sequence length"))
     _add_analyze(add("analyze", _analyze, "look inside a model at several lengths: layers, attention, tokens, ensembles, cues"))
     _add_import(add("import", _import, "turn published weights into a model folder"))
-    add_export(commands)
-    add_data(commands)
+    add_export(group)
+    add_data(group)
     _add_plan(add("plan", _plan, "predict what a recipe needs on a cluster: memory, traffic, images/s and hours"))
     return parser
 
 
 def _add_recipe(sub: Parser, example: str) -> None:
     sub.add_argument("recipe", help="a YAML file, or the name of an installed recipe")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help=f"set a key of the recipe, for example {example}")
+    sub.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help=f"set a key of the recipe, for example {example}"
+    )
 
 
 def _add_suites(sub: Parser) -> None:
@@ -146,32 +151,20 @@ def _add_plan(sub: Parser) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     """Train. A run that a signal stops is saved; its exit code is FLEXICLIP_STOPPED_CODE, or 0 without that variable."""
-    from flexiclip.config import load
-    from flexiclip.train.trainer import train
-
-    config = load(arguments.recipe, arguments.overrides)
     stopped = os.environ.get("FLEXICLIP_STOPPED_CODE", "0")
     if not stopped.isdecimal() or int(stopped) > 255:
         raise UserError(f"FLEXICLIP_STOPPED_CODE={stopped} must be an exit code, 0 to 255")
-    evaluators = None
-    if config.eval.suites:
-        from flexiclip_eval import make_evaluators
-
-        evaluators = make_evaluators(
-            config.eval.suites, seqhw=config.eval.seqhw, device=_device(None), batch_size=config.eval.batch_size
-        )
-    return 0 if train(config, evaluators) else int(stopped)
+    return 0 if commands.train(arguments.recipe, arguments.overrides).complete else int(stopped)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     import json
 
-    from flexiclip.config import load
     from flexiclip.plan.plan import Cluster, make_plan
     from flexiclip.plan.table import show
 
     cluster = Cluster(arguments.nodes, arguments.gpus_per_node, arguments.device, arguments.mfu)
-    plan = make_plan(load(arguments.recipe, arguments.overrides), cluster, _samples(arguments.samples))
+    plan = make_plan(commands.load_recipe(arguments.recipe, arguments.overrides), cluster, _samples(arguments.samples))
     if arguments.json is not None:
         text = json.dumps(plan.to_dict(), indent=2) + "\n"
         if str(arguments.json) == "-":
@@ -195,37 +188,32 @@ def _samples(text: str | None) -> int | None:
 
 
 def _show_config(arguments: argparse.Namespace) -> None:
-    from flexiclip.config import dump, load
+    from flexiclip.config import dump
 
-    print(dump(load(arguments.recipe, arguments.overrides)), end="")
+    print(dump(commands.load_recipe(arguments.recipe, arguments.overrides)), end="")
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    from flexiclip.config import load
     from flexiclip.config.explain import explain
 
-    print(explain(arguments.key, None if arguments.recipe is None else load(arguments.recipe)), end="")
+    print(explain(arguments.key, None if arguments.recipe is None else commands.load_recipe(arguments.recipe)), end="")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from flexiclip_eval import EvalOptions, evaluate_suites
+    from flexiclip_eval import EvalOptions
     from flexiclip_eval.tradeoffs import parse_budget, parse_cascade
 
-    from flexiclip.train.ranks import joined_ranks
-
-    with joined_ranks(process_group=False):
-        options = EvalOptions(
-            device=_device(arguments.device),
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            embeddings=arguments.embeddings,
-            widths=arguments.widths,
-            cascade=parse_cascade(arguments.cascade) if arguments.cascade is not None else None,
-            tolerance=arguments.tolerance,
-            budget=parse_budget(arguments.budget) if arguments.budget is not None else None,
-        )
-        suites = each_once("--suite", arguments.suite)
-        evaluate_suites(arguments.model, suites, seqhw=arguments.seqhw, output=arguments.output, options=options)
+    options = EvalOptions(
+        device=commands.device_of(arguments.device),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        embeddings=arguments.embeddings,
+        widths=arguments.widths,
+        cascade=parse_cascade(arguments.cascade) if arguments.cascade is not None else None,
+        tolerance=arguments.tolerance,
+        budget=parse_budget(arguments.budget) if arguments.budget is not None else None,
+    )
+    commands.score(arguments.model, each_once("--suite", arguments.suite), arguments.seqhw, arguments.output, options)
 
 
 def _analyze(arguments: argparse.Namespace) -> None:
@@ -239,7 +227,7 @@ def _analyze(arguments: argparse.Namespace) -> None:
         maps=arguments.maps,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
-        device=_device(arguments.device),
+        device=commands.device_of(arguments.device),
     )
     analyze(arguments.model, each_once("--suite", arguments.suite), arguments.output, options)
 
@@ -250,18 +238,3 @@ def _import(arguments: argparse.Namespace) -> None:
     options = ImportOptions(arguments.arch, arguments.text, arguments.heads, arguments.image_size)
     for line in import_weights(arguments.source, arguments.format, arguments.output, options):
         print(line)
-
-
-def _device(name: str | None) -> str:
-    """Return the device of that name, by default a GPU if there is one. Raises UserError if torch cannot use it."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch sees no GPU; leave the option out or give cpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # an unknown name or number, or a torch that was built without this device
-        raise UserError(f"--device {name}: torch has none such ({str(error).splitlines()[0]}); give cpu or cuda") from None
-    return name

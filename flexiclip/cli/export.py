@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from flexiclip.cli.parser import Command, Parser, add_command, add_group, lengths
+from flexiclip.commands import folder_to_export
 from flexiclip.errors import UserError
-from flexiclip.model_source import OPEN_CLIP, Accepted, Kind, parse_model
 
-_EXPORTED = Accepted((Kind.MODEL, Kind.OPEN_CLIP), exits=True)
+if TYPE_CHECKING:
+    from flexiclip.export.card import Exported
 
 
 def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -25,9 +25,19 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
     ):
         sub = add_command(export, name, _command(command), text)
         sub.add_argument("model", help="a model folder, a run folder, or open_clip:NAME/PRETRAINED")
-        sub.add_argument("--output", type=Path, required=True, help="the file to write, or for most model formats a new folder")
+        place = (
+            "a new folder, or for big_vision a .npz file"
+            if name == "model"
+            else f"the file to write, or a folder for {name}.onnx"
+        )
+        sub.add_argument("--output", type=Path, required=True, help=place)
         if name == "model":
             sub.add_argument("--format", required=True, help="open_clip, timm, big_vision or transformers")
+            sub.add_argument(
+                "--hub",
+                metavar="ORG/REPO",
+                help="for open_clip: the repository to which the folder will be uploaded; it then needs no path",
+            )
         else:
             sub.add_argument("--format", default="onnx", help="onnx or torch; default: onnx")
             sub.add_argument(
@@ -45,15 +55,15 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
             )
 
 
-def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Command:
+def _command(export: Callable[[str, argparse.Namespace], Exported]) -> Command:
     """Return a command that exports and prints what was done. Its exit code is 1 if the export and the model disagree."""
 
     def run(arguments: argparse.Namespace) -> int:
         from flexiclip.export.agreement import Disagreement
 
         try:
-            with _model_folder(arguments.model) as model:
-                print("\n".join(export(model, arguments)))
+            with folder_to_export(arguments.model) as model:
+                print(export(model, arguments))
         except Disagreement as error:
             print(error)
             return 1
@@ -62,39 +72,23 @@ def _command(export: Callable[[str, argparse.Namespace], list[str]]) -> Command:
     return run
 
 
-@contextmanager
-def _model_folder(model: str) -> Iterator[str]:
-    """Yield the folder to export from: `model`, or for open_clip a folder that exists as long as the context."""
-    source = parse_model(model, _EXPORTED)
-    if source.kind is Kind.MODEL:
-        yield model
-        return
-    from flexiclip.formats.run import import_weights
-
-    with TemporaryDirectory() as folder:
-        name = Path(source.name).name
-        imported = Path(folder) / (f"{name}-{Path(source.pretrained).stem}" if source.pretrained else name)
-        import_weights(model.removeprefix(OPEN_CLIP), "open_clip", imported)
-        yield str(imported)
-
-
-def _image(model: str, arguments: argparse.Namespace) -> list[str]:
+def _image(model: str, arguments: argparse.Namespace) -> Exported:
     from flexiclip.export.write_encoder import EncoderOptions, export_image
 
     options = EncoderOptions(arguments.format, arguments.seqhw, arguments.quantize, arguments.normalize_inside, arguments.images)
     return export_image(model, arguments.output, options)
 
 
-def _text(model: str, arguments: argparse.Namespace) -> list[str]:
+def _text(model: str, arguments: argparse.Namespace) -> Exported:
     from flexiclip.export.write_encoder import EncoderOptions, export_text
 
     return export_text(model, arguments.output, EncoderOptions(arguments.format, quantize=arguments.quantize))
 
 
-def _model(model: str, arguments: argparse.Namespace) -> list[str]:
+def _model(model: str, arguments: argparse.Namespace) -> Exported:
     from flexiclip.export.write_model import export_model
 
     if len(arguments.seqhw) > 1:
         raise UserError(f"--seqhw {','.join(map(str, arguments.seqhw))}: one model has one length; export it once a length")
     seqhw = arguments.seqhw[0] if arguments.seqhw else None
-    return export_model(model, arguments.output, arguments.format, seqhw, arguments.images)
+    return export_model(model, arguments.output, arguments.format, seqhw, arguments.images, arguments.hub)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,12 +41,26 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""
-        if message.startswith("unrecognized arguments: "):
-            if "=" in message:
-                message += " (write key=value before the options)"
-            elif not message.startswith("unrecognized arguments: -"):
-                message += " (the shell makes several words of a range without quotes)"
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}{_fix(message)}; see {self.prog} --help")
+
+
+_KEY_WITH_DASHES = re.compile(r"--?([a-z_]+(?:\.[a-z_]+)+|seed|run_dir|objective|init)(=.*)?")
+"""A dotted key, or one that belongs to no section, written as an option."""
+
+
+def _fix(message: str) -> str:
+    """Return the likely fix of unrecognized arguments in parentheses, or "" for other messages and for misspelled options."""
+    named, _, rest = message.partition("unrecognized arguments: ")
+    words = rest.split()
+    if named or not words:
+        return ""
+    dashed = _KEY_WITH_DASHES.fullmatch(words[0])
+    if dashed:
+        value = dashed[2] or f"={words[1] if len(words) > 1 else 'VALUE'}"
+        return f" (a key of the recipe has no dashes: write {dashed[1]}{value})"
+    if "=" in words[0] and not words[0].startswith("-"):
+        return " (write key=value before the options)"
+    return "" if words[0].startswith("-") else " (the shell makes several words of a range without quotes)"
 
 
 Command = Callable[[argparse.Namespace], int | None]

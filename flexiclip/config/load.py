@@ -6,8 +6,9 @@ A recipe is a file, or the name of an installed one (flexiclip_recipes). It may 
 that is given twice, in one file or in the overrides, is an error. `${NAME}` and `${NAME:-default}` in a text are replaced by the
 environment variable.
 
-A recipe may name a folder inside an installed Python package as `package:MODULE/FOLDER`. Weights that are installed with pip then
-need neither a hub nor an absolute path. The module is only located and never imported, so that no code of a weight package runs.
+Relative paths in a file are relative to the folder of that file (paths.py). A recipe may name a folder inside an installed Python
+package as `package:MODULE/FOLDER`. Weights that are installed with pip then need neither a hub nor an absolute path. The module
+is only located and never imported, so that no code of a weight package runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, Union
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, Union
 import yaml
 
 from flexiclip.config.keys import Duration, parse_duration
+from flexiclip.config.paths import beside_if_there, place_paths
 from flexiclip.config.schema import Config
 from flexiclip.config.validate import validate
 from flexiclip.config.yaml_text import DEEPEST, Dumper, YamlValue, read_value, read_yaml
@@ -43,10 +45,14 @@ LARGEST = 3.4e38
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
-def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+SettingsOf = Callable[[str], Mapping[str, YamlValue]]
+"""A function from the name of a model to the part of a recipe that describes it. formats/initial.py has one."""
+
+
+def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = (), settings_of: SettingsOf | None = None) -> Config:
     """Return the checked Config of a recipe (a file or an installed name) with `dotted.key=value` overrides.
 
-    Raises UserError.
+    settings_of: opens the model that `init` names. `flexiclip.load_recipe` gives one. Raises UserError.
     """
     data = read_recipe(str(recipe))
     may_run_shell = _allows_shell(data)
@@ -59,6 +65,11 @@ def load(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Confi
         _set(data, path, value, key)
     if _allows_shell(data) and not may_run_shell:
         raise UserError(f"data.allow_shell=true: a command line cannot allow shell commands; write it into the recipe {recipe}")
+    init = data.get("init")
+    if isinstance(init, str):
+        if settings_of is None:
+            raise UserError(f"init={init}: this function opens no models: call flexiclip.load_recipe")
+        data = _merge(dict(settings_of(init)), data)
     config = from_dict(Config, data)
     validate(config)
     return config
@@ -119,24 +130,48 @@ def read_recipe(recipe: str, readers: tuple[Path, ...] = ()) -> dict[str, YamlVa
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not a {type(data).__name__}")
+    if not _is_installed(path):
+        data = place_paths(_of_model_folder(data, path), path)
     base = data.pop("base", None)
     if base is None:
         return data
     if not isinstance(base, str):
         raise UserError(f"{path}: base={base!r}: name one recipe, by its file or its installed name")
     sibling = path.parent / f"{base}.yaml"
-    return _merge(read_recipe(str(sibling) if os.path.isfile(sibling) else base, (*readers, path)), data)
+    found = str(sibling) if os.path.isfile(sibling) else beside_if_there(base, path) or base
+    return _merge(read_recipe(found, (*readers, path)), data)
+
+
+def _of_model_folder(data: dict[str, YamlValue], path: Path) -> dict[str, YamlValue]:
+    """Return a recipe without what the config.yaml of a model folder has in addition, and with the tokenizer of that folder."""
+    tokenizer, section = path.parent / "tokenizer", data.get("tokenizer")
+    if "provenance" not in data or path.name != "config.yaml":
+        return data
+    recipe = {key: value for key, value in data.items() if key != "provenance"}
+    if isinstance(section, dict) and tokenizer.is_dir():
+        recipe["tokenizer"] = {**section, "path": str(tokenizer.absolute())}
+    return recipe
 
 
 def find_recipe(recipe: str) -> Path:
     """Return the file of a recipe that is given by its path or its installed name. Raises UserError that lists the names."""
     if os.path.isfile(recipe):  # False also for a name that is too long or has a zero byte, where Path.is_file may raise
         return Path(recipe)
-    folder = Path(str(resources.files("flexiclip_recipes")))
+    folder = _installed()
     names = sorted(p.stem for p in folder.glob("*.yaml"))
     if recipe in names:
         return folder / f"{recipe}.yaml"
     raise UserError(f"no recipe {recipe!r}: neither a file nor one of {', '.join(names)}")
+
+
+def _installed() -> Path:
+    """Return the folder of the installed recipes."""
+    return Path(str(resources.files("flexiclip_recipes")))
+
+
+def _is_installed(recipe: Path) -> bool:
+    """Whether a recipe is an installed one, whose paths are relative to the working folder of whoever uses it."""
+    return recipe.resolve().parent == _installed().resolve()
 
 
 def parse_yaml(text: str, where: str) -> YamlValue:

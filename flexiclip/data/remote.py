@@ -179,6 +179,7 @@ SHELL = "shard {!r} would run a shell command: the recipe file must allow it wit
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _MOST = 1_000_000  # shards of one pattern, so that a mistyped number does not fill the memory with names
+_BUILT = ("openmoji", "noto", "fluent")  # the data sets that `flexiclip data NAME` builds
 _CACHES = ("filecache", "simplecache", "blockcache")  # other parts of a chain could open archives or run templates
 
 
@@ -226,11 +227,20 @@ def _expand_local(path: str) -> list[str]:
         return [_plain(path)]
     if not glob.has_magic(path):
         kind = "a folder: name its shards, for example DIR/*.tar" if os.path.isdir(path) else "no such file"
-        raise UserError(f"shard {path}: {kind}")
+        raise UserError(f"shard {path}: {kind}{_how_to_build(path)}")
     found = glob.glob(path, recursive=True)
     if not found:
-        raise UserError(f"shards {path}: the pattern matches no file (working folder {os.getcwd()})")
+        raise UserError(f"shards {path}: the pattern matches no file (working folder {os.getcwd()}){_how_to_build(path)}")
     return [_plain(shard) for shard in found]
+
+
+def _how_to_build(path: str) -> str:
+    """Return how to get shards that one of our commands builds and that are missing, or "" for other shards."""
+    folder = os.path.dirname(path)
+    name = os.path.basename(folder)
+    if name not in _BUILT or os.path.isdir(folder):
+        return ""
+    return f"; `flexiclip data {name} --output {folder}` builds them, or set FLEXICLIP_DATA to the folder that holds {name}/"
 
 
 def _plain(path: str) -> str:

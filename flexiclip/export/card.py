@@ -1,6 +1,6 @@
-"""The model card that is written next to an export.
+"""The result of an export, and the model card that is written next to it.
 
-It says what the export is, where it comes from, how close it is to the model, and under which licence it may be used. All
+The card says what the export is, where it comes from, how close it is to the model, and under which licence it may be used. All
 facts come from the model folder and the files next to it. If they do not state a fact, the card says so.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from flexiclip.config.schema import Config, SourceConfig, sides
@@ -15,6 +17,21 @@ from flexiclip.errors import UserError
 from flexiclip.export.encoder_facts import Origin
 from flexiclip.files import read_json
 from flexiclip.model_folder import LoadedModel
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written: its files or its folder, and what was written and measured, one line per item."""
+
+    files: tuple[Path, ...]
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        """Show the lines as a list in a notebook."""
+        return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in self.lines) + "</ul>"
 
 
 def model_card(origin: Origin, title: str, usage: str, account: Sequence[str]) -> str:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from onnxruntime import InferenceSession
 
+AXES = ("batch", "sequence")
+"""The names of the open axes of an encoder's input. Only a text encoder's input has the second one."""
+
 OPSET = 20  # the first opset in which Gelu, in both its forms, is one operator
 Encode = Callable[[Tensor], Tensor]
 _PRODUCTS = ("MatMul", "Gemm")
@@ -52,6 +55,7 @@ def write(encoder: nn.Module, path: Path, facts: EncoderFacts | None = None) -> 
         )
         assert program is not None
         _strip(program.model)
+        _name_axes(program.model)
         if facts is not None:
             program.model.metadata_props[KEY] = facts_to_json(facts)
         program.save(path, external_data=False)
@@ -65,6 +69,22 @@ def _strip(model: ir.Model) -> None:
             node.doc_string = None
             for value in node.outputs:
                 value.metadata_props.clear()
+
+
+def _name_axes(model: ir.Model) -> None:
+    """Name the open axes of a graph batch and sequence. The exporter numbers them (`s34`)."""
+    (given,) = model.graph.inputs
+    names = dict(zip(_open_axes(given), AXES, strict=False))
+    found = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    for value in found:
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) in names and value.shape is not None:
+                value.shape[axis] = names[str(size)]
+
+
+def _open_axes(value: ir.Value) -> list[str]:
+    """Return the names of the axes of a value that have no fixed size."""
+    return [str(size) for size in value.shape or () if not isinstance(size, int)]
 
 
 def quantize(source: Path, target: Path, kept: Sequence[str] = ()) -> None:

@@ -1,6 +1,6 @@
 """`flexiclip export image|text`: write an encoder, compare it with the model, and put it in place together with a card.
 
-The encoder is written into a temporary folder first. Each function returns what it did, one line per item, and raises
+The encoder is written into a temporary folder first. Each function returns the files and what was measured, and raises
 Disagreement with the figures if the result does not agree with the model.
 """
 
@@ -18,7 +18,7 @@ from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.export import onnx, program
 from flexiclip.export.agreement import EXACT, INT8, Case, agreed, check, image_cases, image_inputs, measure, text_cases
-from flexiclip.export.card import model_card
+from flexiclip.export.card import Exported, model_card
 from flexiclip.export.encoder_facts import EncoderFacts, Origin, tokenizer_folder
 from flexiclip.export.encoders import ImageEncoder, TextEncoder
 from flexiclip.files import folder_aside, replace_folder, size_text
@@ -55,12 +55,13 @@ class EncoderOptions:
             raise UserError(f"--quantize {self.quantize} is done by onnxruntime: give --format onnx")
 
 
-def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]:
+def export_image(model: str, output: Path, options: EncoderOptions) -> Exported:
     """Write the image encoder of a model folder, one file per length.
 
-    The files are OUTPUT for one length, and OUTPUT-5, OUTPUT-8, ... for several. Returns what was written and measured,
-    one line per item. Raises UserError for a length that does not divide the image, before any file is written.
+    The files are OUTPUT for one length, and OUTPUT-5, OUTPUT-8, ... for several; in a folder they are named image. Raises
+    UserError for a length that does not divide the image, before any file is written.
     """
+    output = _file_of(output, "image", options.format)
     origin = Origin.open(model)
     loaded = origin.loaded
     tower = loaded.model.image_tower
@@ -68,7 +69,8 @@ def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]
     for seqhw in lengths:
         tower.grid_of(tower.image_size, seqhw)  # check every length before the first file is written
     pixels = image_inputs(loaded, options.images)
-    lines = []
+    files: list[Path] = []
+    lines: list[str] = []
     for seqhw in lengths:
         path = output if len(lengths) == 1 else output.with_name(f"{output.stem}-{seqhw}{output.suffix}")
         cases = image_cases(loaded, seqhw, options.images)
@@ -79,15 +81,16 @@ def export_image(model: str, output: Path, options: EncoderOptions) -> list[str]
         kind = "uint8 pixels" if options.normalize_inside else "normalised float32"
         what = f"image encoder at seqhw {seqhw}, input {kind} [B, 3, {height}, {width}]"
         lines += _export(origin, encoder, cases, path, options, what)
-    return lines
+        files.append(path)
+    return Exported(tuple(files), tuple(lines))
 
 
-def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
+def export_text(model: str, output: Path, options: EncoderOptions) -> Exported:
     """Write the text encoder of a model folder, and the files of its tokenizer.
 
-    The tokenizer's folder is next to OUTPUT and named after it (`tokenizer_folder`). Returns what was written and
-    measured, one line per item.
+    The tokenizer's folder is next to OUTPUT and named after it (`tokenizer_folder`). In a folder, the file is named text.
     """
+    output = _file_of(output, "text", options.format)
     origin = Origin.open(model)
     loaded = origin.loaded
     encoder = TextEncoder(loaded.model)
@@ -101,7 +104,21 @@ def export_text(model: str, output: Path, options: EncoderOptions) -> list[str]:
     with folder_aside(folder) as aside:
         loaded.tokenizer.save(aside / folder.name)
         replace_folder(aside / folder.name, folder)
-    return [*lines, f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"]
+    written = f"wrote {folder}: the tokenizer's files ({loaded.config.tokenizer.kind})"
+    return Exported((output, folder), (*lines, written))
+
+
+def _file_of(output: Path, name: str, format: str) -> Path:
+    """Return the file to write: `output`, or NAME with the format's suffix in it if it is a folder or has no suffix.
+
+    Raises UserError for another suffix, because the software that reads the files looks for this one.
+    """
+    suffix = _SUFFIXES[format]
+    if os.path.isdir(output) or not output.suffix:  # Path.is_dir may raise an error
+        return output / f"{name}{suffix}"
+    if output.suffix != suffix:
+        raise UserError(f"--output {output}: a file of --format {format} ends in {suffix}; name one, or a folder")
+    return output
 
 
 @torch.no_grad()
@@ -115,9 +132,6 @@ def _export(
     origin: Origin, encoder: ImageEncoder | TextEncoder, cases: list[Case], path: Path, options: EncoderOptions, what: str
 ) -> list[str]:
     """Write and check one encoder in a temporary folder; the file and its card appear together or not at all."""
-    if path.is_dir():
-        example = path / f"encoder{_SUFFIXES[options.format]}"
-        raise UserError(f"--output {path}: is a folder; name the file to write, for example {example}")
     with folder_aside(path) as folder:
         file = folder / f"whole{path.suffix}"
         _WRITERS[options.format](encoder, file, origin.facts(encoder, options.quantize))

@@ -5,6 +5,7 @@ The folder or file appears complete or not at all, and existing files are never 
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from flexiclip.config.schema import Size
 from flexiclip.errors import UserError
 from flexiclip.export.agreement import EXACT, check, image_cases, text_cases
-from flexiclip.export.card import model_card
+from flexiclip.export.card import Exported, model_card
 from flexiclip.export.encoder_facts import Origin
 from flexiclip.files import folder_aside, writing
 from flexiclip.formats import big_vision_writer as big_vision
@@ -29,20 +30,28 @@ _FOLDERS: dict[str, Callable[[LoadedModel, Size | None, Path], Written]] = {
     "transformers": transformers.write,
 }
 FORMATS = (*_FOLDERS, "big_vision")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def export_model(model: str, output: Path, format: str, seqhw: Size | None = None, images: str | None = None) -> list[str]:
-    """Write a model folder in another library's format, and return what was written and measured, one line per item.
+def export_model(
+    model: str, output: Path, format: str, seqhw: Size | None = None, images: str | None = None, hub: str | None = None
+) -> Exported:
+    """Write a model folder in another library's format.
 
     `seqhw` is the length that the result is fixed to; the default is the model's own. It does not apply to big_vision,
-    whose file keeps all lengths. `images` is a folder or shards to compare on. Raises UserError with the reason if the
-    format cannot express the model, and Disagreement if the other library computes something else.
+    whose file keeps all lengths. `images` is a folder or shards to compare on. `hub` is the repository ORG/REPO that an
+    open_clip folder will be uploaded to; its files then name the repository, and no longer their path. Raises UserError
+    with the reason if the format cannot express the model, and Disagreement if the other library computes something else.
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: a model is written as one of {', '.join(FORMATS)}")
     for option, value in (("--images", images), ("--seqhw", seqhw)):
         if format == "big_vision" and value is not None:
             raise UserError(f"{option} has no meaning for --format big_vision: it keeps the base kernel, and so every length")
+    if hub is not None and format != "open_clip":
+        raise UserError(f"--hub has no meaning for --format {format}: its files name no place, so upload them as they are")
+    if hub is not None and not _REPOSITORY.fullmatch(hub):
+        raise UserError(f"--hub {hub}: write ORG/REPO, the name of a repository on the Hugging Face hub")
     origin = Origin.open(model)
     loaded = origin.loaded
     if loaded.config.model.image.flexible == "stride":
@@ -51,10 +60,10 @@ def export_model(model: str, output: Path, format: str, seqhw: Size | None = Non
         return _file(origin, output)
     tower = loaded.model.image_tower
     grid = tower.grid_of(tower.image_size, seqhw)
-    return _folder(origin, output, format, grid, images)
+    return _folder(origin, output, format, grid, images, hub)
 
 
-def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], images: str | None) -> list[str]:
+def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], images: str | None, hub: str | None) -> Exported:
     """Write the model as a folder, compare it, and add the card. The folder is removed if anything fails."""
     loaded = origin.loaded
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -64,6 +73,8 @@ def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], im
     try:
         with writing(f"--output {output}"), quiet():
             written = _FOLDERS[format](loaded, grid, output)
+        if hub is not None:
+            written = open_clip.name_on_hub(written, output, hub)
         side = grid[0] if grid[0] == grid[1] else grid
         account = [f"{output}: {format} model at seqhw {side}", *written.notes]
         if written.encode_image is not None:
@@ -77,10 +88,10 @@ def _folder(origin: Origin, output: Path, format: str, grid: tuple[int, int], im
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
         raise
-    return account
+    return Exported((output,), tuple(account))
 
 
-def _file(origin: Origin, output: Path) -> list[str]:
+def _file(origin: Origin, output: Path) -> Exported:
     """Write the model as big_vision's single file, with the card next to it."""
     if output.suffix != ".npz":
         raise UserError(f"--output {output}: big_vision's format is one file, name it .npz")
@@ -93,4 +104,4 @@ def _file(origin: Origin, output: Path) -> list[str]:
         card.write_text(model_card(origin, output.name, written.usage, account), encoding="utf-8")
         card.replace(output.with_suffix(".md"))
         file.replace(output)
-    return account
+    return Exported((output,), tuple(account))

@@ -4,20 +4,26 @@
 
 open_clip's own ViT has a class token, an optional norm before the blocks, and a projection without bias. An image tower
 with another pool is written through timm: by the name of an architecture if timm has one of the same shape, and otherwise
-as a folder `image_tower` with timm's config.json.
+as timm's settings in config.json.
 
 The text tower may be our own transformer if its mask is one that open_clip has (causal or none), one of open_clip's own
-text towers, or a Hugging Face encoder of a kind that open_clip wraps.
+text towers, or a Hugging Face encoder of a kind that open_clip wraps, whose settings are in config.json too.
+
+open_clip looks config.json up under the names in PLACES, which are not relative to the folder. They are its absolute path,
+until `name_on_hub` replaces them by the name of a repository on the Hugging Face hub.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from flexiclip.config import TextTowerConfig
 from flexiclip.config.schema import Size, pair
+from flexiclip.files import read_json
 from flexiclip.formats import timm_writer as timm
 from flexiclip.formats.imported import one_side
 from flexiclip.formats.layouts import OPEN_CLIP_IMAGE, OPEN_CLIP_TEXT, set_rows, write_layout
@@ -44,6 +50,10 @@ from flexiclip.models.text.open_clip import OpenClipText
 
 Settings = dict[str, object]
 FORMAT = "open_clip"
+CONFIG = timm.CONFIG
+PLACES = ("vision_cfg.timm_model_name", "text_cfg.hf_model_name", "text_cfg.hf_tokenizer_name")
+"""The settings of open_clip_config.json, below model_cfg, that name the place of config.json and of the tokenizer's files."""
+
 _POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 
 
@@ -77,10 +87,39 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     write_weights(folder / "open_clip_model.safetensors", state)
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     model.load_state_dict(state, strict=True)
-    usage = f'```python\nmodel, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")\n```'
-    if not native and str(folder.resolve()) in str(vision_cfg):
-        notes = (*notes, "the config names the folder image_tower by its absolute path: change timm_model_name when you move it")
-    return Written(usage, model.encode_image, model.encode_text, notes)
+    if places := places_of(folder):
+        names = " and ".join(f"model_cfg.{place}" for place in places)
+        fix = "change that when you move the folder, or export with --hub ORG/REPO"
+        notes = (*notes, f"{OPEN_CLIP_CONFIG} names this folder by its path in {names}: {fix}")
+    return Written(usage_of(f"local-dir:{folder.name}"), model.encode_image, model.encode_text, notes)
+
+
+def usage_of(name: str) -> str:
+    """Return how open_clip opens the model of that name, as Markdown."""
+    return f'```python\nmodel, preprocess = open_clip.create_model_from_pretrained("{name}")\n```'
+
+
+def places_of(folder: Path) -> list[str]:
+    """Return those of PLACES in which a written folder names itself."""
+    own = str(folder.resolve())
+    return [place for place in PLACES if _setting(read_json(folder / OPEN_CLIP_CONFIG), place).removeprefix("local-dir:") == own]
+
+
+def name_on_hub(written: Written, folder: Path, repository: str) -> Written:
+    """Replace the folder's path by the name of the repository that the folder will be uploaded to: ORG/REPO."""
+    described: dict[str, Any] = read_json(folder / OPEN_CLIP_CONFIG)
+    for place in places_of(folder):
+        section, key = place.split(".")
+        described["model_cfg"][section][key] = f"hf-hub:{repository}" if key == "timm_model_name" else repository
+    write_json(folder / OPEN_CLIP_CONFIG, described)
+    others = [note for note in written.notes if not note.startswith(OPEN_CLIP_CONFIG)]
+    notes = (*others, f"upload the folder to {repository}, which its files name: `hf upload {repository} {folder}`")
+    return replace(written, usage=usage_of(f"hf-hub:{repository}"), notes=notes)
+
+
+def _setting(described: dict[str, Any], place: str) -> str:
+    section, key = place.split(".")
+    return str(described["model_cfg"][section].get(key, ""))
 
 
 def _native(loaded: LoadedModel, tower: FlexiViT) -> tuple[Settings, State]:
@@ -107,10 +146,9 @@ def _through_timm(loaded: LoadedModel, tower: FlexiViT, folder: Path) -> tuple[S
     config, projection = tower.config, loaded.model.image_projection
     name = timm.registered_name(tower)
     if name is None:
-        place = folder / "image_tower"
-        place.mkdir()
-        timm.write_config(tower, loaded, 0, place)
-        name = f"local-dir:{place.resolve()}"
+        text = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}  # of a Hugging Face encoder; no key is in both
+        write_json(folder / CONFIG, text | timm.config_of(tower, loaded, 0))
+        name = f"local-dir:{folder.resolve()}"
     linear = isinstance(projection, nn.Linear)
     settings: Settings = {
         "image_size": one_side(*tower.image_size),

@@ -80,7 +80,7 @@ def read_model(source: ModelSource) -> LoadedModel:
     except UserError as error:
         if " --" not in str(error):
             raise
-        raise UserError(f"{error}; that is an option of `flexiclip import`: evaluate the folder that it writes") from None
+        raise UserError(f"{error}; that is an option of `flexiclip import`: give the folder that it writes") from None
 
 
 def build_imported(imported: Imported, where: str) -> LoadedModel:

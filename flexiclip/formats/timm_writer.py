@@ -37,6 +37,7 @@ from flexiclip.models.flexivit import FlexiViT
 from flexiclip.models.transformer import ACTIVATIONS
 
 _EPSILONS = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}  # architectures whose norms have this epsilon
+CONFIG = "config.json"
 POOLS = {"tok": "token", "gap": "avg", "map": "map"}
 
 
@@ -53,7 +54,7 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     if has_head:
         state["head.weight"] = projection_weight(projection, tower.width)
         state["head.bias"] = projection_bias(projection, outputs)
-    write_config(tower, loaded, outputs, folder)
+    write_json(folder / CONFIG, config_of(tower, loaded, outputs))
     write_weights(folder / "model.safetensors", state)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     model.load_state_dict(state, strict=True)  # timm's own loading skips tensors that do not fit
@@ -62,8 +63,8 @@ def write(loaded: LoadedModel, seqhw: Size | None, folder: Path) -> Written:
     return Written(usage, model, None)
 
 
-def write_config(tower: FlexiViT, loaded: LoadedModel, outputs: int, folder: Path) -> None:
-    """Write timm's config.json for a baked tower. `outputs` is the number of outputs of the classifier, or 0 without one."""
+def config_of(tower: FlexiViT, loaded: LoadedModel, outputs: int) -> dict[str, object]:
+    """Return timm's config.json for a baked tower. `outputs` is the number of outputs of the classifier, or 0 without one."""
     config = tower.config
     if config.norm_eps not in _EPSILONS:
         raise refuse("timm", f"norm_eps={config.norm_eps}, and timm's architectures have {' or '.join(map(str, _EPSILONS))}")
@@ -93,7 +94,7 @@ def write_config(tower: FlexiViT, loaded: LoadedModel, outputs: int, folder: Pat
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
-    described = {
+    return {
         "architecture": _EPSILONS[config.norm_eps],
         "num_classes": outputs,
         "num_features": width,
@@ -101,7 +102,6 @@ def write_config(tower: FlexiViT, loaded: LoadedModel, outputs: int, folder: Pat
         "model_args": arguments,
         "pretrained_cfg": pretrained,
     }
-    write_json(folder / "config.json", described)
 
 
 def tower_state(tower: FlexiViT) -> State:

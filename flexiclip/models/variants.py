@@ -48,7 +48,10 @@ def shape_of(config: ImageTowerConfig | TextTowerConfig, where: str) -> Shape:
     width = config.width or (base.width if base else None)
     depth = config.depth or (base.depth if base else None)
     if width is None or depth is None:
-        raise UserError(f"{where} has no size: give {where}.variant ({', '.join(VARIANTS)}) or {where}.width, depth and heads")
+        raise UserError(
+            f"{where} has no size: give {where}.variant ({', '.join(VARIANTS)}) or {where}.width, depth and heads, "
+            "or start from a model with init=MODEL"
+        )
     own_width = base is not None and width == base.width
     heads = config.heads or (base.heads if base and own_width else max(1, width // HEAD_WIDTH))
     if width % heads:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -84,7 +86,7 @@ def _this_machine(ranks: int) -> Device:
         name="cpu",
         bf16_flops=_matmul_flops(torch.bfloat16) / ranks,
         fp32_flops=_matmul_flops(torch.float32) / ranks,
-        memory=_memory() / ranks,
+        memory=machine_memory() / ranks,
         memory_bandwidth=bandwidth / ranks,
         node_link=bandwidth / ranks,
         network_link=1.25 * GB / ranks,
@@ -94,9 +96,16 @@ def _this_machine(ranks: int) -> Device:
     )
 
 
-def _memory() -> int:
-    """Return the memory of this machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def machine_memory() -> int:
+    """Return the memory of this machine in bytes, or that of the container if it has less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _LIMITS:
+        with suppress(OSError, ValueError):  # there is no such file, or it says `max`
+            found.append(int(Path(path).read_text()))
+    return min(found)
 
 
 def _matmul_flops(dtype: torch.dtype, side: int = 768) -> float:

@@ -65,11 +65,27 @@ def make_plan(config: Config, cluster: Cluster, samples: int | None = None) -> P
     )
 
 
-def _check(config: Config, cluster: Cluster) -> None:
+def peak_memory(config: Config, world: int, samples: int | None = None) -> Memory:
+    """Return the peak memory of a rank, at the length that takes most. train.precision must be fp32 or bf16.
+
+    Raises UserError if the recipe cannot be planned.
+    """
+    _check_objective(config)
+    model, engine = build(config, samples), Engine.of(config.engine, world)
+    micro = micro_batches(config.train, model.pair_tokens, world)
+    found = [step_memory(model, engine, s, micro(s), config.train.activation_checkpointing) for s in config.patch.all_seqhw]
+    return max(found, key=lambda memory: memory.peak)
+
+
+def _check_objective(config: Config) -> None:
     if config.objective != "contrastive":
         raise UserError(
             f"objective={config.objective}: a plan knows contrastive training alone; of other runs, metrics.jsonl has tflops"
         )
+
+
+def _check(config: Config, cluster: Cluster) -> None:
+    _check_objective(config)
     batch, world = config.train.global_batch_size, cluster.world
     if batch % world:
         below, above = batch // world * world, (batch // world + 1) * world

@@ -13,7 +13,28 @@
     ranks.py              the processes of a run and their context; heartbeat.py notices lost ones, signals.py handles Ctrl-C and
                           SIGTERM
     feed.py               waiting for batches, with a time limit
-    logs.py               the log files and the progress display; nonfinite.py handles steps with a NaN or Inf
+    banner.py             the lines at the start of a run
+    logs.py               the log files and the progress display; eval_table.py shows the evaluation inside a run
+    nonfinite.py          steps with a NaN or Inf
 
-The command is `flexiclip train RECIPE [key=value ...]`, also under torchrun or deepspeed.
+The command is `flexiclip train RECIPE [key=value ...]`, also under torchrun or deepspeed. In Python it is
+`flexiclip.train(RECIPE, OVERRIDES)`: this package can be called, because a function cannot have its name.
 """
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Package(ModuleType):
+    """A package that is also the function `train` of commands.py, which imports this package and is found by its name."""
+
+    def __call__(self, recipe: Any, overrides: Any = ()) -> Any:
+        """Train a recipe. See flexiclip.commands.train."""
+        return importlib.import_module("flexiclip.commands").train(recipe, overrides)
+
+
+sys.modules[__name__].__class__ = _Package

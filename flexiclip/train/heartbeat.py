@@ -36,6 +36,9 @@ JOIN_S = 600.0
 GRACE_S = 10
 """Seconds that a rank has to end by itself after it hears of a loss, for example to finish a file. Then its process is ended."""
 
+SAME_MISTAKE_S = 3.0
+"""Seconds within which rank 0 finds a mistake that another rank has found, if it is not of that rank alone."""
+
 _FAREWELL_S = 1.0
 _KEY = "flexiclip/heartbeat"
 _NETWORK = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|c10d", re.IGNORECASE)
@@ -83,11 +86,24 @@ class Heartbeat:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher may send it, but this rank first reports why it leaves
         caused = self._lies_behind(error)
         self._told = True
+        self._compare(error)
         # Only the message is left to print. The alarm ends the process if something, perhaps a library's thread, hangs meanwhile.
         signal.alarm(GRACE_S)
         self._leave({"lost": f"{self.name} left: {_in_one_line(error)}", "stopped": isinstance(error, Stopped)})
         if caused:
-            raise (Stopped() if self._stopped else RunError(str(self.loss))) from None
+            lost = Stopped() if self._stopped else RunError(str(self.loss))
+            if isinstance(lost, RunError):
+                lost.told = False
+            raise lost from None
+
+    def _compare(self, error: BaseException) -> None:
+        """Note whether rank 0 leaves with the same message, as with a mistake in the recipe, which every rank finds."""
+        if not isinstance(error, (UserError, RunError)):
+            return
+        error.told = False
+        if self.rank > 0 and self.loss is None:
+            self._known.wait(SAME_MISTAKE_S)
+            error.told = self.loss is not None and self.loss.startswith("rank 0 ") and self.loss.endswith(f" left: {error}")
 
     def say_stopped(self) -> None:
         """Tell the other ranks that a signal stops this rank. May be called from any thread.

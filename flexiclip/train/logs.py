@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 GRACE = 8
 """A run never ends with fewer unusable samples than this, because the first batch of a good data set may contain a few."""
 
+_ECHO = 4
+"""Columns that the panel leaves free. A terminal writes ^C at its end. If that began a new line, the panel's top would stay."""
+
 _REASONS = 3  # most reasons that a message lists
 
 
@@ -135,13 +138,15 @@ class Metrics:
         self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Write a row to metrics.jsonl and TensorBoard, where each length has a curve of its loss.
+        """Write a row to metrics.jsonl and TensorBoard, where each length has a curve of its loss and the scale is a factor.
 
         row["step"] counts finished steps. A number that is not finite (in a skipped step) is written as null, because JSON has
         no notation for it.
         """
         self.lines.write({name: value if math.isfinite(value) else None for name, value in row.items()})
         curves = {name: value for name, value in row.items() if name not in ("step", "seqhw")}
+        if "logit_scale" in row:
+            curves["logit_scale"] = math.exp(row["logit_scale"])  # people read it as a factor, as the recipe gives it
         curves[f"loss_at_seqhw/{row['seqhw']}"] = row["loss"]
         self._draw(int(row["step"]), curves)
 
@@ -235,9 +240,10 @@ class Progress:
         if self._live is not None:
             from rich.panel import Panel
 
-            scale = f"logit scale {row['logit_scale']:.3f}  " if "logit_scale" in row else ""
+            scale = f"logit scale {math.exp(row['logit_scale']):.2f}  " if "logit_scale" in row else ""
             lengths = "  ".join(f"{s}: {loss:.2f}" for s, loss in sorted(self.by_length.items()))
-            self._live.update(Panel(f"{line}\n{scale}loss at seqhw  {lengths}", title=step))
+            width = max(20, self._live.console.width - _ECHO)
+            self._live.update(Panel(f"{line}\n{scale}loss at seqhw  {lengths}", title=step, width=width))
         elif self.main:
             print(f"{step}  {line}", file=sys.stderr, flush=True)
 

@@ -19,7 +19,7 @@ from flexiclip.data.samples import Labels
 from flexiclip.data.tokenizers import train_sentencepiece
 from flexiclip.errors import UserError
 from flexiclip.files import clear_left, write_whole, writing
-from flexiclip.model_folder import LoadedModel, build_model, load_strictly
+from flexiclip.model_folder import LoadedModel, OpenModel, build_model, load_strictly
 from flexiclip.models.flops import image_model_flops, pair_flops, text_cost
 from flexiclip.models.text import TextTower
 from flexiclip.schedules import RunSchedule, keeps_text_features, micro_batches, pair_tokens
@@ -128,10 +128,11 @@ def flops_so_far(checkpoint: Checkpoint | None, step_flops: Callable[[int], int]
     return sum(map(step_flops, range(checkpoint.step))) if kept is None else kept
 
 
-def set_up(config: Config, ranks: Ranks, lock: RunLock, evaluates: bool) -> Run:
+def set_up(config: Config, ranks: Ranks, lock: RunLock, evaluates: bool, open_model: OpenModel | None = None) -> Run:
     """Build a new run, or one that goes on from a checkpoint. Collective. Raises UserError if the recipe or its files are wrong.
 
     lock: keeps other processes out of the run's folder and checkpoints. evaluates: whether the run evaluates its model.
+    open_model: opens the models of other libraries that `init` names.
     """
     check_one_recipe(config, ranks)
     if config.train.global_batch_size % ranks.world:
@@ -158,7 +159,7 @@ def set_up(config: Config, ranks: Ranks, lock: RunLock, evaluates: bool) -> Run:
     tokenizer = config.tokenizer
     if config.model.text is not None:
         tokenizer = _tokenizer(tokenizer, config.data, context, checkpoint)
-    loaded = build_model(replace(config, tokenizer=tokenizer))
+    loaded = build_model(replace(config, tokenizer=tokenizer), open_model=open_model)
     _begin(loaded, checkpoint, order, ranks)
     step_flops = step_flops_of(loaded.config, schedule, loaded.model.text_tower)
     loaded.model.to(ranks.device).train()

@@ -16,10 +16,12 @@ from collections.abc import Callable
 from flexiclip.config import Config, to_dict
 from flexiclip.data.batch import Batch
 from flexiclip.errors import RunError, UserError
-from flexiclip.model_folder import LoadedModel, is_model_folder, save_model
+from flexiclip.model_folder import LoadedModel, OpenModel, is_model_folder, save_model
 from flexiclip.schedules import TERA
+from flexiclip.train.banner import EstimateMemory, banner
 from flexiclip.train.checkpoint import Facts, Snapshot
 from flexiclip.train.checkpoint_writer import CheckpointWriter
+from flexiclip.train.eval_table import evaluation_table
 from flexiclip.train.feed import STALLS_BEFORE_GIVING_UP, Feed
 from flexiclip.train.logs import BadShare, Metrics, Progress
 from flexiclip.train.objectives import Inputs
@@ -169,7 +171,7 @@ class Recorder:
         self.run.loaded.model.train()
         if self.metrics is not None:
             self.metrics.log_evaluation(self.run.step, values)
-        self.say("  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        self.say(evaluation_table(self.run.step, values))
 
     def _name_damaged(self) -> None:
         damaged = self.run.sources.damaged if self.run.sources is not None else ()
@@ -197,10 +199,17 @@ class Recorder:
         return row | {"images_per_s": batch / step_s, "data_s": data_s, "step_s": step_s}
 
 
-def train(config: Config, evaluators: Evaluators | None = None) -> bool:
+def train(
+    config: Config,
+    evaluators: Evaluators | None = None,
+    *,
+    open_model: OpenModel | None = None,
+    estimate: EstimateMemory | None = None,
+) -> bool:
     """Train a recipe to its end, or until SIGINT or SIGTERM, after which the run saves and stops. Returns whether it is complete.
 
-    evaluators: model -> metrics, called on every rank. Raises UserError and RunError.
+    evaluators: model -> metrics, called on every rank. open_model: opens the models of other libraries that `init` names.
+    estimate: the memory that the recipe needs, for the lines at the start. Raises UserError and RunError.
     """
     group, longest_wait_s = config.engine.kind == "deepspeed", (STALLS_BEFORE_GIVING_UP + 1) * config.data.stall_s
     try:
@@ -209,7 +218,7 @@ def train(config: Config, evaluators: Evaluators | None = None) -> bool:
             joined_ranks(group, config.train.threads, config.train.rank_timeout_s, longest_wait_s, stop) as ranks,
             RunLock() as lock,
         ):
-            run = set_up(config, ranks, lock, evaluators is not None)
+            run = set_up(config, ranks, lock, evaluators is not None, open_model)
             stop.defer()
             folder, steps = run.context.folder, run.schedule.horizon.steps
             if run.step > steps:
@@ -220,8 +229,10 @@ def train(config: Config, evaluators: Evaluators | None = None) -> bool:
             if run.step == steps:
                 with Recorder(run, evaluators) as recorder:
                     recorder.complete()
-                ranks.say(f"{folder} is complete at step {run.step}: nothing to train")
+                ranks.say(f"{folder} is complete at step {run.step}: nothing to train; a larger train.steps makes it longer")
                 return True
+            if ranks.main:
+                ranks.say("\n".join(banner(run, estimate)))
             with Recorder(run, evaluators) as recorder, Feed(run.batches(), ranks.rank, config.data.stall_s, stop) as feed:
                 _loop(run, recorder, feed, stop)
     except Stopped as stopped:

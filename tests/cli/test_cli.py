@@ -77,7 +77,7 @@ WORDS = "tokenizer.path=run/tokenizer.model"
 MISTAKES = {
     "": "the following arguments are required: COMMAND",
     "frobnicate": "invalid choice: 'frobnicate'",
-    "train": "the following arguments are required: recipe",
+    "train": "the following arguments are required: recipe; see flexiclip train",
     "data check": "the following arguments are required: shards",
     "eval run": "the following arguments are required: --suite",
     "explain train.stepps": "unknown key 'train.stepps': did you mean train.steps?",
@@ -122,7 +122,13 @@ MISTAKES = {
     "eval run --suite openmoji --device gpu": "--device gpu: torch has none such (",
     "eval run --suite openmoji --output picture.png": "--output picture.png: cannot write there",
     "plan debug --device cpu train.steps=5": "train.steps=5 (write key=value before the options)",
-    "export image run --output empty": "--output empty: is a folder; name the file to write, for example empty/encoder.onnx",
+    "train debug --data.train=x": "(a key of the recipe has no dashes: write data.train=x)",
+    "train debug --data.train x.tar": "(a key of the recipe has no dashes: write data.train=x.tar)",
+    "plan debug --device cpu --seed=3": "(a key of the recipe has no dashes: write seed=3)",
+    "plan debug --device cpu --gpuss=x": "unrecognized arguments: --gpuss=x; see flexiclip",
+    "export image run --output image.pt": "--output image.pt: a file of --format onnx ends in .onnx; name one, or a folder",
+    "export model run --format timm --output out --hub a/b": "--hub has no meaning for --format timm",
+    "export model run --format open_clip --output out --hub b": "--hub b: write ORG/REPO",
     "export image run --images broken --output image.onnx": "image file is truncated; name images that decode",
     "export image open_clip:nonesuch/openai --output image.onnx": "nonesuch",
     "export model run --format big_vision --images empty --output m.npz": "--images has no meaning for --format big_vision",
@@ -150,14 +156,22 @@ def test_a_real_process_says_it_alike(place: Path) -> None:
     assert ran.stdout == ""
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_said_once_a_rank(place: Path) -> None:
-    """torchrun adds its own account of the failed ranks; ours stays a line each, without a traceback."""
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.global_batch_size=5", "train.global_batch_size=5 does not divide by the 2 ranks"),  # after the ranks have met
+        ("train.stepps=5", "unknown key 'train.stepps': did you mean 'steps'?"),  # before they do
+    ],
+)
+def test_a_mistake_of_all_ranks_is_one_line(place: Path, override: str, line: str) -> None:
+    """torchrun adds its own account of the failed ranks; ours is a line of rank 0, without a traceback."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flexiclip"]
-    command = [*torchrun, "train", *small(place, "train.global_batch_size=5"), "run_dir=odd"]
+    command = [*torchrun, "train", *small(place, override), "run_dir=odd"]
     ran = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode != 0
-    said = [line for line in ran.stderr.splitlines() if "flexiclip: train.global_batch_size=5 does not divide" in line]
-    assert 1 <= len(said) <= 2, ran.stderr  # the first to fail may take the other down before it speaks
+    said = [each for each in ran.stderr.splitlines() if each.startswith("flexiclip: ")]
+    assert len(said) == 1, ran.stderr
+    assert said[0].startswith(f"flexiclip: {line}")
     assert "UserError" not in ran.stderr
     assert "exitcode  : 2" in ran.stderr
     assert not (place / "odd").exists()

@@ -157,7 +157,7 @@ def test_a_stopped_run_gives_the_code_that_is_asked_for(stopped: bool, code: int
     from flexiclip.train import trainer as loop
 
     seen: list[Config] = []
-    monkeypatch.setattr(loop, "train", lambda config, evaluators: seen.append(config) or not stopped)
+    monkeypatch.setattr(loop, "train", lambda config, evaluators, **_: seen.append(config) or not stopped)
     monkeypatch.setenv("FLEXICLIP_STOPPED_CODE", "75")
     assert main(["train", "debug", "seed=9"]) == code
     monkeypatch.delenv("FLEXICLIP_STOPPED_CODE")

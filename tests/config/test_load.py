@@ -150,6 +150,18 @@ def test_base_may_name_an_installed_recipe(tmp_path):
     assert load(write(tmp_path, "base: debug\nseed: 11\n")) == load("debug", ["seed=11"])
 
 
+def test_base_may_be_the_config_of_a_model_folder(tmp_path):
+    """What it has beside a recipe is left out, and the tokenizer is the folder's own, wherever the training found it."""
+    model = tmp_path / "model"
+    (model / "tokenizer").mkdir(parents=True)
+    config = "seed: 4\ntokenizer: {kind: sentencepiece, path: /gone/words.model}\nprovenance: {step: 9, format: 1}\n"
+    write(model, config, "config.yaml")
+    loaded = load(write(tmp_path, "base: model/config.yaml\nrun_dir: runs/more\n"))
+    assert (loaded.seed, loaded.run_dir, loaded.tokenizer.path) == (4, "runs/more", str(model / "tokenizer"))
+    assert load(model / "config.yaml").seed == 4
+    assert "unknown key 'provenance'" in refused(write(tmp_path, "provenance: {step: 9}\n"))
+
+
 def test_only_a_recipe_file_may_allow_the_shell(tmp_path):
     """The file itself or the one that its `base` names, whatever the command line says besides."""
     allows = write(tmp_path, "data: {allow_shell: true}\n", "allows.yaml")

@@ -43,7 +43,15 @@ def test_expansion_is_sorted_and_unique(tmp_path: Path) -> None:
         ("t-{0..99999999999}.tar", r"its ranges name more than 1,000,000 shards"),
         ("t-{0..1000000}.tar", r"its ranges name more than 1,000,000 shards"),
         ("gone-{0..1}.tar", r"shard .*gone-0\.tar: no such file"),
-        ("gone-*.tar", r"gone-\*\.tar: the pattern matches no file"),
+        ("gone-*.tar", r"gone-\*\.tar: the pattern matches no file \(working folder .*\)$"),
+        (
+            "data/openmoji/train-*.tar",
+            r"; `flexiclip data openmoji --output data/openmoji` builds them, or set FLEXICLIP_DATA to",
+        ),
+        (
+            "data/noto/heldout-0000.tar",
+            r"no such file; `flexiclip data noto --output data/noto` builds them, or set FLEXICLIP_DATA",
+        ),
         (".", "a folder: name its shards"),
         ("memory://nowhere/*.tar", r"memory://nowhere/\*\.tar: the pattern matches nothing"),
         ("pipe:cat x.tar", "data.allow_shell: true"),

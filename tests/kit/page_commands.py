@@ -14,7 +14,7 @@ from flexiclip_eval.suites.load import load_suite
 from flexiclip import cli
 from kit.pages import PLACEHOLDER, ROOT, check_recipe, files_of, schema_keys
 
-NOT_OURS = {"apt", "git", "head", "ip", "kubectl", "ls", "npm", "sbatch", "source", "tail", "tensorboard"}
+NOT_OURS = {"apt", "git", "head", "hf", "ip", "kubectl", "ls", "npm", "sbatch", "source", "tail", "tensorboard"}
 """Programs of others, which are not looked into; `sbatch` and `kubectl` name a file of ours, which is looked for."""
 
 

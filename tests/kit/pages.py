@@ -75,8 +75,9 @@ def inline_code(page: Path) -> list[str]:
 
 
 def files_of(page: Path) -> dict[str, Block]:
-    """The blocks of a page that are files, by their names."""
-    return {block.title: block for block in blocks(page) if block.title}
+    """The blocks of a page that are files, by their names. Tutorials go on where others ended, so each has the files of all."""
+    pages = [*sorted(page.parent.glob("*.md")), page] if page.parent.name == "tutorials" else [page]
+    return {block.title: block for each in pages for block in blocks(each) if block.title}
 
 
 def schema_keys() -> dict[str, Any]:

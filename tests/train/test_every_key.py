@@ -52,6 +52,7 @@ HERE: dict[str, Callable[..., None]] = {
 """Key -> the test that shows its effect."""
 
 ELSEWHERE = {
+    "init": "formats/test_initial.py",
     "model.logit_scale_max": "train/test_deepspeed.py",
     "model.text.kind": "models/text/test_huggingface.py",
     "model.text.name": "models/text/test_huggingface.py",

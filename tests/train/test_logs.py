@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,11 +69,12 @@ def test_metrics_name_each_bad_sample_once_over_all_starts(tmp_path: Path) -> No
 
 def test_metrics_draw_each_length_and_write_what_is_not_finite_as_null(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, 0, log_samples=True)
-    metrics.log({"step": 1, "seqhw": 4, "loss": 2.5, "grad_norm": 1.0})
+    metrics.log({"step": 1, "seqhw": 4, "loss": 2.5, "grad_norm": 1.0, "logit_scale": math.log(12.5)})
     metrics.log({"step": 2, "seqhw": 6, "loss": math.nan, "grad_norm": math.inf})
     metrics.log_samples(1, 4, ["a.tar/s1"])
     metrics.log_evaluation(2, {"toy/recall@5": 0.25})
     metrics.close()
+    assert read_lines(tmp_path / "metrics.jsonl")[0]["logit_scale"] == math.log(12.5), "the file keeps the logarithm"
     assert read_lines(tmp_path / "metrics.jsonl")[1] == {"step": 2, "seqhw": 6, "loss": None, "grad_norm": None}
     assert json.loads((tmp_path / "samples.jsonl").read_text()) == {"step": 1, "seqhw": 4, "samples": ["a.tar/s1"]}
     assert read_lines(tmp_path / "eval.jsonl") == [{"step": 2, "toy/recall@5": 0.25}]
@@ -73,6 +83,7 @@ def test_metrics_draw_each_length_and_write_what_is_not_finite_as_null(tmp_path:
     board.Reload()
     drawn = {name: [(event.step, event.value) for event in board.Scalars(name)] for name in board.Tags()["scalars"]}
     loss = [(1, 2.5)]
+    assert drawn.pop("logit_scale") == [(1, pytest.approx(12.5))], "people read a factor"
     assert drawn == {"loss": loss, "loss_at_seqhw/4": loss, "grad_norm": [(1, 1.0)], "toy/recall@5": [(2, 0.25)]}
 
 
@@ -104,6 +115,73 @@ def test_progress_is_silent_but_on_the_main_rank(capsys: pytest.CaptureFixture[s
         progress.show(ROW)
         progress.close()
         assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def screen(output: str, columns: int) -> list[str]:
+    """The lines that a terminal of that width shows after this output."""
+    cells: dict[tuple[int, int], str] = {}
+    row = column = 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|.|\n|\r", output):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+        elif part.startswith("\x1b["):
+            if part.endswith("A"):
+                row -= int(part[2:-1] or 1)
+            elif part.endswith("K"):
+                cells = {at: text for at, text in cells.items() if at[0] != row}
+        else:
+            if column == columns:
+                row, column = row + 1, 0
+            cells[row, column] = part
+            column += 1
+    last = max((at[0] for at in cells), default=-1)
+    return ["".join(cells.get((line, at), " ") for at in range(columns)).rstrip() for line in range(last + 1)]
+
+
+SHOWN = """
+import sys
+from flexiclip.train.logs import Progress
+progress = Progress(375, 0, True)
+for step in (60, 70):
+    row = {"step": step, "loss": 2.5, "seqhw": 4, "lr": 1e-3, "logit_scale": 2.0}
+    row |= {"images_per_s": 9.0, "data_s": 0.1, "step_s": 1.0}
+    progress.seen(4, 2.5)
+    progress.show(row)
+    progress._live.refresh()
+sys.stderr.write("\\x1e")
+sys.stderr.flush()
+sys.stdin.readline()
+progress.say("stopped by a signal at step 70")
+progress.show({**row, "step": 71})
+progress.close()
+"""
+
+
+def test_the_panel_leaves_no_piece_behind_after_ctrl_c() -> None:
+    """On a terminal of 80 columns, which echoes ^C behind the panel's last line; the scale is shown as a factor."""
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1", "COLUMNS": "80", "LINES": "24"}
+    shown = [sys.executable, "-c", SHOWN]
+    process = subprocess.Popen(shown, stdin=subprocess.PIPE, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    assert process.stdin is not None
+    output, typed = "", False
+    with suppress(OSError):  # the process has closed its side
+        while data := os.read(main, 1 << 16):
+            output += data.decode()
+            if "\x1e" in output and not typed:
+                typed = True
+                output += "^C"  # the echo of the terminal, which stands where the panel ended
+                process.stdin.write(b"\n")
+                process.stdin.close()
+    assert process.wait(60) == 0
+    lines = screen(output.replace("\x1e", ""), 80)
+    assert sum("step 7" in line and "╭" in line for line in lines) == 1, "\n".join(lines)
+    assert any(line.startswith("stopped by a signal at step 70") for line in lines)
+    assert "logit scale 7.39" in output, "e to the power of 2"
 
 
 def bad(count: int, reason: str = "no image: none of jpg", shard: str = "a.tar") -> list[dict[str, str]]:

@@ -67,6 +67,12 @@ class Config:
         "Seed of every random choice: initial weights, order of the samples, captions, crops and sequence lengths. "
         "From 0 to 2^64 - 1.",
     )
+    init: str | None = key(
+        None,
+        "Model to start from: a model folder, a run folder, or a model of open_clip, transformers, timm or big_vision. It fills "
+        "in model with the preprocessing and the scale of the loss, tokenizer, loss.kind and patch.seqhw. Other keys of the "
+        "recipe replace what is filled in. null: nothing is filled in.",
+    )
     objective: Literal["contrastive", "classification", "distillation"] = key(
         "contrastive",
         "What is learned: to match images with captions (contrastive), to sort images into classes (classification), or to "

@@ -18,8 +18,12 @@ from flexiclip.data.tokenizers.foreign import ClipTokenizer, HuggingFaceTokenize
 from flexiclip.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from flexiclip.errors import UserError
 from flexiclip.libraries import short_reason
+from flexiclip.model_source import is_model_folder
 
-__all__ = ["AbsentTokenizer", "Tokenizer", "build_tokenizer", "load_tokenizer", "train_sentencepiece"]
+FOLDER = "tokenizer"
+"""The folder of a tokenizer in a model folder."""
+
+__all__ = ["FOLDER", "AbsentTokenizer", "Tokenizer", "build_tokenizer", "load_tokenizer", "train_sentencepiece"]
 
 _KINDS: dict[str, type[Tokenizer]] = {
     "sentencepiece": SentencePieceTokenizer,
@@ -30,8 +34,13 @@ _KINDS: dict[str, type[Tokenizer]] = {
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """Return the tokenizer that a recipe names. Raises UserError if its files cannot be found or read."""
-    kind = _KINDS[config.kind]
+    """Return the tokenizer that a recipe names. Raises UserError if its files cannot be found or read.
+
+    `config.path` may be the folder `tokenizer` of a model folder, for every kind.
+    """
+    kind, folder = _KINDS[config.kind], Path(config.path or "")
+    if folder.name == FOLDER and is_model_folder(folder.parent):
+        return kind(config, read_files(folder))
     return kind(config, kind.collect(config))
 
 

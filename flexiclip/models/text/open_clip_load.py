@@ -9,6 +9,7 @@ torch.compile, and the bias of the sigmoid loss (`--siglip`), which the configur
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -106,6 +107,13 @@ def check_folder(folder: Path, described: ModelConfig, source: str) -> Path:
         layers = settings.get("layers", 0)
         for number in layers if isinstance(layers, list) else [layers]:  # a ResNet has four numbers
             check_layers(number, f"{source}: {half}")
+        for key in ("timm_model_name", "hf_model_name"):
+            place = str(settings.get(key, "")).removeprefix("local-dir:")
+            if os.path.isabs(place) and not os.path.isdir(place):
+                raise UserError(
+                    f"{source}: the folder was moved: its {OPEN_CLIP_CONFIG} names {place} in model_cfg.{half}.{key}; "
+                    "write the new path there"
+                )
         halves.append(dict(settings))
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
     if not files:
