@@ -48,7 +48,8 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
                 help="members that hold images, separated by commas; default: jpg,jpeg,png,webp",
             )
             sub.add_argument(
-                "--tokenizer", help="also count tokens: clip, a sentencepiece .model file, or the folder of a Hugging Face tokenizer"
+                "--tokenizer",
+                help="also count tokens: clip, a sentencepiece .model file, or the folder of a Hugging Face tokenizer",
             )
         if name == "tokenizer":
             sub.add_argument("--output", type=Path, required=True, help="the .model file to write")

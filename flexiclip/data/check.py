@@ -1,6 +1,6 @@
 """Reads every sample of shards as training does: which are bad, how large the images are, and how long the captions.
 
-    flexiclip data check 'data/train-*.tar' [--tokenizer clip]
+flexiclip data check 'data/train-*.tar' [--tokenizer clip]
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flexiclip.config import TokenizerConfig
 from flexiclip.data.index import ShardIndex, index_shard
 from flexiclip.data.samples import BadSample, SampleStore
-from flexiclip.data.tokenizers import Tokenizer, build_tokenizer
 from flexiclip.errors import UserError, counted
 from flexiclip.files import size_text
 from flexiclip.progress import Watch, progress, silent
+
+if TYPE_CHECKING:
+    from flexiclip.data.tokenizers import Tokenizer
 
 _CHECKERS = 4  # threads that decode samples; Pillow decodes without Python's global lock
 _CHUNK = 256  # samples handed to the threads at a time, so that the images of a whole shard are never in memory together
@@ -145,6 +146,9 @@ def counting_tokenizer(name: str) -> Tokenizer:
 
     `name`: `clip`, a sentencepiece file that ends in .model, or a folder or hub name of a Hugging Face tokenizer.
     """
+    from flexiclip.config import TokenizerConfig
+    from flexiclip.data.tokenizers import build_tokenizer
+
     if name == "clip":
         config = TokenizerConfig(kind="clip")
     elif Path(name).suffix == ".model":

@@ -16,9 +16,7 @@ _PART = re.compile(r"(.+?)-\d+-of-\d+\b.*")  # as `datasets` names the files of 
 KINDS = "a .csv, .tsv, .parquet, .arrow or .tar file, or a folder of images, shards, Parquet files or a saved data set"
 
 
-def open_source(
-    path: str, table: TableOptions | None = None, templates: Sequence[str] = ()
-) -> Source:
+def open_source(path: str, table: TableOptions | None = None, templates: Sequence[str] = ()) -> Source:
     """Return the rows of a file or folder. Raises UserError if it is of no known kind or an option does not belong to its kind.
 
     `templates`: captions of a folder of images, with {c} for the class.

@@ -233,4 +233,3 @@ def _not_downloaded(folders: set[str]) -> str:
         return ""
     why = "; ".join(f"{count:,} x {name}" for count, name in failed[:3])
     return f"{sum(count for count, _ in failed):,} of {asked:,} rows were not downloaded by img2dataset: {why}"
-

@@ -11,7 +11,6 @@ All other columns become fields of the sample's JSON. A list of captions is writ
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 from array import array
@@ -104,7 +103,9 @@ class _Paths:
         """Choose the folder by the first paths of the table, and return what to say about it. Raises UserError for addresses."""
         for path in paths[:1]:
             if path.startswith(("http://", "https://")):
-                raise UserError(f"{path}: the table holds addresses: fetch them with img2dataset, and pack the folder that it writes")
+                raise UserError(
+                    f"{path}: the table holds addresses: fetch them with img2dataset, and pack the folder that it writes"
+                )
         if self.root is not None:
             return []
         self.root = self.beside
@@ -352,4 +353,3 @@ def _image_columns(schema: Any, features: dict[str, Any]) -> list[str]:
     """Return the columns that hold images by their type: those that `datasets` calls so, then those of bytes."""
     said = [name for name, about in features.items() if isinstance(about, dict) and about.get("_type") == "Image"]
     return [*said, *(each.name for each in schema if _holds_bytes(each.type) and each.name not in said)]
-

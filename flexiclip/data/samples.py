@@ -311,4 +311,3 @@ def build_sample(
     except ImageError as error:
         raise members.bad(f"image cannot be decoded: {error}") from None
     return Sample(members.shard, members.key, image, texts, members.content.get("json"), numbers)
-

@@ -14,9 +14,9 @@ import pytest
 from kit.shards import good_sample, write_samples
 
 from flexiclip.cli import run
+from flexiclip.data.check import check_shards
 from flexiclip.data.index import index_shard
 from flexiclip.data.reading import Retries, read_range
-from flexiclip.data.check import check_shards
 
 LATIN = os.fsdecode(b"caf\xe9")  # as Python passes on what it cannot decode
 

@@ -31,7 +31,9 @@ def fields(row: Row) -> object:
 
 
 def test_the_first_folder_of_a_path_is_the_class(tmp_path: Path) -> None:
-    folder = images(tmp_path / "pets", "dog/b.jpg", "dog/deep/a.PNG", "cat/c.jpeg", ".hidden/x.jpg", "cat/._c.jpeg", "dog/notes.md")
+    folder = images(
+        tmp_path / "pets", "dog/b.jpg", "dog/deep/a.PNG", "cat/c.jpeg", ".hidden/x.jpg", "cat/._c.jpeg", "dog/notes.md"
+    )
     source = open_source(folder)
     assert isinstance(source, FolderSource)
     assert (source.classes, source.labels, source.captions) == (("cat", "dog"), "json:class", "")
@@ -87,7 +89,13 @@ def img2dataset(folder: Path) -> str:
     folder.mkdir()
     for shard, count in enumerate((3, 2)):
         samples = [
-            {"__key__": f"{shard:05d}{n:04d}", "jpg": jpeg(n), "txt": f"caption {n}".encode(), "json": b'{"url": "u"}', "cls": b"4"}
+            {
+                "__key__": f"{shard:05d}{n:04d}",
+                "jpg": jpeg(n),
+                "txt": f"caption {n}".encode(),
+                "json": b'{"url": "u"}',
+                "cls": b"4",
+            }
             for n in range(count)
         ]
         write_samples(folder / f"{shard:05d}.tar", samples)

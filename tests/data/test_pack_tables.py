@@ -187,7 +187,9 @@ def test_a_saved_dictionary_of_splits_and_its_parquet(saved: datasets.Dataset, t
     assert [row[:2] for row in taken] == [(jpeg(n), f"caption {n}") for n in range(6, COUNT)]
     both["train"].to_parquet(tmp_path / "train.parquet")
     image, *rest = unpacked(open_source(str(tmp_path / "train.parquet")))[5]
-    assert (Path(image).read_bytes() if isinstance(image, str) else image) == jpeg(5), "some versions of `datasets` store the path"
+    assert (Path(image).read_bytes() if isinstance(image, str) else image) == jpeg(5), (
+        "some versions of `datasets` store the path"
+    )
     assert rest == ["caption 5", {"kind": "dog"}]
 
 

@@ -13,8 +13,8 @@ import pytest
 from kit.shards import good_sample, jpeg, write_samples
 from PIL import Image
 
-from flexiclip.data.remote import expand_shards
 from flexiclip.data.check import check_shards
+from flexiclip.data.remote import expand_shards
 from flexiclip.data.samples import BadSample, Labels, Members, SampleStore, class_names, open_samples
 from flexiclip.errors import UserError
 
