@@ -113,7 +113,9 @@ def metrics() -> str:
     """Return a table of the fields of metrics.jsonl: what each means, and the curve that draws it."""
     from flexiclip.train.trackers import FIELDS
 
-    rows = [f"| `{name}` | {cell(about.meaning)} | {f'`{about.curve}`' if about.curve else ''} |" for name, about in FIELDS.items()]
+    rows = [
+        f"| `{name}` | {cell(about.meaning)} | {f'`{about.curve}`' if about.curve else ''} |" for name, about in FIELDS.items()
+    ]
     return "\n".join(["| field | meaning | curve |", "|---|---|---|", *rows])
 
 

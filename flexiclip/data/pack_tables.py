@@ -14,6 +14,7 @@ import csv
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -182,6 +183,9 @@ class CsvSource:
                 begin = lines.offset
         if not self.starts:
             raise UserError(f"{table}: no rows below a heading")
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise UserError(f"{table}: the heading {twice!r} is given twice; rename one")
         self.columns = choose_columns(table, names, options)
         self.captions = "" if self.columns.caption is None else "txt"
         self.paths = _Paths(table, options)

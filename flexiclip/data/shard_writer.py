@@ -47,7 +47,7 @@ def header(name: str, size: int) -> bytes:
 
 
 class ShardWriter:
-    """A shard that is being written, inside a `with` block. At its end the shard gets its name; after an exception nothing is left.
+    """A shard that is being written, inside a `with` block. At its end it gets its name; after an exception nothing is left.
 
     Until then its file begins with a dot. A process that is killed leaves that file behind (see `files.clear_left`).
     """

@@ -3,8 +3,8 @@
     train.trackers: [tensorboard]            the default: files in RUN/tensorboard
     train.trackers: [tensorboard, wandb]     also wandb; with WANDB_MODE=offline its files stay in RUN/wandb
 
-metrics.jsonl and eval.jsonl hold every number under its own name, whatever is tracked. Here the numbers get the names of curves, in
-groups: the loss, the evaluation, the model's scalars, the schedule and the speed. FIELDS says which field is drawn where.
+metrics.jsonl and eval.jsonl hold every number under its own name, whatever is tracked. Here the numbers get the names of curves,
+in groups: the loss, the evaluation, the model's scalars, the schedule and the speed. FIELDS says which field is drawn where.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def open_trackers(
 class TensorBoard:
     """Writes RUN/tensorboard, without what is drawn beyond the step at which a run goes on.
 
-    TensorBoard shows groups in the order of their names, capitals first. So that the loss comes before the evaluation, its group is
-    called `Train` there.
+    TensorBoard shows groups in the order of their names, capitals first. So that the loss comes before the evaluation, its
+    group is called `Train` there.
     """
 
     def __init__(self, run: Path, step: int) -> None:

@@ -55,7 +55,7 @@ def started(*call: str) -> Iterator[subprocess.Popen[str]]:
 
 def check_whole(output: Path, said: str) -> None:
     good = [row for row in range(ROWS) if row % 100 != 7]
-    store = open_samples([str(path) for path in finished(output)], ["jpg"], ["txt"])
+    store = open_samples([str(path) for path in finished(output)], ["jpg"], ["txt"], str(output.with_name("index")))
     assert [store.key(*store.locate(n)) for n in range(len(store))] == [f"{row:09d}" for row in good]
     assert [store[n].captions for n in range(0, len(store), 50)] == [(f"caption {row}",) for row in good[::50]]
     assert [store.member(*store.locate(n), "jpg") for n in range(0, len(store), 50)] == [jpeg(row, SIZE) for row in good[::50]]

@@ -73,7 +73,7 @@ def test_captions_and_fields_beside_the_images(tmp_path: Path) -> None:
 
 def test_wrong_templates_and_folders_are_refused(tmp_path: Path) -> None:
     flat = images(tmp_path / "flat", "a.jpg")
-    with pytest.raises(UserError, match="a.jpg is in no folder that names its class"):
+    with pytest.raises(UserError, match=r"a\.jpg is in no folder that names its class"):
         open_source(flat, templates=["{c}"])
     with pytest.raises(UserError, match=r"write \{c\} where the name of the class belongs"):
         open_source(flat, templates=["a photo"])

@@ -1,4 +1,4 @@
-"""Tables as sources of a pack: CSV and TSV, Parquet, and what Hugging Face `datasets` saves, which is written by `datasets` itself."""
+"""Tables as sources of a pack: CSV, TSV, Parquet, and what Hugging Face `datasets` saves, written by `datasets` itself."""
 
 from __future__ import annotations
 
@@ -92,6 +92,7 @@ def test_paths_are_relative_to_the_table_then_to_the_working_folder(tmp_path: Pa
         ("url,words\nx,y\n", {"image": "url"}, "hold captions; .* by --caption-column, or give --no-captions"),
         ("url,text\nx,y\n", {"image": "link"}, "no column 'link'; it has url, text: correct --image-column"),
         ("url,text\nhttps://x/y.jpg,y\n", {"image": "url"}, "fetch them with img2dataset"),
+        ("filepath,title,title\na,b,c\n", {}, "the heading 'title' is given twice"),
         ("filepath,title\n", {}, "no rows below a heading"),
         ("", {}, "no rows below a heading"),
     ],
@@ -151,7 +152,7 @@ def test_one_split_of_several_is_chosen(tmp_path: Path) -> None:
 def test_files_of_other_columns_are_refused(tmp_path: Path) -> None:
     parquet(tmp_path / "p", {"a.parquet": range(1)}, image=jpeg, text=str)
     folder = parquet(tmp_path / "p", {"b.parquet": range(1)}, image=jpeg, words=str)
-    with pytest.raises(UserError, match="b.parquet: its columns differ"):
+    with pytest.raises(UserError, match=r"b\.parquet: its columns differ"):
         open_source(folder)
     (tmp_path / "p/b.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(UserError, match=r"b\.parquet: cannot be read"):

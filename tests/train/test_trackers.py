@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from docs.hooks import PARTS
 from kit.launch import Trained
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from docs.hooks import PARTS
 from flexiclip.config import load
 from flexiclip.errors import UserError
 from flexiclip.train.logs import read_lines
@@ -171,7 +171,9 @@ def test_a_service_that_fails_is_named_once_and_the_run_goes_on(tmp_path: Path, 
 
 def test_a_missing_package_and_a_login_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
-    with pytest.raises(UserError, match=r"train\.trackers=trackio: the Python package trackio is not installed; run `pip install"):
+    with pytest.raises(
+        UserError, match=r"train\.trackers=trackio: the Python package trackio is not installed; run `pip install"
+    ):
         open_trackers(["trackio"], tmp_path, 0, {}, print)
     refusing = Package("wandb")
     refusing.Settings = lambda **_: None  # type: ignore[attr-defined]

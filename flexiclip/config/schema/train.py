@@ -190,7 +190,7 @@ class TrainConfig:
 
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = key(
         ("tensorboard",),
-        "What draws the curves of the run, besides metrics.jsonl and eval.jsonl: files for TensorBoard, Weights & Biases, trackio. "
+        "What draws curves of the numbers in metrics.jsonl and eval.jsonl: files for TensorBoard, Weights & Biases (wandb), trackio. "
         "Empty: nothing.",
         resume=True,
     )
