@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import struct
+import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from kit.launch import Trained
+from kit.overrides import last_of_each
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from docs.hooks import PARTS
@@ -20,7 +22,6 @@ from flexiclip.errors import UserError
 from flexiclip.train.logs import read_lines
 from flexiclip.train.trackers import FIELDS, TensorBoard, curves_of, evaluation_curves, open_trackers
 
-Fit = Callable[..., Trained]
 EVERY_FIELD = ("loss.kind=sigmoid", "model.logit_bias_init=-10", "train.on_nonfinite=skip", "train.log_every=1", "train.steps=3")
 
 
@@ -31,18 +32,15 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.fixture(scope="module")
-def run(fit: Fit) -> Path:
-    """A run that writes every field, to TensorBoard and to wandb."""
-    folder: Path = fit(1, *EVERY_FIELD, "train.trackers=[tensorboard,wandb]").folder
+def run(recipe: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that writes every field, to TensorBoard and to wandb, as a program of its own."""
+    folder = tmp_path_factory.mktemp("runs") / "curves"
+    given = [*recipe, *EVERY_FIELD, "train.trackers=[tensorboard,wandb]", f"run_dir={folder}"]
+    command = [sys.executable, "-m", "flexiclip", "train", *last_of_each(given)]
+    offline = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    done = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def offline() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("WANDB_SILENT", "true")
-        yield
 
 
 def test_the_reference_explains_every_field_that_a_run_writes(run: Path) -> None:
@@ -77,23 +75,32 @@ def test_wandb_offline_has_the_same_curves(run: Path) -> None:
         for name, value in curves_of(row).items():
             assert float(got[name]) == pytest.approx(value), name
     assert config["optimizer"]["lr"] == load("debug", []).optimizer.lr
+    assert config["train"]["trackers"] == ["tensorboard", "wandb"]
     known = json.loads((run / "trackers.json").read_text())
     assert file.name == f"run-{known['wandb']}.wandb"
 
 
 def read_wandb(file: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """(rows of the history, recipe) of a .wandb file: a LevelDB log of messages, in blocks of 32 kB."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, rows, config = DataStore(), [], {}
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+    data, at, message, rows, config = file.read_bytes(), 7, b"", [], {}
+    while at + 7 <= len(data):
+        if (left := 2**15 - at % 2**15) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        message += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind not in (1, 4):  # the first or a middle part of a message
+            continue
         record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+        record.ParseFromString(message)
+        message = b""
         if record.HasField("history"):
             rows.append({item.key or "/".join(item.nested_key): item.value_json for item in record.history.item})
         if record.HasField("run"):
-            config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
     return rows, config
 
 
