@@ -12,7 +12,7 @@ from flexiclip.errors import UserError, counted
 from flexiclip.files import size_text
 
 if TYPE_CHECKING:
-    from flexiclip.data.pack import Job, Tally
+    from flexiclip.data.pack_shards import Job, Tally
 
 
 def add_pack(data: argparse._SubParsersAction[Parser]) -> None:
@@ -56,9 +56,10 @@ def _percent(text: str) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from flexiclip.data.pack import Job, pack
+    from flexiclip.data.pack import pack
     from flexiclip.data.pack_images import ImageOptions
     from flexiclip.data.pack_open import open_source
+    from flexiclip.data.pack_shards import Job
     from flexiclip.data.pack_tables import TableOptions
 
     if arguments.no_captions and arguments.caption_column:

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 from typing import TYPE_CHECKING, Any
 
-from flexiclip.data.pack import Job, write_shard
+from flexiclip.data.pack_shards import Job, write_shard
 from flexiclip.errors import RunError
 
 if TYPE_CHECKING:

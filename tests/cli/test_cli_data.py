@@ -78,8 +78,8 @@ def test_data_pack_hands_every_option_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from flexiclip.data import pack, pack_open
-    from flexiclip.data.pack import Job, Tally
     from flexiclip.data.pack_images import ImageOptions
+    from flexiclip.data.pack_shards import Job, Tally
     from flexiclip.data.pack_tables import TableOptions
 
     class Rows(list[None]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import shutil
 from dataclasses import replace
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 from kit.shards import jpeg
 
-from flexiclip.data.pack import Job, Tally, pack, write_shard
+from flexiclip.data.pack import pack, plan_of
 from flexiclip.data.pack_images import ImageOptions
 from flexiclip.data.pack_open import open_source
+from flexiclip.data.pack_shards import Job, Tally, write_shard
 from flexiclip.data.samples import open_samples
 from flexiclip.errors import UserError
 
@@ -111,10 +113,6 @@ def test_shards_of_somebody_else_are_not_mixed_in(table: Path, tmp_path: Path) -
 
 
 def test_two_packs_do_not_write_into_one_folder_at_once(table: Path, tmp_path: Path) -> None:
-    import fcntl
-
-    from flexiclip.data.pack import plan_of
-
     state = tmp_path / "out/.pack"
     state.mkdir(parents=True)
     (state / "plan.json").write_text(json.dumps(plan_of(job(table, tmp_path / "out"))))

@@ -67,9 +67,10 @@ WORKS = (
 
 def pack_ours(table: Path, output: Path, side: int) -> None:
     """Write the shards as `flexiclip data pack --processes 1` does."""
-    from flexiclip.data.pack import Job, pack
+    from flexiclip.data.pack import pack
     from flexiclip.data.pack_images import ImageOptions
     from flexiclip.data.pack_open import open_source
+    from flexiclip.data.pack_shards import Job
 
     pack(Job(open_source(str(table)), output, ImageOptions(side or None, None, QUALITY), SHARD), 1, "")
 
@@ -105,8 +106,8 @@ def measure(side: str, table: str, short: int) -> dict[str, float]:
     import torch
     import webdataset  # noqa: F401 (imported first, so that imports are not measured)
 
-    import flexiclip.data.pack_open
-    import flexiclip.data.pack_processes  # noqa: F401
+    import flexiclip.data.pack
+    import flexiclip.data.pack_open  # noqa: F401
 
     torch.set_num_threads(1)
     with TemporaryDirectory(dir=Path(table).parent) as folder:
