@@ -24,7 +24,7 @@ from flexiclip.data.pack_processes import in_processes
 from flexiclip.data.pack_shards import STATE, Job, Tally, named, write_shard
 from flexiclip.errors import UserError
 from flexiclip.files import read_json, write_whole, writing
-from flexiclip.progress import watch
+from flexiclip.progress import Watch, watch
 
 _PLAN, _RESULT, _BAD = "plan.json", "dataset.json", "bad_rows.jsonl"
 
@@ -42,7 +42,8 @@ def pack(job: Job, processes: int, title: str) -> tuple[Tally, bool]:
         missing = [shard for shard in range(job.shards) if job.finished(shard) is None]
         rows = sum(len(job.rows_of(shard)) for shard in missing)
         steps = _in_turn(job, missing) if min(processes, len(missing)) <= 1 else in_processes(job, missing, processes)
-        for _ in watch(f"packing {title}")((range(done) for done in steps), rows):
+        show: Watch[range] = watch(f"packing {title}")
+        for _ in show((range(step) for step in steps), rows):
             pass
         return _finish(job), True
 

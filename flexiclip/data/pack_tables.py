@@ -164,7 +164,8 @@ class CsvSource:
     The first pass notes where each row begins, so that every process reads only its own part.
     """
 
-    labels, classes = "", ()
+    labels = ""
+    classes: tuple[str, ...] = ()
 
     def __init__(self, table: str, options: TableOptions) -> None:
         """Raises UserError if the file cannot be read, a column is missing, or it has no row."""
