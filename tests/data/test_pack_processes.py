@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import psutil
 import pytest
-from kit.shards import jpeg
+from kit.shards import jpeg, write_samples
 
+from flexiclip.data.check import check_shards
 from flexiclip.data.samples import open_samples
 
 ROWS, SHARD, SIZE = 2000, 20, (32, 24)
@@ -105,3 +107,59 @@ def test_a_process_that_is_killed_is_named(table: Path, tmp_path: Path) -> None:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "a process that wrote shards was killed" in said
+
+
+MANY = 10_000
+FORMS = ("table", "parquet", "class folders", "saved", "shards")
+
+
+def many(folder: Path, form: str) -> Path:
+    """10,000 images with captions (of class folders: with classes), in one of the forms that can be packed."""
+    drawn = [jpeg(number, (8, 8)) for number in range(100)]
+    rows = [(drawn[row % 100], f"caption {row}") for row in range(MANY)]
+    if form in ("table", "class folders"):
+        for row, (image, _) in enumerate(rows):
+            path = folder / "images" / f"class {row % 10}" / f"{row:05d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image)
+        lines = [f"images/class {row % 10}/{row:05d}.jpg,{caption}" for row, (_, caption) in enumerate(rows)]
+        (folder / "table.csv").write_text("\n".join(["filepath,title", *lines]) + "\n")
+        return folder / ("table.csv" if form == "table" else "images")
+    if form == "shards":
+        (folder / "tars").mkdir()
+        for shard in range(4):
+            part = range(shard * MANY // 4, (shard + 1) * MANY // 4)
+            samples = [{"__key__": f"{row:09d}", "jpg": rows[row][0], "txt": rows[row][1].encode()} for row in part]
+            write_samples(folder / "tars" / f"{shard:05d}.tar", samples)
+        return folder / "tars"
+    columns = {"image": [{"bytes": image, "path": None} for image, _ in rows], "text": [caption for _, caption in rows]}
+    made = datasets.Dataset.from_dict(
+        columns, features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    )
+    if form == "saved":
+        made.save_to_disk(folder / "saved", num_shards=3)
+    else:
+        made.to_parquet(folder / "many.parquet", batch_size=300)
+    return folder / ("saved" if form == "saved" else "many.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_ten_thousand_rows_of_each_form_survive_a_kill_and_pass_the_check(form: str, tmp_path: Path) -> None:
+    source, output = many(tmp_path, form), tmp_path / "out"
+    call = [sys.executable, "-m", "flexiclip", "data", "pack", str(source), "--output", str(output), "--shard-size", "500"]
+    for process in started(*call, "--processes", "2"):
+        wait_for_shards(output, 2)
+        process.kill()
+        process.wait()
+    done = subprocess.run([*call, "--processes", "2"], capture_output=True, text=True, check=True)
+    assert f"holds {MANY:,} samples (jpg) in 20 shards" in done.stdout
+    captions = [] if form == "class folders" else ["txt"]
+    found = check_shards([str(path) for path in finished(output)], ["jpg"], captions)
+    assert (found.bad, found.samples) == ([], MANY)
+    store = open_samples([str(path) for path in finished(output)], ["jpg"], captions)
+    assert [store.key(*store.locate(row)) for row in range(MANY)] == [f"{row:09d}" for row in range(MANY)]
+    if captions:
+        assert [store.captions(*store.locate(row)) for row in range(MANY)] == [(f"caption {row}",) for row in range(MANY)]
+    else:
+        assert {store[row].meta["class"] for row in range(0, MANY, 1000)} == {f"class {number}" for number in range(10)}
