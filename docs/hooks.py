@@ -109,5 +109,15 @@ def _key(key: KeyDoc) -> list[str]:
     return ["", f"### `{key.key}` {{#{anchor}}}", "", f"*{plain(key.type)}*, {default}{resume}", "", plain(key.description)]
 
 
-PARTS: dict[str, Callable[[], str]] = {"commands": commands, "recipe_keys": recipe_keys}
+def metrics() -> str:
+    """Return a table of the fields of metrics.jsonl: what each means, and the curve that draws it."""
+    from flexiclip.train.trackers import FIELDS
+
+    rows = [
+        f"| `{name}` | {cell(about.meaning)} | {f'`{about.curve}`' if about.curve else ''} |" for name, about in FIELDS.items()
+    ]
+    return "\n".join(["| field | meaning | curve |", "|---|---|---|", *rows])
+
+
+PARTS: dict[str, Callable[[], str]] = {"commands": commands, "recipe_keys": recipe_keys, "metrics": metrics}
 """The names that `generated: NAME` can have, and the functions that write these parts."""

@@ -29,6 +29,11 @@ def listed(names: Iterable[str], shown: int = 3) -> str:
     return (", ".join(ordered[:shown]) or "nothing else") + more
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with the noun that it counts: 1 sample, 2,000 samples."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 class UserError(ValueError):
     """Bad input. The message is one line that says what is wrong, where it is, and how to fix it."""
 

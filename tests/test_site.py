@@ -22,6 +22,7 @@ from playwright.sync_api import Browser
 
 import flexiclip
 from flexiclip import cli
+from flexiclip.train.trackers import FIELDS
 
 TIMEOUT_MS = 120_000
 LOADED = (
@@ -118,6 +119,13 @@ def test_the_page_of_recipe_keys_has_every_key(site: Path) -> None:
     keys = schema_keys()
     sections = {key.rpartition(".")[0] for key in keys}
     assert [key for key in keys if key not in sections and f"\n{key}¶" not in page] == []
+
+
+def test_the_page_of_metrics_has_every_field(site: Path) -> None:
+    page = text_of(site / "reference" / "metrics" / "index.html")
+    for name, field in FIELDS.items():
+        assert name in page
+        assert field.meaning in page
 
 
 def test_the_page_of_the_python_api_has_every_public_name(site: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flexiclip.cli.pack import add_pack
 from flexiclip.cli.parser import Parser, add_command, add_group, positive
 from flexiclip.files import writing
+from flexiclip.progress import watch
 
 
 def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -21,6 +23,7 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
             sub.add_argument("--package", type=Path, help="folder of the unpacked npm package; default: npm fetches it")
         if name == "fluent":
             sub.add_argument("--style", default="3d", choices=("3d", "flat"), help="style of the drawings; default: 3d")
+    add_pack(data)
     about = "draw silhouettes of things that are filled with the textures of other things"
     cues = add_command(data, "cue-conflict", _cue_conflict, about)
     cues.add_argument(
@@ -43,6 +46,10 @@ def add_data(commands: argparse._SubParsersAction[Parser]) -> None:
                 "--images",
                 default="jpg,jpeg,png,webp",
                 help="members that hold images, separated by commas; default: jpg,jpeg,png,webp",
+            )
+            sub.add_argument(
+                "--tokenizer",
+                help="also count tokens: clip, a sentencepiece .model file, or the folder of a Hugging Face tokenizer",
             )
         if name == "tokenizer":
             sub.add_argument("--output", type=Path, required=True, help="the .model file to write")
@@ -86,14 +93,16 @@ def _index(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from flexiclip.data.check import check_shards, counting_tokenizer
     from flexiclip.data.remote import expand_shards
-    from flexiclip.data.samples import check_shards
 
-    bad = check_shards(expand_shards(arguments.shards), _listed(arguments.images), _listed(arguments.captions))
-    for sample in bad:
+    tokenizer = counting_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    images, captions = _listed(arguments.images), _listed(arguments.captions)
+    found = check_shards(expand_shards(arguments.shards), images, captions, tokenizer, watch("checking"))
+    for sample in found.bad:
         print(sample)
-    print(f"{len(bad)} bad samples" if bad else "every sample is good")
-    return 1 if bad else 0
+    print("\n".join(found.lines()))
+    return 1 if found.bad else 0
 
 
 def _listed(text: str) -> list[str]:

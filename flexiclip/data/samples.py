@@ -1,4 +1,4 @@
-"""Makes samples of the members of tar shards: an image, captions, class labels and metadata. Finds samples that are broken.
+"""Makes samples of the members of tar shards: an image, captions, class labels and metadata.
 
 The entries of `data.captions` name the captions of a sample, as `MEMBER` or `MEMBER:SELECTOR`:
 
@@ -22,8 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,20 +31,17 @@ import numpy as np
 from PIL import Image
 
 from flexiclip.data.images import ImageError, decode_image
-from flexiclip.data.index import ShardIndex, index_shard, index_shards, require_whole
+from flexiclip.data.index import ShardIndex, index_shards, require_whole
 from flexiclip.data.reading import DEFAULT, ChangedError, Retries, read_members
 from flexiclip.data.remote import shard_name
 from flexiclip.data.worker_watch import Note, silent
 from flexiclip.errors import UserError, one_line
-from flexiclip.progress import progress
 
 _LONGEST_TEXT = 2**24  # bytes of a member that holds captions, a label or JSON
 _LONGEST_CAPTION = 2**13  # characters; the rest is cut off, because no text tower reads so much
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile("\r\n|\n|\r")  # str.splitlines also splits at U+2028, U+0085 and others, which may be inside a caption
 _MARK = "\ufeff"
-_CHECKERS = 4  # threads that decode samples to check them; Pillow decodes without Python's global lock
-_CHUNK = 256  # samples handed to the threads at a time, so that the images of a whole shard are never in memory together
 
 
 class BadSample(Exception):  # noqa: N818 (not an error of the program: every large data set has some)
@@ -315,38 +311,3 @@ def build_sample(
     except ImageError as error:
         raise members.bad(f"image cannot be decoded: {error}") from None
     return Sample(members.shard, members.key, image, texts, members.content.get("json"), numbers)
-
-
-def check_shards(urls: Sequence[str], image_keys: Sequence[str], captions: Sequence[str]) -> list[BadSample]:
-    """Return every sample that training would replace and every shard that it would not use whole, in order.
-
-    `urls`: expanded shards. Every sample is read and decoded exactly as in training, so training can use whatever passes.
-    A bad shard has an empty `key`.
-    """
-    bad: list[BadSample] = []
-    with ThreadPoolExecutor(_CHECKERS) as pool:
-        for url in progress(urls, len(urls), "checking shards"):
-            try:
-                index = index_shard(url)
-            except UserError as error:
-                bad.append(BadSample(url, "", str(error)))
-                continue
-            if index.damage:
-                bad.append(BadSample(url, "", index.damage))
-            if len(index):
-                bad += _check_store(SampleStore([index], image_keys, captions), pool)
-    return bad
-
-
-def _check_store(store: SampleStore, pool: ThreadPoolExecutor) -> Iterator[BadSample]:
-    """Yield the bad samples of a store."""
-
-    def check(number: int) -> BadSample | None:
-        try:
-            store[number]
-        except BadSample as error:
-            return error
-        return None
-
-    for start in progress(range(0, len(store), _CHUNK), -(-len(store) // _CHUNK), f"checking {store.urls[0]}"):
-        yield from filter(None, pool.map(check, range(start, min(start + _CHUNK, len(store)))))

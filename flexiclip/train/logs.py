@@ -1,8 +1,8 @@
 """The log files of a run and its progress display, and the limit on samples that cannot be used.
 
-Metrics writes the files into the run folder: metrics.jsonl, eval.jsonl, bad_samples.jsonl, with train.log_samples samples.jsonl,
-and tensorboard/. Progress shows a live panel on a terminal, or prints plain lines into a log. BadShare ends a run that meets too
-many unusable samples.
+Metrics writes the files into the run folder: metrics.jsonl, eval.jsonl, bad_samples.jsonl, and with train.log_samples
+samples.jsonl. It also passes the numbers on to the trackers (trackers.py), such as TensorBoard. Progress shows a live panel on a
+terminal, or prints plain lines into a log. BadShare ends a run that meets too many unusable samples.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
-
-from flexiclip.errors import RunError, UserError
-from flexiclip.files import system_reason, write_whole
+from flexiclip.errors import UserError
+from flexiclip.files import write_whole
+from flexiclip.train.trackers import Tracker, curves_of, evaluation_curves, one_line
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -82,31 +79,20 @@ class JsonLines:
         """resume_step: drop lines whose `step` is larger. A last line that a crash cut short is always dropped."""
         self.path = path
         kept = [row for row in read_lines(path) if resume_step is None or row["step"] <= resume_step]
-        with _one_line(path):
+        with one_line(path):
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
             self._file = path.open("ab", buffering=0)  # so that closing does not retry a failed write
 
     def write(self, row: Mapping[str, object]) -> None:
         """Append one object."""
         line = json.dumps(row).encode() + b"\n"
-        with _one_line(self.path):
+        with one_line(self.path):
             if self._file.write(line) < len(line):  # the disk became full within the line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-@contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {system_reason(error)}: "
-            "the same command goes on from the newest checkpoint when that is fixed"
-        ) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -123,38 +109,31 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """The log files of a run, including TensorBoard's. Only the main rank has them."""
+    """The log files of a run, and its trackers. Only the main rank has them."""
 
-    def __init__(self, run: Path, step: int, log_samples: bool) -> None:
-        self.folder = run
-        self._hook = threading.excepthook
-        threading.excepthook = self._thread_died
+    def __init__(self, run: Path, step: int, log_samples: bool, trackers: Sequence[Tracker] = ()) -> None:
+        self.trackers = tuple(trackers)
         self.lines = JsonLines(run / "metrics.jsonl", step)
         self.samples = JsonLines(run / "samples.jsonl", step) if log_samples else None
         self.results = JsonLines(run / "eval.jsonl", step)
         self.evaluated = max((row["step"] for row in read_lines(run / "eval.jsonl")), default=0)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self.bad = JsonLines(run / "bad_samples.jsonl")
         self._named = {_identity(row) for row in read_lines(run / "bad_samples.jsonl")}
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Write a row to metrics.jsonl and TensorBoard, where each length has a curve of its loss and the scale is a factor.
+        """Write a row to metrics.jsonl and to the trackers.
 
         row["step"] counts finished steps. A number that is not finite (in a skipped step) is written as null, because JSON has
         no notation for it.
         """
         self.lines.write({name: value if math.isfinite(value) else None for name, value in row.items()})
-        curves = {name: value for name, value in row.items() if name not in ("step", "seqhw")}
-        if "logit_scale" in row:
-            curves["logit_scale"] = math.exp(row["logit_scale"])  # people read it as a factor, as the recipe gives it
-        curves[f"loss_at_seqhw/{row['seqhw']}"] = row["loss"]
-        self._draw(int(row["step"]), curves)
+        self._draw(int(row["step"]), curves_of(row))
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Write a row to eval.jsonl, and each value to a TensorBoard curve."""
+        """Write a row to eval.jsonl and to the trackers."""
         self.results.write({"step": step, **values})
         self.evaluated = step
-        self._draw(step, values)
+        self._draw(step, evaluation_curves(values))
 
     def log_bad(self, bad: list[dict[str, str]]) -> None:
         """Write each unreadable sample to bad_samples.jsonl, once, however often it is read."""
@@ -173,23 +152,12 @@ class Metrics:
         for file in (self.lines, self.samples, self.results, self.bad):
             if file is not None:
                 file.close()
-        with suppress(OSError):  # on a full disk; metrics.jsonl has every number
-            self.board.close()
-        threading.excepthook = self._hook
+        for tracker in self.trackers:
+            tracker.close()
 
-    def _thread_died(self, arguments: threading.ExceptHookArgs) -> None:
-        """Suppress the traceback with which TensorBoard's thread dies on a full disk.
-
-        The next call to TensorBoard raises the same error, and that one is reported.
-        """
-        if not type(arguments.thread).__module__.startswith("tensorboard."):
-            self._hook(arguments)
-
-    def _draw(self, step: int, values: Mapping[str, float]) -> None:
-        with _one_line(self.folder / "tensorboard"):
-            for name, value in values.items():
-                if math.isfinite(value):
-                    self.board.add_scalar(name, value, step)
+    def _draw(self, step: int, curves: Mapping[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, curves)
 
 
 def _identity(row: dict[str, str]) -> tuple[str, str]:

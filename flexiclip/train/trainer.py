@@ -29,6 +29,7 @@ from flexiclip.train.ranks import joined_ranks
 from flexiclip.train.run_lock import RunLock
 from flexiclip.train.setup import Run, consolidated, model_to_evaluate, set_up
 from flexiclip.train.signals import Stopped, StopSignal
+from flexiclip.train.trackers import Tracker, open_trackers
 
 Evaluators = Callable[[LoadedModel], dict[str, float]]
 """A function from a model to its metrics. Every rank calls it with the model in eval mode, and gets the same result."""
@@ -44,8 +45,9 @@ class Recorder:
         self.log_every = steps_of(train.log_every)
         self.save_every = None if train.save_every.unit == "minutes" else steps_of(train.save_every)
         self.eval_every = steps_of(every) if every is not None else None
+        trackers = self._trackers() if main else []  # before the panel, because a service may print and may refuse
         self.progress = Progress(self.horizon.steps, run.step, main)
-        self.metrics = Metrics(folder, run.step, train.log_samples) if main else None
+        self.metrics = Metrics(folder, run.step, train.log_samples, trackers) if main else None
         keep = train.keep_last, steps_of(train.keep_every) if train.keep_every is not None else None
         self.writer = CheckpointWriter(run.store, folder, keep, self.say, run.checkpoint) if main else None
         self._bad: list[dict[str, str]] = []  # found by this rank and not yet logged
@@ -53,6 +55,10 @@ class Recorder:
         self._name_damaged()
         self._times: list[tuple[float, float]] = []  # (data, step) seconds since the last row
         self._saved_at = time.monotonic()
+
+    def _trackers(self) -> list[Tracker]:
+        run = self.run
+        return open_trackers(run.config.train.trackers, run.context.folder, run.step, to_dict(run.config), self.say)
 
     def __enter__(self) -> Recorder:
         return self
@@ -164,7 +170,7 @@ class Recorder:
         return self.eval_every is not None and self.run.step % self.eval_every == 0
 
     def evaluate(self) -> None:
-        """Run the evaluators and write their metrics to eval.jsonl and TensorBoard. Collective."""
+        """Run the evaluators and write their metrics to eval.jsonl and the trackers. Collective."""
         if self.evaluators is None:
             return
         values = self.evaluators(model_to_evaluate(self.run))

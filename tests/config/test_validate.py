@@ -46,6 +46,8 @@ BROKEN = {
     "model.logit_scale_init=200.0 is above logit_scale_max=100.0": {"model": {"logit_scale_init": 200}},
     "patch.seqhw: [7] do not divide": {"model": {"image": {"default_seqhw": 7}}},
     "optimizer.betas=(0.9, 1.0) must be 0 or more and below 1": {"optimizer": {"betas": [0.9, 1.0]}},
+    "train.trackers=['wandb', 'wandb'] names one twice": {"train": {"trackers": ["wandb", "wandb"]}},
+    "train.trackers": {"train": {"trackers": ["mlflow"]}},
     "engine.deepspeed.gradient_accumulation_steps is decided by train.micro_batch_size": {
         "engine": {"deepspeed": {"gradient_accumulation_steps": 8}}
     },

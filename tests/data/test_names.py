@@ -14,9 +14,9 @@ import pytest
 from kit.shards import good_sample, write_samples
 
 from flexiclip.cli import run
+from flexiclip.data.check import check_shards
 from flexiclip.data.index import index_shard
 from flexiclip.data.reading import Retries, read_range
-from flexiclip.data.samples import check_shards
 
 LATIN = os.fsdecode(b"caf\xe9")  # as Python passes on what it cannot decode
 
@@ -60,7 +60,7 @@ def test_names_that_are_not_utf8_are_trained(odd: str, loader_of: Any, sequentia
 
 def test_names_that_are_not_utf8_are_checked_and_printed(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal that takes nothing but UTF-8."""
-    (bad,) = check_shards([shard_of(odd)], ("jpg",), ("txt",))
+    (bad,) = check_shards([shard_of(odd)], ("jpg",), ("txt",)).bad
     assert str(bad).endswith(r"caf\udce9.tar: caf\udce93: empty caption")
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict", write_through=True))

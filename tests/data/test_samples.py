@@ -13,8 +13,9 @@ import pytest
 from kit.shards import good_sample, jpeg, write_samples
 from PIL import Image
 
+from flexiclip.data.check import check_shards
 from flexiclip.data.remote import expand_shards
-from flexiclip.data.samples import BadSample, Labels, Members, SampleStore, check_shards, class_names, open_samples
+from flexiclip.data.samples import BadSample, Labels, Members, SampleStore, class_names, open_samples
 from flexiclip.errors import UserError
 
 
@@ -98,7 +99,7 @@ def test_a_json_member_that_nothing_reads_does_not_matter(tmp_path: Path, uneven
     for sequential in (False, True):
         (batch,) = loader_of(str(path), steps=1, global_batch_size=3, sequential=sequential)
         assert (set(batch.captions) <= {f"caption number {n}" for n in range(3)}, batch.bad) == (True, [])
-    assert check_shards([str(path)], ("jpg",), ("txt",)) == []
+    assert check_shards([str(path)], ("jpg",), ("txt",)).bad == []
     sample = open_samples([str(path)], ("jpg",), ("txt",))[0]  # for whoever asks for it
     if b"a" in member:
         assert sample.meta == {"a": 1}

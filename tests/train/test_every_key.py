@@ -91,6 +91,7 @@ ELSEWHERE = {
     "train.save_in_background": "train/test_trainer.py",
     "train.keep_every": "train/test_checkpoint.py",
     "train.resume": "train/test_resume_runs.py",
+    "train.trackers": "train/test_trackers.py",
     "train.rank_timeout_s": "train/test_heartbeat.py",
     "engine.kind": "kit/alike.py",
     "engine.zero_stage": "kit/alike.py",

@@ -147,7 +147,7 @@ def test_data_check_names_them_and_exits_with_1(faulty: str, capsys: pytest.Capt
     assert main(["data", "check", faulty]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "3 bad samples"
-    assert len(lines) == 4
+    assert len(lines) == len(BAD) + 7, "the totals: counts, a table of sizes and lengths, and the number of bad samples"
     for line, (key, reason) in zip(lines, BAD.items(), strict=False):
         assert "train-0001.tar" in line
         assert f"{key}: {reason}" in line

@@ -188,9 +188,17 @@ class TrainConfig:
         False, "Write samples.jsonl, which names the samples and the sequence length of every step.", resume=True
     )
 
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = key(
+        ("tensorboard",),
+        "What draws curves of the numbers in metrics.jsonl and eval.jsonl: files for TensorBoard, Weights & Biases, or trackio. "
+        "Empty: nothing.",
+        resume=True,
+    )
+
     def __post_init__(self) -> None:
         positive("train", self, "global_batch_size", "micro_batch_size", "micro_tokens", "keep_last", "threads")
         seconds("train", self, "rank_timeout_s")
+        require(len(set(self.trackers)) == len(self.trackers), f"train.trackers={list(self.trackers)} names one twice")
         require(
             self.micro_batch_size is None or self.micro_tokens is None,
             "train.micro_batch_size and train.micro_tokens both say how much is encoded at once: give one of them",

@@ -9,6 +9,7 @@ SUBJECTS = (
     "pi_resize",
     "losses",
     "loader",
+    "pack",
     "sweep",
     "retrieval_memory",
     "encoders",
