@@ -138,7 +138,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 def load_parsed(source: ModelSource, device: str | torch.device = "cpu") -> LoadedModel:
     """Load a model of the kind Kind.MODEL as `load_model` does."""
     folder = source.path
-    config, provenance = _read_config(folder)
+    config, provenance = read_config(folder)
     check_sizes(config.model, (folder / WEIGHTS).stat().st_size, str(folder))
     tokenizer: Tokenizer = AbsentTokenizer(config.tokenizer, {})
     if config.model.text is not None:
@@ -216,7 +216,7 @@ def fill_classes(config: Config) -> Config:
 
 def _init_half(model: FlexiCLIP, config: Config, half: str, folder: Path, tokenizer: Tokenizer) -> list[str]:
     """Fill one tower from a model folder, and its projection too if that has the same shape. Returns notes on resized tensors."""
-    weights, (theirs, provenance) = read_weights(folder / WEIGHTS), _read_config(folder)
+    weights, (theirs, provenance) = read_weights(folder / WEIGHTS), read_config(folder)
     tower = {name.removeprefix(f"{half}_tower."): t for name, t in weights.items() if name.startswith(f"{half}_tower.")}
     where = f"model.{half}.init={folder}"
     if not tower:
@@ -259,7 +259,7 @@ def load_strictly(module: torch.nn.Module, weights: dict[str, Tensor], where: st
     module.load_state_dict(weights)
 
 
-def _read_config(folder: Path) -> tuple[Config, dict[str, object]]:
+def read_config(folder: Path) -> tuple[Config, dict[str, object]]:
     """Read the config and the provenance of a model folder. Raises UserError if config.yaml is not valid."""
     try:
         data = read_yaml((folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
