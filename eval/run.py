@@ -6,6 +6,7 @@ every rank gets the same numbers.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import shlex
 import sys
@@ -41,6 +42,7 @@ from flexiclip_eval.suites.layout import printable, repeated
 from flexiclip_eval.suites.load import load_datasets, load_readable
 from flexiclip_eval.tradeoffs import TOLERANCE, Budget, CascadeCurve, cascade_pair, check_tolerance, choose, fronts, priced
 
+import flexiclip
 from flexiclip.config import to_dict
 from flexiclip.distributed import gather_objects, rank
 from flexiclip.errors import UserError
@@ -107,7 +109,8 @@ def evaluate_suites(
     check_tolerance(options.tolerance)
     if seqhw and options.cascade:
         cascade_pair(seqhw, options.cascade)
-    report, gallery = Report(command=printable(options.command or shlex.join(sys.argv))), Gallery()
+    command = printable(options.command or shlex.join(sys.argv))
+    report, gallery = Report(command, date=str(datetime.date.today()), version=flexiclip.__version__), Gallery()
     datasets = _readable(suites, report)
     main = rank() == 0
     if main:  # before the work, which may take hours

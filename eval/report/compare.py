@@ -10,6 +10,7 @@ results.json; without it, they are left out.
 
 from __future__ import annotations
 
+import datetime
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from flexiclip_eval.rows import TaskInfo, primary_metric
 from flexiclip_eval.suites.layout import printable, repeated
 from flexiclip_eval.tradeoffs import choose, fronts
 
+import flexiclip
 from flexiclip.errors import UserError
 
 PICTURES = ("png", "svg", "pdf")
@@ -74,7 +76,7 @@ def join(runs: Sequence[str], dataset: str | None = None) -> Report:
     if repeated(name for part in parts for name in {label_of(model) for model in part.models}):
         places = short_labels([str(path) for _, path in found])  # the same model in several results
         parts = [part if label else _labelled(part, places[str(path)]) for part, (label, path) in zip(parts, found, strict=True)]
-    joined = Report(command=shlex.join(sys.argv))
+    joined = Report(printable(shlex.join(sys.argv)), date=str(datetime.date.today()), version=flexiclip.__version__)
     for part in parts:
         joined.models += part.models
         joined.cascades += [curve for curve in part.cascades if dataset in (None, curve.dataset)]

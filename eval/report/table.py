@@ -48,6 +48,8 @@ class Report:
     cascades: list[CascadeCurve] = field(default_factory=list)
     fronts: list[Front] = field(default_factory=list)
     unscored: dict[str, str] = field(default_factory=dict)  # data set -> why it, or a task of it, has no rows
+    date: str = ""  # when the evaluation began, such as 2026-01-31
+    version: str = ""  # of flexiclip
 
     def add(self, row: Row, task: TaskInfo, details: Details, hits: Tensor | None = None) -> None:
         """Add a row with its details and the hits of its queries, and its task if that is new."""
