@@ -255,7 +255,7 @@ def _eval(arguments: argparse.Namespace) -> None:
             cascade=parse_cascade(arguments.cascade) if arguments.cascade is not None else None,
             tolerance=arguments.tolerance,
             budget=parse_budget(arguments.budget) if arguments.budget is not None else None,
-            tables=each_once("--table", arguments.table),
+            tables=tuple(each_once("--table", arguments.table)),
         )
         suites = each_once("--suite", arguments.suite)
         evaluate_suites(arguments.model, suites, seqhw=arguments.seqhw, output=arguments.output, options=options)
@@ -264,7 +264,7 @@ def _eval(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     from flexiclip_eval.report.compare import compare
 
-    tables = each_once("--table", arguments.table)
+    tables = tuple(each_once("--table", arguments.table))
     for line in compare(arguments.runs, arguments.output, arguments.metric, arguments.dataset, tables):
         print(line)
 
