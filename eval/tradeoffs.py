@@ -121,7 +121,8 @@ class Choice:
     width: int | None = None  # columns of the embeddings, as in Row
     label: str | None = None  # as in Row
     error: float | None = None  # the standard error of `value`
-    noise: float | None = None  # the standard error of best_value - value
+    rival_seqhw: int | None = None  # the best of the lengths that the rule allows, if it is not the chosen one
+    noise: float | None = None  # the standard error of the difference from the rival
     cheapest: str | None = None  # if no length fits the budget: the cheapest one and its cost, in words
 
 
@@ -217,7 +218,8 @@ def shortest_within(curve: Curve, tolerance: float) -> Choice:
         return best.metrics[metric] - row.metrics[metric] <= max(room, curve.noise(best, row) or 0.0)
 
     chosen = min(filter(qualifies, curve.rows), key=lambda row: row.seqhw or 0)
-    return _choice(curve, chosen, f"shortest within {tolerance:g} {'point' if tolerance == 1 else 'points'} of the best")
+    rule = f"shortest within {tolerance:g} {'point' if tolerance == 1 else 'points'} of the best"
+    return _choice(curve, chosen, rule, best if best.metrics[metric] - chosen.metrics[metric] > room else None)
 
 
 def best_within(curve: Curve, budget: Budget) -> Choice:
@@ -233,7 +235,8 @@ def best_within(curve: Curve, budget: Budget) -> Choice:
         return replace(_choice(curve, None, f"best within {budget}"), cheapest=cheapest)
     best = _best(fitting)
     equal = [row for row in fitting if best.metrics[metric] - row.metrics[metric] <= (curve.noise(best, row) or 0.0)]
-    return _choice(curve, min(equal, key=lambda row: row.seqhw or 0), f"best within {budget}")
+    chosen = min(equal, key=lambda row: row.seqhw or 0)
+    return _choice(curve, chosen, f"best within {budget}", best if best.metrics[metric] > chosen.metrics[metric] else None)
 
 
 def _best(rows: Sequence[Row]) -> Row:
@@ -249,9 +252,9 @@ def choice_cells(choice: Choice) -> list[str]:
         why = "the cost of the lengths is unknown" if choice.cheapest is None else f"the cheapest is {choice.cheapest}"
         return [metric, "none", "–", "–", "–", f"no evaluated length satisfies the rule ({choice.rule}): {why}"]
     rule = f"{choice.rule} {best}"
-    behind = choice.best_value - choice.value
-    if choice.noise is not None and 0 < behind <= choice.noise:
-        rule += f"; the difference is within its standard error of {100 * choice.noise:.1f} points"
+    if choice.rival_seqhw is not None and choice.noise:
+        points = f"{100 * choice.noise:.1f} points"
+        rule += f"; the difference from seqhw {choice.rival_seqhw} is within its standard error of {points}"
     return [
         metric,
         f"seqhw {choice.seqhw}",
@@ -269,7 +272,8 @@ def sentence(choice: Choice) -> str:
     return f"{metric}: {length} ({known}), {rule}" if known else f"{metric}: {rule}"
 
 
-def _choice(curve: Curve, chosen: Row | None, rule: str) -> Choice:
+def _choice(curve: Curve, chosen: Row | None, rule: str, rival: Row | None = None) -> Choice:
+    """Return a choice. rival: the better row from which the chosen one differs by noise, if there is one."""
     first, best = curve.rows[0], _best(curve.rows)
     metric = primary_metric(first.metrics)
     assert best.seqhw is not None, "a curve has lengths"
@@ -277,7 +281,8 @@ def _choice(curve: Curve, chosen: Row | None, rule: str) -> Choice:
     if chosen is None:
         return Choice(*whole, width=first.width, label=first.label)
     costs = (chosen.gflops, _ms(chosen))
-    doubt = (chosen.error(metric), curve.noise(best, chosen))
+    noise = None if rival is None else curve.noise(rival, chosen)
+    doubt = (chosen.error(metric), None if rival is None else rival.seqhw, noise)
     return Choice(*whole, chosen.seqhw, chosen.metrics[metric], *costs, first.width, first.label, *doubt)
 
 

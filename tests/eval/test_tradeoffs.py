@@ -113,12 +113,15 @@ def test_a_length_is_better_only_if_the_difference_exceeds_its_standard_error() 
         assert [choice.seqhw for choice in choices] == [seqhw, seqhw], (first, second)
         assert [choice.best_seqhw for choice in choices] == [6, 6]
     choice = choose([_with_error(short, 0.06), _with_error(long, 0.08)])[0]
-    assert (choice.error, choice.noise) == (0.06, pytest.approx(0.1))
+    assert (choice.error, choice.rival_seqhw, choice.noise) == (0.06, 6, pytest.approx(0.1))
     assert sentence(choice) == (
-        "text→image R@5: seqhw 3 (40.0% ±6.0, 1 GFLOPs), shortest within 1 point of the best (50.0% at 6); the difference is "
-        "within its standard error of 10.0 points"
+        "text→image R@5: seqhw 3 (40.0% ±6.0, 1 GFLOPs), shortest within 1 point of the best (50.0% at 6); the difference from "
+        "seqhw 6 is within its standard error of 10.0 points"
     )
     assert [choice.seqhw for choice in choose([short, _with_error(long, 0.5)])] == [6], "one error alone says nothing"
+    longest = _with_error(_row(12, 0.60, 8.0), 0.0)
+    within = choose([_with_error(short, 0.06), _with_error(long, 0.08), longest], budget=Budget(5, "GFLOPs"))[1]
+    assert (within.seqhw, within.best_seqhw, within.rival_seqhw) == (3, 12, 6), "the best within the budget is the rival"
 
 
 def test_the_hits_of_the_queries_are_compared_in_pairs() -> None:
@@ -130,12 +133,12 @@ def test_the_hits_of_the_queries_are_compared_in_pairs() -> None:
     mixed[20:69] = 1
     a, kept, mixed = a.double(), kept.double(), mixed.double()
     (certain,) = choose([short, long], hits=[a, kept])
-    assert (certain.seqhw, certain.noise) == (6, 0.0)
+    assert (certain.seqhw, certain.noise) == (6, None)
     errors = [(-1.0) ** (i < 20) if i < 20 or 40 <= i < 69 else 0.0 for i in range(100)]
     expected = float(np.std(errors)) / 10
     assert expected == pytest.approx(np.sqrt(0.49 - 0.09**2) / 10)
     (doubtful,) = choose([short, long], tolerance=0, hits=[a, mixed])
-    assert (doubtful.seqhw, doubtful.noise) == (6, 0.0), "0.09 exceeds 0.0694"
+    assert (doubtful.seqhw, doubtful.noise) == (6, None), "0.09 exceeds 0.0694"
     (close,) = choose([short, replace(long, metrics={RECALL: 0.46})], tolerance=0, hits=[a, mixed])
     assert close.seqhw == 3
     assert close.noise == pytest.approx(expected)
