@@ -35,7 +35,7 @@ LEAVES = {name: parser for name, parser in COMMANDS.items() if parser.get_defaul
 
 def test_every_command_is_here() -> None:
     assert set(LEAVES) == {
-        *("train", "show-config", "explain", "eval", "analyze", "import", "plan"),
+        *("train", "show-config", "explain", "eval", "compare", "analyze", "import", "plan"),
         *("export image", "export text", "export model"),
         *(f"data {name}" for name in ("openmoji", "noto", "fluent", "cue-conflict", "index", "check", "tokenizer")),
     }
