@@ -148,8 +148,9 @@ def _candidates(models: Sequence[str | tuple[str, EvalModel]]) -> list[_Candidat
     """Return the models with their labels. Raises UserError if two models or two labels are the same."""
     found = []
     for model in models:
-        name, loaded = (model, None) if isinstance(model, str) else model
-        found.append(_Candidate(*split_label(name), loaded))
+        name, loaded = model if isinstance(model, tuple) else (model, None)
+        label, source = split_label(name)
+        found.append(_Candidate(label, source, loaded))
     if twice := repeated(each.source.rstrip("/") for each in found):
         raise UserError(f"the model {twice[0]} is named twice: its rows could not be told apart; name it once")
     if twice := repeated(each.label for each in found if each.label is not None):

@@ -20,7 +20,7 @@ from pathlib import Path
 from flexiclip_eval.report.drawing import drawn
 from flexiclip_eval.report.files import check_output, read_report, require_folder, write_results, write_whole
 from flexiclip_eval.report.plots import plot_runs
-from flexiclip_eval.report.table import Labelled, Report, label_of, of_task, runs_of, short_labels
+from flexiclip_eval.report.table import Labelled, Report, label_of, name_of, of_task, runs_of, short_labels
 from flexiclip_eval.report.terminal import print_report
 from flexiclip_eval.rows import TaskInfo, primary_metric
 from flexiclip_eval.suites.layout import printable, repeated
@@ -104,11 +104,10 @@ def _labelled(report: Report, label: str | None) -> Report:
     """Return results whose models have this label; with several models in them, each model has its own name after it."""
     if label is None:
         return report
-    bare = [label_of(replace(model, width=None)) for model in report.models]
-    short = short_labels(list(dict.fromkeys(bare)))
+    short = short_labels(list(dict.fromkeys(map(name_of, report.models))))
 
     def named(item: Labelled) -> Labelled:
-        own = label_of(item if not hasattr(item, "width") else replace(item, width=None))
+        own = name_of(item)
         return replace(item, label=label if len(short) == 1 else f"{label}: {short.get(own, own)}")
 
     models, rows = [named(model) for model in report.models], [named(row) for row in report.rows]

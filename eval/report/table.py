@@ -82,9 +82,14 @@ def label_of(named: Row | ModelInfo | Choice | CascadeCurve | FrontPoint) -> str
 
     If several widths of the embeddings are scored, the width of these follows.
     """
-    name = named.label or f"{named.model} {named.pretrained}".strip()
+    name = name_of(named)
     width = None if isinstance(named, CascadeCurve) else named.width
     return name if width is None else f"{name} [:{width}]"
+
+
+def name_of(named: Row | ModelInfo | Choice | CascadeCurve | FrontPoint) -> str:
+    """Return the label of a model without the width of its embeddings."""
+    return named.label or f"{named.model} {named.pretrained}".strip()
 
 
 def short_labels(labels: Sequence[str]) -> dict[str, str]:
