@@ -118,7 +118,7 @@ def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str)
         for x, y, k in points[1:-1]:
             if all(abs(math.log(x / other)) > LABEL_APART for other in named):  # else it would cover another label
                 named.append(x)
-                axis.annotate(f"K={k}", (x, y), (0, 7), textcoords="offset points", color=look(i)[0], ha="center", fontsize=7)
+                axis.annotate(f"K={k}", (x, y), (0, -12), textcoords="offset points", color=look(i)[0], ha="center", fontsize=7)
     _finish(axis, runs, "gflops")
     axis.set_xlabel("GFLOPs per gallery image, all captions asked once")
     axis.set_ylabel(long_name(metric))
