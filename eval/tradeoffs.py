@@ -280,10 +280,18 @@ def _choice(curve: Curve, chosen: Row | None, rule: str, rival: Row | None = Non
     whole = (first.dataset, first.task, first.model, first.pretrained, metric, rule, best.seqhw, best.metrics[metric])
     if chosen is None:
         return Choice(*whole, width=first.width, label=first.label)
-    costs = (chosen.gflops, _ms(chosen))
-    noise = None if rival is None else curve.noise(rival, chosen)
-    doubt = (chosen.error(metric), None if rival is None else rival.seqhw, noise)
-    return Choice(*whole, chosen.seqhw, chosen.metrics[metric], *costs, first.width, first.label, *doubt)
+    return Choice(
+        *whole,
+        seqhw=chosen.seqhw,
+        value=chosen.metrics[metric],
+        gflops=chosen.gflops,
+        ms=_ms(chosen),
+        width=first.width,
+        label=first.label,
+        error=chosen.error(metric),
+        rival_seqhw=None if rival is None else rival.seqhw,
+        noise=None if rival is None else curve.noise(rival, chosen),
+    )
 
 
 def _ms(row: Row) -> float | None:
