@@ -6,6 +6,7 @@ how metrics are named and written: which are shares, and which one represents a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypedDict
@@ -49,6 +50,14 @@ class Row:
     """Speed of the image tower over all ranks, without decoding and warm-up; None if there are too few images to measure it."""
     width: int | None = None
     """How many columns of the embeddings `--widths` compared; None (and no key in the JSON): all."""
+    standard_errors: dict[str, float] | None = None
+    """The standard errors of those metrics for which one is known, in the same unit; None (and no key in the JSON): of none."""
+    label: str | None = None
+    """The name that the user gave to the model (LABEL=MODEL); None (and no key in the JSON): none."""
+
+    def error(self, metric: str) -> float | None:
+        """Return the standard error of a metric; None if it is not known."""
+        return (self.standard_errors or {}).get(metric)
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,22 @@ class Example(TypedDict):
     rank: int  # of the best positive, from 1
 
 
+class Mistake(TypedDict):
+    """An image that got a wrong class. Classes are given by their numbers, the image by its position, as in Example."""
+
+    image: int
+    label: int  # the right class
+    named: int  # the class that the model named
+    rank: int  # of the right class, from 1
+
+
 class Details(TypedDict, total=False):
     """What a task found out in addition to its metrics, as plain data for details.json and the page."""
 
     per_class: dict[str, float]  # recall or average precision of each class
     found: list[Example]
+    confusion: list[tuple[int, int, int]]  # (right class, named class, images)
+    mistakes: list[Mistake]
 
 
 PRIMARY = ("acc1", "mean_average_precision", "image_retrieval_recall@5", "acc", "lp_acc1")
@@ -134,11 +154,17 @@ def best_of(metric: str, values: list[float]) -> float:
     return max(values) if is_share(metric) else min(values)
 
 
-def show(metric: str, value: float | None) -> str:
-    """Return a value as text: a share in percent, a rank as a number, None as a dash."""
+def show(metric: str, value: float | None, error: float | None = None) -> str:
+    """Return a value as text: a share in percent, a rank as a number, None as a dash. error: its standard error, if known."""
     if value is None:
         return "–"
-    return f"{value:.1%}" if is_share(metric) else f"{value:,.1f}"
+    text = f"{value:.1%}" if is_share(metric) else f"{value:,.1f}"
+    return text if error is None else f"{text} ±{100 * error if is_share(metric) else error:.1f}"
+
+
+def binomial_error(share: float, count: int) -> float:
+    """Return the standard error of a share of `count` independent yes or no answers: sqrt(p (1 - p) / n)."""
+    return math.sqrt(max(0.0, share * (1 - share)) / count)
 
 
 def pixels(side: Side | None) -> str:

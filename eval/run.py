@@ -6,6 +6,7 @@ every rank gets the same numbers.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import shlex
 import sys
@@ -17,34 +18,35 @@ import torch
 from flexiclip_eval.data.labels import Splits, open_splits
 from flexiclip_eval.embeddings.embed import Encoding, evaluating, to_device
 from flexiclip_eval.embeddings.store import EmbeddingStore, StoreError
+from flexiclip_eval.models.checks import check_widths, outline, require_text
 from flexiclip_eval.models.protocol import (
     EvalModel,
     Length,
     Width,
     choose_lengths,
     geometry,
-    has_text,
-    head_classes,
-    is_fixed,
+    lengths_among,
     model_names,
+    naming,
     trained_lengths,
 )
 from flexiclip_eval.models.sources import open_model
-from flexiclip_eval.report.files import check_folder, write_report
+from flexiclip_eval.report.files import check_output, write_results
 from flexiclip_eval.report.page_data import Gallery
-from flexiclip_eval.report.table import ModelInfo, Report, print_report
+from flexiclip_eval.report.table import ModelInfo, Report
+from flexiclip_eval.report.terminal import print_report
 from flexiclip_eval.rows import Row
 from flexiclip_eval.score import Score, score_tasks
 from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.layout import printable, repeated
 from flexiclip_eval.suites.load import load_datasets, load_readable
-from flexiclip_eval.tasks import WITH_A_HEAD, WITHOUT_TEXT
 from flexiclip_eval.tradeoffs import TOLERANCE, Budget, CascadeCurve, cascade_pair, check_tolerance, choose, fronts, priced
 
+import flexiclip
 from flexiclip.config import to_dict
 from flexiclip.distributed import gather_objects, rank
 from flexiclip.errors import UserError
-from flexiclip.progress import Watch, silent, watch
+from flexiclip.model_source import split_label
 
 log = logging.getLogger("flexiclip.eval")
 
@@ -72,6 +74,8 @@ class EvalOptions:
     """Also choose the best length that keeps to this budget (tradeoffs.py)."""
     command: str | None = None
     """The command line that the report shows; default: that of this process."""
+    tables: Sequence[str] = ()
+    """Also write the tables: files that end in .md (Markdown) or .tex (LaTeX), or `markdown` or `latex` in the output folder."""
 
 
 DEFAULTS = EvalOptions()
@@ -89,9 +93,11 @@ def evaluate_suites(
 
     Every rank must call this. Rank 0 prints a table and, if `output` is given, writes the files that report/files.py lists.
 
-    - `models`: sources as `flexiclip eval` takes them, or pairs of a name and an opened model. A source is opened when its turn
-      comes, and released before the next one. The name fills `model` and `pretrained` of the rows.
-    - `suites`: names of suites, YAML files, or folders or URLs of single data sets (see `load_suite`).
+    - `models`: sources as `flexiclip eval` takes them, or pairs of a name and an opened model. The name fills `model` and
+      `pretrained` of the rows. Either may begin with LABEL=, which names the model in tables and plots. All models are judged by
+      their names and configs before the first one is scored. A source is opened when its turn comes, and released before the
+      next one.
+    - `suites`: names of suites, YAML files, or places of single data sets (see `load_suite`).
     - `seqhw`: the lengths to score; default: those that each model was made for. Next to other models, a model with a single
       length keeps that length.
     - `output`: the folder of the report.
@@ -99,34 +105,71 @@ def evaluate_suites(
 
     If a data set cannot be read, the others are still scored, shown and written; then a UserError names the data set.
     """
-    sources = [(model if isinstance(model, str) else model[0]).rstrip("/") for model in models]
-    if twice := repeated(sources):
-        raise UserError(f"the model {twice[0]} is named twice: its rows could not be told apart; name it once")
+    candidates = _candidates(models)
     check_tolerance(options.tolerance)
     if seqhw and options.cascade:
         cascade_pair(seqhw, options.cascade)
-    report, gallery = Report(command=printable(options.command or shlex.join(sys.argv))), Gallery()
+    command = printable(options.command or shlex.join(sys.argv))
+    report, gallery = Report(command, date=str(datetime.date.today()), version=flexiclip.__version__), Gallery()
     datasets = _readable(suites, report)
     main = rank() == 0
-    if main and output is not None:  # before the work, which may take hours
-        for folder in (output, output / "rows"):
-            check_folder(folder, f"--output {output}")
+    if main:  # before the work, which may take hours
+        check_output(output, options.tables)
     plan = _Plan(datasets, seqhw, len(models) > 1, options)
+    for candidate in candidates:
+        _judge(candidate, plan)
     try:
-        for model in models:
-            _score_model(model, plan, report, gallery)
+        for candidate in candidates:
+            _score_model(candidate, plan, report, gallery)
     finally:  # if a model fails, the results of the earlier models are still shown and written
-        report.choices = choose(report.rows, tolerance=options.tolerance, budget=options.budget)
+        report.choices = choose(report.rows, tolerance=options.tolerance, budget=options.budget, hits=report.hits)
         report.fronts = fronts(report.rows)
         if main and report.rows:
             print_report(report)
-            if output is not None:
-                write_report(report, output, gallery)
+            for line in write_results(report, output, gallery, options.tables):
+                print(printable(line))
     if report.unscored:
         every = "; ".join(f"{name}: {reason}" for name, reason in report.unscored.items())
         count = len({*report.unscored, *(dataset.name for dataset in datasets)})
         raise UserError(f"{len(report.unscored)} of {count} data sets could not be scored as a whole: {every}")
     return report.rows
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A model that is to be scored: the name that the user gave it, its source, and the model if it is open already."""
+
+    label: str | None
+    source: str
+    loaded: EvalModel | None = None
+
+
+def _candidates(models: Sequence[str | tuple[str, EvalModel]]) -> list[_Candidate]:
+    """Return the models with their labels. Raises UserError if two models or two labels are the same."""
+    found = []
+    for model in models:
+        name, loaded = model if isinstance(model, tuple) else (model, None)
+        label, source = split_label(name)
+        found.append(_Candidate(label, source, loaded))
+    if twice := repeated(each.source.rstrip("/") for each in found):
+        raise UserError(f"the model {twice[0]} is named twice: its rows could not be told apart; name it once")
+    if twice := repeated(each.label for each in found if each.label is not None):
+        raise UserError(f"two models have the label {twice[0]}: their rows could not be told apart; rename one")
+    return found
+
+
+def _judge(candidate: _Candidate, plan: _Plan) -> None:
+    """Raise UserError, which names the model, for every mistake that its name and config show."""
+    source = candidate.source
+    loaded = candidate.loaded or outline(source)
+    if loaded is None:
+        return
+    require_text(loaded, source, plan.datasets)
+    lengths = lengths_among(loaded, source, plan.seqhw, plan.several)
+    check_widths(loaded, source, plan.options.widths, None)
+    if len(lengths) > 1:
+        with naming(source):
+            cascade_pair(lengths, plan.options.cascade)
 
 
 def _readable(suites: Sequence[str], report: Report) -> list[DatasetConfig]:
@@ -160,33 +203,34 @@ class _Plan:
     options: EvalOptions
 
 
-def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report, gallery: Gallery) -> None:
+def _score_model(candidate: _Candidate, plan: _Plan, report: Report, gallery: Gallery) -> None:
     """Add the rows of one model to the report. A model that is opened here is released at the end, so two are never in memory."""
-    options, device = plan.options, torch.device(plan.options.device)
-    source, loaded = (model, open_model(model, str(device))) if isinstance(model, str) else model
-    _require_text(loaded, source, plan.datasets)
-    lengths = choose_lengths(loaded, None if plan.several and is_fixed(loaded) else plan.seqhw)
+    options, device, source = plan.options, torch.device(plan.options.device), candidate.source
+    loaded = candidate.loaded or open_model(source, str(device))
+    require_text(loaded, source, plan.datasets)
+    lengths = lengths_among(loaded, source, plan.seqhw, plan.several)
     widths = _widths(loaded, source, options, lengths[0])
     name, pretrained = map(printable, model_names(loaded, source))
+    label = None if candidate.label is None else printable(candidate.label)
     config = to_dict(loaded.config) if loaded.config is not None else {}
-    report.models += [ModelInfo(name, pretrained, config, trained_lengths(loaded), width) for width in widths]
+    report.models += [ModelInfo(name, pretrained, config, trained_lengths(loaded), width, label) for width in widths]
     pair = cascade_pair(lengths, options.cascade) if len(lengths) > 1 and not options.widths else None
     opened = [_open(dataset, loaded, options.workers) for dataset in plan.datasets]
     store = None if options.embeddings is None else EmbeddingStore(options.embeddings, loaded)
     failed = []
     for dataset, splits in zip(plan.datasets, opened, strict=True):
-        seen: Watch[torch.Tensor] = watch(f"{source} · {dataset.name}") if rank() == 0 else silent
-        encoding = Encoding(loaded, lengths, options.batch_size, device, seen, store)
+        title = f"{candidate.label or source} · {dataset.name}"
+        encoding = Encoding(loaded, lengths, options.batch_size, device, store, title if rank() == 0 else None)
         try:
             if isinstance(splits, UserError):
                 raise splits
             for score in score_tasks(encoding, splits, pair, widths):
-                row = _row(loaded, name, pretrained, dataset.language, score)
-                report.add(row, score.info, score.result.details)
+                row = _row(loaded, report.models[-1], dataset.language, score)
+                report.add(row, score.info, score.result.details, score.result.hits)
                 if pair and score.cascade:
                     short, long = (geometry(loaded, length).gflops for length in pair)
                     points = priced(score.cascade, score.n, short, long)
-                    report.cascades.append(CascadeCurve(row.dataset, row.task, name, pretrained, *pair, points))
+                    report.cascades.append(CascadeCurve(row.dataset, row.task, name, pretrained, *pair, points, label))
             report.add_bad_samples(splits.bad_samples())
             gallery.add(map(dataset.row_name, dataset.tasks), dataset, splits.images.gather()[0])
         except StoreError:
@@ -198,11 +242,11 @@ def _score_model(model: str | tuple[str, EvalModel], plan: _Plan, report: Report
             _leave_out(dataset.name, str(error), report)
 
 
-def _row(loaded: EvalModel, name: str, pretrained: str, language: str, score: Score) -> Row:
+def _row(loaded: EvalModel, model: ModelInfo, language: str, score: Score) -> Row:
     return Row(
         dataset=score.info.dataset,
-        model=name,
-        pretrained=pretrained,
+        model=model.model,
+        pretrained=model.pretrained,
         task=score.info.task,
         metrics=score.result.metrics,
         language=language,
@@ -211,6 +255,8 @@ def _row(loaded: EvalModel, name: str, pretrained: str, language: str, score: Sc
         seq_len=score.length**2 if score.length is not None else None,
         images_per_s=score.images_per_s,
         width=score.width,
+        standard_errors=score.result.errors or None,
+        label=model.label,
         **asdict(geometry(loaded, score.length)),
     )
 
@@ -229,18 +275,16 @@ def _open(dataset: DatasetConfig, loaded: EvalModel, workers: int) -> Splits | U
 def _widths(loaded: EvalModel, source: str, options: EvalOptions, length: Length) -> list[Width]:
     """Return the widths asked for and the width of the whole embeddings; [None] if no widths are asked for.
 
-    The whole width is measured on an embedding, because a model of another library states it nowhere else. Raises UserError for
-    a classifier, and for a width that the embeddings do not have.
+    The whole width is measured on an embedding, because a model of another library states it nowhere else. Raises UserError as
+    `check_widths` does.
     """
     if not options.widths:
         return [None]
-    if head_classes(loaded) is not None:
-        raise UserError(f"--widths: {source} is a classifier, whose outputs are its classes; leave the option out")
+    check_widths(loaded, source, options.widths, None)
     with evaluating(loaded.model), torch.no_grad():
         blank = to_device(loaded, torch.empty(0), torch.device(options.device))
         whole = loaded.model.encode_image(blank, seqhw=length).shape[1]
-    if not 1 <= min(options.widths) <= max(options.widths) <= whole:
-        raise UserError(f"--widths {','.join(map(str, options.widths))}: the embeddings of {source} have {whole} columns")
+    check_widths(loaded, source, options.widths, whole)
     return [*sorted({*options.widths, whole})]
 
 
@@ -274,14 +318,3 @@ def make_evaluators(
         return values
 
     return evaluate
-
-
-def _require_text(loaded: EvalModel, source: str, datasets: Sequence[DatasetConfig]) -> None:
-    """Raise UserError if a task compares images with texts and the model is an image tower alone."""
-    possible = WITHOUT_TEXT if head_classes(loaded) is None else WITH_A_HEAD
-    kinds = {task.kind for dataset in datasets for task in dataset.tasks if task.kind not in possible}
-    if kinds and not has_text(loaded):
-        raise UserError(
-            f"{source}: the model is an image tower alone (model.text is null): zero-shot tasks need its text half "
-            f"({', '.join(sorted(kinds))}); train one"
-        )

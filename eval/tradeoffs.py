@@ -6,8 +6,9 @@ good it is. A (length, width) is on the front if no other is at least as good in
     flexiclip eval MODEL --suite S --widths 64,128,256
 
 The choice of a length follows two rules: the shortest length that is nearly as good as the best, and the best length that a
-budget allows. One metric represents each task (rows.PRIMARY). A difference below the noise of the data set means nothing: with n
-queries, a share p has a standard error of sqrt(p(1-p)/n), and a tolerance far below this error chooses by luck.
+budget allows. One metric represents each task (rows.PRIMARY). A longer length is only taken for better if the difference exceeds
+its standard error, because a smaller one is noise. That error is the one of the paired difference over the queries, or, without
+the hits of each query, sqrt(a^2 + b^2) of the errors of the two lengths.
 
     flexiclip eval MODEL --suite S --tolerance 0.5 --budget "5 GFLOPs"
 
@@ -27,7 +28,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from flexiclip_eval.rows import Row, primary_metric
+from flexiclip_eval.rows import Row, primary_metric, short_name, show
+from torch import Tensor
 
 from flexiclip.errors import UserError
 
@@ -44,6 +46,7 @@ class FrontPoint:
     width: int  # columns of the embedding
     gflops: float  # of the image tower for one image
     value: float  # of the metric, in 0..1
+    label: str | None = None  # as in Row
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def fronts(rows: Sequence[Row]) -> list[Front]:
     for row in rows:
         if row.width is not None and row.gflops is not None:
             metric = primary_metric(row.metrics)
-            point = FrontPoint(row.model, row.pretrained, row.seqhw, row.width, row.gflops, row.metrics[metric])
+            value = row.metrics[metric]
+            point = FrontPoint(row.model, row.pretrained, row.seqhw, row.width, row.gflops, value, row.label)
             tasks.setdefault((row.dataset, row.task, metric), []).append(point)
     found = []
     for task, points in tasks.items():
@@ -115,6 +119,11 @@ class Choice:
     gflops: float | None = None  # of the image tower for one image
     ms: float | None = None  # time per image in the batches of this evaluation
     width: int | None = None  # columns of the embeddings, as in Row
+    label: str | None = None  # as in Row
+    error: float | None = None  # the standard error of `value`
+    rival_seqhw: int | None = None  # the best of the lengths that the rule allows, if it is not the chosen one
+    noise: float | None = None  # the standard error of the difference from the rival
+    cheapest: str | None = None  # if no length fits the budget: the cheapest one and its cost, in words
 
 
 @dataclass(frozen=True)
@@ -144,23 +153,51 @@ def parse_budget(text: str) -> Budget:
     return Budget(float(match[1]) * unit[1], unit[0])
 
 
-def choose(rows: Sequence[Row], *, tolerance: float = TOLERANCE, budget: Budget | None = None) -> list[Choice]:
+def choose(
+    rows: Sequence[Row], *, tolerance: float = TOLERANCE, budget: Budget | None = None, hits: Sequence[Tensor | None] = ()
+) -> list[Choice]:
     """Choose lengths for every (data set, task, model, width) that has at least two lengths, in the order of the rows.
 
     tolerance: accept lengths whose primary metric is within this many percentage points of the best. budget: also choose the
-    best length within this cost. Raises UserError for a negative tolerance.
+    best length within this cost. hits: those of each row (tasks.base.Result), for the error of a difference. Raises UserError for
+    a negative tolerance.
     """
     check_tolerance(tolerance)
-    curves: dict[tuple[str, str, str, str, int | None], list[Row]] = {}
-    for row in rows:
+    curves: dict[tuple[object, ...], Curve] = {}
+    for row, each in zip(rows, hits or [None] * len(rows), strict=True):
         if row.seqhw is not None:  # a model that does not state its length has only that one
-            curves.setdefault((row.dataset, row.task, row.model, row.pretrained, row.width), []).append(row)
+            key = (row.dataset, row.task, row.model, row.pretrained, row.label, row.width)
+            curves.setdefault(key, Curve([], [])).add(row, each)
     choices = []
     for curve in curves.values():
-        if len(curve) > 1:
+        if len(curve.rows) > 1:
             choices.append(shortest_within(curve, tolerance))
             choices += [best_within(curve, budget)] if budget is not None else []
     return choices
+
+
+@dataclass
+class Curve:
+    """The rows of one model on one task, one per length, and the hits of each (None if they are not known)."""
+
+    rows: list[Row]
+    hits: list[Tensor | None]
+
+    def add(self, row: Row, hits: Tensor | None) -> None:
+        """Add a length."""
+        self.rows.append(row)
+        self.hits.append(hits)
+
+    def noise(self, first: Row, second: Row) -> float | None:
+        """Return the standard error of the difference of the primary metric between two rows; None if it is not known."""
+        if first is second:
+            return 0.0
+        a, b = (self.hits[next(i for i, each in enumerate(self.rows) if each is row)] for row in (first, second))
+        if a is not None and b is not None and len(a) == len(b):
+            return float((a - b).std(correction=0)) / math.sqrt(len(a))
+        metric = primary_metric(first.metrics)
+        errors = first.error(metric), second.error(metric)
+        return None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1])
 
 
 def check_tolerance(tolerance: float) -> None:
@@ -169,41 +206,92 @@ def check_tolerance(tolerance: float) -> None:
         raise UserError(f"--tolerance {tolerance:g}: write points of the metric, 0 or more, for example 0.5")
 
 
-def shortest_within(curve: Sequence[Row], tolerance: float) -> Choice:
-    """Choose the shortest length whose primary metric is at most `tolerance` percentage points below the best of the curve."""
-    metric = primary_metric(curve[0].metrics)
-    enough = max(row.metrics[metric] for row in curve) - tolerance / 100 - 1e-9  # 50 % is within 1 point of 51 % in floats too
-    chosen = min((row for row in curve if row.metrics[metric] >= enough), key=lambda row: row.seqhw or 0)
-    return _choice(curve, chosen, f"shortest within {tolerance:g} {'point' if tolerance == 1 else 'points'} of the best")
+def shortest_within(curve: Curve, tolerance: float) -> Choice:
+    """Choose the shortest length whose primary metric is at most `tolerance` percentage points below the best of the curve.
+
+    A length also qualifies if the best one is not better than it by more than the standard error of the difference.
+    """
+    metric, best = primary_metric(curve.rows[0].metrics), _best(curve.rows)
+    room = tolerance / 100 + 1e-9  # 50 % is within 1 point of 51 % in floats too
+
+    def qualifies(row: Row) -> bool:
+        return best.metrics[metric] - row.metrics[metric] <= max(room, curve.noise(best, row) or 0.0)
+
+    chosen = min(filter(qualifies, curve.rows), key=lambda row: row.seqhw or 0)
+    rule = f"shortest within {tolerance:g} {'point' if tolerance == 1 else 'points'} of the best"
+    return _choice(curve, chosen, rule, best if best.metrics[metric] - chosen.metrics[metric] > room else None)
 
 
-def best_within(curve: Sequence[Row], budget: Budget) -> Choice:
-    """Choose the length with the best primary metric among those within the budget; among equals, the shortest."""
-    metric = primary_metric(curve[0].metrics)
-    fitting = [row for row in curve if (cost := budget.cost(row)) is not None and cost <= budget.limit]
-    chosen = max(fitting, key=lambda row: (row.metrics[metric], -(row.seqhw or 0))) if fitting else None
-    return _choice(curve, chosen, f"best within {budget}")
+def best_within(curve: Curve, budget: Budget) -> Choice:
+    """Choose the length with the best primary metric among those within the budget.
+
+    The shortest length wins from which the best one does not differ by more than the standard error of the difference.
+    """
+    metric = primary_metric(curve.rows[0].metrics)
+    fitting = [row for row in curve.rows if (cost := budget.cost(row)) is not None and cost <= budget.limit]
+    if not fitting:
+        costs = [(cost, row.seqhw) for row in curve.rows if (cost := budget.cost(row)) is not None]
+        cheapest = f"seqhw {min(costs)[1]} with {min(costs)[0]:.3g} {budget.unit}" if costs else None
+        return replace(_choice(curve, None, f"best within {budget}"), cheapest=cheapest)
+    best = _best(fitting)
+    equal = [row for row in fitting if best.metrics[metric] - row.metrics[metric] <= (curve.noise(best, row) or 0.0)]
+    chosen = min(equal, key=lambda row: row.seqhw or 0)
+    return _choice(curve, chosen, f"best within {budget}", best if best.metrics[metric] > chosen.metrics[metric] else None)
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    """Return the row with the highest primary metric; among equals, the shortest."""
+    metric = primary_metric(rows[0].metrics)
+    return max(rows, key=lambda row: (row.metrics[metric], -(row.seqhw or 0)))
+
+
+def choice_cells(choice: Choice) -> list[str]:
+    """Return what a choice says as texts: metric, length, value, GFLOPs, time, and the rule with the best length."""
+    metric, best = short_name(choice.metric), f"({show(choice.metric, choice.best_value)} at {choice.best_seqhw})"
+    if choice.seqhw is None or choice.value is None:
+        why = "the cost of the lengths is unknown" if choice.cheapest is None else f"the cheapest is {choice.cheapest}"
+        return [metric, "none", "–", "–", "–", f"no evaluated length satisfies the rule ({choice.rule}): {why}"]
+    rule = f"{choice.rule} {best}"
+    if choice.rival_seqhw is not None and choice.noise:
+        points = f"{100 * choice.noise:.1f} points"
+        rule += f"; the difference from seqhw {choice.rival_seqhw} is within its standard error of {points}"
+    return [
+        metric,
+        f"seqhw {choice.seqhw}",
+        show(choice.metric, choice.value, choice.error),
+        "–" if choice.gflops is None else f"{choice.gflops:.3g} GFLOPs",
+        "–" if choice.ms is None else f"{choice.ms:.3g} ms",
+        rule,
+    ]
 
 
 def sentence(choice: Choice) -> str:
-    """Return a choice as one line of text: data set, metric, length, value, cost, rule and the best length."""
-    where = f"{choice.dataset} · {choice.metric}"
-    if choice.seqhw is None or choice.value is None:
-        return f"{where}: no evaluated length satisfies the rule ({choice.rule}), or its cost is unknown"
-    cost = "" if choice.gflops is None else f", {choice.gflops:.3g} GFLOPs"
-    cost += "" if choice.ms is None else f", {choice.ms:.3g} ms"
-    best = f"{choice.best_value:.1%} at {choice.best_seqhw}"
-    return f"{where}: seqhw {choice.seqhw} ({choice.value:.1%}{cost}), {choice.rule} ({best})"
+    """Return a choice as one line of text: metric, length, value, costs, rule and the best length."""
+    metric, length, *costs, rule = choice_cells(choice)
+    known = ", ".join(text for text in costs if text != "–")
+    return f"{metric}: {length} ({known}), {rule}" if known else f"{metric}: {rule}"
 
 
-def _choice(curve: Sequence[Row], chosen: Row | None, rule: str) -> Choice:
-    first, metric = curve[0], primary_metric(curve[0].metrics)
-    best = max(curve, key=lambda row: (row.metrics[metric], -(row.seqhw or 0)))
+def _choice(curve: Curve, chosen: Row | None, rule: str, rival: Row | None = None) -> Choice:
+    """Return a choice. rival: the better row from which the chosen one differs by noise, if there is one."""
+    first, best = curve.rows[0], _best(curve.rows)
+    metric = primary_metric(first.metrics)
     assert best.seqhw is not None, "a curve has lengths"
     whole = (first.dataset, first.task, first.model, first.pretrained, metric, rule, best.seqhw, best.metrics[metric])
     if chosen is None:
-        return Choice(*whole, width=first.width)
-    return Choice(*whole, chosen.seqhw, chosen.metrics[metric], chosen.gflops, _ms(chosen), first.width)
+        return Choice(*whole, width=first.width, label=first.label)
+    return Choice(
+        *whole,
+        seqhw=chosen.seqhw,
+        value=chosen.metrics[metric],
+        gflops=chosen.gflops,
+        ms=_ms(chosen),
+        width=first.width,
+        label=first.label,
+        error=chosen.error(metric),
+        rival_seqhw=None if rival is None else rival.seqhw,
+        noise=None if rival is None else curve.noise(rival, chosen),
+    )
 
 
 def _ms(row: Row) -> float | None:
@@ -245,6 +333,7 @@ class CascadeCurve:
     short: int  # seqhw
     long: int  # seqhw
     points: tuple[CascadePoint, ...]
+    label: str | None = None  # as in Row
 
 
 def parse_cascade(text: str) -> tuple[int, int]:

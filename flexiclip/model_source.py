@@ -7,6 +7,8 @@
     FILE.npz                            a file of big_vision
     FOLDER, FOLDER/PREFIX               the .onnx files that `flexiclip export` wrote
 
+    LABEL=MODEL                         the same with a name of the user's (commands that compare models: split_label)
+
 Endings change the model: `+exitN` leaves the image tower after block N, and `+pi` and its relatives make a ViT of one
 patch size run at every length. A path that exists is never split, so a folder may be named `a+pi`.
 
@@ -94,7 +96,8 @@ def parse_model(text: str, accepted: Accepted, key: str | None = None) -> ModelS
     found = _find(plain)
     if found is None or (found.kind is Kind.WEIGHTS and Kind.WEIGHTS not in accepted.kinds):
         known = f"it lacks {WEIGHTS} and {CONFIG}, or another library's config"
-        raise UserError(f"{label} is not a model: {known if found else 'there is no such file or folder'}; give {accepted}")
+        known = known if found else f"there is no such file or folder{_hub_hint(plain)}"
+        raise UserError(f"{label} is not a model: {known}; give {accepted}")
     if found.kind not in accepted.kinds:
         raise UserError(f"{label}: {found.kind.value} is not accepted here; give {accepted}")
     if (exit is not None and not accepted.exits) or (flex is not None and not accepted.flexes):
@@ -104,12 +107,35 @@ def parse_model(text: str, accepted: Accepted, key: str | None = None) -> ModelS
     return replace(found, text=text, exit=exit, flex=flex)
 
 
+def split_label(text: str) -> tuple[str | None, str]:
+    """Split LABEL=MODEL into (LABEL, MODEL). The label is None if there is none, or if the whole text names a path.
+
+    A label has no slash and no colon, so the name of a folder such as runs/lr=0.1 is never taken for one.
+    """
+    label, equals, model = text.partition("=")
+    if not equals or not label.strip() or "/" in label or ":" in label or Path(_split_endings(text)[0]).exists():
+        return None, text
+    return label.strip(), model
+
+
 def split_open_clip(name: str) -> tuple[str, str | None]:
     """Split NAME[/PRETRAINED] into the two. A name with a scheme (hf-hub:, local-dir:) has its own weights and is not split."""
     if name.startswith(("hf-hub:", "local-dir:")):
         return name, None
     base, _, pretrained = name.partition("/")
     return base, pretrained or None
+
+
+def _hub_hint(plain: str) -> str:
+    """Return how to fetch a model whose name looks like one of the Hugging Face hub, OWNER/NAME; else an empty text."""
+    name = re.sub(r"^(hf-hub:|hf://|https://huggingface\.co/)", "", plain).rstrip("/")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) or (name == plain and Path(name).parent.is_dir()):
+        return ""
+    folder = name.partition("/")[2]
+    return (
+        f"; a model on the Hugging Face hub is fetched with `flexiclip import hf-hub:{name} --format open_clip --output "
+        f"{folder}` if open_clip wrote it, else with `hf download {name} --local-dir {folder}`"
+    )
 
 
 def is_model_folder(folder: Path) -> bool:

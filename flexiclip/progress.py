@@ -1,7 +1,7 @@
 """Shows the progress of long passes over shards and images, readable in a terminal and in the log of a batch job.
 
-`progress` logs lines while shards are indexed or checked. `watch` shows the images of an evaluation on stderr: a bar on a
-terminal, else a plain line every ten seconds:
+`progress` logs lines while shards are indexed or checked. `watch` shows the images and the texts of an evaluation on stderr: a
+bar on a terminal, else a plain line every ten seconds:
 
     runs/big · imagenet1k: 6,400 of 50,000 images, 212 images/s, 206 s left
 
@@ -22,7 +22,7 @@ Show = Callable[[int, float], None]
 """A function (how much has passed, seconds since the start) that shows it."""
 
 Watch = Callable[[Iterable[Batch], int], Iterator[Batch]]
-"""A function (batches [b, ...], number of images in all of them) -> the same batches; it shows how many have passed."""
+"""A function (batches of b items, number of items in all of them) -> the same batches; it shows how many have passed."""
 
 _log = logging.getLogger(__name__)
 SHARDS_EVERY, EVERY = 5.0, 10.0  # seconds between the lines of `progress` and of `watch`; a shorter pass shows none
@@ -42,11 +42,14 @@ def silent(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
     return iter(batches)
 
 
-def watch(title: str) -> Watch[Batch]:
-    """Return a Watch for one rank: it shows a bar if stderr is a terminal, else lines. title: the model and the data set."""
+def watch(title: str, unit: str = "images") -> Watch[Batch]:
+    """Return a Watch for one rank: it shows a bar if stderr is a terminal, else lines.
+
+    `title` names the model and the data set, and `unit` what is counted.
+    """
 
     def show(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
-        return _bar(title, batches, total) if sys.stderr.isatty() else _lines(title, batches, total)
+        return _bar(title, unit, batches, total) if sys.stderr.isatty() else _lines(title, unit, batches, total)
 
     return show
 
@@ -74,17 +77,17 @@ def _now_and_then(every: float, show: Show) -> Show:
     return limited
 
 
-def _lines(title: str, batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+def _lines(title: str, unit: str, batches: Iterable[Batch], total: int) -> Iterator[Batch]:
     def show(done: int, seconds: float) -> None:
         speed = done / seconds
         left = max(0, total - done) / speed
-        text = f"{title}: {done:,} of {total:,} images, {speed:,.0f} images/s, {left:,.0f} s left"
+        text = f"{title}: {done:,} of {total:,} {unit}, {speed:,.0f} {unit}/s, {left:,.0f} s left"
         print(text, file=sys.stderr, flush=True)
 
     return _passing(batches, len, _now_and_then(EVERY, show))
 
 
-def _bar(title: str, batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+def _bar(title: str, unit: str, batches: Iterable[Batch], total: int) -> Iterator[Batch]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -100,6 +103,6 @@ def _bar(title: str, batches: Iterable[Batch], total: int) -> Iterator[Batch]:
         task = bar.add_task(escape(title), total=total, speed="")
 
         def show(done: int, seconds: float) -> None:
-            bar.update(task, completed=done, speed=f"{done / seconds:,.0f} images/s")
+            bar.update(task, completed=done, speed=f"{done / seconds:,.0f} {unit}/s")
 
         yield from _passing(batches, len, show)

@@ -69,7 +69,7 @@ def test_every_command_of_a_block_parses(block: Block) -> None:
         "python -m scripts.nonesuch",
         "python -m scripts.paper --sedes 1",
         "python -m scripts.bench.subjects.losses --bathces 512",
-        "python -m flexiclip_eval.report.compare a=b --ouput x.png",
+        "flexiclip compare a=b --ouput x.png",
         "pip install -e '.[nonesuch]'",
         "sbatch scripts/launch/nonesuch.sh",
         "frobnicate",

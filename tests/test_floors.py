@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines
 
 # unit -> the units it may import, besides itself. `.` is flexiclip/__init__.py, which holds the public names.
-CONFIG = {"config", "draws", "errors", "files", "libraries", "model_source", "progress", "tensor_files"}
+CONFIG = {"config", "draws", "errors", "files", "libraries", "model_source", "progress", "tensor_files", "text_tables"}
 PARTS = {"models", "data", "losses", "schedules"}
 WHOLE = CONFIG | PARTS | {"distributed", "model_folder"}
 FLOORS: dict[str, set[str]] = {
@@ -22,6 +22,7 @@ FLOORS: dict[str, set[str]] = {
     "draws": set(),
     "distributed": set(),
     "progress": set(),
+    "text_tables": set(),
     "libraries": {"errors"},
     "files": {"errors", "libraries"},
     "model_source": {"errors", "files"},

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from flexiclip.errors import UserError
-from flexiclip.model_source import FLEXES, LOADED, Accepted, Kind, ModelSource, is_model_folder, parse_model, split_open_clip
+from flexiclip.model_source import (
+    FLEXES,
+    LOADED,
+    Accepted,
+    Kind,
+    ModelSource,
+    is_model_folder,
+    parse_model,
+    split_label,
+    split_open_clip,
+)
 
 EVERYTHING = Accepted(tuple(Kind), exits=True, flexes=True)
 
@@ -171,3 +181,46 @@ def test_a_damaged_config_is_named(there: Path) -> None:
     (there / "hf" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"hf/config\.json: not a JSON file"):
         parse_model("hf", EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "model"),
+    [
+        ("mine=run", "mine", "run"),
+        ("trained at 6 = run+pi", "trained at 6", " run+pi"),
+        ("a=b=c", "a", "b=c"),
+        ("open_clip:NAME/a=b", None, "open_clip:NAME/a=b"),
+        ("runs/lr=0.1", None, "runs/lr=0.1"),
+        ("=run", None, "=run"),
+        ("lr=0.1", None, "lr=0.1"),  # a folder that is there
+        ("lr=0.1+pi", None, "lr=0.1+pi"),
+        ("x=lr=0.1", "x", "lr=0.1"),
+        ("run", None, "run"),
+    ],
+)
+def test_a_label_is_before_the_model(text: str, label: str | None, model: str, there: Path) -> None:
+    (there / "lr=0.1").mkdir()
+    assert split_label(text) == (label, model)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "openai/clip-vit-base-patch32",
+        "hf-hub:openai/clip-vit-base-patch32",
+        "https://huggingface.co/openai/clip-vit-base-patch32/",
+    ],
+)
+def test_a_name_on_the_hub_leads_to_the_command_that_fetches_it(text: str, there: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_model(text, EVERYTHING)
+    message, name = str(caught.value), "openai/clip-vit-base-patch32"
+    assert f"`flexiclip import hf-hub:{name} --format open_clip --output clip-vit-base-patch32`" in message
+    assert f"`hf download {name} --local-dir clip-vit-base-patch32`" in message
+
+
+@pytest.mark.parametrize("text", ["run/missing", "nothing", "a/b/c", "../x"])
+def test_a_path_is_not_taken_for_a_name_on_the_hub(text: str, there: Path) -> None:
+    with pytest.raises(UserError, match="is not a model: there is no such file or folder; give") as caught:
+        parse_model(text, EVERYTHING)
+    assert "hf download" not in str(caught.value)

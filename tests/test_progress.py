@@ -26,6 +26,15 @@ def test_a_log_gets_lines_that_count(capsys: pytest.CaptureFixture[str], monkeyp
     ]
 
 
+def test_what_is_counted_has_its_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    list(progress.watch("runs/x · toys", "texts")([["a", "b"], ["c"]], 3))
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r", \S+ texts/s, \S+ s left", "", line) for line in lines] == [
+        f"runs/x · toys: {n} of 3 texts" for n in (2, 3)
+    ]
+
+
 def test_a_pass_over_shards_logs_what_is_done(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([10.0, 14.0, 15.0, 19.0])  # at the start, and when each shard is done
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))

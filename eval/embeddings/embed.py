@@ -26,23 +26,23 @@ from torch import Tensor, nn
 
 from flexiclip.data.images import normalize
 from flexiclip.distributed import block, gather_objects, gather_rows, largest_block
-from flexiclip.progress import Watch, silent
+from flexiclip.progress import Watch, silent, watch
 
 
 @dataclass(frozen=True)
 class Encoding:
     """A model with all that encodes images and texts: the lengths, the batch size, the device and the store of embeddings.
 
-    `seen` watches the images go by, to show progress. Without a `store`, no embedding is read from or written to disk. All ranks
-    must call the methods.
+    Without a `store`, no embedding is read from or written to disk. With a `title`, which names the model and the data set, the
+    progress of images and texts is shown. All ranks must call the methods.
     """
 
     loaded: EvalModel
     lengths: Sequence[Length]
     batch_size: int
     device: torch.device
-    seen: Watch[Tensor] = silent
     store: EmbeddingStore | None = None
+    title: str | None = None
 
     def images(self, images: ImageBlock) -> dict[Length, Encoded]:
         """Return the embeddings of a data set by length, for all images that can be read, on every rank.
@@ -68,20 +68,23 @@ class Encoding:
         mine = [texts[i] for i in block(len(texts))]
         count = len(mine)
         mine += [texts[0]] * (largest_block(len(texts)) - count)  # all ranks run equally many passes; the extra rows are dropped
+        batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        seen: Watch[list[str]] = silent if self.title is None else watch(self.title, "texts")
         parts = []
         with torch.no_grad():
-            for start in range(0, len(mine), self.batch_size):
-                tokens = self.loaded.tokenizer(mine[start : start + self.batch_size]).to(self.device)
+            for batch in seen(batches, len(mine)):
+                tokens = self.loaded.tokenizer(batch).to(self.device)
                 parts.append(unit_rows(self.loaded.model.encode_text(tokens)))
         return gather_rows(torch.cat(parts)[:count])
 
     def _encode_images(self, images: ImageBlock, lengths: Sequence[Length]) -> dict[Length, Encoded]:
         rows: dict[Length, list[Tensor]] = {length: [] for length in lengths}
         seconds: dict[Length, list[float]] = {length: [] for length in lengths}
+        seen: Watch[Tensor] = silent if self.title is None else watch(self.title)
         sizes = []
         with torch.no_grad():
             batches = images.batches(images.batch_size(self.batch_size), ahead=1 if self.device.type == "cuda" else 0)
-            for decoded in self.seen(batches, len(block(images.total))):
+            for decoded in seen(batches, len(block(images.total))):
                 batch = to_device(self.loaded, decoded, self.device)
                 sizes.append(len(decoded))
                 for length in lengths:

@@ -41,16 +41,22 @@ def flexed(loaded: LoadedModel, where: str, flex: str) -> ForeignModel:
 
     Raises UserError, which starts with `where`, if its patches overlap.
     """
-    if loaded.config.model.image.flexible == "stride":
-        raise UserError(f"{where}: its patches overlap (model.image.flexible=stride), and their kernel is never resized")
+    found = at_every_length(loaded, where)
     trained = loaded.config.trained_seqhw
     if len(trained) == 1:
         fix_patch(loaded.model.image_tower, trained[0])
     FLEXES[flex](loaded.model.image_tower)
+    return found
+
+
+def at_every_length(loaded: LoadedModel, where: str) -> ForeignModel:
+    """Return a model with all lengths that divide its images, which its config alone decides. Raises UserError as flexed does."""
+    if loaded.config.model.image.flexible == "stride":
+        raise UserError(f"{where}: its patches overlap (model.image.flexible=stride), and their kernel is never resized")
     size = loaded.config.model.image.image_size
     lengths: dict[Length, Geometry] = {seqhw: geometry_of(loaded.config, seqhw) for seqhw in valid_seqhw(size)}
     default = [seqhw for seqhw in valid_seqhw(size) if SHORTEST <= seqhw <= LONGEST]
-    default = sorted({*default, *trained})
+    default = sorted({*default, *loaded.config.trained_seqhw})
     return ForeignModel(loaded.model, loaded.transform, loaded.tokenizer, lengths, tuple(default), loaded.config)
 
 

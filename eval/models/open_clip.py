@@ -17,7 +17,7 @@ from flexiclip.config.schema import pair
 from flexiclip.libraries import library_errors
 from flexiclip.model_source import ModelSource
 from flexiclip.models.flops import measured_gflops
-from flexiclip.models.text.open_clip_load import check_folder, model_config
+from flexiclip.models.text.open_clip_load import check_folder, check_pretrained, model_config
 from flexiclip.tensor_files import read_state
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def load_open_clip(source: ModelSource, device: str | torch.device) -> ForeignMo
     import open_clip
 
     described = model_config(source.name, source.text)
+    check_pretrained(source.name, source.pretrained, source.text)
     if source.name.startswith("local-dir:"):
         check_folder(source.path, described, source.text)
     elif source.pretrained is not None and Path(source.pretrained).is_file() and not source.pretrained.endswith(".npz"):

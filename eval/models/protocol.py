@@ -6,7 +6,8 @@ another library. A wrapper that also knows its lengths and costs is a ForeignMod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -112,6 +113,24 @@ def choose_lengths(loaded: EvalModel, seqhw: Sequence[int] | None) -> list[Lengt
     if wrong:
         raise UserError(f"seqhw {wrong} does not divide the image of {image.image_size} pixels; valid: {valid}")
     return list(lengths)
+
+
+def lengths_among(loaded: EvalModel, source: str, seqhw: Sequence[int] | None, several: bool) -> list[Length]:
+    """Return the lengths to evaluate, as choose_lengths does; the error names `source`.
+
+    several: whether other models are evaluated too. A model with a single length then keeps that length.
+    """
+    with naming(source):
+        return choose_lengths(loaded, None if several and is_fixed(loaded) else seqhw)
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Put the name of a model before the UserErrors of this block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _known_lengths(loaded: ForeignModel, seqhw: Sequence[int] | None) -> list[Length]:

@@ -18,7 +18,7 @@ from flexiclip_eval.models.protocol import EvalModel, ForeignModel, Geometry, Le
 from flexiclip.errors import UserError
 from flexiclip.formats.run import read_model
 from flexiclip.model_folder import LoadedModel, load_parsed
-from flexiclip.model_source import Accepted, Kind, parse_model
+from flexiclip.model_source import Accepted, Kind, ModelSource, parse_model
 
 _IN_OUR_TOWERS = (Kind.MODEL, Kind.OPEN_CLIP, Kind.TRANSFORMERS, Kind.TIMM, Kind.BIG_VISION)
 ANALYZED = Accepted(_IN_OUR_TOWERS, exits=True, flexes=True)
@@ -31,10 +31,7 @@ def open_model(text: str, device: str, accepted: Accepted = SCORED) -> EvalModel
     """Open the model with this name, in evaluation mode on `device`. Raises UserError, which lists what is accepted."""
     source = parse_model(text, accepted)
     if source.kind is Kind.ONNX:
-        if source.flex is not None:
-            raise UserError(
-                f"{text}: exported encoders hold their lengths; flex the model that {source.files[0].name} comes from"
-            )
+        refuse_flexed_export(source)
         return load_onnx(text, source.files)
     if source.kind is Kind.OPEN_CLIP and source.flex is None:
         from flexiclip_eval.models.open_clip import load_open_clip
@@ -46,6 +43,14 @@ def open_model(text: str, device: str, accepted: Accepted = SCORED) -> EvalModel
     if source.flex is not None:
         return flexed(loaded, text, source.flex)
     return loaded if ours else fixed(loaded)
+
+
+def refuse_flexed_export(source: ModelSource) -> None:
+    """Raise UserError if exported encoders have an ending such as +pi."""
+    if source.flex is not None:
+        raise UserError(
+            f"{source.text}: exported encoders hold their lengths; flex the model that {source.files[0].name} comes from"
+        )
 
 
 def fixed(loaded: LoadedModel) -> EvalModel:

@@ -1,90 +1,153 @@
-"""Draws several evaluations in one picture, for example a flexible model and a model that was trained at a single length.
+"""`flexiclip compare`: joins finished evaluations in one picture and one report, with a curve per model.
 
-    python -m flexiclip_eval.report.compare flexible=runs/flexible/eval "fixed at seqhw 6=runs/fixed/eval" \
-        --metric image_retrieval_recall@5 --output flexible_vs_fixed.png
+    flexiclip compare flexible=runs/flexible/eval "fixed at seqhw 6=runs/fixed/eval" --output runs/compared
+    flexiclip compare runs/flexible/eval runs/fixed/eval --metric acc1 --output flexible_vs_fixed.png
 
-The chance level and the training length of a fixed model come from the report.json next to each results.json.
+A model is known by the name of its results (LABEL=), or by its own names if there are several models in one file. Widths of
+embeddings (`--widths`) are curves of their own. Chance and the training lengths come from the report.json next to each
+results.json; without it, they are left out.
 """
 
 from __future__ import annotations
 
-import argparse
+import datetime
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flexiclip_eval.report.drawing import drawn
-from flexiclip_eval.report.files import read_about, read_rows, require_folder, write_whole
+from flexiclip_eval.report.files import check_output, read_report, require_folder, write_results, write_whole
 from flexiclip_eval.report.plots import plot_runs
-from flexiclip_eval.rows import Row
-from flexiclip_eval.suites.layout import printable
+from flexiclip_eval.report.table import Labelled, Report, label_of, name_of, of_task, runs_of, short_labels
+from flexiclip_eval.report.terminal import print_report
+from flexiclip_eval.rows import TaskInfo, primary_metric
+from flexiclip_eval.suites.layout import printable, repeated
+from flexiclip_eval.tradeoffs import choose, fronts
 
+import flexiclip
 from flexiclip.errors import UserError
 
+PICTURES = ("png", "svg", "pdf")
 
-def compare(runs: dict[str, Path], metric: str, output: Path, dataset: str | None = None) -> None:
-    """Draw `metric` of every run against the sequence length, and write the picture to `output`.
 
-    runs: {label: results.json or its folder}. dataset: needed if several data sets have the metric. Raises UserError if the rows
-    cannot be compared or the picture cannot be written.
+def compare(
+    runs: Sequence[str], output: Path, metric: str | None = None, dataset: str | None = None, tables: Sequence[str] = ()
+) -> list[str]:
+    """Compare evaluations, and return lines that name the files that were written.
+
+    runs: LABEL=RESULTS or RESULTS, a results.json or its folder. output: a picture if it has an ending, else a folder for a
+    picture per task and a report. metric: only the tasks that have it are drawn; default: the metric that represents each task.
+    dataset: only this data set. tables: as in EvalOptions. Raises UserError if the rows cannot be compared.
     """
-    chosen = {label: _choose(read_rows(path), metric, dataset, path) for label, path in runs.items()}
-    datasets = sorted({row.dataset for rows in chosen.values() for row in rows})
-    if len(datasets) > 1:
-        raise UserError(f"the runs have several data sets with {metric}: choose one with --dataset, of {', '.join(datasets)}")
-    counts = {label: rows[0].n for label, rows in chosen.items()}
-    if len(set(counts.values())) > 1:
-        raise UserError(f"the runs were scored on different numbers of images ({counts}): evaluate them on the same shards")
-    about = {label: read_about(path) for label, path in runs.items()}
-    chances = [task.chance.get(metric) for _, tasks in about.values() for task in tasks if task.dataset == datasets[0]]
-    chance = next((chance for chance in chances if chance is not None), None)
-    trained = {label: models[0].trained_seqhw for label, (models, _) in about.items() if models}
-    own = {label: lengths for label, lengths in trained.items() if len(lengths) == 1}
-    figure = plot_runs(chosen, metric, chance=chance, own=own)
-    kind = output.suffix[1:].lower() or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise UserError(f"--output {output}: cannot write a .{kind} picture; give one of {', '.join(sorted(known))}")
-    require_folder(output.parent, f"--output {output}")
-    write_whole(output, drawn(figure, kind))
-
-
-def _choose(rows: Sequence[Row], metric: str, dataset: str | None, path: Path) -> list[Row]:
-    """Return the rows with the metric, in the order of their lengths. dataset: only its rows. Raises UserError for no rows."""
-    chosen = [row for row in rows if metric in row.metrics and dataset in (None, row.dataset) and row.seq_len is not None]
+    report = join(runs, dataset)
+    chosen = {i: name for i, task in enumerate(report.tasks) if (name := _metric_of(report, task, metric)) is not None}
     if not chosen:
-        names = sorted({f"{row.dataset} {name}" for row in rows for name in row.metrics})
-        wanted = f"{dataset} {metric}" if dataset else metric
-        raise UserError(f"{path}: no row with a length has {wanted}; choose one of {', '.join(names)}")
-    return sorted(chosen, key=lambda row: row.seq_len or 0)
+        names = sorted({f"{row.dataset} {name}" for row in report.rows for name in row.metrics})
+        wanted = " ".join(filter(None, (dataset, metric))) or "a metric"
+        raise UserError(f"no row with a length has {wanted}; choose one of {', '.join(names) or 'nothing: there are no rows'}")
+    if output.suffix and not output.is_dir():
+        sets = list(dict.fromkeys(report.tasks[i].dataset for i in chosen))
+        if len(sets) > 1:
+            raise UserError(
+                f"the runs have several data sets with {metric or 'a metric'}: choose one with --dataset, of {', '.join(sets)}"
+            )
+        number, name = next(iter(chosen.items()))
+        lines = write_results(report, None, None, tables)[:-1]
+        return [*lines, _draw(report, report.tasks[number], name, output)]
+    check_output(output, tables)
+    print_report(report)
+    results = write_results(report, output, None, tables)
+    pictures = []
+    for number, name in chosen.items():
+        task = report.tasks[number]
+        stem = "".join(letter if letter.isalnum() or letter in "-_.@" else "-" for letter in f"{task.dataset}_{name}")
+        pictures.append(f"picture: {_draw(report, task, name, output / f'compare_{stem}.png')}")
+    return [*pictures, *results]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with `arguments` (default: those of the process), and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flexiclip_eval.report.compare", description="Draw several evaluations in one picture."
-    )
-    parser.add_argument(
-        "runs", nargs="+", metavar="LABEL=RESULTS", help="a label, and a results.json or the folder that holds it"
-    )
-    parser.add_argument("--metric", default="image_retrieval_recall@5", help="metric to draw; default: %(default)s")
-    parser.add_argument("--dataset", help="data set to draw; needed if several of them have the metric")
-    parser.add_argument("--output", type=Path, required=True, help="the picture to write: .png, .svg or .pdf")
-    options = parser.parse_args(arguments)
-    try:
-        runs = {}
-        for run in options.runs:
-            label, equals, path = run.partition("=")
-            if not equals or not label or label in runs:
-                raise UserError(f"{run!r}: write LABEL=RESULTS, each label once")
-            runs[label] = Path(path)
-        compare(runs, options.metric, options.output, options.dataset)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(printable(str(options.output)))
-    return 0
+def join(runs: Sequence[str], dataset: str | None = None) -> Report:
+    """Return one report of several results, in which every model has its own label. dataset: only its rows. Raises UserError."""
+    found = [_split(run) for run in runs]
+    if twice := repeated(label for label, _ in found if label is not None):
+        raise UserError(f"the label {twice[0]} is given twice; write LABEL=RESULTS, each label once")
+    parts = [_labelled(read_report(path), label) for label, path in found]
+    if repeated(name for part in parts for name in {label_of(model) for model in part.models}):
+        places = short_labels([str(path) for _, path in found])  # the same model in several results
+        parts = [part if label else _labelled(part, places[str(path)]) for part, (label, path) in zip(parts, found, strict=True)]
+    joined = Report(printable(shlex.join(sys.argv)), date=str(datetime.date.today()), version=flexiclip.__version__)
+    for part in parts:
+        joined.models += part.models
+        joined.cascades += [curve for curve in part.cascades if dataset in (None, curve.dataset)]
+        joined.add_bad_samples(part.bad_samples)
+        for row, details in zip(part.rows, part.details, strict=True):
+            if dataset in (None, row.dataset):
+                (task,) = [task for task in part.tasks if (task.dataset, task.task) == (row.dataset, row.task)]
+                kept = details.copy()
+                kept.pop("found", None)  # their pictures are not in the results
+                kept.pop("mistakes", None)
+                joined.add(row, task, kept)
+    _require_alike(joined, parts)
+    joined.choices, joined.fronts = choose(joined.rows), fronts(joined.rows)
+    return joined
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _split(run: str) -> tuple[str | None, Path]:
+    """Split LABEL=RESULTS. A text that names a file or a folder has no label."""
+    label, equals, path = run.partition("=")
+    if not equals or Path(run).exists():
+        return None, Path(run)
+    if not label.strip() or not path:
+        raise UserError(f"{run!r}: write LABEL=RESULTS")
+    return label.strip(), Path(path)
+
+
+def _labelled(report: Report, label: str | None) -> Report:
+    """Return results whose models have this label; with several models in them, each model has its own name after it."""
+    if label is None:
+        return report
+    short = short_labels(list(dict.fromkeys(map(name_of, report.models))))
+
+    def named(item: Labelled) -> Labelled:
+        own = name_of(item)
+        return replace(item, label=label if len(short) == 1 else f"{label}: {short.get(own, own)}")
+
+    models, rows = [named(model) for model in report.models], [named(row) for row in report.rows]
+    return replace(report, models=models, rows=rows, cascades=[named(curve) for curve in report.cascades])
+
+
+def _require_alike(joined: Report, parts: Sequence[Report]) -> None:
+    """Raise UserError if a task was scored on different numbers of images; leave details out whose classes differ."""
+    for task in joined.tasks:
+        counts = {label: rows[0].n for label, rows in runs_of(joined, task).items()}
+        if len(set(counts.values())) > 1:
+            raise UserError(
+                f"{task.dataset}: the runs were scored on different numbers of images ({counts}): evaluate them on the same "
+                "samples"
+            )
+        if len({each.classes for part in parts for each in of_task(part.tasks, task)}) > 1:
+            own = (task.dataset, task.task)
+            pairs = zip(joined.rows, joined.details, strict=True)
+            joined.details = [{} if (row.dataset, row.task) == own else details for row, details in pairs]
+
+
+def _metric_of(report: Report, task: TaskInfo, metric: str | None) -> str | None:
+    """Return the metric to draw: `metric`, else the one that represents the task; None if no row with a length has it."""
+    rows = [row for row in of_task(report.rows, task) if row.seq_len is not None]
+    found = metric or (primary_metric(rows[0].metrics) if rows else None)
+    return found if any(found in row.metrics for row in rows) else None
+
+
+def _draw(report: Report, task: TaskInfo, metric: str, output: Path) -> str:
+    """Draw a metric of all models against the tokens, and return the name of the picture. Raises UserError."""
+    kind = output.suffix[1:].lower()
+    if kind not in PICTURES:
+        raise UserError(f"--output {output}: cannot write a .{kind} picture; give a folder, or one of {', '.join(PICTURES)}")
+    require_folder(output.parent, f"--output {output}")
+    every = runs_of(report, task).items()
+    drawable = {label: [row for row in rows if metric in row.metrics and row.seq_len is not None] for label, rows in every}
+    runs = {label: sorted(rows, key=lambda row: row.seq_len or 0) for label, rows in drawable.items() if rows}
+    own = {label_of(model): model.trained_seqhw for model in report.models if len(model.trained_seqhw) == 1}
+    write_whole(output, drawn(plot_runs(runs, metric, chance=task.chance.get(metric), own=own), kind))
+    return printable(str(output))

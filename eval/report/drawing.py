@@ -61,6 +61,14 @@ def curve(axis: Axes, points: Iterable[Sequence[float]], number: int, label: str
     line.set(**{**plain, **style})
 
 
+def error_bars(axis: Axes, points: Iterable[Sequence[float]], number: int) -> None:
+    """Draw a thin vertical bar at each point (x, y, error) whose error is above 0, in the colour of `number`."""
+    several = [point for point in points if point[2] > 0]
+    if several:
+        x, y, error = zip(*several, strict=True)
+        axis.errorbar(x, y, error, fmt="none", ecolor=look(number)[0], elinewidth=1, capsize=2.5, alpha=0.55, zorder=2)
+
+
 def token_axis(axis: Axes, lengths: Sequence[int], labels: Sequence[str], title: str) -> None:
     """Make the x axis a log axis of tokens, with a tick and a label for each of the lengths."""
     from matplotlib.ticker import NullLocator

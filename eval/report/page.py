@@ -2,6 +2,7 @@
 
 The tables and pictures are in the page itself and can be read without its script. The script (page/*.js) adds interactive
 curves. A policy allows only the page's own script and style, by their hashes, so that no caption, key or class name can run.
+page_tables.py has the tables.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from flexiclip_eval.report.page_data import (
     page_data,
     style,
 )
-from flexiclip_eval.report.table import ModelInfo, Report, brief, cells, label_of, labelled_sentence, of_task
-from flexiclip_eval.rows import Row, TaskInfo, best_of, pixels, short_name, show
+from flexiclip_eval.report.page_tables import render_summary, render_task
+from flexiclip_eval.report.table import ModelInfo, Report, label_of, of_task, short_labels
+from flexiclip_eval.rows import TaskInfo, pixels
+from flexiclip_eval.tradeoffs import sentence
 
 from flexiclip.config import dump
 
-SCRIPTS = ("chart.js", "curves.js", "details.js", "main.js")
+SCRIPTS = ("chart.js", "curves.js", "details.js", "mistakes.js", "main.js")
 BAD_SHOWN = 200  # bad samples that the page lists
 
 Pictures = Mapping[tuple[str, str], Sequence[Path]]
@@ -50,6 +53,8 @@ def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = No
     if gallery is not None:
         add_thumbnails(data, gallery, room - (64 << 10))  # 64 KiB for the rest of the page: command, configs, bad samples
     fields = {
+        "summary": render_summary(report),
+        "models": _models(report),
         "tasks": "\n".join(sections),
         "bad": _bad_samples(report),
         "command": escape(report.command),
@@ -57,27 +62,56 @@ def render_page(report: Report, pictures: Pictures, gallery: Gallery | None = No
         "data": as_script(data),
         "script": script,
     }
-    title = " · ".join(label_of(model) for model in report.models)
-    return frame(fill("page.html", fields), title=title, lead=_lead(report), contents=_contents(report), script=script)
+    return frame(fill("page.html", fields), title=_title(report), lead=_lead(report), contents=_contents(report), script=script)
+
+
+def _title(report: Report) -> str:
+    sets = len({task.dataset for task in report.tasks})
+    of_one = label_of(report.models[0]) if len(report.models) == 1 else _counted(len(report.models), "model")
+    return f"Evaluation of {of_one} on {_counted(sets, 'data set')}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _lead(report: Report) -> str:
+    """Return date and version, the sizes of images and lengths, and that no sample is missing, if none is."""
+    made = [report.date, f"flexiclip {report.version}" if report.version else ""]
     lengths = sorted({row.seqhw for row in report.rows if row.seqhw is not None})
-    if not lengths:
-        return "One fixed sequence length."
-    trained = sorted({length for model in report.models for length in model.trained_seqhw})
-    sizes = {pixels(row.image_size) for row in report.rows if row.image_size is not None}
-    text = f"Images of {' and '.join(sorted(sizes))} pixels at seqhw {', '.join(map(str, lengths))}."
-    return text + (f" Trained at seqhw {', '.join(map(str, trained))}." if trained else "")
+    sizes = sorted({pixels(row.image_size) for row in report.rows if row.image_size is not None})
+    at = f"at seqhw {', '.join(map(str, lengths))}" if lengths else "at one fixed length"
+    shown = f"images of {' and '.join(sizes)} pixels {at}" if sizes else at
+    complete = "" if report.bad_samples or report.unscored else "every sample could be read"
+    return " · ".join(filter(None, (*made, shown, complete)))
 
 
 def _contents(report: Report) -> str:
-    links = (f'<a href="#task-{i}">{escape(task.dataset)} · {escape(_kind(task))}</a>' for i, task in enumerate(report.tasks))
-    return " ".join((*links, '<a href="#samples">Samples</a>', '<a href="#command">Command</a>'))
+    links = [f'<a href="#task-{i}">{escape(task.dataset)} · {escape(_kind(task))}</a>' for i, task in enumerate(report.tasks)]
+    bad = ['<a href="#samples">Samples</a>'] if report.bad_samples or report.unscored else []
+    return " ".join([*links, *bad, '<a href="#command">Command</a>'])
 
 
 def _kind(task: TaskInfo) -> str:
     return task.task.removeprefix("zeroshot_").replace("_", " ")
+
+
+def _models(report: Report) -> str:
+    """Return the list of the models: the short names of tables and menus, the whole ones, and the lengths of the training."""
+    if len(report.models) == 1:
+        (model,) = report.models
+        trained = ", ".join(map(str, model.trained_seqhw))
+        return f"<p>Trained at seqhw {trained}.</p>" if trained else ""
+    labels = [label_of(model) for model in report.models]
+    short = short_labels(labels)
+    items = []
+    for number, (label, model) in enumerate(zip(labels, report.models, strict=True)):
+        source = f"{model.model} {model.pretrained}".strip()
+        whole = f" {escape(source)}" if short[label] != source else ""
+        trained = f", trained at seqhw {', '.join(map(str, model.trained_seqhw))}" if model.trained_seqhw else ""
+        sign = f'<span class="sign c{number % 6}"></span>'
+        items.append(f"<li>{sign}<b>{escape(short[label])}</b>{whole}{trained}</li>")
+    return f'<ul class="models">{"".join(items)}</ul>'
 
 
 def _config(model: ModelInfo) -> str:
@@ -87,41 +121,22 @@ def _config(model: ModelInfo) -> str:
 
 def _section(report: Report, task: TaskInfo, number: int, pictures: Sequence[Path], room: int) -> str:
     rows = of_task(report.rows, task)
-    texts = [labelled_sentence(report, choice) for choice in of_task(report.choices, task)]
-    choices = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    short = short_labels([label_of(model) for model in report.models])
+    choices = ""
+    for choice in of_task(report.choices, task):
+        label = label_of(choice)
+        model = f"{escape(short.get(label, label))}: " if len(report.models) > 1 else ""
+        choices += f"<li>{model}{escape(sentence(choice))}</li>"
     images = inline_pictures([(file, f"{_kind(task)} on {task.dataset}: {file.stem}") for file in pictures], room)
     return (
         f'<section class="task" id="task-{number}"><h2>{escape(task.dataset)} · {escape(_kind(task))}</h2>'
         f'<div class="about">{_about(task, rows[0].n)}</div><div class="curves"></div>'
         f'<div class="pictures">{images}</div>'
         f"{f'<ul class=choices>{choices}</ul>' if choices else ''}"
-        f'<div class="scroll">{_table(report, task, rows)}</div>'
-        '<div class="cascade"></div><div class="classes"></div><div class="found"></div></section>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table of results">{render_task(report, task, rows)}</div>'
+        '<div class="cascade"></div><div class="classes"></div><div class="confusion"></div><div class="mistakes"></div>'
+        '<div class="found"></div></section>'
     )
-
-
-def _table(report: Report, task: TaskInfo, rows: Sequence[Row]) -> str:
-    """Return a table of rows that the script can sort by the `data-value` of the cells."""
-    names = list(rows[0].metrics)
-    several = len(report.models) > 1
-    headings = ([*["model"] * several, "seqhw", "tokens", "patch", "GFLOPs", "images/s"], map(short_name, names))
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for part in headings for text in part)
-    best = {name: best_of(name, [row.metrics[name] for row in rows if name in row.metrics]) for name in names}
-    body = []
-    for row in rows:
-        costs = (row.seqhw, row.seq_len, row.patch_size, row.gflops, row.images_per_s)
-        label = label_of(row)
-        line = f'<th scope="row" title="{escape(label)}" data-value="{escape(label)}">{escape(brief(label, 28))}</th>' * several
-        for cost, text in zip(costs, cells(row), strict=True):
-            line += f'<td data-value="{(cost[0] if isinstance(cost, list) else cost) or ""}">{escape(text)}</td>'
-        for name in names:
-            value = row.metrics.get(name)
-            mark = ' class="best"' if value == best[name] else ""
-            line += f'<td{mark} data-value="{"" if value is None else value}">{show(name, value)}</td>'
-        body.append(f"<tr>{line}</tr>")
-    chance = "".join(f"<td>{show(name, task.chance.get(name))}</td>" for name in names)
-    foot = f'<tr><th scope="row" colspan="{5 + several}">chance</th>{chance}</tr>'
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody><tfoot>{foot}</tfoot></table>"
 
 
 def _about(task: TaskInfo, images: int) -> str:
@@ -135,14 +150,17 @@ def _about(task: TaskInfo, images: int) -> str:
 
 
 def _bad_samples(report: Report) -> str:
+    """Return the section of what could not be read or scored; an empty text if everything could."""
+    if not report.bad_samples and not report.unscored:
+        return ""
     left = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in report.unscored.items())
-    unscored = f"<p>Data sets that could not be scored as a whole:</p><ul>{left}</ul>" if left else ""
-    if not report.bad_samples:
-        return unscored or "<p>Every sample could be read.</p>"
-    items = "".join(
-        f"<li><code>{escape(bad['shard'])}</code> <code>{escape(bad['key'])}</code>: {escape(bad['reason'])}</li>"
-        for bad in report.bad_samples[:BAD_SHOWN]
-    )
-    more = len(report.bad_samples) - BAD_SHOWN
-    rest = f"<p>And {more:,} more, in <code>report.json</code>.</p>" if more > 0 else ""
-    return f"{unscored}<p>Could not be read and are not counted: {len(report.bad_samples)}</p><ul>{items}</ul>{rest}"
+    text = f"<p>Data sets that could not be scored as a whole:</p><ul>{left}</ul>" if left else ""
+    if report.bad_samples:
+        items = "".join(
+            f"<li><code>{escape(bad['shard'])}</code> <code>{escape(bad['key'])}</code>: {escape(bad['reason'])}</li>"
+            for bad in report.bad_samples[:BAD_SHOWN]
+        )
+        more = len(report.bad_samples) - BAD_SHOWN
+        rest = f"<p>And {more:,} more, in <code>report.json</code>.</p>" if more > 0 else ""
+        text += f"<p>Could not be read and are not counted: {len(report.bad_samples)}</p><ul>{items}</ul>{rest}"
+    return f'<section id="samples"><h2>Samples</h2>{text}</section>'

@@ -20,8 +20,8 @@ from typing import Any
 
 from flexiclip_eval.data.images import Record, open_source
 from flexiclip_eval.data.shards import Source
-from flexiclip_eval.report.table import Report, label_of, of_task
-from flexiclip_eval.rows import TaskInfo, is_share, long_name, primary_metric
+from flexiclip_eval.report.table import Report, label_of, of_task, short_labels
+from flexiclip_eval.rows import Details, TaskInfo, is_share, long_name, primary_metric, short_name
 from flexiclip_eval.suites.dataset import DatasetConfig
 from flexiclip_eval.suites.layout import printable
 from flexiclip_eval.tradeoffs import sentence
@@ -118,51 +118,57 @@ class Gallery:
         return base64.b64encode(data.getvalue()).decode("ascii")
 
 
-CLASS_BYTES = 1 << 20  # for the recalls of all classes; details.json has every one
+CLASS_BYTES = 1 << 20  # for the recalls and confusions of all classes; details.json has every one
 
 
 def page_data(report: Report) -> dict[str, Any]:
     """Return what the script of the page draws, as plain data: models, tasks with their rows, and no thumbnails yet.
 
     A row has the keys of results.json, except that its `model` is an index into `models`; so does a cascade with those of
-    report.json. The recalls of the classes are left out for tasks that do not fit into CLASS_BYTES.
+    report.json. The recalls and confusions of the classes are left out for tasks that do not fit into CLASS_BYTES.
     """
     labels = [label_of(model) for model in report.models]
+    short = short_labels(labels)
     left = CLASS_BYTES
     tasks = []
     for task in report.tasks:
         data = _task(report, task, labels)
-        size = len(json.dumps([row["perClass"] for row in data["rows"]]))
+        size = len(json.dumps([(row["perClass"], row["confusion"]) for row in data["rows"]]))
         if size > left:
-            data["rows"] = [{**row, "perClass": None} for row in data["rows"]]
+            data["rows"] = [{**row, "perClass": None, "confusion": None} for row in data["rows"]]
         else:
             left -= size
         tasks.append(data)
-    models = [{"name": label, "trained": model.trained_seqhw} for label, model in zip(labels, report.models, strict=True)]
+    pairs = zip(labels, report.models, strict=True)
+    models = [{"name": label, "short": short[label], "trained": model.trained_seqhw} for label, model in pairs]
     return {"models": models, "tasks": tasks, "thumbs": {}}
 
 
 def add_thumbnails(data: dict[str, Any], gallery: Gallery, room: int) -> None:
-    """Fill data["thumbs"], {dataset: {record: JPEG in base64}}, with the images that the captions found.
+    """Fill data["thumbs"], {dataset: {record: JPEG in base64}}, with what captions found and with wrong images.
 
-    This goes caption by caption, with all lengths of a caption before the next caption. room: bytes for all data sets together;
-    captions whose images do not fit are removed from the data.
+    This goes caption by caption (or image by image), with all lengths of one before the next. room: bytes for all data sets
+    together; captions and images that do not fit are removed from the data.
     """
-    tasks = [task for task in data["tasks"] if any(row["found"] for row in task["rows"])]
-    for task in tasks:
-        share = room // len(tasks)
+    shown = [(task, key) for task in data["tasks"] for key in ("found", "mistakes") if any(row[key] for row in task["rows"])]
+    for task, key in shown:
+        share = room // len(shown)
         thumbs = data["thumbs"].setdefault(task["dataset"], {})
-        most = max(len(row["found"] or ()) for row in task["rows"])
-        for number in range(most):
-            rows = [row["found"] for row in task["rows"] if row["found"] and len(row["found"]) > number]
-            wanted = {i for found in rows for i in (*found[number]["ranked"], *found[number]["positives"][:1])} - thumbs.keys()
+        for number in range(max(len(row[key] or ()) for row in task["rows"])):
+            examples = [row[key][number] for row in task["rows"] if row[key] and len(row[key]) > number]
+            wanted = {image for example in examples for image in _images_of(example)} - thumbs.keys()
             new = {record: picture for record in sorted(wanted) if (picture := gallery.thumbnail(task["dataset"], record))}
             share -= sum(len(picture) + 16 for picture in new.values())
             if share < 0:
                 for row in task["rows"]:
-                    row["found"] = row["found"] and row["found"][:number]
+                    row[key] = row[key] and row[key][:number]
                 break
             thumbs.update(new)
+
+
+def _images_of(example: Mapping[str, Any]) -> list[int]:
+    """Return the images that are shown for a caption, or the one image of a mistake."""
+    return [example["image"]] if "image" in example else [*example["ranked"], *example["positives"][:1]]
 
 
 def as_script(data: Mapping[str, object]) -> str:
@@ -183,7 +189,14 @@ def _task(report: Report, task: TaskInfo, labels: list[str]) -> dict[str, Any]:
         "dataset": task.dataset,
         "task": task.task,
         "metrics": [
-            {"key": name, "name": long_name(name), "share": is_share(name), "chance": task.chance.get(name)} for name in names
+            {
+                "key": name,
+                "name": short_name(name),
+                "long": long_name(name),
+                "share": is_share(name),
+                "chance": task.chance.get(name),
+            }
+            for name in names
         ],
         "primary": names.index(primary_metric(rows[0].metrics)),
         "classes": list(task.classes),
@@ -191,14 +204,18 @@ def _task(report: Report, task: TaskInfo, labels: list[str]) -> dict[str, Any]:
             {
                 **asdict(row),
                 "model": labels.index(label_of(row)),
-                "perClass": [_short(detail["per_class"].get(c)) for c in task.classes] if "per_class" in detail else None,
-                "found": detail.get("found"),
+                **_details(detail, task),
             }
             for row, detail in zip(rows, details, strict=True)
         ],
         "choices": [{"model": labels.index(label_of(c)), "seqhw": c.seqhw, "text": sentence(c)} for c in choices],
         "cascades": [{**asdict(curve), "model": labels.index(label_of(curve))} for curve in of_task(report.cascades, task)],
     }
+
+
+def _details(detail: Details, task: TaskInfo) -> dict[str, Any]:
+    recalls = [_short(detail["per_class"].get(c)) for c in task.classes] if "per_class" in detail else None
+    return {"perClass": recalls} | {key: detail.get(key) for key in ("found", "confusion", "mistakes")}
 
 
 def _short(recall: float | None) -> float | None:

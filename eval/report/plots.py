@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from flexiclip_eval.report.drawing import INK, chance_line, curve, gflops_axis, grid, legend, look, percent_axis, token_axis
-from flexiclip_eval.report.table import brief
+from flexiclip_eval.report.drawing import (
+    INK,
+    chance_line,
+    curve,
+    error_bars,
+    gflops_axis,
+    grid,
+    legend,
+    look,
+    percent_axis,
+    token_axis,
+)
+from flexiclip_eval.report.table import brief, label_of, short_labels
 from flexiclip_eval.rows import Row, TaskInfo, family_of, is_share, long_name, pixels
 from flexiclip_eval.tradeoffs import CascadeCurve, Front
 
@@ -20,6 +32,7 @@ Runs = Mapping[str, Sequence[Row]]
 """{label of a model: its rows of one task}."""
 
 _ONE_PANEL = (7.1, 4.2)  # inches
+LABEL_APART = 0.13  # the logarithm of the GFLOPs between two labels of a cascade, so that they do not overlap
 
 
 def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure | None:
@@ -46,12 +59,13 @@ def plot_task(runs: Runs, task: TaskInfo, against: Against = "tokens") -> Figure
         else:
             metric = next((name for name in names if name.endswith("@5")), names[0])
             shown = [metric]
+            short = short_labels(list(runs))
             for i, (label, rows) in enumerate(runs.items()):
-                _rows_curve(axis, rows, metric, against, i, label)
+                _rows_curve(axis, rows, metric, against, i, short[label])
             chance_line(axis, task.chance.get(metric))
             _finish(axis, runs, against, long_name(metric))
-        known = any(task.chance.get(name) is not None for name in shown)
-        _legend_below(axis, 4 if len(runs) == 1 else 1, chance=known)
+        known = sum(task.chance.get(name) is not None for name in shown)
+        _legend_below(axis, 4 if len(runs) == 1 else 1, chances=known)
     axes[0].set_ylabel("accuracy" if set(families) == {"accuracy"} else "recall")
     figure.suptitle(f"{task.dataset} · {everything[0].n} images", x=0.01, ha="left", weight="bold")
     return figure
@@ -64,8 +78,9 @@ def plot_runs(runs: Runs, metric: str, *, chance: float | None, own: Mapping[str
     star.
     """
     figure, ((axis,),) = grid(1, 1, _ONE_PANEL)
+    short = short_labels(list(runs))
     for i, (label, rows) in enumerate(runs.items()):
-        _rows_curve(axis, rows, metric, "tokens", i, label)
+        _rows_curve(axis, rows, metric, "tokens", i, short[label])
         home = [(row.seq_len, row.metrics[metric]) for row in rows if row.seqhw in own.get(label, ()) and row.seq_len]
         if home:
             curve(axis, home, i, marker="*", linestyle="", markersize=16, markeredgecolor="white", markeredgewidth=1.2, zorder=5)
@@ -93,13 +108,17 @@ def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str)
     if not any(known.values()):
         return None
     figure, ((axis,),) = grid(1, 1, _ONE_PANEL)
+    short = short_labels(list(known))
     for i, (label, points) in enumerate(known.items()):
-        _rows_curve(axis, [row for row in runs[label] if row.gflops is not None], metric, "gflops", i, label)
-        name = f"{brief(label)}: seqhw {cascades[label].short}, the first K again at {cascades[label].long}"
+        _rows_curve(axis, [row for row in runs[label] if row.gflops is not None], metric, "gflops", i, short[label])
+        name = f"{brief(short[label])}: seqhw {cascades[label].short}, the first K again at {cascades[label].long}"
         line = [(x, y) for x, y, _ in points]
-        curve(axis, line, i, name, markerfacecolor="white", linestyle="--", linewidth=1.6, zorder=4)
+        curve(axis, line, i, name, markerfacecolor="white", markersize=4, linestyle="--", linewidth=1.6, zorder=4)
+        named = [points[-1][0]]
         for x, y, k in points[1:-1]:
-            axis.annotate(f"K={k}", (x, y), (0, 7), textcoords="offset points", color=look(i)[0], ha="center", fontsize=7)
+            if all(abs(math.log(x / other)) > LABEL_APART for other in named):  # else it would cover another label
+                named.append(x)
+                axis.annotate(f"K={k}", (x, y), (0, -12), textcoords="offset points", color=look(i)[0], ha="center", fontsize=7)
     _finish(axis, runs, "gflops")
     axis.set_xlabel("GFLOPs per gallery image, all captions asked once")
     axis.set_ylabel(long_name(metric))
@@ -111,11 +130,11 @@ def plot_cascades(cascades: Mapping[str, CascadeCurve], runs: Runs, metric: str)
 def plot_front(front: Front, runs: Runs) -> Figure:
     """Plot a metric against GFLOPs, with one curve per model and width. The points that are not on the front are hollow."""
     figure, ((axis,),) = grid(1, 1, _ONE_PANEL)
-    best = {(p.model, p.pretrained, p.width, p.seqhw) for p in front.points}
+    best, short = {(label_of(point), point.seqhw) for point in front.points}, short_labels(list(runs))
     for i, (label, rows) in enumerate(runs.items()):
         known = [(row, row.gflops) for row in rows if row.width is not None and row.gflops is not None]
-        _rows_curve(axis, [row for row, _ in known], front.metric, "gflops", i, label)
-        beaten = [(x, r.metrics[front.metric]) for r, x in known if (r.model, r.pretrained, r.width, r.seqhw) not in best]
+        _rows_curve(axis, [row for row, _ in known], front.metric, "gflops", i, short[label])
+        beaten = [(x, r.metrics[front.metric]) for r, x in known if (label_of(r), r.seqhw) not in best]
         curve(axis, beaten, i, linestyle="", markerfacecolor="white", zorder=4)
     _finish(axis, runs, "gflops")
     axis.set_ylabel(long_name(front.metric))
@@ -131,10 +150,14 @@ def _place(row: Row, against: Against) -> float | None:
 
 
 def _rows_curve(axis: Axes, rows: Sequence[Row], metric: str, against: Against, number: int, label: str) -> None:
-    """Draw a metric of one model as a curve. A row without a position on the axis becomes a dashed line across the panel."""
-    points = sorted((x, row.metrics[metric]) for row in rows if (x := _place(row, against)) is not None)
+    """Draw a metric of one model as a curve with bars of one standard error.
+
+    A row without a position on the axis becomes a dashed line across the panel.
+    """
+    points = sorted((x, row.metrics[metric], row.error(metric) or 0.0) for row in rows if (x := _place(row, against)) is not None)
     if points:
-        curve(axis, points, number, brief(label))
+        curve(axis, [point[:2] for point in points], number, brief(label))
+        error_bars(axis, points, number)
     for row in rows:
         if _place(row, against) is None:
             axis.axhline(row.metrics[metric], linestyle="--", color=look(number)[0], linewidth=1.5, zorder=2, label=brief(label))
@@ -168,8 +191,12 @@ def _tick_labels(patches: Mapping[int, str]) -> list[str]:
     return labels
 
 
-def _legend_below(axis: Axes, columns: int, *, chance: bool = False) -> None:
-    """Put a legend below the panel; chance: with the line of the chance level as its last entry."""
-    if chance:
-        axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance")
-    legend(axis, (0, -0.3), columns, 10)
+def _legend_below(axis: Axes, columns: int, *, chances: int = 0) -> None:
+    """Put a legend below the panel, closer if its ticks have one line.
+
+    chances: the number of lines of chance levels, for which the legend has one entry.
+    """
+    if chances:
+        axis.plot([], [], ":", color=INK, linewidth=1.2, label="chance" if chances == 1 else "chance, in each colour")
+    two_lines = any("\n" in tick.get_text() for tick in axis.get_xticklabels())
+    legend(axis, (0, -0.3 if two_lines else -0.2), columns, 10)

@@ -1,21 +1,19 @@
-"""Holds all results of an evaluation (Report), and prints them as tables.
-
-The tables are followed by the lengths that the rules would choose, and by the number of samples that could not be read.
-"""
+"""Holds all results of an evaluation (Report), and makes the tables of its tasks, which terminal.py and files.py write."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from flexiclip_eval.rows import Details, Row, TaskInfo, pixels, short_name, show
-from flexiclip_eval.tradeoffs import CascadeCurve, Choice, Front, sentence
+from flexiclip_eval.rows import Details, Row, TaskInfo, best_of, pixels, short_name, show
+from flexiclip_eval.tradeoffs import CascadeCurve, Choice, Front, FrontPoint, sentence
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+from flexiclip.text_tables import TextTable
 
 OfTask = TypeVar("OfTask", Row, TaskInfo, Choice, CascadeCurve, Front)
+Labelled = TypeVar("Labelled", Row, "ModelInfo", CascadeCurve)
 
 
 def brief(label: str, room: int = 48) -> str:
@@ -32,6 +30,7 @@ class ModelInfo:
     config: dict[str, object] = field(default_factory=dict)  # the resolved recipe; {} for a model of another library
     trained_seqhw: tuple[int, ...] = ()
     width: int | None = None  # columns of the embeddings that were compared, with --widths
+    label: str | None = None  # the name that the user gave to the model
 
 
 @dataclass
@@ -44,15 +43,19 @@ class Report:
     tasks: list[TaskInfo] = field(default_factory=list)
     bad_samples: list[dict[str, str]] = field(default_factory=list)  # dataset, shard, key, reason
     details: list[Details] = field(default_factory=list)  # one per row
+    hits: list[Tensor | None] = field(default_factory=list)  # those of each row (tasks.base.Result); in no file
     choices: list[Choice] = field(default_factory=list)
     cascades: list[CascadeCurve] = field(default_factory=list)
     fronts: list[Front] = field(default_factory=list)
     unscored: dict[str, str] = field(default_factory=dict)  # data set -> why it, or a task of it, has no rows
+    date: str = ""  # when the evaluation began, such as 2026-01-31
+    version: str = ""  # of flexiclip
 
-    def add(self, row: Row, task: TaskInfo, details: Details) -> None:
-        """Add a row with its details, and its task if that is new."""
+    def add(self, row: Row, task: TaskInfo, details: Details, hits: Tensor | None = None) -> None:
+        """Add a row with its details and the hits of its queries, and its task if that is new."""
         self.rows.append(row)
         self.details.append(details)
+        self.hits.append(hits)
         if not of_task(self.tasks, task):
             self.tasks.append(task)
 
@@ -74,11 +77,35 @@ def runs_of(report: Report, task: TaskInfo) -> dict[str, list[Row]]:
     return runs
 
 
-def label_of(named: Row | ModelInfo | Choice | CascadeCurve) -> str:
-    """Return the label of a model: `model` and `pretrained`, and the width of its embeddings if several widths are scored."""
-    name = f"{named.model} {named.pretrained}".strip()
+def label_of(named: Row | ModelInfo | Choice | CascadeCurve | FrontPoint) -> str:
+    """Return the label of a model: the name that the user gave it, else `model` and `pretrained`.
+
+    If several widths of the embeddings are scored, the width of these follows.
+    """
+    name = name_of(named)
     width = None if isinstance(named, CascadeCurve) else named.width
     return name if width is None else f"{name} [:{width}]"
+
+
+def name_of(named: Row | ModelInfo | Choice | CascadeCurve | FrontPoint) -> str:
+    """Return the label of a model without the width of its embeddings."""
+    return named.label or f"{named.model} {named.pretrained}".strip()
+
+
+def short_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Return {label: the label without what all labels begin with}, for tables and legends.
+
+    Whole words and folders are left out, never a part of one: `ViT runs/a` and `ViT runs/b` become a and b.
+    """
+    shared, shortest = "", min((len(label) for label in labels), default=0)
+    for i, letter in enumerate(labels[0][:shortest] if labels else ""):
+        if any(label[i] != letter for label in labels):
+            break
+        if letter in " /":
+            shared = labels[0][: i + 1]
+    if len(set(labels)) < 2 or any(label[len(shared) :].strip(" /") == "" for label in labels):
+        shared = ""
+    return {label: label[len(shared) :] for label in labels}
 
 
 def labelled_sentence(report: Report, choice: Choice) -> str:
@@ -93,64 +120,32 @@ def cells(row: Row) -> list[str]:
     return [str(row.seqhw or "–"), str(row.seq_len or "–"), pixels(row.patch_size) or "–", cost, speed]
 
 
-WIDTH = 80  # columns of the narrowest terminal that is still common
-_COST = ("seqhw", "tokens", "patch", "GFLOPs", "images/s")
+COSTS = ("seqhw", "tokens", "patch", "GFLOPs", "images/s")
 
 
-def print_report(report: Report) -> None:
-    """Print the results of every task: one table per model, then the choices, and what could not be read.
+def best_values(rows: Sequence[Row], names: Sequence[str]) -> dict[str, float]:
+    """Return {metric: its best value in the rows}; a metric that does not differ between them has none."""
+    values = {name: [row.metrics[name] for row in rows if name in row.metrics] for name in names}
+    return {name: best_of(name, several) for name, several in values.items() if len(set(several)) > 1}
 
-    A table has at most 80 columns. It has one line per length, with costs and metrics, and the chance level as its last line.
+
+def task_table(report: Report, task: TaskInfo) -> TextTable:
+    """Return the table of a task: a row per model and length with costs, metrics and their standard errors; last, chance.
+
+    The first column names the model if there are several models.
     """
-    from rich.console import Console
-
-    console = Console()
-    for task in report.tasks:
-        rows = of_task(report.rows, task)
-        console.print(f"{task.dataset} · {task.task} · {rows[0].n} images", style="italic", markup=False, soft_wrap=True)
-        for names in _parts(rows, list(rows[0].metrics)):
-            for label, of_model in runs_of(report, task).items():
-                if len(report.models) > 1:
-                    console.print(label, style="bold", markup=False, highlight=False, soft_wrap=True)
-                console.print(_table(of_model, names, task), "")
-    for choice in report.choices:
-        console.print(labelled_sentence(report, choice), markup=False, highlight=False, soft_wrap=True)
-    for name, reason in report.unscored.items():
-        console.print(f"data set {name} could not be scored as a whole: {reason}", style="yellow", markup=False, soft_wrap=True)
-    if report.bad_samples:
-        console.print(f"[yellow]samples that could not be read and are not counted: {len(report.bad_samples)}[/yellow]")
-
-
-def _table(rows: Sequence[Row], names: Sequence[str], task: TaskInfo) -> RichTable:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in (*_COST, *map(short_name, names)):
-        table.add_column(_broken(heading), justify="right", no_wrap=True, vertical="bottom")
-    for row in rows:
-        table.add_row(*cells(row), *(show(name, row.metrics.get(name)) for name in names))
-    table.add_section()
-    table.add_row("chance", "", "", "", "", *(show(name, task.chance.get(name)) for name in names), style="dim")
+    rows = of_task(report.rows, task)
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    several = len(report.models) > 1
+    short = short_labels([label_of(model) for model in report.models])
+    best = best_values(rows, names)
+    head = [*["model"] * several, *COSTS, *map(short_name, names)]
+    table = TextTable(head, title=f"{task.dataset} · {task.task} · {rows[0].n:,} images")
+    for number, row in enumerate(rows):
+        values = [show(name, row.metrics.get(name), row.error(name)) for name in names]
+        table.rows.append([*[short.get(label_of(row), label_of(row))] * several, *cells(row), *values])
+        first = len(head) - len(names)
+        table.best |= {(number, first + i) for i, name in enumerate(names) if row.metrics.get(name) == best.get(name, object())}
+    empty = [""] * (len(COSTS) - 1 + several)
+    table.rows.append(["chance", *empty, *(show(name, task.chance.get(name)) for name in names)])
     return table
-
-
-def _parts(rows: Sequence[Row], names: Sequence[str]) -> list[list[str]]:
-    """Divide the metrics among as many tables as the width of 80 columns needs."""
-    used = sum(1 + max(len(heading), *(len(cells(row)[i]) for row in rows)) for i, heading in enumerate(_COST))
-    parts: list[list[str]] = [[]]
-    left = WIDTH - used
-    for name in names:
-        lines = _broken(short_name(name)).splitlines()
-        width = 1 + max(*map(len, lines), *(len(show(name, row.metrics.get(name))) for row in rows), 0)
-        if width > left and parts[-1]:
-            parts.append([])
-            left = WIDTH - used
-        parts[-1].append(name)
-        left -= width
-    return parts
-
-
-def _broken(heading: str) -> str:
-    """Break a heading into several lines, so that its column is narrow."""
-    return heading.replace("→", "→\n").replace(" ", "\n")

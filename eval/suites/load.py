@@ -1,6 +1,6 @@
 """Reads suites: YAML files that list what a model is scored on.
 
-    flexiclip eval MODEL --suite NAME|FILE|FOLDER|URL
+    flexiclip eval MODEL --suite NAME|FILE|FOLDER|URL|TABLE
 
 A suite lists data sets. A data set gives the place of its samples and the tasks on them, so that one pass over the images serves
 all tasks. The names of suites are those of the YAML files in this folder.
@@ -35,6 +35,7 @@ from flexiclip_eval.suites.layout import (
     require_text,
     shard_places,
 )
+from flexiclip_eval.suites.places import folder_suite, is_table, table_suite
 from flexiclip_eval.suites.task import DEFAULT_TEMPLATES, TaskConfig
 
 from flexiclip.config import from_dict
@@ -67,15 +68,18 @@ class SuiteConfig:
 def load_suite(suite: str) -> SuiteConfig:
     """Read a suite from its name or from a YAML file.
 
-    Relative paths in a file are relative to its folder (config/paths.py). A folder or URL in CLIP_benchmark's layout (layout.py)
-    becomes a suite of this one data set. Raises UserError: for a typo in a key it suggests the nearest key, and for an unknown
-    name the nearest name, with a list of all names.
+    Relative paths in a file are relative to its folder (config/paths.py). A folder of images, a table of images, and a folder or
+    URL in CLIP_benchmark's layout (layout.py) become a suite of their own (places.py). Raises UserError: for a typo in a key it
+    suggests the nearest key, and for an unknown name the nearest name, with a list of all names.
     """
     path = Path(suite)
+    if is_table(suite) and (path.is_file() or is_remote(suite)):
+        return SuiteConfig(tuple(table_suite(suite)))
     if not path.is_file():
         path = SUITES / f"{suite}.yaml"
     if not path.is_file() and (is_remote(suite) or Path(suite).is_dir()):
-        return SuiteConfig((DatasetConfig(root=suite),))
+        inside = None if is_remote(suite) else folder_suite(suite)
+        return SuiteConfig((DatasetConfig(root=suite),) if inside is None else tuple(inside))
     if not path.is_file():
         names = sorted(p.stem for p in SUITES.glob("*.yaml"))
         near = difflib.get_close_matches(suite[:100], names, n=1, cutoff=0.5)

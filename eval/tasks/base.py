@@ -49,6 +49,11 @@ class Result:
     """Shares in 0..1, and median ranks from 1. The names are those of CLIP_benchmark for the metrics that it has."""
     details: Details = field(default_factory=Details)
     """What the report shows in addition to the metrics."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """The standard errors of those metrics for which one is known, in the same unit."""
+    hits: Tensor | None = None
+    """The primary metric of each query, float64 [Q] on the CPU, whose mean is the metric; with it, lengths are compared in pairs.
+    None if the metric is not a mean over queries."""
 
 
 @dataclass(frozen=True)

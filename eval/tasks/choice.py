@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from flexiclip_eval.data.images import Record
 from flexiclip_eval.data.shards import Label
-from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.rows import TaskInfo, binomial_error
 from flexiclip_eval.tasks.base import Context, Prepared, Result
 from torch import Tensor
 
@@ -35,7 +35,14 @@ def prepare_choice(context: Context) -> Prepared:
     instances, captions = find_instances(context.records, context.task.label, name, context.unread)
     text_z = context.embed_texts(captions)
     info = TaskInfo(context.name, "image_caption_selection", choice_chance(instances), captions=len(captions))
-    return Prepared(info, lambda image_z, _: Result(choice_metrics(image_z, text_z, instances)))
+
+    def measure(image_z: Tensor, _: Tensor) -> Result:
+        hits = choice_hits(image_z, text_z, instances)
+        metrics = _means(hits, instances)
+        errors = {name: binomial_error(value, len(instances)) for name, value in metrics.items()}
+        return Result(metrics, errors=errors, hits=hits[:, 2])
+
+    return Prepared(info, measure)
 
 
 def find_instances(records: Sequence[Record], label: str | None, name: str, unread: int = 0) -> tuple[list[Instance], list[str]]:
@@ -79,14 +86,26 @@ def choice_metrics(image_z: Tensor, text_z: Tensor, instances: Sequence[Instance
 
     Items of equal score are chosen equally often. image_acc is left out if no instance has two images.
     """
-    pairs = any(len(images) == 2 for images, _ in instances)
-    total = torch.zeros(3, dtype=torch.float64)
+    return _means(choice_hits(image_z, text_z, instances), instances)
+
+
+def choice_hits(image_z: Tensor, text_z: Tensor, instances: Sequence[Instance]) -> Tensor:
+    """Return text_acc, image_acc and acc of each instance, float64 [I, 3] on the CPU. Arguments: as for choice_metrics."""
+    hits = []
     for images, texts in instances:
         scores = image_z[images].double() @ text_z[texts].double().T  # in float64, so that equal embeddings have equal scores
         text = _chosen(scores).prod()
         image = _chosen(scores.T[: len(images)]).prod()
-        total += torch.stack([text, image, text * image]).cpu()
+        hits.append(torch.stack([text, image, text * image]).cpu())
+    return torch.stack(hits)
+
+
+def _means(hits: Tensor, instances: Sequence[Instance]) -> dict[str, float]:
+    total = torch.zeros(3, dtype=torch.float64)
+    for each in hits:  # one by one: torch's own sum over many rows has another order of additions
+        total += each
     text_acc, image_acc, acc = (total / len(instances)).tolist()
+    pairs = any(len(images) == 2 for images, _ in instances)
     return {"text_acc": text_acc} | ({"image_acc": image_acc} if pairs else {}) | {"acc": acc}
 
 

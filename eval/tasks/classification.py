@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from flexiclip_eval.data.labels import resolve_labels, resolve_many
 from flexiclip_eval.embeddings.embed import class_embeddings
-from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.rows import Details, TaskInfo, binomial_error
 from flexiclip_eval.tasks.base import Context, Prepared, Result
-from flexiclip_eval.tasks.search import Ties, counts, first_twins, hit_probability, over_blocks
+from flexiclip_eval.tasks.mistakes import describe_mistakes
+from flexiclip_eval.tasks.search import Ties, counts, first_twins, hit_probability, mean_rank, over_blocks
 from torch import Tensor
 
 from flexiclip.errors import UserError
@@ -64,10 +65,21 @@ def classify(image_z: Tensor, class_z: Tensor, label: Tensor, classes: list[str]
 
     def search(start: int, stop: int) -> Tensor:
         scores = (100.0 * image_z[start:stop]) @ weights
-        return class_hits(scores if twins is None else scores[:, twins], label[start:stop], ties)
+        scores, mine = scores if twins is None else scores[:, twins], label[start:stop]
+        return torch.cat([class_hits(scores, mine, ties), named_classes(scores, mine)], dim=1)
 
-    hits = over_blocks(search, len(image_z), len(class_z), 3, image_z).cpu()
-    return accuracies(hits, label.cpu(), classes)
+    rows = over_blocks(search, len(image_z), len(class_z), 5, image_z).cpu()
+    return accuracies(rows[:, :3], label.cpu(), classes, named=rows[:, 3:])
+
+
+def named_classes(scores: Tensor, label: Tensor) -> Tensor:
+    """Return the class with the highest score and the rank of the image's own class, float64 [N, 2].
+
+    scores: [N, C]; label: int64 [N] in 0..C-1. Of classes with equal scores the first is named; the rank is the mean over every
+    order of them.
+    """
+    above, tied, positive = counts(scores, torch.arange(len(scores), device=scores.device), label)
+    return torch.stack([scores.argmax(1).double(), mean_rank(above, tied, positive)], dim=1)
 
 
 def class_hits(scores: Tensor, label: Tensor, ties: Ties) -> Tensor:
@@ -89,10 +101,11 @@ def class_hits(scores: Tensor, label: Tensor, ties: Ties) -> Tensor:
     return torch.stack([first, five, named], dim=1)
 
 
-def accuracies(hits: Tensor, label: Tensor, classes: list[str], prefix: str = "") -> Result:
+def accuracies(hits: Tensor, label: Tensor, classes: list[str], prefix: str = "", named: Tensor | None = None) -> Result:
     """Return the metrics from the hits [N, 3] of class_hits, and the recall of each class that has images.
 
-    label: int64 [N] in 0..C-1. prefix: put before the names of the metrics.
+    label: int64 [N] in 0..C-1. prefix: put before the names of the metrics. named: what named_classes returns, for the mistakes
+    in the details.
     """
     count = torch.bincount(label, minlength=len(classes)).numpy()
     total = np.bincount(label.numpy(), weights=hits[:, 2].numpy(), minlength=len(classes))
@@ -100,9 +113,23 @@ def accuracies(hits: Tensor, label: Tensor, classes: list[str], prefix: str = ""
     recall = total[present] / count[present]
     first, five, _ = (hits.sum(0) / len(hits)).tolist()
     metrics = {"acc1": first} | ({"acc5": five} if len(classes) >= 5 else {}) | {"mean_per_class_recall": float(np.mean(recall))}
+    errors = {name: binomial_error(value, len(hits)) for name, value in metrics.items() if name != "mean_per_class_recall"}
+    errors["mean_per_class_recall"] = mean_recall_error(recall, count[present])
     names = itertools.compress(classes, present)
     per_class: dict[str, float] = dict(zip(names, recall.tolist(), strict=True))
-    return Result({prefix + name: value for name, value in metrics.items()}, {"per_class": per_class})
+    shares, uncertain = ({prefix + name: value for name, value in each.items()} for each in (metrics, errors))
+    details: Details = {"per_class": per_class}
+    if named is not None:
+        details |= describe_mistakes(named[:, 0].long(), label, named[:, 1], len(classes))
+    return Result(shares, details, uncertain, hits[:, 0])
+
+
+def mean_recall_error(recall: np.ndarray, count: np.ndarray) -> float:
+    """Return the standard error of the mean of the recalls [C] of classes with `count` [C] images each.
+
+    The classes are fixed, and the images of each are drawn: this is what a bootstrap inside of the classes converges to.
+    """
+    return float(np.sqrt((recall * (1 - recall) / count).clip(0).sum()) / len(recall))
 
 
 def classification_chance(classes: int, prefix: str = "") -> dict[str, float]:

@@ -16,7 +16,7 @@ import torch
 from flexiclip_eval.data.labels import resolve_labels
 from flexiclip_eval.rows import TaskInfo
 from flexiclip_eval.tasks.base import Context, Prepared, Result
-from flexiclip_eval.tasks.classification import accuracies, class_hits, classification_chance, largest_class
+from flexiclip_eval.tasks.classification import accuracies, class_hits, classification_chance, largest_class, named_classes
 from torch import Tensor
 
 from flexiclip.distributed import block, gather_objects, rank
@@ -51,8 +51,8 @@ def prepare_linear_probe(context: Context) -> Prepared:
     info = TaskInfo(context.name, "linear_probe", chance, tuple(classes), largest_class(label))
 
     def measure(image_z: Tensor, training_z: Tensor) -> Result:
-        scores = probe(_features(training_z), taught, _features(image_z), len(classes), context.name)
-        return accuracies(class_hits(torch.from_numpy(scores), label, "chance"), label, classes, PREFIX)
+        scores = torch.from_numpy(probe(_features(training_z), taught, _features(image_z), len(classes), context.name))
+        return accuracies(class_hits(scores, label, "chance"), label, classes, PREFIX, named_classes(scores, label))
 
     return Prepared(info, measure)
 

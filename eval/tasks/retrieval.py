@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flexiclip_eval.rows import TaskInfo
+from flexiclip_eval.rows import TaskInfo, binomial_error
 from flexiclip_eval.tasks.base import Context, Prepared, Result, found_examples
 from flexiclip_eval.tasks.search import (
     KS,
@@ -78,9 +78,10 @@ def prepare_retrieval(context: Context) -> Prepared:
     ties = context.task.ties
 
     def measure(image_z: Tensor, _: Tensor) -> Result:
-        metrics, ranks = retrieval_metrics(image_z, text_z, pairs, ties)
-        examples = found_examples(texts_to_images(text_z, image_z), pairs.by_caption, ranks, pairs.captions)
-        return Result(metrics, {"found": examples})
+        images, texts = search_both(image_z, text_z, pairs, ties)
+        metrics = _metrics(images, texts)
+        examples = found_examples(texts_to_images(text_z, image_z), pairs.by_caption, images.rank, pairs.captions)
+        return Result(metrics, {"found": examples}, _errors(metrics, images, texts), images.hits[:, KS.index(5)].cpu())
 
     info = TaskInfo(context.name, "zeroshot_retrieval", retrieval_chance(pairs), captions=len(pairs.captions))
     return Prepared(info, measure, lambda short_z, long_z: rerank(text_z, short_z, long_z, pairs.by_caption))
@@ -105,9 +106,15 @@ def retrieval_metrics(image_z: Tensor, text_z: Tensor, pairs: Pairs, ties: Ties 
 
     image_z [N, D], text_z [T, D]: unit rows. ties: how equal scores count (TaskConfig.ties). All ranks must call this.
     """
+    images, texts = search_both(image_z, text_z, pairs, ties)
+    return _metrics(images, texts), images.rank
+
+
+def search_both(image_z: Tensor, text_z: Tensor, pairs: Pairs, ties: Ties) -> tuple[Found, Found]:
+    """Return (what the captions found among the images, what the images found among the captions). All ranks must call this."""
     images = find(texts_to_images(text_z, image_z), image_z, pairs.by_caption, ties)
     texts = find(images_to_texts(image_z, text_z), text_z, pairs.by_image, ties)
-    return _metrics(images, texts), images.rank
+    return images, texts
 
 
 def retrieval_chance(pairs: Pairs) -> dict[str, float]:
@@ -127,6 +134,27 @@ def _metrics(images: Found, texts: Found) -> dict[str, float]:
     # numpy's median is between the two middle ranks if their number is even; torch's is the lower one
     ranks = {f"{side}_retrieval_median_rank": float(np.median(found.rank.cpu().numpy())) for side, found in sides.items()}
     return recalls | ranks
+
+
+DRAWS = 200
+"""How often the bootstrap of a median rank draws the queries again."""
+
+
+def _errors(metrics: dict[str, float], images: Found, texts: Found) -> dict[str, float]:
+    """Return the standard errors: binomial over the queries for recalls, by a bootstrap of the queries for median ranks."""
+    errors = {}
+    for side, found in (("image", images), ("text", texts)):
+        for name, value in metrics.items():
+            if name.startswith(f"{side}_retrieval_recall"):
+                errors[name] = binomial_error(value, len(found.rank))
+        errors[f"{side}_retrieval_median_rank"] = median_error(found.rank.cpu().numpy())
+    return errors
+
+
+def median_error(values: np.ndarray) -> float:
+    """Return the standard error of the median of values [Q]: the spread of the medians of DRAWS bootstrap samples, seed 0."""
+    draw = np.random.default_rng(0)
+    return float(np.std([np.median(values[draw.integers(0, len(values), len(values))]) for _ in range(DRAWS)]))
 
 
 def rerank(text_z: Tensor, short_z: Tensor, long_z: Tensor, known: Answers) -> list[CascadePoint]:

@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--recipe", help="also show the values in this recipe, a YAML file or an installed name")
     _add_eval(add("eval", _eval, "score models on suites, at every sequence length"))
+    _add_compare(add("compare", _compare, "compare finished evaluations in one picture and one report"))
     _add_analyze(add("analyze", _analyze, "look inside a model at several lengths: layers, attention, tokens, ensembles, cues"))
     _add_import(add("import", _import, "turn published weights into a model folder"))
     add_export(group)
@@ -63,7 +64,11 @@ def _add_recipe(sub: Parser, example: str) -> None:
 def _add_suites(sub: Parser) -> None:
     """Add the options that `eval` and `analyze` have in common."""
     sub.add_argument(
-        "--suite", action="append", required=True, help="the name of an installed suite, or a file; may be given several times"
+        "--suite",
+        action="append",
+        required=True,
+        help="the name of an installed suite, a YAML file, a folder of images or a table of images (.csv, .tsv); may be given "
+        "several times",
     )
     sub.add_argument("--seqhw", type=lengths, help="grid sides, for example 5,8,15; default: the lengths that were trained")
     sub.add_argument("--device", default=None, help="cpu or cuda; default: cuda if there is a GPU")
@@ -74,13 +79,15 @@ def _add_eval(sub: Parser) -> None:
     sub.add_argument(
         "model",
         nargs="+",
-        help="model or run folders, open_clip:NAME[/PRETRAINED], or other libraries' models; MODEL+pi makes a plain ViT flexible",
+        help="model or run folders, open_clip:NAME[/PRETRAINED], or other libraries' models; MODEL+pi makes a plain ViT "
+        "flexible, and LABEL=MODEL names a model in tables and plots",
     )
     _add_suites(sub)
     sub.add_argument(
         "--widths", type=widths, default=(), help="also score the first N columns of the embeddings, for example 64,128"
     )
     sub.add_argument("--output", type=Path, help="folder for results.json, results.csv, plots and report.html")
+    _add_table(sub)
     sub.add_argument(
         "--batch-size", type=positive, default=128, help="images and captions encoded at once per rank; default: 128"
     )
@@ -92,6 +99,31 @@ def _add_eval(sub: Parser) -> None:
     sub.add_argument(
         "--cascade", help="SHORT:LONG, the lengths that rank and re-rank images; default: the shortest and the longest"
     )
+
+
+def _add_table(sub: Parser) -> None:
+    sub.add_argument(
+        "--table",
+        type=lambda text: text.split(","),
+        default=(),
+        help="also write the tables: FILE.md (Markdown), FILE.tex (LaTeX), or markdown or latex for results.md or results.tex in "
+        "the output folder; several are separated by commas",
+    )
+
+
+def _add_compare(sub: Parser) -> None:
+    sub.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RESULTS",
+        help="results.json files of `flexiclip eval`, or the folders that hold them; LABEL=RESULTS gives one a name",
+    )
+    sub.add_argument("--metric", help="the metric to draw, for example acc1; default: the one that represents each task")
+    sub.add_argument("--dataset", help="compare only this data set")
+    sub.add_argument(
+        "--output", type=Path, required=True, help="folder for a picture and a report, or a picture: .png, .svg or .pdf"
+    )
+    _add_table(sub)
 
 
 def _add_analyze(sub: Parser) -> None:
@@ -212,8 +244,17 @@ def _eval(arguments: argparse.Namespace) -> None:
         cascade=parse_cascade(arguments.cascade) if arguments.cascade is not None else None,
         tolerance=arguments.tolerance,
         budget=parse_budget(arguments.budget) if arguments.budget is not None else None,
+        tables=tuple(each_once("--table", arguments.table)),
     )
     commands.score(arguments.model, each_once("--suite", arguments.suite), arguments.seqhw, arguments.output, options)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from flexiclip_eval.report.compare import compare
+
+    tables = tuple(each_once("--table", arguments.table))
+    for line in compare(arguments.runs, arguments.output, arguments.metric, arguments.dataset, tables):
+        print(line)
 
 
 def _analyze(arguments: argparse.Namespace) -> None:

@@ -34,7 +34,16 @@ from flexiclip.formats.imported import (
 )
 from flexiclip.formats.layouts import OPEN_CLIP_IMAGE, OPEN_CLIP_TEXT, SCALARS, read_layout, set_grid
 from flexiclip.libraries import library_errors, quiet_logs
-from flexiclip.models.text.open_clip_load import CONTEXT, VOCABULARY, ModelConfig, model_config, whole_number, with_weights
+from flexiclip.models.text.open_clip_load import (
+    CONTEXT,
+    VOCABULARY,
+    ModelConfig,
+    check_pretrained,
+    model_config,
+    require_pretrained,
+    whole_number,
+    with_weights,
+)
 from flexiclip.tensor_files import beneath, read_license
 
 if TYPE_CHECKING:
@@ -54,9 +63,9 @@ def import_open_clip(name: str, weights: str | None = None, text: Path | None = 
     Raises UserError if the model cannot be imported.
     """
     source = name if weights is None else f"{name}/{weights}"
-    if weights is None and ":" not in name:
-        raise UserError(f"{source}: name the weights too, NAME/PRETRAINED, a tag or a file")
+    require_pretrained(name, weights, source)
     described = model_config(name, source)
+    check_pretrained(name, weights, source)
     with quiet_logs(), library_errors(f"{source}: open_clip cannot load it"):  # before loading, it warns of random weights
         model, notes = with_weights(name, weights, described, source)
     model.eval()

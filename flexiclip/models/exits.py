@@ -16,10 +16,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from flexiclip.config.schema import Size, pair
+from flexiclip.config.schema import ImageTowerConfig, Size, pair
 from flexiclip.errors import UserError
 from flexiclip.models.clip import FlexiCLIP
 from flexiclip.models.flexivit import FlexiViT
+from flexiclip.models.variants import shape_of
 
 
 def leave_after(model: FlexiCLIP, depth: int, where: str) -> FlexiCLIP:
@@ -31,11 +32,7 @@ def leave_after(model: FlexiCLIP, depth: int, where: str) -> FlexiCLIP:
     """
     image, tower = model.config.image, model.image_tower
     whole = len(tower.blocks)
-    if depth != whole and depth not in image.exits:
-        trained = (
-            f"its exits are {', '.join(map(str, image.exits))}" if image.exits else "it was trained without model.image.exits"
-        )
-        raise UserError(f"{where}: the image tower cannot be left after block {depth} of {whole}: {trained}")
+    check_exit(image, depth, where)
     section = replace(image, depth=depth, exits=(), exit_heads="shared", init=None)
     with torch.device("meta"):
         left = FlexiCLIP(replace(model.config, image=section), model.text_tower)
@@ -49,6 +46,16 @@ def leave_after(model: FlexiCLIP, depth: int, where: str) -> FlexiCLIP:
     left.image_projection, left.text_projection = projection, model.text_projection
     left.logit_scale, left.logit_bias = model.logit_scale, model.logit_bias
     return left.to(model.logit_scale.device).eval()
+
+
+def check_exit(image: ImageTowerConfig, depth: int, where: str) -> None:
+    """Raise UserError that lists the exits unless an image tower of this config can be left after block `depth`."""
+    whole = shape_of(image, where).depth
+    if depth != whole and depth not in image.exits:
+        trained = (
+            f"its exits are {', '.join(map(str, image.exits))}" if image.exits else "it was trained without model.image.exits"
+        )
+        raise UserError(f"{where}: the image tower cannot be left after block {depth} of {whole}: {trained}")
 
 
 class _Baked(nn.Module):

@@ -1,34 +1,44 @@
-"""Printing a plan as tables: with rich on a terminal, as plain lines in a log or a document."""
+"""Printing a plan as tables: as wide as the terminal, or as whole Markdown tables in a log or a document."""
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Sequence
 
 from flexiclip.plan.result import LengthPlan, Plan, StagePlan
 from flexiclip.plan.towers import Parameters
+from flexiclip.text_tables import TextTable, column_groups, column_widths, markdown, wrap_words
 
 Rows = list[list[str]]
 
 
 def show(plan: Plan) -> None:
-    """Print a plan on stdout."""
-    text = render(plan)
-    if not sys.stdout.isatty():
-        print(text)
-        return
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    Console().print(Markdown(text.replace("\n", "  \n")))  # two spaces keep the line breaks
+    """Print a plan on stdout. On a terminal, a table that is too wide for it is divided."""
+    print(render(plan, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
-def render(plan: Plan) -> str:
-    """A plan as plain text with aligned columns."""
-    pieces = [heading(plan)]
+def render(plan: Plan, width: int | None = None) -> str:
+    """A plan as plain text with aligned columns.
+
+    width: the characters of a line. Tables that are wider are divided, and texts are broken between words. None: nothing is.
+    """
+
+    def broken(text: str) -> list[str]:
+        return [text] if width is None else [line for part in text.split("\n") for line in wrap_words(part, width)]
+
+    pieces = broken(heading(plan))
     for title, head, rows in tables(plan):
-        pieces += ["", title, "", *_aligned(head, rows)]
-    return "\n".join([*pieces, "", *summary(plan)])
+        pieces += ["", *broken(title)]
+        for columns in _groups(head, rows, width):
+            pieces += ["", *markdown([head[i] for i in columns], [[row[i] for i in columns] for row in rows])]
+    return "\n".join([*pieces, "", *(line for text in summary(plan) for line in broken(text))])
+
+
+def _groups(head: list[str], rows: Rows, width: int | None) -> list[list[int]]:
+    """Return the columns of the tables into which a table is divided; each starts with the first column."""
+    if width is None:
+        return [list(range(len(head)))]
+    return column_groups([each + 3 for each in column_widths(TextTable(head, rows))], width - 1)
 
 
 def heading(plan: Plan) -> str:
@@ -126,15 +136,3 @@ def _length(length: LengthPlan) -> list[str]:
         f"{length.network_s / length.step_s:.0%}",
         f"{length.images_per_s:,.0f}",
     ]
-
-
-def _aligned(head: Sequence[str], rows: Rows) -> list[str]:
-    """A Markdown table whose columns are also aligned for a terminal."""
-    widths = [max(len(row[i]) for row in [list(head), *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True)))
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return [line(head), rule, *(line(row) for row in rows)]

@@ -8,9 +8,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from flexiclip.text_tables import markdown, wrap_words
 from scripts.pages import describe_machine
 
 WIDTH = 130
@@ -100,14 +98,10 @@ class Record:
 
     def finish(self, arguments: argparse.Namespace) -> None:
         """Print everything and, with --output, write it as JSON, with the machine and the command."""
-        console = Console(width=WIDTH)
         for grid in self.tables:
-            table = Table(*grid.columns, title=grid.title)
-            for row in grid.rows:
-                table.add_row(*row)
-            console.print(table)
+            print("\n".join([grid.title, "", *markdown(grid.columns, grid.rows), ""]))
         for line in [*(goal.line() for goal in self.goals), *self.notes]:
-            console.print(line, highlight=False)
+            print("\n".join(wrap_words(line, WIDTH)))
         if arguments.output is not None:
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             command = " ".join(["python", "-m", f"scripts.bench.subjects.{self.subject}", *_without_output(sys.argv[1:])])

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.mutation import record
-from scripts.mutation.core import MUTANTS, TREE, Module, digest, modules
+from scripts.mutation.core import IMPORTED, MUTANTS, TREE, Module, digest, modules
 from scripts.mutation.tree import prepare
 
 PRELOADED = "kit.preload"
@@ -136,6 +136,7 @@ def run_mutmut(module: Module, workers: int) -> int:
         **os.environ,
         **ENVIRONMENT,
         "PYTHONPATH": os.pathsep.join([str(MUTANTS), str(MUTANTS / "tests")]),
+        "MUTATION_IMPORTED": str(IMPORTED),
         "MUTATION_PRELOAD": PRELOADED if module.ranks else "",
     }
     command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(workers)]

@@ -30,10 +30,11 @@ from typing import Any
 import pytest
 from mutmut.state import state
 
-from scripts.mutation.core import IMPORTED
-
 PRELOAD = "MUTATION_PRELOAD"
 """Environment variable with the modules that ranks import, separated by commas. They are imported before the first mutant."""
+
+IMPORTED = Path(os.environ.get("MUTATION_IMPORTED", "imported"))
+"""The file with the modules that the tests imported, one per line (core.py)."""
 
 TIMEOUT = 36
 """mutmut's exit code for a mutant that ran out of time."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import flexiclip_eval
 import flexiclip_eval.analysis.run
+import flexiclip_eval.report.compare
 import pytest
 
 from flexiclip import cli
@@ -34,7 +35,7 @@ LEAVES = {name: parser for name, parser in COMMANDS.items() if parser.get_defaul
 
 def test_every_command_is_here() -> None:
     assert set(LEAVES) == {
-        *("train", "show-config", "explain", "eval", "analyze", "import", "plan"),
+        *("train", "show-config", "explain", "eval", "compare", "analyze", "import", "plan"),
         *("export image", "export text", "export model"),
         *(f"data {name}" for name in ("openmoji", "noto", "fluent", "cue-conflict", "index", "check", "tokenizer")),
     }
@@ -100,14 +101,14 @@ def recorded(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[tu
 def test_eval_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = recorded(monkeypatch, flexiclip_eval, "evaluate_suites")
     given = "eval a b --suite s --suite t --seqhw 5,8 --widths 64,128 --output o --device cpu --batch-size 7 --workers 3 "
-    assert main([*(given + "--embeddings e --tolerance 2.5 --cascade 5:8").split(), "--budget", "20 ms"]) == 0
+    assert main([*(given + "--embeddings e --tolerance 2.5 --cascade 5:8 --table a.md,latex").split(), "--budget", "20 ms"]) == 0
     (((models, suites), named),) = calls
     assert (models, suites) == (["a", "b"], ["s", "t"])
     options = named.pop("options")
     assert (options.budget.limit, options.budget.unit) == (20, "ms")
     assert options == flexiclip_eval.EvalOptions(
         device="cpu", batch_size=7, workers=3, embeddings=Path("e"), widths=[64, 128], cascade=(5, 8), tolerance=2.5,
-        budget=options.budget,
+        budget=options.budget, tables=("a.md", "latex"),
     )  # fmt: skip
     assert named == {"seqhw": [5, 8], "output": Path("o")}
     assert main(["eval", "a", "--suite", "s", "--device", "cpu"]) == 0
@@ -122,7 +123,18 @@ def test_eval_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "tolerance": 1.0,
         "budget": None,
         "command": None,
+        "tables": (),
     }
+
+
+def test_compare_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = recorded(monkeypatch, flexiclip_eval.report.compare, "compare")
+    assert main(["compare", "a", "b=c", "--output", "o", "--metric", "acc1", "--dataset", "d", "--table", "t.tex"]) == 0
+    assert main(["compare", "a", "--output", "o.png"]) == 0
+    assert [arguments for arguments, _ in calls] == [
+        (["a", "b=c"], Path("o"), "acc1", "d", ("t.tex",)),
+        (["a"], Path("o.png"), None, None, ()),
+    ]
 
 
 def test_analyze_hands_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,12 +245,83 @@ def test_the_suites_of_other_styles_fit_what_the_builders_write(
     assert 150 < rows[2].n == rows[3].n <= build.train_concepts
 
 
-def test_a_later_model_that_fails_takes_no_results_along(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="missing is not a model: there is no such file or folder"):
-        evaluate_suites([("toy", loaded), "missing"], [suite], seqhw=[3], output=tmp_path / "out")
+def test_models_have_the_names_that_the_user_gives(
+    loaded: LoadedModel, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In tables, in rows as a key of their own, and on the page; `model` and `pretrained` stay what they are."""
+    models = [("mine=runs/toy", loaded), ("runs/other", loaded)]
+    evaluate_suites(
+        models, [suite], seqhw=[3], output=tmp_path / "out", options=EvalOptions(tables=("markdown", f"{tmp_path}/t.tex"))
+    )
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {row["pretrained"] for row in rows} == {"toy"}
-    assert (tmp_path / "out" / "report.html").is_file()
+    assert [(row["model"], row["pretrained"], row.get("label")) for row in rows[::2]] == [
+        ("FlexiViT-16x1", "runs/toy", "mine"),
+        ("FlexiViT-16x1", "runs/other", None),
+    ]
+    assert "label" not in rows[2]
+    shown = capsys.readouterr().out.splitlines()
+    named = [[line for line in shown if line.startswith(name)] for name in ("mine ", "FlexiViT-16x1 runs/other ")]
+    assert len(named[0]) == len(named[1]) > 2, "a line in each part of both tables"
+    assert shown[-4:] == [
+        f"tables: {tmp_path}/out/results.md",
+        f"tables: {tmp_path}/t.tex",
+        f"rows: {tmp_path}/out/results.csv, {tmp_path}/out/results.json",
+        f"report: {tmp_path}/out/report.html",
+    ]
+    assert "| mine " in (tmp_path / "out" / "results.md").read_text()
+    assert "mine & 3 & 9 & 8 &" in (tmp_path / "t.tex").read_text()
+    assert "<b>mine</b>" in (tmp_path / "out" / "report.html").read_text()
+    flat = json.loads(next((tmp_path / "out" / "rows").glob("*retrieval*mine*")).read_text())
+    assert flat.keys().isdisjoint({"label", "standard_errors"}), "the files for clip_benchmark have the keys that it has"
+    with pytest.raises(UserError, match="two models have the label a"):
+        evaluate_suites([("a=x", loaded), ("a=y", loaded)], [suite])
+    evaluate_suites([("toy", loaded)], [suite], seqhw=[3])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("No results were kept: --output DIR keeps them")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [("x.html", "give markdown, latex, or a file"), ("latex", "give a file such as results.tex, or --output")],
+)
+def test_a_table_of_no_kind_is_said_before_any_work(table: str, message: str, loaded: LoadedModel, suite: str) -> None:
+    with pytest.raises(UserError, match=f"--table {table}: {message}"):
+        evaluate_suites(["missing"], [suite], options=EvalOptions(tables=(table,)))
+
+
+def test_standard_errors_are_stored_next_to_the_metrics(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:
+    """Of shares sqrt(p (1 - p) / n), with n queries; the keys and numbers that were there before stay."""
+    rows = evaluate_suites([("toy", loaded)], [suite], seqhw=[3], output=tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    captions = len(dict.fromkeys(text for toy in _good() for text in toy.captions))
+    for row, data in zip(rows, stored, strict=True):
+        assert list(data)[:5] == ["dataset", "model", "pretrained", "task", "metrics"]
+        assert list(data)[-1] == "standard_errors"
+        assert data["metrics"] == row.metrics
+        assert data["standard_errors"] == row.standard_errors
+        assert row.standard_errors is not None
+        for name, error in row.standard_errors.items():
+            if name.endswith("_rank") or name == "mean_per_class_recall":
+                assert error > 0
+                continue
+            n = captions if name.startswith("image_") else 21
+            assert error == pytest.approx(np.sqrt(row.metrics[name] * (1 - row.metrics[name]) / n))
+    header = (tmp_path / "out" / "results.csv").read_text().partition("\n")[0].split(",")
+    assert header.index("acc1") < header.index("image_retrieval_recall@1_standard_error")
+    assert "standard_errors" not in header
+
+
+def test_captions_show_their_progress(
+    loaded: LoadedModel, suite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flexiclip import progress
+
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    evaluate_suites([("runs/toy", loaded)], [suite], seqhw=[3], options=EvalOptions(batch_size=10))
+    lines = capsys.readouterr().err
+    captions = len(dict.fromkeys(text for toy in _good() for text in toy.captions))
+    assert f"runs/toy · toys: 10 of {captions} texts, " in lines
+    assert " texts/s, " in lines
+    assert "of 23 images, " in lines
 
 
 def test_an_output_that_cannot_be_is_said_before_any_work(loaded: LoadedModel, suite: str, tmp_path: Path) -> None:

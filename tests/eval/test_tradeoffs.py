@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flexiclip_eval import EvalOptions, Row, evaluate_suites
 from flexiclip_eval.tradeoffs import (
     Budget,
@@ -24,6 +26,8 @@ from flexiclip_eval.tradeoffs import (
 from kit.evaluation import toy_model, toys, write_shards, write_suite
 
 from flexiclip.errors import UserError
+
+RECALL = "image_retrieval_recall@5"
 
 
 def _row(seqhw: int | None, value: float, gflops: float | None = None, speed: float | None = None, model: str = "m") -> Row:
@@ -78,7 +82,10 @@ def test_of_equal_lengths_the_shorter_and_of_unknown_costs_none() -> None:
     level = [_row(3, 0.4, 1.0), _row(6, 0.4, 2.0)]
     assert [c.seqhw for c in choose(level, budget=Budget(9, "GFLOPs"))] == [3, 3]
     assert [c.seqhw for c in choose(level, budget=Budget(9, "ms"))] == [3, None]
-    assert "or its cost is unknown" in sentence(choose(level, budget=Budget(9, "ms"))[1])
+    assert sentence(choose(level, budget=Budget(9, "ms"))[1]).endswith("(best within 9 ms): the cost of the lengths is unknown")
+    assert sentence(choose(CURVE, budget=Budget(0.5, "GFLOPs"))[1]).endswith(
+        "(best within 0.5 GFLOPs): the cheapest is seqhw 3 with 1 GFLOPs"
+    )
 
 
 def test_each_model_has_a_choice_and_a_single_length_has_none() -> None:
@@ -89,8 +96,52 @@ def test_each_model_has_a_choice_and_a_single_length_has_none() -> None:
 
 def test_the_sentence_of_a_choice() -> None:
     assert sentence(choose(CURVE)[0]) == (
-        "emoji · image_retrieval_recall@5: seqhw 6 (49.0%, 2 GFLOPs, 5 ms), shortest within 1 point of the best (50.0% at 12)"
+        "text→image R@5: seqhw 6 (49.0%, 2 GFLOPs, 5 ms), shortest within 1 point of the best (50.0% at 12)"
     )
+
+
+def _with_error(row: Row, error: float) -> Row:
+    return replace(row, standard_errors={RECALL: error})
+
+
+def test_a_length_is_better_only_if_the_difference_exceeds_its_standard_error() -> None:
+    """0.40 against 0.50 with errors of 0.06 and 0.08: the difference has one of 0.1, which it does not exceed."""
+    short, long = _row(3, 0.40, 1.0), _row(6, 0.50, 2.0)
+    budget = Budget(9, "GFLOPs")
+    for first, second, seqhw in ((0.06, 0.08, 3), (0.06, 0.0799, 6), (0.0, 0.0, 6)):
+        choices = choose([_with_error(short, first), _with_error(long, second)], tolerance=1, budget=budget)
+        assert [choice.seqhw for choice in choices] == [seqhw, seqhw], (first, second)
+        assert [choice.best_seqhw for choice in choices] == [6, 6]
+    choice = choose([_with_error(short, 0.06), _with_error(long, 0.08)])[0]
+    assert (choice.error, choice.rival_seqhw, choice.noise) == (0.06, 6, pytest.approx(0.1))
+    assert sentence(choice) == (
+        "text→image R@5: seqhw 3 (40.0% ±6.0, 1 GFLOPs), shortest within 1 point of the best (50.0% at 6); the difference from "
+        "seqhw 6 is within its standard error of 10.0 points"
+    )
+    assert [choice.seqhw for choice in choose([short, _with_error(long, 0.5)])] == [6], "one error alone says nothing"
+    longest = _with_error(_row(12, 0.60, 8.0), 0.0)
+    within = choose([_with_error(short, 0.06), _with_error(long, 0.08), longest], budget=Budget(5, "GFLOPs"))[1]
+    assert (within.seqhw, within.best_seqhw, within.rival_seqhw) == (3, 12, 6), "the best within the budget is the rival"
+
+
+def test_the_hits_of_the_queries_are_compared_in_pairs() -> None:
+    """Two lengths of the same 100 queries: the long one adds 9 hits and loses none, or adds 29 and loses 20."""
+    short, long = _with_error(_row(3, 0.40, 1.0), 0.049), _with_error(_row(6, 0.49, 2.0), 0.05)
+    a, kept, mixed = torch.zeros(100), torch.zeros(100), torch.zeros(100)
+    a[:40] = 1
+    kept[:49] = 1
+    mixed[20:69] = 1
+    a, kept, mixed = a.double(), kept.double(), mixed.double()
+    (certain,) = choose([short, long], hits=[a, kept])
+    assert (certain.seqhw, certain.noise) == (6, None)
+    errors = [(-1.0) ** (i < 20) if i < 20 or 40 <= i < 69 else 0.0 for i in range(100)]
+    expected = float(np.std(errors)) / 10
+    assert expected == pytest.approx(np.sqrt(0.49 - 0.09**2) / 10)
+    (doubtful,) = choose([short, long], tolerance=0, hits=[a, mixed])
+    assert (doubtful.seqhw, doubtful.noise) == (6, None), "0.09 exceeds 0.0694"
+    (close,) = choose([short, replace(long, metrics={RECALL: 0.46})], tolerance=0, hits=[a, mixed])
+    assert close.seqhw == 3
+    assert close.noise == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("text", ["5", "GFLOPs", "5 apples", "0 ms", "-3 ms", "nan ms", "1e400 GFLOPs", "5 GFLOPs 3", "msms", ""])
@@ -151,9 +202,6 @@ def test_choices_and_cascade_of_an_evaluation(tmp_path: Path) -> None:
         row = next(row for row in rows if row.seqhw == seqhw and row.task == "zeroshot_retrieval")
         assert point["gflops_per_image"] == row.gflops
         assert point["metrics"] == {name: row.metrics[name] for name in point["metrics"]}
-
-
-RECALL = "image_retrieval_recall@5"
 
 
 def row(gflops: float | None, width: int | None, recall: float, model: str = "m") -> Row:

@@ -48,7 +48,8 @@ def check_flexiclip(words: list[str], page: Path) -> None:
     if getattr(given, "recipe", None):
         check_recipe(given.recipe, getattr(given, "overrides", []), page)
     for suite in getattr(given, "suite", []):
-        if not PLACEHOLDER.fullmatch(suite) and suite not in files_of(page):
+        made = f'Path("{suite}"' in page.read_text(encoding="utf-8")  # by a block of Python on the page
+        if not PLACEHOLDER.fullmatch(suite) and suite not in files_of(page) and not made:
             load_suite(suite)
 
 

@@ -50,23 +50,37 @@ function logTicks(low, high) {
   return ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
 }
 
+// The lowest and the highest value of the y axis. It begins at 0, or, if `whole` is false, a little below the lowest value.
+function range(points, y) {
+  const ends = points.flatMap((point) => [point.y - (point.error ?? 0), point.y + (point.error ?? 0)]);
+  const highest = Math.max(y.share ? 0.01 : 1, ...ends);
+  if (y.whole) return [0, y.share ? Math.min(1, 1.08 * Math.max(highest, y.chance ?? 0)) : 1.08 * highest];
+  const margin = 0.12 * Math.max(highest - Math.min(...ends), 0.02 * highest);
+  return [Math.max(0, Math.min(...ends) - margin), y.share ? Math.min(1, highest + margin) : highest + margin];
+}
+
+// Whether the curves fill less than half of an axis that begins at 0, so that it is better cut off.
+function isSqueezed(points) {
+  const values = points.map((point) => point.y);
+  return values.length > 1 && Math.min(...values) > 0.5 * Math.max(...values);
+}
+
 // Draws curves into `host`. A point without an x becomes a line across the chart.
-// curves: [{model, dashed, ordered, points: [{x or null, y, hollow, text}]}].
-// axis: {label, ticks: [[x, text, second line]] or null}. y: {share, chance, label}.
+// curves: [{model, dashed, ordered, small, points: [{x or null, y, error or null, hollow, text}]}].
+// axis: {label, ticks: [[x, text, second line]] or null}. y: {share, chance, label, whole: whether the axis begins at 0}.
 function drawChart(host, curves, axis, y) {
   const width = Math.max(280, host.clientWidth);
   const height = Math.min(380, Math.max(280, width * 0.5));
   const box = { left: 46, right: width - 14, top: 14, bottom: height - 56 };
   const xs = curves.flatMap((curve) => curve.points.map((point) => point.x)).filter((x) => x !== null);
-  const ys = curves.flatMap((curve) => curve.points.map((point) => point.y));
   const low = Math.min(...xs) / 1.12;
   const high = Math.max(...xs) * 1.12;
-  const top = y.share ? Math.min(1, 1.08 * Math.max(0.01, y.chance ?? 0, ...ys)) : 1.08 * Math.max(1, ...ys);
+  const [bottom, top] = range(curves.flatMap((curve) => curve.points), y);
   const across = (x) => box.left + ((box.right - box.left) * Math.log(x / low)) / Math.log(high / low);
-  const up = (value) => box.bottom - ((box.bottom - box.top) * value) / top;
+  const up = (value) => box.bottom - ((box.bottom - box.top) * (value - bottom)) / (top - bottom);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": `${y.label} against ${axis.label}` });
-  const step = niceStep(top, 6);
-  for (let tick = 0; tick <= top * 1.0001; tick += step) {
+  const step = niceStep(top - bottom, 6);
+  for (let tick = Math.ceil(bottom / step - 1e-9) * step; tick <= top * 1.0001; tick += step) {
     svg.append(drawn("line", { class: "grid", x1: box.left, x2: box.right, y1: up(tick), y2: up(tick) }));
     const text = y.share ? `${+(100 * tick).toFixed(1)}%` : String(+tick.toPrecision(3));
     svg.append(drawn("text", { x: box.left - 6, y: up(tick) + 4, "text-anchor": "end" }, text));
@@ -82,7 +96,7 @@ function drawChart(host, curves, axis, y) {
     if (second) svg.append(drawn("text", { x: across(x), y: box.bottom + 33, "text-anchor": "middle" }, second));
   }
   svg.append(drawn("text", { x: (box.left + box.right) / 2, y: height - 4, "text-anchor": "middle" }, axis.label));
-  if (y.chance !== null) svg.append(drawn("line", { class: "chance", x1: box.left, x2: box.right, y1: up(y.chance), y2: up(y.chance) }));
+  if (y.chance !== null && y.chance >= bottom) svg.append(drawn("line", { class: "chance", x1: box.left, x2: box.right, y1: up(y.chance), y2: up(y.chance) }));
   const tip = element("div", { class: "tip", hidden: "" });
   const points = curves.flatMap((curve) => drawCurve(svg, curve, across, up, box, tip, host));
   walk(points);
@@ -101,7 +115,12 @@ function drawCurve(svg, curve, across, up, box, tip, host) {
       group.append(drawn("line", { class: "curve dashed", x1: box.left, x2: box.right, y1: up(point.y), y2: up(point.y) }));
     }
     const node = drawn("g", { class: point.hollow ? "point hollow" : "point", tabindex: -1, role: "img", "aria-label": point.text.replaceAll("\n", ", ") });
-    node.append(drawn("circle", { class: "halo", cx: x, cy: up(point.y), r: 13 }), marker(curve.model, x, up(point.y)));
+    if (point.error) {
+      const [y1, y2] = [point.y - point.error, point.y + point.error].map(up);
+      const ends = [y1, y2].map((y) => `M${x - 4} ${y}h8`).join("");
+      node.append(drawn("path", { class: "error", d: `M${x} ${y1}V${y2}${ends}` }));
+    }
+    node.append(drawn("circle", { class: "halo", cx: x, cy: up(point.y), r: 13 }), marker(curve.model, x, up(point.y), curve.small ? 3 : 5));
     const open = () => {
       tip.textContent = point.text;
       tip.hidden = false;

@@ -15,7 +15,14 @@ const patchText = (row) => (Array.isArray(row.patch_size) ? row.patch_size.join(
 function rowText(data, metric, row) {
   const length = row.seqhw === null ? "one fixed length" : `seqhw ${row.seqhw} · ${row.seq_len} tokens · patch ${patchText(row) ?? "–"}`;
   const costs = `${compact(row.gflops)} GFLOPs · ${compact(row.images_per_s)} images/s`;
-  return `${data.models[row.model].name}\n${metric.name} ${shown(metric, row.metrics[metric.key])}\n${length}\n${costs}`;
+  return `${data.models[row.model].short}\n${metric.name} ${shown(metric, row.metrics[metric.key])}${errorText(metric, row)}\n${length}\n${costs}`;
+}
+
+const errorOf = (metric, row) => (row.standard_errors ?? {})[metric.key] ?? null;
+
+function errorText(metric, row) {
+  const error = errorOf(metric, row);
+  return error === null ? "" : ` ±${((metric.share ? 100 : 1) * error).toFixed(1)}`;
 }
 
 function lengthCurves(data, task, metric, axis, visible) {
@@ -25,6 +32,7 @@ function lengthCurves(data, task, metric, axis, visible) {
     const points = rows.map((row) => ({
       x: row[axis],
       y: row.metrics[metric.key],
+      error: errorOf(metric, row),
       hollow: model.trained.length > 0 && !model.trained.includes(row.seqhw),
       text: rowText(data, metric, row),
     }));
@@ -43,17 +51,25 @@ function tokenTicks(task, visible) {
 
 function addCurves(section, data, task, state) {
   const host = element("div", { class: "chart" });
+  const fromZero = element("button", { type: "button" }, "from 0");
   let metric = task.primary;
+  let whole = null; // decided by the first curves that are drawn, then by the button
   const draw = () => {
     const axis = { label: AXES[state.axis], ticks: state.axis === "seq_len" ? tokenTicks(task, state.visible) : null };
     const { share, chance, name } = task.metrics[metric];
-    drawChart(host, lengthCurves(data, task, task.metrics[metric], state.axis, state.visible), axis, { share, chance, label: name });
+    const curves = lengthCurves(data, task, task.metrics[metric], state.axis, state.visible);
+    const zero = whole ?? !isSqueezed(curves.flatMap((curve) => curve.points));
+    fromZero.setAttribute("aria-pressed", zero);
+    drawChart(host, curves, axis, { share, chance, label: name, whole: zero });
   };
+  fromZero.addEventListener("click", () => { whole = fromZero.getAttribute("aria-pressed") !== "true"; draw(); });
   const options = task.metrics.map((each, i) => [String(i), each.name]);
   const select = choiceOf("Metric", options, String(metric), (value) => { metric = +value; draw(); });
   const partly = data.models.some((model) => model.trained.length && task.rows.some((row) => data.models[row.model] === model && !model.trained.includes(row.seqhw)));
-  const note = `Dotted: chance.${partly ? " Hollow: a length that the model was not trained at." : ""}`;
-  section.querySelector(".curves").append(element("div", { class: "bar" }, element("span", {}, "Metric"), select), host, element("p", { class: "note" }, note));
+  const bars = task.rows.some((row) => row.standard_errors) ? " Bars: one standard error." : "";
+  const note = `Dotted: chance.${bars}${partly ? " Hollow: a length that the model was not trained at." : ""}`;
+  const bar = element("div", { class: "bar" }, element("span", {}, "Metric"), select, element("span", {}, "Vertical axis"), fromZero);
+  section.querySelector(".curves").append(bar, host, element("p", { class: "note" }, note));
   return draw;
 }
 
@@ -69,28 +85,39 @@ function addCascade(section, data, task, state) {
     const cascades = curves.filter((curve) => state.visible.has(curve.model)).map((curve) => ({
       model: curve.model,
       dashed: true,
+      small: true,
       ordered: true, // by K, because the last point, the long length alone, may cost less than the point before it
       points: curve.points.map((point) => ({
         x: point.gflops_per_image,
         y: point.metrics[key],
         hollow: true,
-        text: `${data.models[curve.model].name}\nseqhw ${curve.short}, the first ${point.shortlist} again at ${curve.long}\n${name} ${shown(task.metrics[metric], point.metrics[key])}\n${compact(point.gflops_per_image)} GFLOPs per image, ${compact(point.gflops_per_query)} per new caption\n${percent(point.reranked)} of the images encoded twice`,
+        text: `${data.models[curve.model].short}\nseqhw ${curve.short}, the first ${point.shortlist} again at ${curve.long}\n${name} ${shown(task.metrics[metric], point.metrics[key])}\n${compact(point.gflops_per_image)} GFLOPs per image, ${compact(point.gflops_per_query)} per new caption\n${percent(point.reranked)} of the images encoded twice`,
       })),
     }));
-    drawChart(host, [...single, ...cascades], { label: "GFLOPs per gallery image, all captions asked once", ticks: null }, { share, chance, label: name });
+    drawChart(host, [...single, ...cascades], { label: "GFLOPs per gallery image, all captions asked once", ticks: null }, { share, chance, label: name, whole: true });
   };
   const select = choiceOf("Metric of the cascade", usable, String(metric), (value) => { metric = +value; draw(); });
-  section.querySelector(".cascade").append(
-    element("h3", {}, "Cascade: rank with a short length, rank the first K again with a long one"),
+  const gains = curves.some((curve) => gainsAnything(curve, task, task.metrics[metric].key));
+  const fold = element("details", gains ? { open: "" } : {},
+    element("summary", {}, element("h3", {}, "Cascade: rank with a short length, rank the first K again with a long one"), gains ? "" : " Here a single length is as good for the same cost."),
     element("div", { class: "bar" }, element("span", {}, "Metric"), select), host,
     element("p", { class: "note" }, "Filled: one length for every image. Hollow and dashed: the cascade as K grows, from the short length alone to the long one alone."),
   );
+  fold.addEventListener("toggle", draw); // a chart that is folded has no width
+  section.querySelector(".cascade").append(fold);
   return draw;
+}
+
+// Whether any point of a cascade is better than every single length of its model that costs no more.
+function gainsAnything(curve, task, key) {
+  const single = task.rows.filter((row) => row.model === curve.model && row.gflops !== null);
+  return curve.points.slice(1, -1).some((point) => point.gflops_per_image !== null
+    && single.every((row) => row.gflops > point.gflops_per_image || row.metrics[key] < point.metrics[key]));
 }
 
 function makeSortable(table) {
   const body = table.tBodies[0];
-  const heads = [...table.tHead.rows[0].cells];
+  const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
   heads.forEach((head, column) => {
     const button = element("button", { type: "button" }, ...head.childNodes);
     head.replaceChildren(button);

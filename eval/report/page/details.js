@@ -1,6 +1,12 @@
 // Shows the details behind a number: the recall of each class, and the images that sampled captions found.
 
-const rowName = (data, row) => `${data.models.length > 1 ? `${data.models[row.model].name} · ` : ""}${row.seqhw === null ? "one length" : `seqhw ${row.seqhw}`}`;
+const rowName = (data, row) => `${row.seqhw === null ? "one length" : `seqhw ${row.seqhw}`}${data.models.length > 1 ? ` · ${data.models[row.model].short}` : ""}`;
+
+// The bar over a list of details: a menu of the rows, and what else belongs there.
+function rowBar(data, rows, row, label, onChange, ...more) {
+  const names = rows.map((each, i) => [String(i), rowName(data, each)]);
+  return element("div", { class: "bar" }, choiceOf(label, names, String(rows.indexOf(row)), (value) => onChange(rows[+value])), ...more);
+}
 
 // The row that is shown first: the first length that a rule chose, else the longest length.
 function chosenRow(task, rows) {
@@ -40,11 +46,11 @@ function addClasses(section, data, task) {
   const orders = Object.entries(ORDERS).map(([key, [text]]) => [key, text]);
   section.querySelector(".classes").append(
     element("h3", {}, "Recall of each class"),
-    element("div", { class: "bar" },
-      choiceOf("Model and length of the bars", names, String(rows.indexOf(row)), (value) => { row = rows[+value]; draw(); }),
-      element("span", {}, "compared with"),
+    rowBar(data, rows, row, "Model and length of the bars", (value) => { row = value; draw(); },
+      element("span", {}, "compared with ", element("span", { class: "tick sample" })),
       choiceOf("Model and length of the ticks", names, String(rows.indexOf(other)), (value) => { other = rows[+value]; draw(); }),
       choiceOf("Order of the classes", orders, order, (value) => { order = value; draw(); })),
+    element("p", { class: "note" }, "Bar: the recall of the first choice. Black line: that of the second."),
     bars);
   draw();
 }
@@ -52,7 +58,7 @@ function addClasses(section, data, task) {
 function shot(data, task, record, positive, caption) {
   const picture = (data.thumbs[task.dataset] ?? {})[record];
   const name = `image ${record}${positive ? ", a right one" : ""}`;
-  const image = picture ? element("img", { src: `data:image/jpeg;base64,${picture}`, alt: name, loading: "lazy" }) : element("div", { class: "none" }, `#${record}`);
+  const image = picture ? element("img", { src: `data:image/jpeg;base64,${picture}`, alt: name }) : element("div", { class: "none" }, `#${record}`);
   return element("figure", { class: positive ? "shot positive" : "shot" }, image, element("figcaption", {}, caption));
 }
 
@@ -81,11 +87,9 @@ function addFound(section, data, task) {
     hits.replaceChildren(...found.map((each) => hit(data, task, each)));
     count.textContent = `${found.length} of ${row.found.length} sampled captions. Right and wrong are sampled apart, so their shares here are not the recall.`;
   };
-  const names = rows.map((each, i) => [String(i), rowName(data, each)]);
   section.querySelector(".found").append(
     element("h3", {}, "What captions found"),
-    element("div", { class: "bar" },
-      choiceOf("Model and length", names, String(rows.indexOf(row)), (value) => { row = rows[+value]; draw(); }),
+    rowBar(data, rows, row, "Model and length", (value) => { row = value; draw(); },
       choiceOf("Which captions", [["all", "right and wrong"], ["right", "right at rank 1"], ["wrong", "wrong at rank 1"]], which, (value) => { which = value; draw(); })),
     count, hits);
   draw();

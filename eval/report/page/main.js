@@ -24,7 +24,7 @@ function modelButtons() {
   data.models.forEach((model, number) => {
     const sign = drawn("svg", { width: 14, height: 14, class: `chart c${number % 6}`, "aria-hidden": "true" }, marker(number, 7, 7, 4.5));
     sign.firstChild.setAttribute("fill", "var(--colour)");
-    const button = element("button", { type: "button", class: "model", "data-model": number, "aria-pressed": true }, sign, element("span", {}, model.name));
+    const button = element("button", { type: "button", class: "model", "data-model": number, "aria-pressed": true }, sign, element("span", { title: model.name }, model.short));
     button.addEventListener("click", () => {
       if (!state.visible.delete(number)) state.visible.add(number);
       button.setAttribute("aria-pressed", state.visible.has(number));
@@ -42,8 +42,11 @@ data.tasks.forEach((task, number) => {
   charts.push(addCurves(section, data, task, state), addCascade(section, data, task, state));
   makeSortable(section.querySelector("table"));
   addClasses(section, data, task);
+  addConfusion(section, data, task);
+  addMistakes(section, data, task);
   addFound(section, data, task);
 });
+addEventListener("beforeprint", () => document.querySelectorAll("section details:not(.pictures)").forEach((each) => { each.open = true; }));
 let width = 0;
 new ResizeObserver(() => {
   if (document.body.clientWidth === width) return;

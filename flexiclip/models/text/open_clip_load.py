@@ -9,6 +9,7 @@ torch.compile, and the bias of the sigmoid loss (`--siglip`), which the configur
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -68,8 +69,32 @@ def model_config(name: str, where: str) -> ModelConfig:
     with library_errors(f"{where}: open_clip cannot read its configuration"):
         found: ModelConfig | None = open_clip.get_model_config(name)
     if not isinstance(found, dict):
-        raise UserError(f"{where}: open_clip knows no model {name!r}; see open_clip.list_models()")
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.6)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"{where}: open_clip knows no model {name!r}; {meant}open_clip.list_models() lists all")
     return found
+
+
+def check_pretrained(name: str, tag: str | None, where: str) -> None:
+    """Raise UserError, which lists the tags that there are, if `tag` is neither a file nor a tag of open_clip's model `name`.
+
+    A name with a scheme (hf-hub:, local-dir:) has its own weights.
+    """
+    import open_clip
+
+    if tag is None or ":" in name or Path(tag).is_file() or open_clip.is_pretrained_cfg(name, tag):
+        return
+    known = open_clip.list_pretrained_tags_by_model(name)
+    near = difflib.get_close_matches(tag, known, n=1, cutoff=0.5)
+    meant = f"did you mean {near[0]}? " if near else ""
+    tags = f"its tags are {', '.join(known)}" if known else "it has no published weights"
+    raise UserError(f"{where}: {tag!r} is neither a file nor a tag of {name}; {meant}{tags}")
+
+
+def require_pretrained(name: str, weights: str | None, where: str) -> None:
+    """Raise UserError if neither the name nor `weights` says which weights open_clip shall load."""
+    if weights is None and ":" not in name:
+        raise UserError(f"{where}: name the weights too, NAME/PRETRAINED, a tag or a file")
 
 
 def refuse_foreign_code() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 from flexiclip_eval.report.files import write_report
 from flexiclip_eval.report.page import render_page
-from kit.reports import HOSTILE, full_report, unique_report
+from flexiclip_eval.report.page_tables import best_and_cheapest
+from kit.reports import HOSTILE, full_report, row, unique_report
 from PIL import Image
 
 
@@ -83,12 +85,45 @@ def test_render_page_marks_the_best_of_each_column() -> None:
     """The highest recall and the lowest rank; the values that a click sorts by are those of the rows."""
     page = render_page(unique_report(), {})
     table = re.findall(r"<table>.*?</table>", page, re.DOTALL)[0]
+    assert re.findall(r'<th class="group"[^>]*colspan="(\d)">(.*?)</th>', table) == [("2", "text→image")]
     body = re.findall(r"<tr>(.*?)</tr>", table.partition("<tbody>")[2].partition("</tbody>")[0])
     values = [re.findall(r'data-value="([^"]*)"', line) for line in body]
-    assert values[2] == ["vit b", "3", "9", "20", "0.375", str(1000.0 / 3), "0.13", "13.0"]
+    assert values[2] == ["3", "vit b", "9", "20", "0.375", str(1000.0 / 3), "0.13", "13.0"]
     assert [re.findall(r'class="best" data-value="([^"]*)"', line) for line in body] == [["3.0"], [], [], ["0.16"]]
     assert "<td>10.0%</td><td>25.5</td>" in table.partition("<tfoot>")[2]
     data = json.loads(re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)[0])
     assert [[*r["metrics"].values()] for r in data["tasks"][0]["rows"]] == [[0.03, 3.0], [0.06, 6.0], [0.13, 13.0], [0.16, 16.0]]
     assert "50 images, 60 captions" in page
     assert "50 images, 3 classes. The largest class holds 40.0% of the images." in page
+
+
+def test_the_head_says_what_was_evaluated_and_what_was_found() -> None:
+    report = unique_report()
+    report.date, report.version = "2026-12-01", "0.1.0"
+    report.rows = [replace(row, standard_errors={"acc1": 0.05}) if "acc1" in row.metrics else row for row in report.rows]
+    page = render_page(report, {})
+    assert (
+        re.findall(r"<title>(.*?)</title>", page)
+        == re.findall(r"<h1>(.*?)</h1>", page)
+        == ["Evaluation of 2 models on 1 data set"]
+    )
+    lead = "2026-12-01 · flexiclip 0.1.0 · images of 60 pixels at seqhw 3, 6 · every sample could be read"
+    assert f"<p>{lead}</p>" in page
+    summary = re.findall(r'<table class="summary">.*?</table>', page, re.DOTALL)[0]
+    cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", summary)]
+    assert cells == [
+        *("text→image R@5", "16.0% b, seqhw 6, 0.75 GFLOPs", "16.0% b, seqhw 6, 0.75 GFLOPs", "10.0%"),
+        # 0.325 is 7.5 points below 0.4, which their standard errors of 5 points do not exceed: 5 x sqrt(2) = 7.1
+        *("acc1", "40.0% ±5.0 b, seqhw 6, 0.75 GFLOPs", "40.0% ±5.0 b, seqhw 6, 0.75 GFLOPs", "50.0%"),
+    ]
+    assert '<span class="sign c1"></span><b>b</b> vit b, trained at seqhw 6</li>' in page
+    assert "Samples" not in page
+
+
+def test_cheapest_as_good_is_within_a_point_or_the_standard_error() -> None:
+    rows = [row("a", "t", {"acc1": value}, seqhw) for seqhw, value in ((3, 0.45), (6, 0.495), (12, 0.50))]
+    best, cheapest = best_and_cheapest(rows, "acc1")
+    assert (best.seqhw, cheapest and cheapest.seqhw) == (12, 6)
+    uncertain = [replace(each, standard_errors={"acc1": 0.04}) for each in rows]
+    assert best_and_cheapest(uncertain, "acc1")[1] == uncertain[0], "5 points are below 4 x sqrt(2)"
+    assert best_and_cheapest([replace(each, gflops=None) for each in rows], "acc1")[1] is None

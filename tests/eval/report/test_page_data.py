@@ -112,6 +112,7 @@ def test_page_data_leaves_the_recalls_of_classes_out_where_they_are_too_long(mon
 
 def test_add_thumbnails_bounds_the_size_caption_by_caption(tmp_path: Path) -> None:
     report, gallery = full_report(tmp_path)
+    report.details = [{key: value for key, value in details.items() if key != "mistakes"} for details in report.details]
     everything, data = page_data(report), page_data(report)
     add_thumbnails(everything, gallery, 1 << 20)
     room = sum(len(picture) + 16 for picture in everything["thumbs"]["toys"].values()) - 1  # the last picture finds no room
@@ -136,7 +137,10 @@ def test_as_script_lets_no_text_end_the_script() -> None:
 def test_page_data_is_the_report() -> None:
     report = unique_report()
     data = page_data(report)
-    assert data["models"] == [{"name": "vit a", "trained": (3, 6)}, {"name": "vit b", "trained": (6,)}]
+    assert data["models"] == [
+        {"name": "vit a", "short": "a", "trained": (3, 6)},
+        {"name": "vit b", "short": "b", "trained": (6,)},
+    ]
     retrieval, classification = data["tasks"]
     assert [(m["key"], m["share"], m["chance"]) for m in retrieval["metrics"]] == [(R5, True, 0.1), (RANK, False, 25.5)]
     assert (retrieval["primary"], classification["primary"]) == (0, 0)
@@ -161,3 +165,20 @@ def test_page_data_is_the_report() -> None:
     costs = {"gflops_per_image": 0.75, "gflops_per_query": 3.75}
     assert curve["points"][1] == {"shortlist": 5, "metrics": {R5: 0.04}, "reranked": 0.5, **costs}
     assert classification["cascades"] == []
+
+
+def test_mistakes_and_confusions_are_in_the_data_with_their_images(tmp_path: Path) -> None:
+    made, gallery = full_report(tmp_path)
+    mistakes = [{"image": i, "label": 0, "named": 1, "rank": 2} for i in (3, 4, 9)]
+    made.details = [
+        {**details, "confusion": [(0, 0, 5), (0, 1, 3)], "mistakes": mistakes} if "per_class" in details else details
+        for details in made.details
+    ]
+    data = page_data(made)
+    add_thumbnails(data, gallery, 1 << 20)
+    classification = data["tasks"][1]
+    assert classification["rows"][0]["confusion"] == [(0, 0, 5), (0, 1, 3)]
+    assert {3, 4, 9} <= data["thumbs"]["toys"].keys()
+    without_room = page_data(made)
+    add_thumbnails(without_room, gallery, 100)
+    assert all(row["mistakes"] == [] for row in without_room["tasks"][1]["rows"])

@@ -22,6 +22,7 @@ from flexiclip_eval.tasks.classification import (
     classify,
     head_rows,
     largest_class,
+    mean_recall_error,
 )
 from kit.evaluation import CATEGORIES, prepared, toys, unit, write_shards, write_suite
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
@@ -199,3 +200,22 @@ def test_what_a_head_cannot_answer(classifier: LoadedModel, tmp_path: Path) -> N
         evaluate_suites([("classifier", classifier)], [cars])
     with pytest.raises(UserError, match=r"zero-shot tasks need its text half \(retrieval\)"):
         evaluate_suites([("classifier", classifier)], [write_suite(tmp_path / "both.yaml", f"{tmp_path}/shards/part-*.tar")])
+
+
+def test_the_error_of_the_mean_recall_is_that_of_a_bootstrap_inside_of_the_classes() -> None:
+    draw = np.random.default_rng(0)
+    recall, count = np.array([0.9, 0.5, 0.25]), np.array([40, 10, 100])
+    means = (draw.binomial(count, recall, (40_000, 3)) / count).mean(1)
+    assert mean_recall_error(recall, count) == pytest.approx(means.std(), rel=0.02)
+    assert mean_recall_error(np.ones(3), count) == 0
+
+
+def test_errors_and_hits_of_a_classification() -> None:
+    hits = torch.tensor([[1.0, 1, 1], [0, 1, 0], [1, 1, 1], [1, 1, 1]], dtype=torch.float64)
+    found = accuracies(hits, torch.tensor([0, 0, 0, 2]), ["a", "b", "c"], "lp_")
+    assert found.errors == {
+        "lp_acc1": pytest.approx((0.75 * 0.25 / 4) ** 0.5),
+        "lp_mean_per_class_recall": pytest.approx((2 / 3 * 1 / 3 / 3) ** 0.5 / 2),  # class c has no doubt
+    }
+    assert found.hits is not None
+    assert found.hits.tolist() == [1, 0, 1, 1]

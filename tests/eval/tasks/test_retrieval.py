@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flexiclip_eval.data.images import Record
 from flexiclip_eval.embeddings.embed import unit_rows
 from flexiclip_eval.tasks import search
 from flexiclip_eval.tasks.classification import classify
-from flexiclip_eval.tasks.retrieval import Pairs, merged_pairs, plain_pairs, rerank, retrieval_chance, retrieval_metrics
-from kit.evaluation import shuffled_recall, slow_recall, unit
+from flexiclip_eval.tasks.retrieval import (
+    Pairs,
+    median_error,
+    merged_pairs,
+    plain_pairs,
+    rerank,
+    retrieval_chance,
+    retrieval_metrics,
+)
+from kit.evaluation import prepared, shuffled_recall, slow_recall, unit
 
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:
@@ -134,3 +143,27 @@ def test_a_cascade_equals_re_ranking_by_sorts(monkeypatch: pytest.MonkeyPatch) -
         assert each.metrics == {name: alone[name] for name in each.metrics}
     tiny = merged_pairs([["a"], ["b"]])
     assert [each.shortlist for each in rerank(text_z[:2], short_z[:2], long_z[:2], tiny.by_caption)] == [0, 2]
+
+
+def test_the_error_of_a_median_rank() -> None:
+    """Of 400 values spread over 0..1, the median has a standard error of 1 / (2 sqrt(400)); the draws are the same every time."""
+    values = np.random.default_rng(3).random(400)
+    assert median_error(values) == pytest.approx(0.025, rel=0.2)
+    assert median_error(values) == median_error(values)
+    assert median_error(np.full(9, 3.0)) == 0
+
+
+def test_errors_and_hits_of_a_retrieval() -> None:
+    """The recalls have the errors of shares of their own queries: 8 captions, 4 images."""
+    draw = torch.Generator().manual_seed(0)
+    texts = {f"t{i}": torch.randn(5, generator=draw).tolist() for i in range(8)}
+    records = [Record(str(i), (f"t{2 * i}", f"t{2 * i + 1}"), {}, i) for i in range(4)]
+    image_z = unit_rows(torch.randn(4, 5, generator=draw))
+    found = prepared("retrieval", records, texts).measure(image_z, image_z[:0])
+    for name, value in found.metrics.items():
+        if "recall" in name:
+            n = 8 if name.startswith("image_") else 4
+            assert found.errors[name] == pytest.approx((value * (1 - value) / n) ** 0.5)
+    assert found.errors.keys() == found.metrics.keys()
+    assert found.hits is not None
+    assert found.hits.mean().item() == pytest.approx(found.metrics["image_retrieval_recall@5"])
