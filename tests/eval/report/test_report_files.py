@@ -15,7 +15,7 @@ from flexiclip_eval import Row
 from flexiclip_eval.report.files import (
     as_json,
     check_folder,
-    read_about,
+    read_report,
     read_rows,
     remove,
     require_folder,
@@ -162,15 +162,15 @@ def test_write_report_into_a_file_is_one_line(tmp_path: Path) -> None:
         write_report(small_report(), tmp_path / "taken")
 
 
-def test_read_about_gives_the_models_and_tasks_that_were_written(written: Path, tmp_path: Path) -> None:
+def test_read_report_gives_the_rows_models_and_tasks_that_were_written(written: Path) -> None:
     report = small_report()
     for place in (written, written / "results.json"):
-        models, tasks = read_about(place)
-        assert [(m.model, m.pretrained, tuple(m.trained_seqhw)) for m in models] == [("FlexiViT-<b>", "runs/x", (3, 6, 15))]
-        assert [(t.dataset, t.task, t.chance, t.captions) for t in tasks] == [
+        found = read_report(place)
+        assert [row.metrics for row in found.rows] == [row.metrics for row in report.rows]
+        assert [(m.model, m.pretrained, tuple(m.trained_seqhw)) for m in found.models] == [("FlexiViT-<b>", "runs/x", (3, 6, 15))]
+        assert [(t.dataset, t.task, t.chance, t.captions) for t in found.tasks] == [
             (t.dataset, t.task, t.chance, t.captions) for t in report.tasks
         ]
-    assert read_about(tmp_path) == ([], [])
 
 
 def test_check_folder_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
