@@ -10,7 +10,7 @@ from flexiclip.__main__ import main
 
 
 def test_a_card_has_the_metrics_of_its_own_model_alone(make: Callable[..., Path], tmp_path: Path) -> None:
-    folder = make("ours")
+    folder = make("siglip")
     row = {"dataset": "toys", "task": "zeroshot_classification", "seqhw": 3}
     own = {**row, "pretrained": str(folder.parent), "metrics": {"acc1": 0.25}}
     narrow, other = {**own, "width": 8, "metrics": {"acc1": 0.125}}, {**row, "pretrained": "openai", "metrics": {"acc1": 0.75}}
