@@ -160,8 +160,10 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
     """
     try:
         image = open_image(data)
-        if image.format in ("JPEG", "MPO") and min_side is not None:
-            image.draft(None, (min_side, min_side))
+        if image.format in ("JPEG", "MPO"):
+            require_few_scans(data)
+            if min_side is not None:
+                image.draft(None, (min_side, min_side))
         raw = raw_mode(image)
         image.load()
         image = adapted(image, raw, data)
@@ -175,7 +177,7 @@ def decode_image(data: bytes, min_side: int | None = None) -> Image.Image:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open an image file without decoding its pixels. Raises ImageError for what `decode_image` refuses by its header alone."""
+    """Open an image file without decoding its pixels. Raises ImageError for what `decode_image` refuses by the header alone."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
     except Exception as error:
@@ -183,9 +185,13 @@ def open_image(data: bytes) -> Image.Image:
     most = MAX_PIXELS // 2 if image.format in _SEVERAL_TIMES else MAX_PIXELS
     if image.width * image.height > most:
         raise ImageError(f"{image.width} x {image.height} exceeds {most} pixels")
-    if image.format in ("JPEG", "MPO") and more_scans_than(data, _MOST_SCANS):
-        raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take too long to decode")
     return image
+
+
+def require_few_scans(data: bytes) -> None:
+    """Raise ImageError for a JPEG file of so many scans that decoding it would take too long."""
+    if more_scans_than(data, _MOST_SCANS):
+        raise ImageError(f"a JPEG of more than {_MOST_SCANS} scans, which would take too long to decode")
 
 
 def _why_not(data: bytes, error: Exception) -> str:

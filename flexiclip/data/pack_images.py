@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from flexiclip.data.images import ImageError, decode_image, open_image, resize_rgb
+from flexiclip.data.images import ImageError, decode_image, open_image, require_few_scans, resize_rgb
 
 FORMATS = ("jpg", "png", "webp")
 """The formats that images can be written in, by their extensions."""
@@ -46,6 +46,8 @@ def prepare_image(data: bytes, options: ImageOptions = KEEP) -> tuple[str, bytes
     if small and options.format in (None, extension):
         if not _has_end(data, extension):
             decode_image(data)
+        elif image.info.get("progressive"):  # other JPEGs have one scan, or one per channel
+            require_few_scans(data)
         return extension, data
     return _encoded(data, image.size, extension, options)
 

@@ -106,3 +106,11 @@ def test_bytes_after_the_end_are_copied_too() -> None:
 def test_a_side_that_webp_cannot_have_is_a_bad_image() -> None:
     with pytest.raises(ImageError, match="cannot be written as webp"):
         prepare_image(encode(Image.new("RGB", (17000, 2)), "PNG"), ImageOptions(format="webp"))
+
+
+def test_a_jpeg_that_paints_for_ever_is_refused_though_it_would_only_be_copied() -> None:
+    data = encode(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        prepare_image(data[:-2] + scan * 200 + b"\xff\xd9")
+    assert prepare_image(data) == ("jpg", data)

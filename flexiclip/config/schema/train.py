@@ -190,8 +190,7 @@ class TrainConfig:
 
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = key(
         ("tensorboard",),
-        "What draws curves of the numbers in metrics.jsonl and eval.jsonl: files for TensorBoard, Weights & Biases, or trackio. "
-        "Empty: nothing.",
+        "What draws the metrics of the run as curves: files for TensorBoard, Weights & Biases, or trackio. Empty: nothing.",
         resume=True,
     )
 

@@ -110,6 +110,7 @@ def measure(side: str, table: str, short: int) -> dict[str, float]:
     import flexiclip.data.pack_open  # noqa: F401
 
     torch.set_num_threads(1)
+    Image.init()  # imports Pillow's formats
     with TemporaryDirectory(dir=Path(table).parent) as folder:
         start = time.process_time()
         PACK[side](Path(table), Path(folder) / "shards", short)
