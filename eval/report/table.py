@@ -98,7 +98,8 @@ def short_labels(labels: Sequence[str]) -> dict[str, str]:
     Whole words and folders are left out, never a part of one: `ViT runs/a` and `ViT runs/b` become a and b.
     """
     shared = ""
-    for i, letter in enumerate(min(labels, key=len) if labels else ""):
+    shortest: str = min(labels, key=len) if labels else ""
+    for i, letter in enumerate(shortest):
         if any(label[i] != letter for label in labels):
             break
         if letter in " /":
