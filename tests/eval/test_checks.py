@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from flexiclip_eval import EvalOptions, evaluate_suites
-from flexiclip_eval.models.checks import outline
+from flexiclip_eval.checks import outline
 from flexiclip_eval.models.protocol import choose_lengths, geometry
 from flexiclip_eval.models.sources import open_model
 from kit.evaluation import toy_model, toys, write_shards, write_suite
