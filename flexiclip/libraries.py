@@ -80,6 +80,36 @@ def quiet_logs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def logged_once() -> Iterator[None]:
+    """Print each warning and error that other libraries log inside this block once.
+
+    open_clip logs on the root logger, which gives it a handler for the rest of the process. Every line of a library that has
+    its own handler, such as huggingface_hub, would then be printed twice. A program that has set up its logs keeps them.
+    """
+    if logging.root.handlers:
+        yield
+        return
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.addFilter(lambda record: not _has_handler(record.name))
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+
+
+def _has_handler(name: str) -> bool:
+    """Return whether a logger, or one above it except the root, has a handler of its own that prints."""
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None and logger is not logging.root:
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
+        logger = logger.parent
+    return False
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppress the progress bars, warnings and logs of other libraries inside this block. Exceptions pass."""
     heard = io.StringIO()

@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from flexiclip.errors import UserError
-from flexiclip.libraries import library_errors, not_installed, quiet, quiet_logs, require, short_reason
+from flexiclip.libraries import library_errors, logged_once, not_installed, quiet, quiet_logs, require, short_reason
 
 
 def test_require_imports_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +89,21 @@ def test_quiet_hides_output_warnings_and_logs(capsys: pytest.CaptureFixture[str]
 )
 def test_reason_is_a_part_of_a_line(text: str, said: str) -> None:
     assert short_reason(ValueError(text)) == said
+
+
+def test_what_libraries_log_is_printed_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of the root logger, and one of a library that has a handler of its own; the root logger keeps no handler."""
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's
+    own = logging.getLogger("their_library")
+    handler = logging.StreamHandler(sys.stderr)
+    own.addHandler(handler)
+    try:
+        with logged_once():
+            logging.error("of the root")
+            logging.getLogger("their_library.http").warning("of their own")
+            logging.getLogger("another_library").warning("of another")
+            logging.info("too quiet")
+    finally:
+        own.removeHandler(handler)
+    assert sorted(capsys.readouterr().err.splitlines()) == ["of another", "of the root", "of their own"]
+    assert logging.root.handlers == []

@@ -14,7 +14,7 @@ from flexiclip_eval.models.protocol import ForeignModel, Geometry, Length, side
 from torch import Tensor, nn
 
 from flexiclip.config.schema import pair
-from flexiclip.libraries import library_errors
+from flexiclip.libraries import library_errors, logged_once
 from flexiclip.model_source import ModelSource
 from flexiclip.models.flops import measured_gflops
 from flexiclip.models.text.open_clip_load import check_folder, check_pretrained, model_config
@@ -52,7 +52,7 @@ def load_open_clip(source: ModelSource, device: str | torch.device) -> ForeignMo
         check_folder(source.path, described, source.text)
     elif source.pretrained is not None and Path(source.pretrained).is_file() and not source.pretrained.endswith(".npz"):
         read_state(Path(source.pretrained))  # checks the file without unpickling anything, and within limits of size
-    with library_errors(f"{source.text}: open_clip cannot load it"):
+    with logged_once(), library_errors(f"{source.text}: open_clip cannot load it"):
         model, _, transform = open_clip.create_model_and_transforms(source.name, pretrained=source.pretrained, device=device)
         tokenizer = open_clip.get_tokenizer(source.name)
     model.eval()
