@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from flexiclip_eval.checks import check_widths, outline, require_text
 from flexiclip_eval.data.labels import Splits, open_splits
 from flexiclip_eval.embeddings.embed import Encoding, evaluating, to_device
 from flexiclip_eval.embeddings.store import EmbeddingStore, StoreError
-from flexiclip_eval.models.checks import check_widths, outline, require_text
 from flexiclip_eval.models.protocol import (
     EvalModel,
     Length,

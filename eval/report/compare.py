@@ -22,7 +22,7 @@ from flexiclip_eval.report.files import check_output, read_report, require_folde
 from flexiclip_eval.report.plots import plot_runs
 from flexiclip_eval.report.table import Labelled, Report, label_of, name_of, of_task, runs_of, short_labels
 from flexiclip_eval.report.terminal import print_report
-from flexiclip_eval.rows import TaskInfo, primary_metric
+from flexiclip_eval.rows import Details, TaskInfo, primary_metric
 from flexiclip_eval.suites.layout import printable, repeated
 from flexiclip_eval.tradeoffs import choose, fronts
 
@@ -84,13 +84,20 @@ def join(runs: Sequence[str], dataset: str | None = None) -> Report:
         for row, details in zip(part.rows, part.details, strict=True):
             if dataset in (None, row.dataset):
                 (task,) = [task for task in part.tasks if (task.dataset, task.task) == (row.dataset, row.task)]
-                kept = details.copy()
-                kept.pop("found", None)  # their pictures are not in the results
-                kept.pop("mistakes", None)
-                joined.add(row, task, kept)
+                joined.add(row, task, _without_images(details))
     _require_alike(joined, parts)
     joined.choices, joined.fronts = choose(joined.rows), fronts(joined.rows)
     return joined
+
+
+def _without_images(details: Details) -> Details:
+    """Return what the report of several results shows of the details; their images are not read again."""
+    kept = Details()
+    if "per_class" in details:
+        kept["per_class"] = details["per_class"]
+    if "confusion" in details:
+        kept["confusion"] = details["confusion"]
+    return kept
 
 
 def _split(run: str) -> tuple[str | None, Path]:

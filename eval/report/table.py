@@ -97,8 +97,9 @@ def short_labels(labels: Sequence[str]) -> dict[str, str]:
 
     Whole words and folders are left out, never a part of one: `ViT runs/a` and `ViT runs/b` become a and b.
     """
-    shared, shortest = "", min((len(label) for label in labels), default=0)
-    for i, letter in enumerate(labels[0][:shortest] if labels else ""):
+    shared = ""
+    shortest: str = min(labels, key=len) if labels else ""
+    for i, letter in enumerate(shortest):
         if any(label[i] != letter for label in labels):
             break
         if letter in " /":

@@ -88,7 +88,7 @@ def check_pretrained(name: str, tag: str | None, where: str) -> None:
     near = difflib.get_close_matches(tag, known, n=1, cutoff=0.5)
     meant = f"did you mean {near[0]}? " if near else ""
     tags = f"its tags are {', '.join(known)}" if known else "it has no published weights"
-    raise UserError(f"{where}: {tag!r} is neither a file nor a tag of {name}; {meant}{tags}")
+    raise UserError(f"{where}: open_clip cannot load it: {tag!r} is neither a file nor a tag of {name}; {meant}{tags}")
 
 
 def require_pretrained(name: str, weights: str | None, where: str) -> None:

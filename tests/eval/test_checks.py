@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from flexiclip_eval import EvalOptions, evaluate_suites
-from flexiclip_eval.models.checks import outline
+from flexiclip_eval.checks import outline
 from flexiclip_eval.models.protocol import choose_lengths, geometry
 from flexiclip_eval.models.sources import open_model
 from kit.evaluation import toy_model, toys, write_shards, write_suite
@@ -85,8 +85,9 @@ def test_names_of_open_clip_are_judged_first(refused: Callable[..., str]) -> Non
     )
     wrong = refused("open_clip:ViT-B-32/openia")
     assert wrong.startswith(
-        "open_clip:ViT-B-32/openia: 'openia' is neither a file nor a tag of ViT-B-32; did you mean openai? its tags are "
+        "open_clip:ViT-B-32/openia: open_clip cannot load it: 'openia' is neither a file nor a tag of ViT-B-32"
     )
+    assert "; did you mean openai? its tags are openai, " in wrong
     assert "laion2b_s34b_b79k" in wrong
     assert refused("open_clip:ViT-S-32-alt/x.pt").endswith(
         "'x.pt' is neither a file nor a tag of ViT-S-32-alt; it has no published weights"
