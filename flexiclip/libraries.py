@@ -82,16 +82,6 @@ def quiet_logs() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _has_handler(name: str) -> bool:
-    """Return whether a logger, or one above it except the root, has a handler of its own that prints."""
-    logger: logging.Logger | None = logging.getLogger(name)
-    while logger is not None and logger is not logging.root:
-        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
-            return True
-        logger = logger.parent
-    return False
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppress the progress bars, warnings and logs of other libraries inside this block. Exceptions pass."""
