@@ -36,7 +36,7 @@ JOIN_S = 600.0
 GRACE_S = 10
 """Seconds that a rank has to end by itself after it hears of a loss, for example to finish a file. Then its process is ended."""
 
-SAME_MISTAKE_S = 3.0
+SAME_MISTAKE_S = 8.0
 """Seconds within which rank 0 finds a mistake that another rank has found, if it is not of that rank alone."""
 
 _FAREWELL_S = 1.0
