@@ -101,8 +101,8 @@ class Heartbeat:
         if not isinstance(error, (UserError, RunError)):
             return
         error.told = False
-        if self.rank > 0 and self.loss is None:
-            self._known.wait(SAME_MISTAKE_S)
+        if self.rank > 0:
+            self._known.wait(SAME_MISTAKE_S)  # rank 0 may have left already
             error.told = self.loss is not None and self.loss.startswith("rank 0 ") and self.loss.endswith(f" left: {error}")
 
     def say_stopped(self) -> None:
