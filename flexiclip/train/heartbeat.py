@@ -36,7 +36,7 @@ JOIN_S = 600.0
 GRACE_S = 10
 """Seconds that a rank has to end by itself after it hears of a loss, for example to finish a file. Then its process is ended."""
 
-SAME_MISTAKE_S = 3.0
+SAME_MISTAKE_S = 8.0
 """Seconds within which rank 0 finds a mistake that another rank has found, if it is not of that rank alone."""
 
 _FAREWELL_S = 1.0
@@ -101,8 +101,8 @@ class Heartbeat:
         if not isinstance(error, (UserError, RunError)):
             return
         error.told = False
-        if self.rank > 0 and self.loss is None:
-            self._known.wait(SAME_MISTAKE_S)
+        if self.rank > 0:
+            self._known.wait(SAME_MISTAKE_S)  # rank 0 may have left already
             error.told = self.loss is not None and self.loss.startswith("rank 0 ") and self.loss.endswith(f" left: {error}")
 
     def say_stopped(self) -> None:
