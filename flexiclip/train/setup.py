@@ -141,13 +141,11 @@ def set_up(config: Config, ranks: Ranks, lock: RunLock, evaluates: bool, open_mo
     sources = None
     if not config.data.sequential:
         sources = open_sources(data_of(config.data, config.model), config.seed, labels_of(config))
-    samples = sources.samples if sources else None
-    schedule = run_schedule(config, samples)
-    order = data_order(sources)
+    schedule_of = partial(run_schedule, samples=sources.samples if sources else None)
+    schedule, order = schedule_of(config), data_order(sources)
     check_ranks_agree(order, ranks)
     folder = Path(config.run_dir)
     store = run_store(config.train, folder)
-    schedule_of = partial(run_schedule, samples=samples)
     found = ranks.first_result(ranks.main, lambda: enter_run_folder(config, store, schedule_of, lock, ranks.say))
     if isinstance(store, LocalStore):  # with checkpoints in an object store, each host may have folders of its own
         check_shared_folder(folder, ranks)

@@ -37,7 +37,7 @@ def test_every_command_is_here() -> None:
     assert set(LEAVES) == {
         *("train", "show-config", "explain", "eval", "compare", "analyze", "import", "plan"),
         *("export image", "export text", "export model"),
-        *(f"data {name}" for name in ("openmoji", "noto", "fluent", "cue-conflict", "index", "check", "tokenizer")),
+        *(f"data {name}" for name in ("openmoji", "noto", "fluent", "cue-conflict", "index", "check", "pack", "tokenizer")),
     }
 
 
@@ -71,9 +71,10 @@ def test_every_command_has_a_help_and_wants_its_arguments(name: str, capsys: pyt
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_an_option_is_given_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """All but --suite, which may be repeated with another name."""
+    """All but --suite and --template, which may be repeated with another value."""
     for action in LEAVES[name]._actions:
-        if action.option_strings and action.nargs != 0 and action.dest != "suite":
+        repeated = isinstance(action, argparse._AppendAction)
+        if action.option_strings and action.nargs != 0 and action.dest != "suite" and not repeated:
             option = action.option_strings[-1]
             value = next(iter(action.choices or ["3"]))
             assert main([*name.split(), f"{option}={value}", f"{option}={value}"]) == 2

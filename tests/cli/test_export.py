@@ -16,6 +16,7 @@ from flexiclip import load_model
 from flexiclip.__main__ import main
 from flexiclip.export import write_encoder, write_model
 from flexiclip.export.agreement import EXACT, Agreement, Disagreement
+from flexiclip.export.card import Exported
 from flexiclip.export.write_encoder import EncoderOptions
 
 
@@ -24,9 +25,9 @@ def test_export_commands_hand_every_option_on(
 ) -> None:
     given: list[tuple[Any, ...]] = []
 
-    def note(*arguments: Any) -> list[str]:
+    def note(*arguments: Any) -> Exported:
         given.append(arguments)
-        return ["one line", "another"]
+        return Exported((Path("o"),), ("one line", "another"))
 
     monkeypatch.setattr(write_encoder, "export_image", note)
     monkeypatch.setattr(write_encoder, "export_text", note)

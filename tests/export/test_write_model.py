@@ -19,7 +19,7 @@ from flexiclip.model_folder import save_model
 
 
 def test_export_model_writes_a_card_and_says_what_it_measured(folders: dict[str, Path], tmp_path: Path) -> None:
-    lines = write_model.export_model(str(folders["clip"]), tmp_path / "m", "timm", 4)
+    lines = write_model.export_model(str(folders["clip"]), tmp_path / "m", "timm", 4).lines
     assert lines[0] == f"{tmp_path / 'm'}: timm model at seqhw 4"
     assert [line.split(":")[0] for line in lines[1:]] == ["8 random images", "8 drawn images"]
     card = (tmp_path / "m" / "README.md").read_text()
@@ -30,7 +30,7 @@ def test_export_model_writes_a_card_and_says_what_it_measured(folders: dict[str,
 
 
 def test_export_model_compares_the_texts_too(folders: dict[str, Path], tmp_path: Path) -> None:
-    lines = write_model.export_model(str(folders["siglip"]), tmp_path / "m", "transformers")
+    lines = write_model.export_model(str(folders["siglip"]), tmp_path / "m", "transformers").lines
     assert lines[0].endswith("transformers model at seqhw 6")
     assert [line.split(":")[0] for line in lines[-4:]] == ["8 random images", "8 drawn images", "8 random texts", "8 sentences"]
 

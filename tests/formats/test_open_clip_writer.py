@@ -55,7 +55,7 @@ def test_write_open_clip_notes_what_stays_outside_of_the_folder(opened: dict[str
     """SigLIP's tower goes through timm, which has no architecture of this size; sentencepiece is not open_clip's tokenizer."""
     written = write(opened["siglip"], 4, tmp_path)
     assert "open_clip.get_tokenizer does not know this model's tokenizer" in written.notes[0]
-    assert "names the folder image_tower by its absolute path" in written.notes[1]
+    assert "names this folder by its path in model_cfg.vision_cfg.timm_model_name" in written.notes[1]
     assert len(written.notes) == 2
     assert f'create_model_from_pretrained("local-dir:{tmp_path}")' in written.usage
     said = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from flexiclip import load_model
 from flexiclip.__main__ import main
 from flexiclip.config import ImageTowerConfig
 from flexiclip.errors import UserError
-from flexiclip.formats.timm_writer import registered_name, tower_state, write_config
+from flexiclip.formats.timm_writer import config_of, registered_name, tower_state
 from flexiclip.model_folder import LoadedModel
 from flexiclip.models.exits import bake
 from flexiclip.models.flexivit import FlexiViT
@@ -64,11 +63,10 @@ def test_timm_in_and_out(name: str, tmp_path: Path) -> None:
     assert_same_features(back(images), theirs(images))
 
 
-def test_write_config_says_everything_that_timm_needs(opened: dict[str, LoadedModel], tmp_path: Path) -> None:
+def test_config_of_says_everything_that_timm_needs(opened: dict[str, LoadedModel]) -> None:
     """CLIP's small model at seqhw 8, whose settings are those of kit/export_models.py."""
     loaded = opened["clip"]
-    write_config(bake(loaded.model.image_tower, 8), loaded, 24, tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
+    said: Any = config_of(bake(loaded.model.image_tower, 8), loaded, 24)
     arguments = said["model_args"]
     assert said["architecture"] == "vit_base_patch16_clip_224", "its norms have the epsilon 1e-5"
     assert (said["num_classes"], said["num_features"], said["global_pool"]) == (24, 32, "token")
@@ -128,5 +126,4 @@ def test_write_timm_refuses_an_epsilon_that_no_architecture_has(
     assert_model_refused(folder, "timm", "norm_eps=0.001", tmp_path / "m.npz", capsys)
     loaded = load_model(folder)
     with pytest.raises(UserError, match=r"norm_eps=0\.001, and timm's architectures have 1e-06 or 1e-05"):
-        write_config(bake(loaded.model.image_tower, 3), loaded, 0, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        config_of(bake(loaded.model.image_tower, 3), loaded, 0)

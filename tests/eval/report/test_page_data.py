@@ -101,8 +101,8 @@ def test_gallery_thumbnails_are_the_images_of_the_records(tmp_path: Path) -> Non
 
 def test_page_data_leaves_the_recalls_of_classes_out_where_they_are_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     (_, whole) = page_data(unique_report())["tasks"]
-    size = len(json.dumps([row["perClass"] for row in whole["rows"]]))
-    retrieval = len(json.dumps([None] * 4))
+    size = len(json.dumps([(row["perClass"], row["confusion"]) for row in whole["rows"]]))
+    retrieval = len(json.dumps([(None, None)] * 4))
     for room, kept in ((retrieval + size, True), (retrieval + size - 1, False)):
         monkeypatch.setattr(module, "CLASS_BYTES", room)
         (_, task) = page_data(unique_report())["tasks"]

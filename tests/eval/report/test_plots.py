@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from flexiclip_eval import Row
 from flexiclip_eval.report.plots import plot_cascades, plot_front, plot_runs, plot_task
+from flexiclip_eval.report.table import short_labels
 from flexiclip_eval.rows import TaskInfo
 from flexiclip_eval.tradeoffs import CascadeCurve, CascadePoint, Front, FrontPoint
 from kit.reports import R5, RANK, row
@@ -75,7 +76,7 @@ def test_plot_task_of_several_models_has_one_metric_for_each_family() -> None:
     runs = {"vit a": rows_of("a"), "vit b": rows_of("b", 0.1)}
     image, _ = panels(plot_task(runs, task_of({})))
     for label, rows in runs.items():
-        assert curve_of(image, label) == [(r.seq_len, r.metrics[R5]) for r in reversed(rows)]
+        assert curve_of(image, short_labels(list(runs))[label]) == [(r.seq_len, r.metrics[R5]) for r in reversed(rows)]
     assert labels(image) == ["vit a", "vit b"]
 
 
@@ -116,7 +117,7 @@ def test_plot_task_names_chance_only_in_panels_with_its_line(
 ) -> None:
     for axis, levels in zip(panels(plot_task({"vit a": rows_of("a")}, task_of(chance))), (image, text), strict=True):
         assert chance_levels(axis) == levels
-        assert ("chance" in labels(axis)) == bool(levels)
+        assert any(label.startswith("chance") for label in labels(axis)) == bool(levels)
     runs = {"vit a": rows_of("a"), "vit b": rows_of("b", 0.1)}
     for axis, metric in zip(panels(plot_task(runs, task_of(chance))), (R5, TEXT_R5), strict=True):
         assert chance_levels(axis) == ([chance[metric]] if metric in chance else [])
@@ -154,12 +155,12 @@ def test_plot_cascades_has_the_cascade_of_each_model_and_its_single_lengths() ->
     (axis,) = panels(plot_cascades({label: cascade(label[-1], each) for label, each in costs.items()}, runs, R5))
     for label in runs:
         known = [r for r in reversed(runs[label]) if r.gflops is not None]
-        assert curve_of(axis, label) == [(r.gflops, r.metrics[R5]) for r in known]
+        assert curve_of(axis, short_labels(list(runs))[label]) == [(r.gflops, r.metrics[R5]) for r in known]
     name = "{}: seqhw 3, the first K again at 15"
-    assert curve_of(axis, name.format("vit a")) == [(0.4, 0.3), (0.6, 0.31), (0.9, 0.34), (1.9, 0.4)]
-    assert curve_of(axis, name.format("vit b")) == [(0.5, 0.3), (2.0, 0.4)]
+    assert curve_of(axis, name.format("a")) == [(0.4, 0.3), (0.6, 0.31), (0.9, 0.34), (1.9, 0.4)]
+    assert curve_of(axis, name.format("b")) == [(0.5, 0.3), (2.0, 0.4)]
     assert sorted(text.get_text() for text in axis.texts) == ["K=20", "K=5"]
-    assert labels(axis) == ["vit a", name.format("vit a"), "vit b", name.format("vit b")]
+    assert labels(axis) == ["a", name.format("a"), "b", name.format("b")]
     assert chance_levels(axis) == []
 
 
@@ -177,8 +178,8 @@ def test_plot_front_fills_the_points_on_the_front_and_hollows_the_others() -> No
     (axis,) = panels(plot_front(Front("set", RETRIEVAL, R5, best), runs))
     hollow = []
     for label, rows in runs.items():
-        assert curve_of(axis, label) == [(r.gflops, r.metrics[R5]) for r in reversed(rows)]
-        (filled,) = [line for line in axis.get_lines() if line.get_label() == label]
+        assert curve_of(axis, short_labels(list(runs))[label]) == [(r.gflops, r.metrics[R5]) for r in reversed(rows)]
+        (filled,) = [line for line in axis.get_lines() if line.get_label() == short_labels(list(runs))[label]]
         hollow += [
             sorted(points(line))
             for line in axis.get_lines()
@@ -188,7 +189,7 @@ def test_plot_front_fills_the_points_on_the_front_and_hollows_the_others() -> No
     off = {label: [r for r in reversed(rows) if (label, r.seqhw) not in on_front] for label, rows in runs.items()}
     assert hollow == [[(r.gflops, r.metrics[R5]) for r in rows] for rows in off.values()]
     assert [len(each) for each in hollow] == [1, 2]
-    assert labels(axis) == list(runs)
+    assert labels(axis) == list(short_labels(list(runs)).values())
     assert chance_levels(axis) == []
 
 

@@ -150,7 +150,7 @@ def test_files_that_are_not_of_the_model_say_how(arch: str, tmp_path: Path, caps
 
 def test_model_config_is_open_clips_and_names_what_it_does_not_know(tmp_path: Path) -> None:
     assert model_config("ViT-B-16", "there") == open_clip.get_model_config("ViT-B-16")
-    with pytest.raises(UserError, match=r"^there: open_clip knows no model 'ViT-Z-1'; see open_clip\.list_models\(\)$"):
+    with pytest.raises(UserError, match=r"^there: open_clip knows no model 'ViT-Z-1'"):
         model_config("ViT-Z-1", "there")
     with pytest.raises(UserError, match=r"open_clip_config\.json"):
         model_config(f"local-dir:{tmp_path}", "there")
