@@ -15,7 +15,7 @@ from kit.shards import jpeg
 from flexiclip.data.pack import pack, plan_of
 from flexiclip.data.pack_images import ImageOptions
 from flexiclip.data.pack_open import open_source
-from flexiclip.data.pack_shards import Job, Tally, write_shard
+from flexiclip.data.pack_shards import Job, write_shard
 from flexiclip.data.samples import open_samples
 from flexiclip.errors import UserError
 
@@ -139,10 +139,3 @@ def test_a_full_disk_is_one_line(table: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match=r"--output .*out: cannot write there"):
         pack(job(table, tmp_path / "out"), 1, "")
-
-
-def test_tallies_add_up() -> None:
-    total = Tally(1, 10, {"jpg": 1}, [{"reason": "a: b"}])
-    total.add(Tally(2, 5, {"jpg": 1, "png": 1}, [{"reason": "a: c"}]))
-    assert total == Tally(3, 15, {"jpg": 2, "png": 1}, [{"reason": "a: b"}, {"reason": "a: c"}])
-    assert total.reasons() == "2 x a"

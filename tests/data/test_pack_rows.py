@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from kit.shards import jpeg, write_samples
 
 from flexiclip.data.pack_open import open_source
 from flexiclip.data.pack_rows import BadRow, FolderSource, Row, ShardSource, json_bytes
-from flexiclip.errors import UserError
 
 
 def images(folder: Path, *paths: str) -> str:
@@ -69,19 +67,6 @@ def test_captions_and_fields_beside_the_images(tmp_path: Path) -> None:
     assert first.members["txt"] == b"a first caption"
     assert fields(first) == {"url": "u", "key": "1", "path": "00000/1.jpg"}
     assert second == BadRow("00000/2.jpg", "empty caption")
-
-
-def test_wrong_templates_and_folders_are_refused(tmp_path: Path) -> None:
-    flat = images(tmp_path / "flat", "a.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg is in no folder that names its class"):
-        open_source(flat, templates=["{c}"])
-    with pytest.raises(UserError, match=r"write \{c\} where the name of the class belongs"):
-        open_source(flat, templates=["a photo"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no images"):
-        open_source(str(tmp_path / "empty"))
-    with pytest.raises(UserError, match="no such file or folder"):
-        open_source(str(tmp_path / "nothing"))
 
 
 def img2dataset(folder: Path) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from flexiclip_eval.report.files import write_report
 from flexiclip_eval.report.page import render_page
-from flexiclip_eval.report.page_tables import best_and_cheapest
-from kit.reports import HOSTILE, full_report, row, unique_report
+from kit.reports import HOSTILE, full_report, unique_report
 from PIL import Image
 
 
@@ -118,12 +117,3 @@ def test_the_head_says_what_was_evaluated_and_what_was_found() -> None:
     ]
     assert '<span class="sign c1"></span><b>b</b> vit b, trained at seqhw 6</li>' in page
     assert "Samples" not in page
-
-
-def test_cheapest_as_good_is_within_a_point_or_the_standard_error() -> None:
-    rows = [row("a", "t", {"acc1": value}, seqhw) for seqhw, value in ((3, 0.45), (6, 0.495), (12, 0.50))]
-    best, cheapest = best_and_cheapest(rows, "acc1")
-    assert (best.seqhw, cheapest and cheapest.seqhw) == (12, 6)
-    uncertain = [replace(each, standard_errors={"acc1": 0.04}) for each in rows]
-    assert best_and_cheapest(uncertain, "acc1")[1] == uncertain[0], "5 points are below 4 x sqrt(2)"
-    assert best_and_cheapest([replace(each, gflops=None) for each in rows], "acc1")[1] is None

@@ -77,7 +77,7 @@ def test_plot_task_of_several_models_has_one_metric_for_each_family() -> None:
     image, _ = panels(plot_task(runs, task_of({})))
     for label, rows in runs.items():
         assert curve_of(image, short_labels(list(runs))[label]) == [(r.seq_len, r.metrics[R5]) for r in reversed(rows)]
-    assert labels(image) == ["vit a", "vit b"]
+    assert labels(image) == ["a", "b"]
 
 
 def test_plot_task_of_a_model_without_a_length_is_a_line_across_the_panel() -> None:
