@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts pytest in the background ignores Ctrl-C for it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE_ALL = "FLEXICLIP_REQUIRE_ALL"
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")

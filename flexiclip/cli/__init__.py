@@ -116,7 +116,7 @@ def _add_compare(sub: Parser) -> None:
         "runs",
         nargs="+",
         metavar="RESULTS",
-        help="results.json files of `flexiclip eval`, or the folders that hold them; LABEL=RESULTS gives one a name",
+        help="results.json files that flexiclip eval has written, or the folders that hold them; LABEL=RESULTS gives one a name",
     )
     sub.add_argument("--metric", help="the metric to draw, for example acc1; default: the one that represents each task")
     sub.add_argument("--dataset", help="compare only this data set")

@@ -54,8 +54,8 @@ def test_export_commands_hand_every_option_on(
         (folder, o, EncoderOptions("onnx")),
         (folder, o, EncoderOptions("torch")),
         (folder, o, EncoderOptions("onnx", quantize="int8")),
-        (folder, o, "timm", None, None),
-        (folder, o, "open_clip", 4, "i"),
+        (folder, o, "timm", None, None, None),
+        (folder, o, "open_clip", 4, "i", None),
     ]
 
 

@@ -25,7 +25,7 @@ def test_write_shard_yields_its_progress_and_writes_its_rows_alone(tmp_path: Pat
         (tmp_path / f"in/{number}.jpg").write_bytes(jpeg(number))
         (tmp_path / f"in/{number}.txt").write_text(f"caption {number}")
     out = tmp_path / "out"
-    out.mkdir()
+    (out / ".pack").mkdir(parents=True)
     list(write_shard(Job(open_source(str(tmp_path / "in")), out, shard_size=4), 1))
     (shard,) = out.glob("*.tar")
     samples = list(open_samples(str(shard)))

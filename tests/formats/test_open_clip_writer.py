@@ -57,9 +57,9 @@ def test_write_open_clip_notes_what_stays_outside_of_the_folder(opened: dict[str
     assert "open_clip.get_tokenizer does not know this model's tokenizer" in written.notes[0]
     assert "names this folder by its path in model_cfg.vision_cfg.timm_model_name" in written.notes[1]
     assert len(written.notes) == 2
-    assert f'create_model_from_pretrained("local-dir:{tmp_path}")' in written.usage
+    assert f'create_model_from_pretrained("local-dir:{tmp_path.name}")' in written.usage
     said = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
-    assert said["vision_cfg"]["timm_model_name"] == f"local-dir:{tmp_path / 'image_tower'}"
+    assert said["vision_cfg"]["timm_model_name"] == f"local-dir:{tmp_path}"
     bias = opened["siglip"].model.logit_bias
     assert bias is not None
     assert [said["init_logit_bias"]] == bias.tolist()
