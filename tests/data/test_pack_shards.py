@@ -28,6 +28,6 @@ def test_write_shard_yields_its_progress_and_writes_its_rows_alone(tmp_path: Pat
     (out / ".pack").mkdir(parents=True)
     list(write_shard(Job(open_source(str(tmp_path / "in")), out, shard_size=4), 1))
     (shard,) = out.glob("*.tar")
-    samples = list(open_samples(str(shard)))
-    assert [bytes(sample["txt"]).decode() for sample in samples] == [f"caption {number}" for number in (4, 5, 6)]
-    assert [bytes(sample["jpg"]) for sample in samples] == [jpeg(number) for number in (4, 5, 6)]
+    store = open_samples([str(shard)], ["jpg"], ["txt"], str(tmp_path / "index"))
+    assert [store[n].captions for n in range(len(store))] == [(f"caption {number}",) for number in (4, 5, 6)]
+    assert [store.member(*store.locate(n), "jpg") for n in range(3)] == [jpeg(number) for number in (4, 5, 6)]
