@@ -77,7 +77,7 @@ def _let_rank_0_speak() -> None:
     and its launcher then ends the other ranks. So only a mistake that rank 0 does not have is reported more than once.
     """
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(10.0 if os.environ.get("LOCAL_RANK", "0") == "0" else 11.0)
+        time.sleep(4.0 if os.environ.get("LOCAL_RANK", "0") == "0" else 5.0)
 
 
 def _line_of(error: Exception) -> str | None:

@@ -34,7 +34,7 @@ MAY_CHANGE = keys(
         "data": "workers prefetch index_cache read_attempts read_timeout_s stall_s max_bad_fraction",
         "train": """
             micro_batch_size micro_tokens activation_checkpointing compile on_nonfinite log_every save_every
-            save_in_background checkpoint_dir keep_last keep_every resume threads rank_timeout_s log_samples
+            save_in_background checkpoint_dir keep_last keep_every resume threads rank_timeout_s log_samples trackers
         """,
         "engine": "kind zero_stage offload deepspeed",
         "eval": "suites every seqhw batch_size",
@@ -46,7 +46,7 @@ MAY_GROW = {"train.steps"}
 
 MAKES_ANOTHER_RUN = keys(
     {
-        "": "seed objective",
+        "": "seed objective init",
         "model.image": """
             variant width depth heads mlp_dim image_size base_patch_size base_grid flexible exits exit_heads
             default_seqhw pool activation norm_eps pre_norm patch_bias kernel_resize kernel_antialias
