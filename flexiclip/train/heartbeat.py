@@ -91,10 +91,16 @@ class Heartbeat:
         signal.alarm(GRACE_S)
         self._leave({"lost": f"{self.name} left: {_in_one_line(error)}", "stopped": isinstance(error, Stopped)})
         if caused:
-            lost = Stopped() if self._stopped else RunError(str(self.loss))
-            if isinstance(lost, RunError):
-                lost.told = False
-            raise lost from None
+            # No variable here may hold the exception, whose traceback has this frame: the cycle would keep data workers alive.
+            raise self._own_error() from None
+
+    def _own_error(self) -> BaseException:
+        """Return the exception to raise in place of one that a lost rank has caused."""
+        if self._stopped:
+            return Stopped()
+        error = RunError(str(self.loss))
+        error.told = False
+        return error
 
     def _compare(self, error: BaseException) -> None:
         """Note whether rank 0 leaves with the same message, as with a mistake in the recipe, which every rank finds."""
