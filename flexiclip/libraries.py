@@ -133,14 +133,7 @@ def _show_once(
         print(text, file=sys.stderr, flush=True)
 
 
-def _show_nothing(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_nothing(*_: object, **__: object) -> None:
     """Show no warning, on ranks whose warnings are those of rank 0."""
 
 
